@@ -1,0 +1,364 @@
+"""Adapters: which tensor of which module is perturbed, and how a model is called. No model is ever edited.
+
+A `Site` names a place in a model; an `Adapter` binds sites to one model by hooks that stay for the adapter's life (hooks
+that come and go make `torch.compile` recompile, and one added after the first compiled call never fires). A hook reads
+what to add from the `Binding` of the pass that is running, and adds nothing when none is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from advvl.errors import ConfigurationError, ShapeError, SiteError
+
+Batch = Any
+Outputs = Any
+
+
+@dataclass(frozen=True)
+class Site:
+    """A tensor in a model that can be perturbed.
+
+    Arguments:
+        module: dotted name of the module, as `named_modules()` gives it; wrappers' prefixes (`module.`, `_orig_mod.`,
+            `base_model.model.`) may be left out.
+        at: whether the module's output or its first input is perturbed.
+        mask: from the batch to the `(B, T)` mask of real positions; None: all are real.
+        rows: for a packed tensor without a batch axis: from the batch to the sample of each row, `(N,)`.
+        firing: which call counts, from 0, if the module runs several times in a forward.
+    """
+
+    module: str
+    at: Literal["output", "input"] = "output"
+    mask: Callable[[Batch], Tensor] | None = None
+    rows: Callable[[Batch], Tensor] | None = None
+    firing: int = 0
+
+    def __post_init__(self) -> None:
+        if self.at not in ("output", "input"):
+            raise ConfigurationError(f"expected a site at 'output' or 'input', got {self.at!r}")
+        if self.firing < 0:
+            raise ConfigurationError(f"expected a firing of 0 or more, got {self.firing!r}")
+
+    @classmethod
+    def parse(cls, text: str) -> Site:
+        """The site of `"encoder.embed"`, `"encoder.embed:output"` or `"encoder.proj:input"`."""
+        module, _, at = text.partition(":")
+        return cls(module, at or "output")  # type: ignore[arg-type]
+
+
+Maker = Callable[[Tensor], Tensor]
+
+
+class Binding:
+    """What one pass adds at each site; bound until the backward of that pass has ended.
+
+    Activation checkpointing runs a site again in the backward, and must find the same perturbation there.
+    """
+
+    def __init__(self, sites: Mapping[str, Site], makers: Mapping[str, Maker], *, required: tuple[str, ...]) -> None:
+        self._sites, self._makers, self._required = sites, makers, required
+        self._fired = dict.fromkeys(sites, 0)
+        self._deltas: dict[str, Tensor] = {}
+        self._refusal: str | None = None
+
+    def fire(self, modality: str, x: Tensor) -> Tensor:
+        """The site's tensor with the perturbation added in its own precision, and cast once."""
+        if self._refusal is not None:
+            raise SiteError(self._refusal.format(modality=modality))
+        firing = self._fired[modality]
+        self._fired[modality] += 1
+        if modality not in self._makers or firing != self._sites[modality].firing:
+            return x
+        if not x.is_floating_point():
+            raise SiteError(
+                f"expected a floating-point tensor at the site of {modality!r} ({self._sites[modality].module}), got "
+                f"{x.dtype}; name the module that embeds it, or perturb its output instead of its input"
+            )
+        if modality not in self._deltas:
+            self._deltas[modality] = self._makers[modality](x)
+        delta = self._deltas[modality]
+        return (x.to(delta.dtype) + delta).to(x.dtype)
+
+    def end_forward(self) -> None:
+        """Check that every site that should have fired did.
+
+        Raises:
+            SiteError: one did not.
+        """
+        for modality in self._required:
+            site, fired = self._sites[modality], self._fired[modality]
+            if fired <= site.firing:
+                raise SiteError(
+                    f"expected the site of {modality!r} ({site.module}) to fire {site.firing + 1} time(s) in a forward, "
+                    f"got {fired}; the model went round it (inputs_embeds given, or a branch without this modality)"
+                )
+
+    def begin_backward(self, *, refusal: str | None = None) -> None:
+        """Let the sites fire anew under activation checkpointing, or refuse that with a reason."""
+        self._refusal = refusal
+        if any(fired > 1 for fired in self._fired.values()):
+            self._refusal = refusal or (
+                "expected the site of {modality!r} to fire once a forward under activation checkpointing, got several; "
+                "which one a recomputation belongs to cannot be told"
+            )
+        self._fired = dict.fromkeys(self._sites, 0)
+
+
+class _Holder:
+    """Where the hooks find the binding of the pass that runs."""
+
+    binding: Binding | None = None
+
+
+class _OutputHook:
+    def __init__(self, holder: _Holder, modality: str) -> None:
+        self.holder, self.modality = holder, modality
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        binding = self.holder.binding
+        if binding is None:
+            return None
+        if isinstance(output, Tensor):
+            return binding.fire(self.modality, output)
+        if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
+            return (binding.fire(self.modality, output[0]), *output[1:])
+        raise SiteError(
+            f"expected a tensor, or a tuple that begins with one, at the site of {self.modality!r}, "
+            f"got {type(output).__name__} from {type(module).__name__}"
+        )
+
+
+class _InputHook:
+    def __init__(self, holder: _Holder, modality: str) -> None:
+        self.holder, self.modality = holder, modality
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        binding = self.holder.binding
+        if binding is None:
+            return None
+        if args and isinstance(args[0], Tensor):
+            return (binding.fire(self.modality, args[0]), *args[1:]), kwargs
+        for name, value in kwargs.items():
+            if isinstance(value, Tensor):
+                return args, kwargs | {name: binding.fire(self.modality, value)}
+        raise SiteError(
+            f"expected a tensor as first input of the site of {self.modality!r}, got none in {type(module).__name__}"
+        )
+
+
+class Adapter:
+    """A light reference to a model, with its sites; not a Module, and it keeps no parameter of its own.
+
+    Arguments:
+        model: the user's model, wrapped or not.
+        sites: modality name to site.
+        call: `(model, batch) -> outputs`; default: `model(**batch)` for a mapping, else `model(batch)`.
+        logits: from the outputs to what a regulariser compares; default: `.logits`, or the outputs themselves.
+        positions: from the batch to the mask of the logits' rows that count (masked-token positions); None: all.
+        loss: `(outputs, batch)` to a scalar or one loss a row `(B,)`; default: the outputs' own `.loss`.
+
+    Raises:
+        SiteError: a module that the model does not have (with the nearest names that it has).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Mapping[str, Site | str],
+        *,
+        call: Callable[[nn.Module, Batch], Outputs] | None = None,
+        logits: Callable[[Outputs], Tensor] | None = None,
+        positions: Callable[[Batch], Tensor | None] | None = None,
+        loss: Callable[[Outputs, Batch], Tensor] | None = None,
+    ) -> None:
+        self.model = model
+        self.sites: Mapping[str, Site] = {
+            modality: Site.parse(site) if isinstance(site, str) else site for modality, site in sites.items()
+        }
+        self.call = call or _call
+        self.logits = logits or _logits
+        self.positions = positions or _all_positions
+        self.loss = loss or _own_loss
+        self.replay_verified = False  # whether replayed randomness was seen to give the same logits
+        self._holder = _Holder()
+        modules = {modality: _find(model, site.module) for modality, site in self.sites.items()}
+        handles = [self._hook(modules[modality], modality, site.at) for modality, site in self.sites.items()]
+        self._close = weakref.finalize(self, _remove, handles)
+
+    def _hook(self, module: nn.Module, modality: str, at: str) -> torch.utils.hooks.RemovableHandle:
+        if at == "output":
+            return module.register_forward_hook(_OutputHook(self._holder, modality))
+        return module.register_forward_pre_hook(_InputHook(self._holder, modality), with_kwargs=True)
+
+    def close(self) -> None:
+        """Take the hooks off the model; done by itself when the adapter is no longer used."""
+        self._close()
+
+    def forward(self, batch: Batch) -> Outputs:
+        """Run the model on a batch."""
+        return self.call(self.model, batch)
+
+    @contextmanager
+    def bound(self, binding: Binding) -> Iterator[None]:
+        """Bind one pass's perturbations, restoring what was bound before."""
+        before, self._holder.binding = self._holder.binding, binding
+        try:
+            yield
+        finally:
+            self._holder.binding = before
+
+    @contextmanager
+    def inject(self, deltas: Mapping[str, Tensor]) -> Iterator[None]:
+        """Run the model under given perturbations: `with target.inject({"image": delta}): model(**batch)`.
+
+        Raises:
+            SiteError: a modality that the adapter lacks, or a site that did not fire.
+            ShapeError: a perturbation of another shape than its site's tensor.
+        """
+        self.check_modalities(deltas)
+        makers = {modality: _given(modality, delta) for modality, delta in deltas.items()}
+        binding = Binding(self.sites, makers, required=tuple(deltas))
+        with self.bound(binding):
+            yield
+            binding.end_forward()
+
+    def check_modalities(self, modalities: Mapping[str, Any] | tuple[str, ...]) -> None:
+        """Raise SiteError if one of these modalities has no site here."""
+        for modality in modalities:
+            if modality not in self.sites:
+                raise SiteError(
+                    f"expected a modality of {type(self.model).__name__} among {sorted(self.sites)}, got {modality!r}; "
+                    "rename it in the perturber, or give the adapter a site for it"
+                )
+
+
+_REGISTRY: dict[str, str] = {
+    "advvl.models.uniter.UniterModel": "advvl.adapters.uniter:uniter_adapter",
+    "advvl.tasks.vqa.UniterForVQA": "advvl.adapters.uniter:uniter_adapter",
+    "advvl.tasks.pretraining.UniterForPretraining": "advvl.adapters.uniter:uniter_adapter",
+}
+
+
+def register(class_path: str, factory: str) -> None:
+    """Have `adapt` use `factory` ("module:function", from model to `Adapter`) for the class at `class_path`."""
+    _REGISTRY[class_path] = factory
+
+
+def adapt(
+    model: nn.Module,
+    sites: Mapping[str, Site | str] | None = None,
+    *,
+    call: Callable[[nn.Module, Batch], Outputs] | None = None,
+    logits: Callable[[Outputs], Tensor] | None = None,
+    positions: Callable[[Batch], Tensor | None] | None = None,
+    loss: Callable[[Outputs, Batch], Tensor] | None = None,
+) -> Adapter:
+    """The adapter of a model: its registered one, or one with these sites; call it once, before any `torch.compile`.
+
+    Raises:
+        SiteError: no sites given, and no adapter registered for the model's class; a module that it does not have.
+        ConfigurationError: callables given beside a registered adapter, without sites.
+    """
+    options = {"call": call, "logits": logits, "positions": positions, "loss": loss}
+    if sites is not None:
+        return Adapter(model, sites, **options)  # type: ignore[arg-type]
+    if any(option is not None for option in options.values()):
+        raise ConfigurationError("expected sites beside call, logits, positions or loss, got none; give the sites too")
+    inner = _unwrapped(model)
+    for cls in type(inner).__mro__:
+        factory = _REGISTRY.get(f"{cls.__module__}.{cls.__qualname__}")
+        if factory is not None:
+            module, _, function = factory.partition(":")
+            adapter: Adapter = getattr(importlib.import_module(module), function)(model)
+            return adapter
+    raise SiteError(
+        f"expected a model with a registered adapter, got {type(inner).__name__}; "
+        'say what to perturb: adapt(model, sites={"text": Site("…embeddings.word_embeddings")})'
+    )
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    for name in ("_orig_mod", "module"):
+        if isinstance(inner := getattr(model, name, None), nn.Module):
+            return _unwrapped(inner)
+    return model
+
+
+_WRAPPERS = ("module", "_orig_mod")
+
+
+def _find(model: nn.Module, name: str) -> nn.Module:
+    modules = dict(model.named_modules())
+    if name in modules:
+        return modules[name]
+    plain: dict[str, nn.Module] = {}
+    for path, module in modules.items():
+        short = ".".join(part for part in path.split(".") if part not in _WRAPPERS)
+        plain.setdefault(short.removeprefix("base_model.model."), module)
+    if name in plain:
+        return plain[name]
+    near = difflib.get_close_matches(name, plain, n=3, cutoff=0.4)
+    near += [path for path in plain if path.endswith("." + name.rpartition(".")[2]) and path not in near][:3]
+    raise SiteError(
+        f"expected the name of a module of {type(_unwrapped(model)).__name__}, got {name!r}; "
+        f"the nearest are {', '.join(map(repr, near)) or 'none'}"
+    )
+
+
+def _remove(handles: list[torch.utils.hooks.RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+
+
+def _given(modality: str, delta: Tensor) -> Maker:
+    def make(x: Tensor) -> Tensor:
+        if delta.shape != x.shape:
+            raise ShapeError(
+                f"expected a perturbation of {modality!r} of shape {tuple(x.shape)}, got {tuple(delta.shape)}"
+            )
+        return delta
+
+    return make
+
+
+def _call(model: nn.Module, batch: Batch) -> Outputs:
+    return model(**batch) if isinstance(batch, Mapping) else model(batch)
+
+
+def _field(outputs: Outputs, name: str) -> Any:
+    return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+
+
+def _logits(outputs: Outputs) -> Tensor:
+    logits = outputs if isinstance(outputs, Tensor) else _field(outputs, "logits")
+    if not isinstance(logits, Tensor):
+        raise ConfigurationError(
+            f"expected outputs with logits to compare, got {type(outputs).__name__} without; "
+            "pass logits=… to the adapter, from the outputs to a tensor"
+        )
+    return logits
+
+
+def _own_loss(outputs: Outputs, batch: Batch) -> Tensor:
+    del batch
+    loss = _field(outputs, "loss")
+    if not isinstance(loss, Tensor):
+        raise ConfigurationError(
+            f"expected outputs with a loss, got {type(outputs).__name__} without; give the labels in the batch, "
+            "or pass loss=…, from (outputs, batch) to a scalar or one loss a row"
+        )
+    return loss
+
+
+def _all_positions(batch: Batch) -> None:
+    del batch

@@ -1,0 +1,310 @@
+"""Inner maximisers: which passes to run at which perturbations, and what to make of what they gave.
+
+A maximiser is a generator. It yields a `Probe`, a pass it wants, and is sent a `Feedback`, what that pass gave; at the
+end it returns the final perturbations. It never sees a model, so each is a handful of lines and is tested without one.
+The driver (`passes`, under `training` or `attacks`) closes the generator on any exception.
+
+    probes = FreeLB(steps=3).probes(perturber)
+    probe = next(probes)                  # run a pass at probe.deltas
+    probe = probes.send(feedback)         # and so on, until StopIteration carries the final deltas
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from advvl.balls import Place
+from advvl.errors import ConfigurationError, ShapeError
+from advvl.ops import Stepped
+from advvl.perturbers import Carried, Perturber, Start, Zero
+
+Order = Literal["together", "in turn"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A pass that a maximiser asks for.
+
+    Arguments:
+        deltas: the perturbation of each modality, or the start to make it from; a modality not named stays clean.
+        weight: of this pass's loss in the parameter gradient; 0: no parameter gradient is wanted.
+        delta_gradients: whether the gradients of the perturbations are wanted.
+        update: the parameter gradients are complete after this pass: reduce them over processes, and update.
+    """
+
+    deltas: Mapping[str, Tensor | Start]
+    weight: float = 0.0
+    delta_gradients: bool = True
+    update: bool = False
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What a pass gave; it depends neither on the probe's weight nor on any loss scale.
+
+    Arguments:
+        deltas: the perturbations of the pass, starts made.
+        gradients: of the pass's own loss with respect to each perturbation; empty if not wanted.
+        places: where each perturbation lives.
+        losses: `(B,)`, one a row, or None where the loss is a single number.
+        correct: `(B,)` bool, or None where nothing judges.
+        stepped: filled in by `move`; the driver reads norms and flags from it.
+    """
+
+    deltas: Mapping[str, Tensor]
+    gradients: Mapping[str, Tensor]
+    places: Mapping[str, Place]
+    losses: Tensor | None = None
+    correct: Tensor | None = None
+    stepped: dict[str, Stepped] = field(default_factory=dict)
+
+    def move(self, perturber: Perturber) -> dict[str, Tensor]:
+        """The perturbations after one ascent step along these gradients."""
+        self.stepped.update(perturber.move(self.deltas, self.gradients, self.places))
+        return {modality: stepped.delta for modality, stepped in self.stepped.items()}
+
+
+@dataclass
+class AscentState:
+    """What a maximiser carries from batch to batch: free AT's perturbations, local to their process."""
+
+    deltas: dict[str, Tensor] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"deltas": dict(self.deltas)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.deltas = dict(state["deltas"])
+
+
+Probes = Generator[Probe, Feedback, dict[str, Tensor]]
+
+
+class InnerMaximizer(ABC):
+    """Asks for passes, is told what they gave, and never sees the model."""
+
+    @property
+    def updates(self) -> int:
+        """Parameter updates in one step."""
+        return 1
+
+    def check(self, perturber: Perturber) -> None:
+        """Raise ConfigurationError if this maximiser makes no sense with `perturber`."""
+        del perturber
+
+    @abstractmethod
+    def probes(
+        self, perturber: Perturber, *, generator: torch.Generator | None = None, state: AscentState | None = None
+    ) -> Probes:
+        """The generator of probes for one batch; it draws only from `generator`."""
+
+
+@dataclass(frozen=True)
+class FreeLB(InnerMaximizer):
+    """K passes whose parameter gradients add up, weighted 1/K, with an ascent step between one and the next.
+
+    K passes make K−1 moves: the last perturbation is used, not moved. With modalities in turn (VILLA's "alter") a step
+    is one pass for each, weighted 1/(K·modalities). Source: FreeLB (Zhu et al., ICLR 2020), VILLA's released loop.
+
+    Raises:
+        ConfigurationError: steps below 1; steps of 1 with a start at zero, which would perturb nothing.
+    """
+
+    steps: int = 3
+    modalities: Order = "together"
+
+    def __post_init__(self) -> None:
+        _check_count("steps", self.steps)
+        _check_order(self.modalities)
+
+    def check(self, perturber: Perturber) -> None:
+        if self.steps == 1 and all(isinstance(start, Zero) for start in perturber.starts().values()):
+            raise ConfigurationError(
+                "expected FreeLB(steps=2) or more, or a start that is not zero, got steps=1 with Zero(): "
+                "its one pass would be clean"
+            )
+
+    def probes(
+        self, perturber: Perturber, *, generator: torch.Generator | None = None, state: AscentState | None = None
+    ) -> Probes:
+        del generator, state
+        turns = _turns(perturber, self.modalities)
+        deltas: dict[str, Any] = dict(perturber.starts())
+        for step in range(self.steps):
+            last = step == self.steps - 1
+            for turn in turns:
+                feedback = yield Probe(
+                    {modality: deltas[modality] for modality in turn},
+                    weight=1 / (self.steps * len(turns)),
+                    delta_gradients=not last,
+                    update=last and turn == turns[-1],
+                )
+                deltas.update(feedback.deltas if last else feedback.move(perturber))
+        return deltas
+
+
+@dataclass(frozen=True)
+class PGD(InnerMaximizer):
+    """S moves by gradients of the perturbation alone, then one pass at the end of them, which training learns from.
+
+    Arguments:
+        steps: moves, S.
+        modalities: moved together, or each alone with an end pass of its own, weighted 1/modalities.
+        keep: end at the last perturbation, or for each row at the one of the highest loss (one more forward).
+        early_stop: a row that is no longer classified correctly moves no further.
+
+    Source: Madry et al., ICLR 2018; early stopping as in the MNIST code of Wong et al., ICLR 2020.
+
+    Raises:
+        ConfigurationError: steps below 1; `early_stop` where nothing judges; `keep="best"` without a loss per row.
+    """
+
+    steps: int
+    modalities: Order = "together"
+    keep: Literal["last", "best"] = "last"
+    early_stop: bool = False
+
+    def __post_init__(self) -> None:
+        _check_count("steps", self.steps)
+        _check_order(self.modalities)
+        if self.keep not in ("last", "best"):
+            raise ConfigurationError(f"expected keep to be 'last' or 'best', got {self.keep!r}")
+
+    def probes(
+        self, perturber: Perturber, *, generator: torch.Generator | None = None, state: AscentState | None = None
+    ) -> Probes:
+        del generator, state
+        turns = _turns(perturber, self.modalities)
+        ends: dict[str, Tensor] = {}
+        for turn in turns:
+            starts = perturber.starts()
+            deltas: Mapping[str, Any] = {modality: starts[modality] for modality in turn}
+            best = _Best()
+            for _ in range(self.steps):
+                feedback = yield Probe(deltas)
+                if self.keep == "best":
+                    best.see(feedback)
+                deltas = feedback.move(perturber)
+                if self.early_stop:
+                    deltas = _rows(_correct(feedback), deltas, feedback.deltas, feedback.places)
+            if self.keep == "best":
+                best.see((yield Probe(deltas, delta_gradients=False)))
+                deltas = best.deltas
+            feedback = yield Probe(deltas, weight=1 / len(turns), delta_gradients=False, update=turn == turns[-1])
+            ends.update(feedback.deltas)
+        return ends
+
+
+@dataclass(frozen=True)
+class FreeAT(InnerMaximizer):
+    """Each batch replayed m times; every replay's one backward both updates the parameters and moves the perturbation.
+
+    Arguments:
+        replays: m, passes and parameter updates a batch.
+        modalities: together, or in turn with one update after the last of them.
+        carry: keep the perturbation across batches in `state`, moved after every replay (Shafahi et al., NeurIPS 2019,
+            as released). False: the NLP variant of FreeLB's code, a new start each batch, loss over m+1.
+
+    Raises:
+        ConfigurationError: replays below 1; `carry` without a state.
+    """
+
+    replays: int
+    modalities: Order = "together"
+    carry: bool = True
+
+    def __post_init__(self) -> None:
+        _check_count("replays", self.replays)
+        _check_order(self.modalities)
+
+    @property
+    def updates(self) -> int:
+        return self.replays
+
+    def probes(
+        self, perturber: Perturber, *, generator: torch.Generator | None = None, state: AscentState | None = None
+    ) -> Probes:
+        del generator
+        if self.carry and state is None:
+            raise ConfigurationError(
+                "expected state=AscentState() for FreeAT(carry=True), got None; make one before the loop, pass it to "
+                "every step, and keep its state_dict() in checkpoints"
+            )
+        turns = _turns(perturber, self.modalities)
+        carried = {} if state is None or not self.carry else state.deltas
+        deltas: dict[str, Any] = perturber.starts() | {m: Carried(d) for m, d in carried.items()}
+        passes = self.replays if self.carry else self.replays + 1
+        weight = 1 / len(turns) if self.carry else 1 / (passes * len(turns))
+        for replay in range(self.replays):
+            moves = self.carry or replay < self.replays - 1
+            for turn in turns:
+                feedback = yield Probe(
+                    {modality: deltas[modality] for modality in turn},
+                    weight=weight,
+                    delta_gradients=moves,
+                    update=turn == turns[-1],
+                )
+                deltas.update(feedback.move(perturber) if moves else feedback.deltas)
+        if self.carry and state is not None:
+            state.deltas = dict(deltas)
+        return deltas
+
+
+class _Best:
+    """For each row, the perturbation of the highest loss seen."""
+
+    deltas: Mapping[str, Tensor]
+    losses: Tensor | None = None
+
+    def see(self, feedback: Feedback) -> None:
+        if feedback.losses is None:
+            raise ConfigurationError("expected a loss for each row to keep the best of, got a single number")
+        if self.losses is None:
+            self.losses, self.deltas = feedback.losses, feedback.deltas
+            return
+        better = feedback.losses > self.losses
+        self.deltas = _rows(better, feedback.deltas, self.deltas, feedback.places)
+        self.losses = torch.where(better, feedback.losses, self.losses)
+
+
+def _rows(
+    chosen: Tensor, yes: Mapping[str, Tensor], no: Mapping[str, Tensor], places: Mapping[str, Place]
+) -> dict[str, Tensor]:
+    """Row by row, the perturbations of `yes` where `chosen` `(B,)`, else those of `no`."""
+    picked = {}
+    for modality, delta in yes.items():
+        segments = places[modality].segments
+        rows = chosen if segments is None else chosen[segments]
+        if rows.shape != delta.shape[:1]:
+            raise ShapeError(
+                f"expected one loss or verdict for each of the {delta.shape[0]} rows of {modality!r}, "
+                f"got {tuple(rows.shape)}"
+            )
+        picked[modality] = torch.where(rows.reshape(-1, *[1] * (delta.ndim - 1)), delta, no[modality])
+    return picked
+
+
+def _correct(feedback: Feedback) -> Tensor:
+    if feedback.correct is None:
+        raise ConfigurationError("expected something that says which rows are correct to stop early at, got None")
+    return feedback.correct
+
+
+def _turns(perturber: Perturber, order: Order) -> list[tuple[str, ...]]:
+    return [perturber.modalities] if order == "together" else [(modality,) for modality in perturber.modalities]
+
+
+def _check_count(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"expected {name} to be a whole number of 1 or more, got {value!r}")
+
+
+def _check_order(order: str) -> None:
+    if order not in get_args(Order):
+        raise ConfigurationError(f"expected modalities to be one of {get_args(Order)}, got {order!r}")

@@ -1,0 +1,173 @@
+"""The definition of every op, in plain PyTorch: correct at zero, at infinity and for an empty batch; not fast.
+
+How a result stays inside its ball. Entries are computed in fp32 (fp64 for fp64) and squares are summed in fp64, so a
+computed norm is off by less than 1.5 units in the last place (ulp). A row is rescaled when its computed norm exceeds
+`radius * (1 - 1.5 ulp)`, to `radius * (1 - 5 ulp)` less half an ulp of the storage dtype and half a subnormal an entry:
+division, product and cast add less than that back. So the stored row is inside, and a second projection finds it so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from advvl.ops._types import Box, Norm, Per, Rule, Stepped
+
+
+class _Rows:
+    """Reduces a perturbation over its rows and spreads a value a row back over it."""
+
+    def __init__(self, like: Tensor, per: Per, segments: Tensor | None) -> None:
+        self.per, self.segments, self.ndim = per, segments, like.ndim
+        count = like.shape[-1] if per == "token" else math.prod(like.shape[1:])
+        self.size = count * (like.shape[0] if segments is not None and per == "sample" else 1)
+
+    def amax(self, values: Tensor) -> Tensor:
+        return self._reduce(values, lambda t, dim: t.amax(dim), "amax")
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Summed in fp64."""
+        return self._reduce(values, lambda t, dim: t.sum(dim, dtype=torch.float64), "sum")
+
+    def _reduce(self, values: Tensor, reduce: Callable[[Tensor, int], Tensor], name: str) -> Tensor:
+        if self.per == "token":
+            return reduce(values, -1)
+        flat = values.flatten(1)
+        rows = reduce(flat, 1)
+        if self.segments is None:
+            return rows
+        return torch.zeros_like(rows).scatter_reduce(0, self.segments, rows, name, include_self=True)
+
+    def spread(self, rows: Tensor) -> Tensor:
+        if self.per == "token":
+            return rows.unsqueeze(-1)
+        if self.segments is not None:
+            rows = rows[self.segments]
+        return rows.reshape(-1, *[1] * (self.ndim - 1))
+
+    def empty(self, like: Tensor) -> Tensor:
+        return like.new_zeros(like.shape[:-1] if self.per == "token" else like.shape[:1])
+
+
+def step_and_project(
+    delta: Tensor,
+    grad: Tensor,
+    step_size: float,
+    radius: float,
+    norm: Norm,
+    rule: Rule,
+    per: Per,
+    mask: Tensor | None,
+    segments: Tensor | None,
+    x: Tensor | None,
+    box: Box | None,
+    floor: float,
+) -> Stepped:
+    rows = _Rows(delta, per, segments)
+    d, g = _masked(_compute(delta), mask), _masked(_compute(grad), mask)
+    if d.numel() == 0:
+        zero = rows.empty(d)
+        return Stepped(delta.clone(), zero, zero, torch.ones_like(zero, dtype=torch.bool))
+    biggest = rows.amax(g.abs())
+    finite = biggest.isfinite()
+    moves = finite & (biggest > 0)
+    one = torch.ones_like(biggest)
+    unit = g / rows.spread(torch.where(moves, biggest, one))  # entries of at most 1: no overflow, no underflow
+    if norm == "l2":
+        length = rows.sum(unit.square()).sqrt().to(d.dtype)
+    else:
+        length = one
+    if rule == "sign":
+        direction = g.sign()
+    else:
+        # biggest * length is the norm; one over max(norm, floor), without forming a norm that may underflow
+        inverse = torch.minimum(1 / torch.where(moves, length, one), biggest / floor if floor else one * math.inf)
+        direction = unit * rows.spread(inverse)
+    d = d + step_size * torch.where(rows.spread(moves), direction, torch.zeros_like(direction))
+    d = _into(d, radius, norm, rows, mask, x, box, delta.dtype)
+    return Stepped(d, torch.where(biggest > 0, biggest * length, biggest), _norm(_compute(d), norm, rows), finite)
+
+
+def project(
+    delta: Tensor,
+    radius: float,
+    norm: Norm,
+    per: Per,
+    mask: Tensor | None,
+    segments: Tensor | None,
+    x: Tensor | None,
+    box: Box | None,
+) -> Tensor:
+    if delta.numel() == 0:
+        return delta.clone()
+    return _into(
+        _masked(_compute(delta), mask), radius, norm, _Rows(delta, per, segments), mask, x, box, delta.dtype
+    )
+
+
+def norms(delta: Tensor, norm: Norm, per: Per, mask: Tensor | None, segments: Tensor | None) -> Tensor:
+    rows = _Rows(delta, per, segments)
+    d = _masked(_compute(delta), mask)
+    return _norm(d, norm, rows) if d.numel() else rows.empty(d)
+
+
+def _compute(values: Tensor) -> Tensor:
+    return values.to(torch.float64 if values.dtype == torch.float64 else torch.float32)
+
+
+def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return values
+    return torch.where(mask.reshape(*mask.shape, *[1] * (values.ndim - mask.ndim)), values, torch.zeros_like(values))
+
+
+def _norm(d: Tensor, norm: Norm, rows: _Rows) -> Tensor:
+    biggest = rows.amax(d.abs())
+    if norm == "linf":
+        return biggest
+    unit = d / rows.spread(torch.where(biggest > 0, biggest, torch.ones_like(biggest)))
+    return (biggest * rows.sum(unit.square()).sqrt()).to(d.dtype)
+
+
+def _into(
+    d: Tensor,
+    radius: float,
+    norm: Norm,
+    rows: _Rows,
+    mask: Tensor | None,
+    x: Tensor | None,
+    box: Box | None,
+    storage: torch.dtype,
+) -> Tensor:
+    """The perturbation inside ball and box, in its storage dtype."""
+    if math.isfinite(radius):
+        d = d.clamp(-(bound := _not_above(radius, storage)), bound) if norm == "linf" else _rescaled(d, radius, rows, storage)
+    d = d.to(storage)
+    if box is not None and x is not None:
+        # Only entries outside the box change, and towards zero: (x + d) - x would round d out of its ball.
+        low, high = box
+        moved = x.to(storage) + d
+        d = torch.where(moved > high, (high - x).to(storage), torch.where(moved < low, (low - x).to(storage), d))
+        d = _masked(d, mask)
+    return d
+
+
+def _rescaled(d: Tensor, radius: float, rows: _Rows, storage: torch.dtype) -> Tensor:
+    ulp, stored = torch.finfo(d.dtype).eps, torch.finfo(storage)
+    subnormal = stored.smallest_normal * stored.eps
+    target = radius * (1 - 5 * ulp - 0.5 * stored.eps) - 0.5 * subnormal * math.sqrt(rows.size)
+    length = _norm(d, "l2", rows)
+    scale = torch.where(length > radius * (1 - 1.5 * ulp), max(target, 0.0) / length, torch.ones_like(length))
+    return d * rows.spread(scale)
+
+
+def _not_above(radius: float, storage: torch.dtype) -> float:
+    """The largest number of the storage dtype that does not exceed the radius."""
+    nearest = torch.tensor(radius, dtype=storage)
+    if nearest.item() <= radius:
+        return float(nearest)
+    bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[nearest.element_size()]
+    return float((nearest.view(bits) - 1).view(storage))

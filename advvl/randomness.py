@@ -1,0 +1,59 @@
+"""Saving and replaying the global random state: of the CPU, and of every device that holds a model's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """The state of torch's global generators at one moment."""
+
+    cpu: Tensor
+    devices: dict[torch.device, Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> RandomState:
+        """The present state, of the CPU and of every accelerator device among the model's parameters and buffers."""
+        found = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+        return cls(
+            torch.get_rng_state(),
+            {
+                device: torch.get_device_module(device).get_rng_state(device)
+                for device in found
+                if device.type not in ("cpu", "meta")
+            },
+        )
+
+    def replay(self) -> None:
+        """Put the global generators back into this state."""
+        torch.set_rng_state(self.cpu)
+        for device, state in self.devices.items():
+            torch.get_device_module(device).set_rng_state(state, device)
+
+    def equals(self, other: RandomState) -> bool:
+        return torch.equal(self.cpu, other.cpu) and all(
+            torch.equal(state, other.devices[device]) for device, state in self.devices.items()
+        )
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Leave the global random state as found."""
+    state = RandomState.of(model)
+    try:
+        yield
+    finally:
+        state.replay()
+
+
+def forked(generator: torch.Generator | None) -> torch.Generator:
+    """`generator`, or a new one on the CPU seeded from torch's global generator, so that later draws leave that alone."""
+    if generator is not None:
+        return generator
+    return torch.Generator().manual_seed(int(torch.randint(2**62, ())))

@@ -1,0 +1,147 @@
+"""Regularisers: what is kept steady between the clean and the perturbed prediction.
+
+Each maps `(clean, perturbed, mask)` to a scalar: computed from logits in log space, in fp32 (fp64 for fp64), summed over
+classes and averaged over rows, times its weight. VILLA's J is `SymmetricKL`; where a published loop averages over two
+classes too (VCR, NLVR2 of LXMERT-AdvTrain), halve the weight.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from advvl.errors import ConfigurationError, ShapeError
+
+Head = Literal["softmax", "sigmoid"]
+Direction = Literal["clean||perturbed", "perturbed||clean"]
+
+
+class Regularizer(ABC):
+    """A penalty on the difference between clean and perturbed predictions."""
+
+    @property
+    @abstractmethod
+    def through_clean(self) -> bool:
+        """Whether gradients flow into the clean branch."""
+
+    @property
+    @abstractmethod
+    def vanishes_at_equality(self) -> bool:
+        """Whether value and gradients are zero where both predictions are equal, so that pass may be the clean one."""
+
+    @abstractmethod
+    def __call__(self, clean: Tensor, perturbed: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The penalty, a scalar.
+
+        Arguments:
+            clean, perturbed: logits, `(..., C)`.
+            mask: the rows that count, of the logits' shape without the last axis; None: all.
+        """
+
+
+@dataclass(frozen=True)
+class _Divergence(Regularizer):
+    weight: float = 1.0
+    head: Head = "softmax"
+    detach_clean: bool = False
+
+    def __post_init__(self) -> None:
+        if not (0 < self.weight < math.inf):
+            raise ConfigurationError(
+                f"expected a finite weight above 0, got {self.weight!r}; for no regulariser pass regularizer=None"
+            )
+        if self.head not in get_args(Head):
+            raise ConfigurationError(f"expected head to be one of {get_args(Head)}, got {self.head!r}")
+
+    @property
+    def through_clean(self) -> bool:
+        return not self.detach_clean
+
+    @property
+    def vanishes_at_equality(self) -> bool:
+        return True
+
+    def __call__(self, clean: Tensor, perturbed: Tensor, mask: Tensor | None = None) -> Tensor:
+        if clean.shape != perturbed.shape:
+            raise ShapeError(
+                f"expected clean and perturbed logits of one shape, got {tuple(clean.shape)} and {tuple(perturbed.shape)}"
+            )
+        if mask is not None and mask.shape != clean.shape[:-1]:
+            raise ShapeError(f"expected a mask of shape {tuple(clean.shape[:-1])}, got {tuple(mask.shape)}")
+        clean = clean.detach() if self.detach_clean else clean
+        if self.head == "softmax":
+            rows = self._between(_log_softmax(clean), _log_softmax(perturbed)).sum(-1)
+        else:
+            (on_c, off_c), (on_p, off_p) = _log_sigmoids(clean), _log_sigmoids(perturbed)
+            rows = (self._between(on_c, on_p) + self._between(off_c, off_p)).sum(-1)
+        if mask is None:
+            return self.weight * rows.sum() / max(rows.numel(), 1)
+        kept = torch.where(mask.bool(), rows, torch.zeros_like(rows))
+        return self.weight * kept.sum() / mask.sum().clamp(min=1)
+
+    @abstractmethod
+    def _between(self, log_clean: Tensor, log_perturbed: Tensor) -> Tensor:
+        """The term of each class, from log-probabilities."""
+
+
+@dataclass(frozen=True)
+class KL(_Divergence):
+    """The Kullback-Leibler divergence, in either direction.
+
+    Arguments:
+        weight: factor of the penalty.
+        head: `"softmax"` over the last axis, or `"sigmoid"`: one Bernoulli variable a class, summed over classes.
+        detach_clean: let no gradient into the clean branch (VAT); False: into both (TRADES, VILLA).
+        direction: `"clean||perturbed"` is Σ q (log q − log p) with q clean (VAT, TRADES).
+
+    Raises:
+        ConfigurationError: a weight that is not above 0, an unknown head or direction.
+    """
+
+    direction: Direction = "clean||perturbed"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.direction not in get_args(Direction):
+            raise ConfigurationError(f"expected direction to be one of {get_args(Direction)}, got {self.direction!r}")
+
+    def _between(self, log_clean: Tensor, log_perturbed: Tensor) -> Tensor:
+        if self.direction == "clean||perturbed":
+            return log_clean.exp() * (log_clean - log_perturbed)
+        return log_perturbed.exp() * (log_perturbed - log_clean)
+
+
+@dataclass(frozen=True)
+class SymmetricKL(_Divergence):
+    """KL(clean‖perturbed) + KL(perturbed‖clean) = Σ (p − q)(log p − log q), VILLA's J; its gradient flows into both.
+
+    Arguments:
+        weight: factor of the penalty (VILLA: 1.0 to 1.5).
+        head: `"softmax"` over the last axis, also where the task loss is sigmoid, as released; or `"sigmoid"`.
+        detach_clean: let no gradient into the clean branch (not what VILLA's released code does).
+
+    Raises:
+        ConfigurationError: a weight that is not above 0, an unknown head.
+    """
+
+    def _between(self, log_clean: Tensor, log_perturbed: Tensor) -> Tensor:
+        return (log_perturbed.exp() - log_clean.exp()) * (log_perturbed - log_clean)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return F.log_softmax(_wide(logits), dim=-1)
+
+
+def _log_sigmoids(logits: Tensor) -> tuple[Tensor, Tensor]:
+    wide = _wide(logits)
+    return F.logsigmoid(wide), F.logsigmoid(-wide)
