@@ -1,0 +1,266 @@
+"""What the UNITER experiment can be told: frozen dataclasses, their checks, and two presets.
+
+A field's metadata is read by `advvl.config`: `help` (one line for the command line), `flags` (further names of its
+flag), `parse` (from the flag's text to the value, where that is not the field's own type), `metavar`, and
+`identity=False` for a field that does not change what an output directory holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, get_args
+
+from advvl.errors import ConfigurationError
+
+Preset = Literal["demo", "evidence"]
+Stage = Literal["pretrain", "finetune", "all"]
+Method = Literal["standard", "freelb", "villa"]
+Schedule = Literal["one-cycle", "linear"]
+Order = Literal["in turn", "together"]
+Dropout = Literal["fresh", "shared"]
+Objective = Literal["cross-entropy", "margin"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The size of the UNITER that is trained from scratch; a checkpoint brings its own."""
+
+    hidden_size: int = 96
+    num_hidden_layers: int = 3
+    num_attention_heads: int = 4
+    intermediate_size: int = 384
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigurationError(
+                f"expected hidden_size to be a multiple of num_attention_heads={self.num_attention_heads}, "
+                f"got {self.hidden_size}"
+            )
+        _fraction(self, "dropout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """How many pictures, questions and captions are made of the scanned digits; see `advvl.data`."""
+
+    seed: int = 0
+    train_images: int = 300
+    train_questions: int = 4000
+    validation_questions: int = 1000
+    test_questions: int = 2000
+    captions: int = 4000
+
+    def __post_init__(self) -> None:
+        _at_least(0, self, "seed")
+        _at_least(1, self, "train_images", "train_questions", "validation_questions", "test_questions", "captions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions:
+    """AdamW, its schedule over all updates, and the gradient's clipping.
+
+    Arguments:
+        warmup: fraction of the updates in which the rate rises.
+        clip: largest L2 norm of the whole gradient; infinite: none.
+    """
+
+    epochs: int = 20
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    schedule: Schedule = "one-cycle"
+    warmup: float = 0.1
+    clip: float = 2.0
+    betas: tuple[float, float] = (0.9, 0.98)
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "epochs", "batch_size")
+        _positive(self, "learning_rate")
+        _not_negative(self, "weight_decay")
+        _choice(self, "schedule", Schedule)
+        _fraction(self, "warmup")
+        _positive_or_infinite(self, "clip")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigurationError(f"expected betas to be two numbers in [0, 1), got {self.betas!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversaryOptions:
+    """How an update perturbs the embeddings of words and image regions.
+
+    Arguments:
+        steps: K, passes for each modality in turn, or for both together.
+        text_step, image_step: L2 length of one ascent step.
+        text_radius, image_radius: L2 radius of the ball, per example; infinite: no ball.
+        kl_weight: of the symmetric KL divergence between clean and perturbed answers; 0: none.
+        clean_weight: of the clean task loss beside the perturbed one.
+        dropout: new masks in every pass, or the clean pass's masks in all of them.
+    """
+
+    steps: int = 3
+    modalities: Order = "in turn"
+    text_step: float = 0.1
+    image_step: float = 0.3
+    text_radius: float = math.inf
+    image_radius: float = math.inf
+    kl_weight: float = 1.0
+    clean_weight: float = 0.5
+    dropout: Dropout = "fresh"
+
+    def __post_init__(self) -> None:
+        _at_least(2, self, "steps")
+        _choice(self, "modalities", Order)
+        _positive(self, "text_step", "image_step")
+        _positive_or_infinite(self, "text_radius", "image_radius")
+        _not_negative(self, "kl_weight", "clean_weight")
+        _choice(self, "dropout", Dropout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """The attacks that measure robustness: L2 PGD on one modality at a time, the worst of all restarts and objectives.
+
+    Arguments:
+        radii, text_radii: L2 radii, per example, around the image features and the word embeddings.
+        step_fraction: the ascent's step size as a fraction of the radius.
+        examples: how many test questions are attacked; None: all of them.
+    """
+
+    radii: tuple[float, ...] = (0.25, 0.5, 1.0)
+    text_radii: tuple[float, ...] = (0.5,)
+    steps: int = 20
+    step_fraction: float = 0.125
+    restarts: int = 3
+    objectives: tuple[Objective, ...] = ("cross-entropy", "margin")
+    examples: int | None = None
+    batch_size: int = 200
+
+    def __post_init__(self) -> None:
+        _radii(self, "radii", "text_radii")
+        _at_least(1, self, "steps", "restarts", "batch_size")
+        _positive(self, "step_fraction")
+        _choices(self, "objectives", Objective)
+        if self.examples is not None:
+            _at_least(1, self, "examples")
+
+
+def _option(default: Any, **metadata: Any) -> Any:
+    return field(default=default, metadata=metadata)
+
+
+def first_seeds(text: str) -> tuple[int, ...]:
+    """The seeds 0..N-1 for `text` N, as `--seeds` takes it; ValueError if that is not a whole number of 1 or more."""
+    count = int(text)
+    if count < 1:
+        raise ValueError(text)
+    return tuple(range(count))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentOptions:
+    """The whole experiment: pre-train, fine-tune by each method from each seed, attack, report."""
+
+    preset: Preset = _option("demo", help="values to start from", identity=False)
+    stage: Stage = _option("all", help="which half of the experiment to run", identity=False)
+    methods: tuple[Method, ...] = _option(
+        ("standard", "freelb", "villa"),
+        help="fine-tuning methods; may be repeated",
+        flags=("--method",),
+        identity=False,
+    )
+    seeds: tuple[int, ...] = _option(
+        (0,), help="number of seeds, 0 to N-1", parse=first_seeds, metavar="N", identity=False
+    )
+    output: str = _option("runs/villa_uniter", help="directory of results", identity=False)
+    checkpoint: str | None = _option(None, help="UNITER checkpoint to fine-tune instead of pre-training")
+    resume: bool = _option(False, help="take up a run where it was killed", identity=False)
+    device: str = _option("auto", help="auto, cpu, cuda, cuda:1, ...", identity=False)
+    threads: int = _option(2, help="CPU threads; the same number gives the same bits", identity=False)
+    model: ModelOptions = ModelOptions()
+    data: DataOptions = DataOptions()
+    pretrain: OptimizerOptions = OptimizerOptions()
+    finetune: OptimizerOptions = OptimizerOptions()
+    pretrain_adversary: AdversaryOptions = AdversaryOptions()
+    villa: AdversaryOptions = AdversaryOptions()
+    freelb: AdversaryOptions = AdversaryOptions(modalities="together", kl_weight=0.0)
+    evaluation: EvaluationOptions = EvaluationOptions()
+
+    def __post_init__(self) -> None:
+        _choice(self, "preset", Preset)
+        _choice(self, "stage", Stage)
+        _choices(self, "methods", Method)
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            raise ConfigurationError(f"expected seeds to be distinct numbers of 0 or more, got {self.seeds!r}")
+        _at_least(1, self, "threads")
+        for name in ("output", "device"):
+            if not getattr(self, name):
+                raise ConfigurationError(f"expected {name} to be named, got an empty text")
+
+
+PRESETS: Final[Mapping[Preset, Mapping[str, Any]]] = {
+    "demo": {
+        "data": {"train_images": 150, "train_questions": 1500, "validation_questions": 300, "test_questions": 300},
+        "pretrain": {"epochs": 4},
+        "finetune": {"epochs": 8},
+        "evaluation": {"radii": (0.5,), "steps": 10, "restarts": 1, "examples": 100},
+    },
+    "evidence": {"seeds": (0, 1, 2, 3, 4)},
+}
+
+
+def _check(options: object, names: tuple[str, ...], good: Callable[[Any], bool], wanted: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        if not good(value):
+            raise ConfigurationError(f"expected {name} to be {wanted}, got {value!r}")
+
+
+def _at_least(least: int, options: object, *names: str) -> None:
+    _check(
+        options,
+        names,
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least,
+        f"a whole number of {least} or more",
+    )
+
+
+def _positive(options: object, *names: str) -> None:
+    _check(options, names, lambda value: 0 < value < math.inf, "a finite number above 0")
+
+
+def _positive_or_infinite(options: object, *names: str) -> None:
+    _check(options, names, lambda value: value > 0, "a number above 0, or math.inf (.inf in YAML) for no limit")
+
+
+def _not_negative(options: object, *names: str) -> None:
+    _check(options, names, lambda value: 0 <= value < math.inf, "a finite number of 0 or more")
+
+
+def _fraction(options: object, *names: str) -> None:
+    _check(options, names, lambda value: 0 <= value < 1, "a number in [0, 1)")
+
+
+def _choice(options: object, name: str, literal: Any) -> None:
+    _check(options, (name,), lambda value: value in get_args(literal), f"one of {', '.join(get_args(literal))}")
+
+
+def _choices(options: object, name: str, literal: Any) -> None:
+    _check(
+        options,
+        (name,),
+        lambda values: len(values) > 0 and len(set(values)) == len(values) and set(values) <= set(get_args(literal)),
+        f"one or more of {', '.join(get_args(literal))}, each once",
+    )
+
+
+def _radii(options: object, *names: str) -> None:
+    _check(
+        options,
+        names,
+        lambda radii: all(0 < r < math.inf for r in radii) and list(radii) == sorted(set(radii)),
+        "finite numbers above 0, each larger than the one before",
+    )
