@@ -23,6 +23,60 @@ Dropout = Literal["fresh", "shared"]
 Objective = Literal["cross-entropy", "margin"]
 
 
+def _check(options: object, names: tuple[str, ...], good: Callable[[Any], bool], wanted: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        if not good(value):
+            raise ConfigurationError(f"expected {name} to be {wanted}, got {value!r}")
+
+
+def _at_least(least: int, options: object, *names: str) -> None:
+    _check(
+        options,
+        names,
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least,
+        f"a whole number of {least} or more",
+    )
+
+
+def _positive(options: object, *names: str) -> None:
+    _check(options, names, lambda value: 0 < value < math.inf, "a finite number above 0")
+
+
+def _positive_or_infinite(options: object, *names: str) -> None:
+    _check(options, names, lambda value: value > 0, "a number above 0, or math.inf (.inf in YAML) for no limit")
+
+
+def _not_negative(options: object, *names: str) -> None:
+    _check(options, names, lambda value: 0 <= value < math.inf, "a finite number of 0 or more")
+
+
+def _fraction(options: object, *names: str) -> None:
+    _check(options, names, lambda value: 0 <= value < 1, "a number in [0, 1)")
+
+
+def _choice(options: object, name: str, literal: Any) -> None:
+    _check(options, (name,), lambda value: value in get_args(literal), f"one of {', '.join(get_args(literal))}")
+
+
+def _choices(options: object, name: str, literal: Any) -> None:
+    _check(
+        options,
+        (name,),
+        lambda values: len(values) > 0 and len(set(values)) == len(values) and set(values) <= set(get_args(literal)),
+        f"one or more of {', '.join(get_args(literal))}, each once",
+    )
+
+
+def _radii(options: object, *names: str) -> None:
+    _check(
+        options,
+        names,
+        lambda radii: all(0 < r < math.inf for r in radii) and list(radii) == sorted(set(radii)),
+        "finite numbers above 0, each larger than the one before",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """The size of the UNITER that is trained from scratch; a checkpoint brings its own."""
@@ -148,8 +202,9 @@ class EvaluationOptions:
             _at_least(1, self, "examples")
 
 
-def _option(default: Any, **metadata: Any) -> Any:
-    return field(default=default, metadata=metadata)
+def _own(help: str, **metadata: Any) -> dict[str, Any]:
+    """Metadata of a field that belongs to one run and not to what an output directory holds."""
+    return {"help": help, "identity": False, **metadata}
 
 
 def first_seeds(text: str) -> tuple[int, ...]:
@@ -164,30 +219,30 @@ def first_seeds(text: str) -> tuple[int, ...]:
 class ExperimentOptions:
     """The whole experiment: pre-train, fine-tune by each method from each seed, attack, report."""
 
-    preset: Preset = _option("demo", help="values to start from", identity=False)
-    stage: Stage = _option("all", help="which half of the experiment to run", identity=False)
-    methods: tuple[Method, ...] = _option(
-        ("standard", "freelb", "villa"),
-        help="fine-tuning methods; may be repeated",
-        flags=("--method",),
-        identity=False,
+    preset: Preset = field(default="demo", metadata=_own("values to start from"))
+    stage: Stage = field(default="all", metadata=_own("which half of the experiment to run"))
+    methods: tuple[Method, ...] = field(
+        default=("standard", "freelb", "villa"),
+        metadata=_own("fine-tuning methods; may be repeated", flags=("--method",)),
     )
-    seeds: tuple[int, ...] = _option(
-        (0,), help="number of seeds, 0 to N-1", parse=first_seeds, metavar="N", identity=False
+    seeds: tuple[int, ...] = field(
+        default=(0,), metadata=_own("number of seeds, 0 to N-1", parse=first_seeds, metavar="N")
     )
-    output: str = _option("runs/villa_uniter", help="directory of results", identity=False)
-    checkpoint: str | None = _option(None, help="UNITER checkpoint to fine-tune instead of pre-training")
-    resume: bool = _option(False, help="take up a run where it was killed", identity=False)
-    device: str = _option("auto", help="auto, cpu, cuda, cuda:1, ...", identity=False)
-    threads: int = _option(2, help="CPU threads; the same number gives the same bits", identity=False)
-    model: ModelOptions = ModelOptions()
-    data: DataOptions = DataOptions()
-    pretrain: OptimizerOptions = OptimizerOptions()
-    finetune: OptimizerOptions = OptimizerOptions()
-    pretrain_adversary: AdversaryOptions = AdversaryOptions()
-    villa: AdversaryOptions = AdversaryOptions()
-    freelb: AdversaryOptions = AdversaryOptions(modalities="together", kl_weight=0.0)
-    evaluation: EvaluationOptions = EvaluationOptions()
+    output: str = field(default="runs/villa_uniter", metadata=_own("directory of results"))
+    checkpoint: str | None = field(
+        default=None, metadata={"help": "UNITER checkpoint to fine-tune instead of pre-training"}
+    )
+    resume: bool = field(default=False, metadata=_own("take up a run where it was killed"))
+    device: str = field(default="auto", metadata=_own("auto, cpu, cuda, cuda:1, ..."))
+    threads: int = field(default=2, metadata=_own("CPU threads; the same number gives the same bits"))
+    model: ModelOptions = field(default_factory=ModelOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    pretrain: OptimizerOptions = field(default_factory=OptimizerOptions)
+    finetune: OptimizerOptions = field(default_factory=OptimizerOptions)
+    pretrain_adversary: AdversaryOptions = field(default_factory=AdversaryOptions)
+    villa: AdversaryOptions = field(default_factory=AdversaryOptions)
+    freelb: AdversaryOptions = field(default_factory=lambda: AdversaryOptions(modalities="together", kl_weight=0.0))
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
 
     def __post_init__(self) -> None:
         _choice(self, "preset", Preset)
@@ -210,57 +265,3 @@ PRESETS: Final[Mapping[Preset, Mapping[str, Any]]] = {
     },
     "evidence": {"seeds": (0, 1, 2, 3, 4)},
 }
-
-
-def _check(options: object, names: tuple[str, ...], good: Callable[[Any], bool], wanted: str) -> None:
-    for name in names:
-        value = getattr(options, name)
-        if not good(value):
-            raise ConfigurationError(f"expected {name} to be {wanted}, got {value!r}")
-
-
-def _at_least(least: int, options: object, *names: str) -> None:
-    _check(
-        options,
-        names,
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least,
-        f"a whole number of {least} or more",
-    )
-
-
-def _positive(options: object, *names: str) -> None:
-    _check(options, names, lambda value: 0 < value < math.inf, "a finite number above 0")
-
-
-def _positive_or_infinite(options: object, *names: str) -> None:
-    _check(options, names, lambda value: value > 0, "a number above 0, or math.inf (.inf in YAML) for no limit")
-
-
-def _not_negative(options: object, *names: str) -> None:
-    _check(options, names, lambda value: 0 <= value < math.inf, "a finite number of 0 or more")
-
-
-def _fraction(options: object, *names: str) -> None:
-    _check(options, names, lambda value: 0 <= value < 1, "a number in [0, 1)")
-
-
-def _choice(options: object, name: str, literal: Any) -> None:
-    _check(options, (name,), lambda value: value in get_args(literal), f"one of {', '.join(get_args(literal))}")
-
-
-def _choices(options: object, name: str, literal: Any) -> None:
-    _check(
-        options,
-        (name,),
-        lambda values: len(values) > 0 and len(set(values)) == len(values) and set(values) <= set(get_args(literal)),
-        f"one or more of {', '.join(get_args(literal))}, each once",
-    )
-
-
-def _radii(options: object, *names: str) -> None:
-    _check(
-        options,
-        names,
-        lambda radii: all(0 < r < math.inf for r in radii) and list(radii) == sorted(set(radii)),
-        "finite numbers above 0, each larger than the one before",
-    )
