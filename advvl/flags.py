@@ -1,0 +1,126 @@
+"""Configuration from the command line: one flag for each field of nested dataclasses.
+
+    options = parse(ExperimentOptions, ["--config", "villa.yaml", "--finetune.epochs", "3"], presets=PRESETS)
+
+Flags win over the file, the file over the preset, the preset over the defaults. Metadata of a field that is read here:
+`help`, `flags` (further names of its flag), `parse` (from the flag's text to the value), `metavar`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import MISSING
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from advvl.config import Layer, Leaf, build, leaves, read_yaml, unknown, without_none
+
+T = TypeVar("T")
+
+
+def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
+    """Add `--config FILE` and one flag for each field of `cls`, dotted where dataclasses nest.
+
+    A tuple is comma-separated and its flag may be repeated; a bool is `--name` or `--no-name`.
+    """
+    parser.add_argument("--config", metavar="FILE", help="YAML file of options; flags win over it")
+    for leaf in leaves(cls):
+        names = [f"--{leaf.name}", *leaf.metadata.get("flags", ())]
+        settings: dict[str, Any] = {"dest": leaf.name, "default": argparse.SUPPRESS, "help": _help(leaf)}
+        if leaf.annotation is bool:
+            parser.add_argument(*names, action=argparse.BooleanOptionalAction, **settings)
+            continue
+        settings["type"] = leaf.metadata.get("parse", _reader(leaf.annotation))
+        settings["metavar"] = leaf.metadata.get("metavar", _kind(leaf.annotation))
+        if get_origin(leaf.annotation) is tuple:
+            settings["action"] = "extend"
+        parser.add_argument(*names, **settings)
+
+
+def from_flags(
+    cls: type[T], namespace: argparse.Namespace, *, presets: Mapping[str, Mapping[str, Any]] | None = None
+) -> T:
+    """The configuration that parsed flags ask for: flags over `--config` over the preset over the defaults.
+
+    `presets` maps what the field `preset` may be to values; flags, then the file, then the field's default choose one.
+    """
+    given = vars(namespace)
+    known = [leaf.name for leaf in leaves(cls)]
+    layers = [Layer("the flags", _nested({name: given[name] for name in known if name in given}))]
+    if given.get("config") is not None:
+        layers.insert(0, read_yaml(given["config"]))
+    if presets is not None:
+        default = next(leaf.default for leaf in leaves(cls) if leaf.name == "preset")
+        source, chosen = next(
+            ((layer.source, layer.values["preset"]) for layer in reversed(layers) if "preset" in layer.values),
+            ("the defaults", default),
+        )
+        if chosen not in presets:
+            unknown(chosen, "a preset", presets, source)
+        layers.insert(0, Layer(f"preset {chosen}", presets[chosen]))
+    return build(cls, *layers)
+
+
+def parse(
+    cls: type[T],
+    arguments: Sequence[str] | None = None,
+    *,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+    description: str | None = None,
+) -> T:
+    """The configuration that a command line asks for; malformed flags end the process, as argparse does."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    add_flags(parser, cls)
+    return from_flags(cls, parser.parse_args(arguments), presets=presets)
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"finetune.epochs": 3}` as `{"finetune": {"epochs": 3}}`."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *path, last = name.split(".")
+        section = nested
+        for step in path:
+            section = section.setdefault(step, {})
+        section[last] = value
+    return nested
+
+
+def _reader(annotation: Any) -> Callable[[str], Any]:
+    """A function from a flag's text to its value; it raises what argparse turns into an error message."""
+    inner = without_none(annotation)
+
+    def read(text: str) -> Any:
+        if inner is not annotation:
+            return None if text == "none" else _reader(inner)(text)
+        if get_origin(annotation) is tuple:
+            return [_reader(get_args(annotation)[0])(item.strip()) for item in text.split(",")]
+        if get_origin(annotation) is Literal:
+            if text in get_args(annotation):
+                return text
+        else:
+            with suppress(ValueError):
+                return annotation(text)
+        raise argparse.ArgumentTypeError(f"expected {_kind(annotation)}, got {text!r}")
+
+    return read
+
+
+def _kind(annotation: Any) -> str:
+    inner = without_none(annotation)
+    if inner is not annotation:
+        return f"{_kind(inner)}|none"
+    if get_origin(annotation) is tuple:
+        return f"{_kind(get_args(annotation)[0])},..."
+    if get_origin(annotation) is Literal:
+        return "{" + ",".join(get_args(annotation)) + "}"
+    return {int: "N", float: "X", str: "TEXT"}[annotation]
+
+
+def _help(leaf: Leaf) -> str:
+    default = leaf.default
+    if isinstance(default, tuple):
+        default = ",".join(map(str, default))
+    shown = "" if any(default is nothing for nothing in (MISSING, None, False)) else f"(default {default})"
+    return " ".join(filter(None, (leaf.metadata.get("help"), shown))).replace("%", "%%")
