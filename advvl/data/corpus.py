@@ -1,0 +1,205 @@
+"""The demo's corpus: questions and captions about real handwriting, made from a seed and the same everywhere.
+
+Training, validation and test scenes show images that no other part shows; captions show the training images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from advvl.data.answers import ANSWERS, certain_target, soft_targets
+from advvl.data.batching import Images, pad_texts
+from advvl.data.captions import KINDS, Caption, describe
+from advvl.data.digits import CLASSES, GREY_LEVELS, PIXELS, DigitImages, load_digit_images, split_images
+from advvl.data.draws import stream
+from advvl.data.questions import Question, ask
+from advvl.data.scenes import BOX_DIM, MOST, Scene, box, draw_scene, images_by_digit
+from advvl.data.sources import DEFAULT_TASKS, CaptionSource, QuestionSource, check_tasks
+from advvl.data.wordpiece import build_tokenizer, replacement_range, token_ids
+from advvl.errors import ConfigurationError
+
+MOST_QUESTIONS_PER_SCENE = 6
+"""Every scene answers at least this many of the families."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigitsConfig:
+    """How much of the corpus to make, and from which seed.
+
+    Arguments: `train_images`, `validation_images` scans for these parts, the rest of the 1,797 is for test;
+    `*_questions` and `*captions` the examples of each part; `questions_per_scene` 1..6; `captions_per_scene` 1..4;
+    `tasks` the pre-training tasks, one named twice being drawn twice as often. Raises `ConfigurationError` where a value
+    makes no sense.
+    """
+
+    seed: int = 0
+    train_images: int = 300
+    validation_images: int = 400
+    train_questions: int = 4000
+    validation_questions: int = 1000
+    test_questions: int = 2000
+    captions: int = 4000
+    validation_captions: int = 500
+    questions_per_scene: int = 4
+    captions_per_scene: int = 2
+    tasks: tuple[str, ...] = DEFAULT_TASKS
+
+    def __post_init__(self) -> None:
+        lowest = {"seed": 0, "train_images": CLASSES, "validation_images": CLASSES}
+        highest = {"questions_per_scene": MOST_QUESTIONS_PER_SCENE, "captions_per_scene": len(KINDS)}
+        for name, value in asdict(self).items():
+            if name == "tasks":
+                continue
+            low, high = lowest.get(name, 1), highest.get(name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low or (high and value > high):
+                bounds = f"in {low}..{high}" if high else f"of {low} or more"
+                raise ConfigurationError(f"expected a whole number {bounds} for {name}, got {value!r}")
+        # Matching a caption needs a second scene to draw a wrong image from.
+        for name in ("captions", "validation_captions"):
+            if getattr(self, name) <= self.captions_per_scene:
+                raise ConfigurationError(
+                    f"expected {name} to be more than captions_per_scene={self.captions_per_scene}, so that there is "
+                    f"a second scene, got {getattr(self, name)}"
+                )
+        check_tasks(self.tasks)
+
+
+@dataclass(frozen=True, eq=False)
+class DigitsCorpus:
+    """Questions for training, validation and test, captions for pre-training, and what they share.
+
+    `answers` is the vocabulary that the columns of `targets` stand for; `tokenizer` knows every word of the corpus.
+    """
+
+    train: QuestionSource
+    validation: QuestionSource
+    test: QuestionSource
+    pretrain: CaptionSource
+    pretrain_validation: CaptionSource
+    tokenizer: Tokenizer
+    answers: tuple[str, ...]
+    feature_dim: int
+    label_dim: int
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens."""
+        return int(self.tokenizer.get_vocab_size())
+
+    @property
+    def max_text_length(self) -> int:
+        """The tokens of the longest text, [CLS] and [SEP] included."""
+        return max(source.texts.ids.shape[1] for source in self._sources())
+
+    @property
+    def digest(self) -> str:
+        """A SHA-256 of every scene, text, answer, token id and grey level: equal digests, equal corpora."""
+        hashed = hashlib.sha256()
+        for source in self._sources():
+            items = source.questions if isinstance(source, QuestionSource) else source.captions
+            levels = (source.images.features * GREY_LEVELS).int().tolist()
+            record = [vars(scene) for scene in source.scenes], [vars(item) for item in items], levels
+            hashed.update(json.dumps([*record, source.texts.ids.tolist()], sort_keys=True).encode())
+        return hashed.hexdigest()
+
+    def _sources(self) -> tuple[QuestionSource | CaptionSource, ...]:
+        return self.train, self.validation, self.test, self.pretrain, self.pretrain_validation
+
+
+def digits_corpus(config: DigitsConfig | None = None) -> DigitsCorpus:
+    """Makes the corpus; a second or two. Raises `MissingExtraError` without scikit-learn."""
+    config = config or DigitsConfig()
+    scans = load_digit_images()
+    split = split_images(
+        scans.classes, train=config.train_images, validation=config.validation_images, seed=config.seed
+    )
+    asked = {
+        "train": (split.train, config.train_questions),
+        "validation": (split.validation, config.validation_questions),
+        "test": (split.test, config.test_questions),
+    }
+    told = {"train": (split.train, config.captions), "validation": (split.validation, config.validation_captions)}
+
+    # A stream for each part: making one larger changes no other.
+    questions: dict[str, tuple[list[Scene], list[Question]]] = {}
+    captions: dict[str, tuple[list[Scene], list[Caption]]] = {}
+    for key, (name, (images, count)) in enumerate(asked.items(), start=1):
+        rng = stream(config.seed, key)
+        scenes = _scenes(rng, scans, images, count, config.questions_per_scene)
+        questions[name] = scenes, ask(rng, scenes, per_scene=config.questions_per_scene)[:count]
+    for key, (name, (images, count)) in enumerate(told.items(), start=1 + len(asked)):
+        rng = stream(config.seed, key)
+        scenes = _scenes(rng, scans, images, count, config.captions_per_scene)
+        captions[name] = scenes, describe(rng, scenes, per_scene=config.captions_per_scene)[:count]
+
+    texts = [question.text for _, made in questions.values() for question in made]
+    tokenizer = build_tokenizer(texts + [caption.text for _, made in captions.values() for caption in made])
+    vqa = {name: _question_source(*made, scans, tokenizer) for name, made in questions.items()}
+    pretraining = {name: _caption_source(*made, scans, tokenizer, config.tasks) for name, made in captions.items()}
+    return DigitsCorpus(
+        train=vqa["train"],
+        validation=vqa["validation"],
+        test=vqa["test"],
+        pretrain=pretraining["train"],
+        pretrain_validation=pretraining["validation"],
+        tokenizer=tokenizer,
+        answers=ANSWERS,
+        feature_dim=PIXELS,
+        label_dim=CLASSES + 1,
+    )
+
+
+def _question_source(
+    scenes: list[Scene], questions: list[Question], scans: DigitImages, tokenizer: Tokenizer
+) -> QuestionSource:
+    return QuestionSource(
+        scenes=scenes,
+        questions=questions,
+        texts=pad_texts(token_ids(tokenizer, (question.text for question in questions))),
+        images=_regions(scenes, scans),
+        image_rows=torch.tensor([question.scene for question in questions]),
+        targets=soft_targets([certain_target(question.answer) for question in questions], len(ANSWERS)),
+    )
+
+
+def _caption_source(
+    scenes: list[Scene], captions: list[Caption], scans: DigitImages, tokenizer: Tokenizer, tasks: tuple[str, ...]
+) -> CaptionSource:
+    return CaptionSource(
+        scenes=scenes,
+        captions=captions,
+        texts=pad_texts(token_ids(tokenizer, (caption.text for caption in captions))),
+        images=_regions(scenes, scans),
+        image_rows=torch.tensor([caption.scene for caption in captions]),
+        replacements=replacement_range(tokenizer),
+        tasks=tasks,
+    )
+
+
+def _scenes(
+    rng: np.random.Generator, scans: DigitImages, images: NDArray[np.int64], examples: int, per_scene: int
+) -> list[Scene]:
+    """Scenes enough for `examples` at `per_scene` each."""
+    pool = images_by_digit(images, scans.classes)
+    return [draw_scene(rng, pool) for _ in range(-(-examples // per_scene))]
+
+
+def _regions(scenes: Sequence[Scene], scans: DigitImages) -> Images:
+    """The regions of each scene in reading order; their digits are certain, and class 0 is the background."""
+    features = torch.zeros(len(scenes), MOST, PIXELS)
+    boxes = torch.zeros(len(scenes), MOST, BOX_DIM)
+    labels = torch.zeros(len(scenes), MOST, CLASSES + 1)
+    for row, scene in enumerate(scenes):
+        count = len(scene)
+        features[row, :count] = torch.from_numpy(scans.features[list(scene.images)])
+        boxes[row, :count] = torch.tensor([box(cell) for cell in scene.cells])
+        labels[row, range(count), [1 + digit for digit in scene.digits]] = 1.0
+    return Images(features, boxes, torch.tensor([len(scene) for scene in scenes]), labels)

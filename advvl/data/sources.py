@@ -1,0 +1,97 @@
+"""Where a training loop gets its batches: questions for VQA, captions for pre-training.
+
+Both have `len()`, the number of examples, and `batch(indices, generator)`, which depends on nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from advvl.data.batching import Images, Texts, hide_regions, join
+from advvl.data.captions import Caption
+from advvl.data.masking import mask_regions, mask_words, mismatch
+from advvl.data.questions import Question
+from advvl.data.scenes import Scene
+from advvl.errors import ConfigurationError, DataError
+
+TASKS = ("mlm", "itm", "mrfr", "mrc", "mrc-kl")
+DEFAULT_TASKS = ("itm", "itm", "mlm", "mlm", "mrfr")
+
+
+def check_tasks(tasks: Sequence[str]) -> None:
+    """Raises `ConfigurationError` unless `tasks` names one or more tasks that exist."""
+    if isinstance(tasks, str) or not tasks or set(tasks) - set(TASKS):
+        raise ConfigurationError(f"expected tasks to be a tuple of one or more of {', '.join(TASKS)}, got {tasks!r}")
+
+
+def _rows(indices: Sequence[int], count: int) -> Tensor:
+    rows = torch.as_tensor(indices, dtype=torch.long)
+    if rows.numel() == 0 or int(rows.min()) < 0 or int(rows.max()) >= count:
+        raise DataError(f"expected one or more indices in 0..{count - 1}, got {list(indices)}")
+    return rows
+
+
+@dataclass(frozen=True, eq=False)
+class QuestionSource:
+    """Questions about scenes: question `i` about image `image_rows[i]`, with the soft scores `targets[i]` (N, A)."""
+
+    scenes: Sequence[Scene]
+    questions: Sequence[Question]
+    texts: Texts
+    images: Images
+    image_rows: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def batch(self, indices: Sequence[int], generator: torch.Generator | None = None) -> dict[str, Any]:
+        """The questions at `indices` with UNITER's fields for VQA; nothing is drawn from the generator."""
+        del generator
+        rows = _rows(indices, len(self))
+        return {**join(self.texts, rows, self.images, self.image_rows[rows]), "targets": self.targets[rows]}
+
+
+@dataclass(frozen=True, eq=False)
+class CaptionSource:
+    """Captions of scenes for pre-training: each batch is of one task, drawn from `tasks`.
+
+    `replacements` is the range of ids [low, high) that wrong words come from.
+    """
+
+    scenes: Sequence[Scene]
+    captions: Sequence[Caption]
+    texts: Texts
+    images: Images
+    image_rows: Tensor
+    replacements: tuple[int, int]
+    tasks: tuple[str, ...] = DEFAULT_TASKS
+
+    def __post_init__(self) -> None:
+        check_tasks(self.tasks)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def batch(self, indices: Sequence[int], generator: torch.Generator) -> dict[str, Any]:
+        """The captions at `indices`, corrupted for a task drawn from the generator, whose name is under `"task"`."""
+        rows = _rows(indices, len(self))
+        task = self.tasks[int(torch.randint(len(self.tasks), (), generator=generator))]
+        if task == "itm":
+            shown, targets = mismatch(self.image_rows[rows], len(self.scenes), generator=generator)
+            return {**join(self.texts, rows, self.images, shown), "targets": targets, "task": task}
+        batch = join(self.texts, rows, self.images, self.image_rows[rows])
+        if task == "mlm":
+            input_ids, labels = mask_words(batch["input_ids"], self.replacements, generator=generator)
+            return {**batch, "input_ids": input_ids, "txt_labels": labels, "task": task}
+        masks = mask_regions(batch["num_bbs"], generator=generator)
+        hidden: dict[str, Any] = hide_regions(batch, masks)
+        if task == "mrfr":
+            return {**hidden, "feat_targets": batch["img_feat"][masks], "task": task}
+        labels = self.images.labels[self.image_rows[rows], : masks.shape[1]]
+        return {**hidden, "label_targets": labels[masks], "task": task}
