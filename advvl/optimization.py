@@ -1,0 +1,68 @@
+"""What each update of a run is, as pure functions of its number: its seed, its examples, its learning rate."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advvl.options import OptimizerOptions
+
+_NORMALISATIONS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+
+
+def derive_seed(seed: int, *words: str | int) -> int:
+    """A seed below 2**63 for one purpose of a run, unlike that of any other purpose, number or run."""
+    digest = hashlib.sha256(repr((seed, *words)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def schedule(options: OptimizerOptions, update: int, updates: int) -> float:
+    """The factor of the learning rate, in (0, 1], in the update of that number, of 0 to `updates` - 1.
+
+    "one-cycle" rises and falls along half cosines (Smith & Topin, 2018, arXiv:1708.07120), "linear" along straight
+    lines (as BERT and UNITER are trained).
+    """
+    if updates <= 1:
+        return 1.0
+    position, rising = update / (updates - 1), options.warmup
+    if options.schedule == "linear":
+        if position < rising:
+            return (update + 1) / (rising * (updates - 1) + 1)
+        return (updates - update) / (updates - rising * (updates - 1))
+    low, final = 1 / 25, 1 / 25e4  # as in torch.optim.lr_scheduler.OneCycleLR
+    if position < rising:
+        return 1 - (1 - low) * (1 + math.cos(math.pi * position / rising)) / 2
+    return final + (1 - final) * (1 + math.cos(math.pi * (position - rising) / (1 - rising))) / 2
+
+
+def updates_per_epoch(examples: int, batch_size: int) -> int:
+    """Whole batches in an epoch; one, of all examples, where they do not fill one."""
+    return max(1, examples // batch_size)
+
+
+def examples_of(update: int, examples: int, batch_size: int, seed: int) -> list[int]:
+    """The examples of an update: each epoch is a permutation of its own, cut into whole batches, the remainder left."""
+    epoch, place = divmod(update, updates_per_epoch(examples, batch_size))
+    generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+    order: list[int] = torch.randperm(examples, generator=generator).tolist()
+    return order[place * batch_size : (place + 1) * batch_size]
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The trainable parameters in two groups: with weight decay, and (biases, normalisations) without."""
+    decayed: dict[int, Tensor] = {}
+    spared: dict[int, Tensor] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                group = spared if name.endswith("bias") or isinstance(module, _NORMALISATIONS) else decayed
+                group.setdefault(id(parameter), parameter)
+    groups = [
+        {"params": list(decayed.values()), "weight_decay": weight_decay},
+        {"params": list(spared.values()), "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

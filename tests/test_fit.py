@@ -1,0 +1,369 @@
+"""The training loop: what an update is, and that a run killed at any moment ends as one never killed."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import advvl.fit
+from advvl.errors import CheckpointError, ConfigurationError, NonFiniteError
+from advvl.fit import FitResult, fit
+from advvl.optimization import derive_seed, examples_of, parameter_groups, schedule, updates_per_epoch
+from advvl.options import OptimizerOptions
+from advvl.storage import read_torch
+
+OPTIONS = OptimizerOptions(epochs=3, batch_size=4, learning_rate=0.05, weight_decay=0.1, warmup=0.3, clip=1.0)
+UPDATES = 3 * (18 // 4)
+
+
+@dataclass
+class Output:
+    loss: Tensor
+    logits: Tensor | None = None
+
+
+class Toy(nn.Module):
+    """Dropout draws from the global generator, as real models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 5)
+        self.norm = nn.LayerNorm(5)
+        self.dropout = nn.Dropout(0.3)
+        self.last = nn.Linear(5, 1)
+
+    def forward(self, x: Tensor, y: Tensor, task: str = "a") -> Output:
+        logits = self.last(self.dropout(self.norm(self.first(x))))
+        return Output(loss=((logits - y) ** 2)[:, 0], logits=logits)
+
+
+@dataclass
+class Source:
+    """Rows with noise from the batch's generator; `at` is called before the batch of that call."""
+
+    at: dict[int, Callable[[], None]] = field(default_factory=dict)
+    poison: int | None = None
+    asked: list[list[int]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return 18
+
+    def batch(self, indices: Sequence[int], generator: torch.Generator) -> dict[str, Any]:
+        call = len(self.asked)
+        self.asked.append(list(indices))
+        self.at.get(call, lambda: None)()
+        rows = torch.arange(54.0).view(18, 3).sin()[list(indices)]
+        y = rows.sum(1, keepdim=True) + 0.1 * torch.randn(len(indices), 1, generator=generator)
+        if call == self.poison:
+            y = y * math.nan
+        return {"x": rows, "y": y, "task": "ab"[call % 2]}
+
+
+def toy() -> Toy:
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return Toy()
+
+
+def run(model: nn.Module, source: Source | None = None, **arguments: Any) -> FitResult:
+    return fit(model, Source() if source is None else source, **{"options": OPTIONS, "seed": 3, **arguments})
+
+
+def bits(model: nn.Module) -> bytes:
+    return b"".join(tensor.detach().numpy().tobytes() for tensor in model.state_dict().values())
+
+
+def test_training_lowers_the_loss() -> None:
+    result = run(toy(), options=replace(OPTIONS, epochs=40))
+    assert result.updates == len(result.losses) == 40 * 4
+    assert sum(result.losses[-8:]) < 0.5 * sum(result.losses[:8])
+    assert result.seconds > 0
+    assert result.seconds_per_update == result.seconds / result.updates
+
+
+def test_one_update_is_adamw_on_the_mean_loss_clipped() -> None:
+    options = replace(OPTIONS, clip=0.05)
+    model, expected = toy(), toy()
+    for both in (model, expected):
+        both.dropout.p = 0.0
+    source = Source()
+    run(model, source, options=options, updates=1)
+    generator = torch.Generator().manual_seed(derive_seed(3, "batch", 0, 0))
+    batch = Source().batch(source.asked[0], generator)
+    expected(**batch).loss.mean().backward()
+    total = torch.cat([p.grad.flatten() for p in expected.parameters() if p.grad is not None]).norm()
+    assert total > 0.05
+    for name, parameter in expected.named_parameters():
+        assert parameter.grad is not None
+        gradient = parameter.grad * (0.05 / total)
+        decay = 0.0 if name.endswith("bias") or name.startswith("norm") else options.weight_decay
+        step = gradient / (gradient.abs() + 1e-8)  # the first step of Adam, bias corrected
+        want = parameter * (1 - options.learning_rate * decay) - options.learning_rate * step
+        torch.testing.assert_close(model.get_parameter(name), want, rtol=1e-4, atol=1e-6)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
+    random.seed(1)
+    first, second, third = toy(), toy(), toy()
+    losses = run(first).losses
+    random.seed(2)
+    torch.manual_seed(5)
+    assert run(second).losses == losses
+    assert bits(first) == bits(second)
+    assert run(third, seed=4).losses != losses
+
+
+def test_the_global_generators_are_left_as_found() -> None:
+    torch.manual_seed(1)
+    random.seed(1)
+    np.random.seed(1)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    run(toy())
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert np.random.get_state()[1].tolist() == before[2]
+
+
+def test_every_epoch_is_a_permutation_of_its_own_in_whole_batches() -> None:
+    source = Source()
+    run(toy(), source)
+    assert len(source.asked) == UPDATES
+    epochs = [[i for batch in source.asked[start : start + 4] for i in batch] for start in (0, 4, 8)]
+    for epoch in epochs:
+        assert len(epoch) == len(set(epoch)) == 16
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert source.asked == [examples_of(update, 18, 4, 3) for update in range(UPDATES)]
+
+
+@pytest.mark.parametrize(
+    ("examples", "size", "count", "length"), [(3, 8, 1, 3), (8, 8, 1, 8), (17, 8, 2, 8), (1, 1, 1, 1)]
+)
+def test_a_source_smaller_than_a_batch_is_one_batch(examples: int, size: int, count: int, length: int) -> None:
+    assert updates_per_epoch(examples, size) == count
+    assert {len(examples_of(update, examples, size, 0)) for update in range(5)} == {length}
+
+
+@pytest.mark.parametrize("updates", [1, 2, 7, 100])
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("kind", ["one-cycle", "linear"])
+def test_the_learning_rate_rises_to_its_highest_and_falls(kind: Any, warmup: float, updates: int) -> None:
+    options = replace(OPTIONS, schedule=kind, warmup=warmup)
+    factors = [schedule(options, update, updates) for update in range(updates)]
+    assert all(0 < factor <= 1 for factor in factors)
+    top = factors.index(max(factors))
+    assert factors[: top + 1] == sorted(factors[: top + 1])
+    assert factors[top:] == sorted(factors[top:], reverse=True)
+    if updates == 100:
+        assert max(factors) > 0.98
+        assert abs(top - warmup * 99) <= 1
+        assert factors[-1] < 0.02
+
+
+def test_one_cycle_agrees_with_pytorchs() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 1.0, total_steps=101, pct_start=31 / 101, cycle_momentum=False
+    )
+    rates = []
+    for _ in range(101):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        cycle.step()
+    options = replace(OPTIONS, warmup=0.3)
+    assert [schedule(options, update, 101) for update in range(101)] == pytest.approx(rates, abs=1e-9)
+
+
+def test_biases_and_normalisations_are_spared_from_weight_decay_and_frozen_parameters_left_out() -> None:
+    model = toy()
+    model.last.weight.requires_grad_(False)
+    decayed, spared = parameter_groups(model, 0.1)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    assert [id(p) for p in decayed["params"]] == [id(model.first.weight)]
+    assert {id(p) for p in spared["params"]} == {
+        id(p) for p in (model.first.bias, model.last.bias, model.norm.weight, model.norm.bias)
+    }
+
+
+@pytest.mark.parametrize("update", [0, 5])
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_update(update: int) -> None:
+    model = toy()
+    run(model, updates=UPDATES) if update == 0 else None
+    before = bits(model)
+    with pytest.raises(NonFiniteError, match=rf"loss in update {update}, got nan"):
+        run(model, Source(poison=update))
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    assert (bits(model) == before) == (update == 0)
+
+
+def test_gradients_that_are_not_finite_stop_the_run_before_they_touch_a_parameter() -> None:
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x: Tensor, y: Tensor, task: str) -> Output:
+            return Output(loss=(self.weight * x.sum()).abs().sqrt().reshape(1) + 1)
+
+    model = Root()
+    with pytest.raises(NonFiniteError, match="norm of the gradients in update 0"):
+        run(model)
+    assert model.weight == 0
+
+
+def test_an_empty_source_is_refused() -> None:
+    class Empty(Source):
+        def __len__(self) -> int:
+            return 0
+
+    with pytest.raises(ConfigurationError, match="at least 1 example"):
+        run(toy(), Empty())
+
+
+class Stop(Exception):
+    """Stands for a kill at this moment."""
+
+
+def stop() -> None:
+    raise Stop
+
+
+@pytest.mark.parametrize("every", [0.0, math.inf], ids=["saving-always", "saving-at-the-end"])
+@pytest.mark.parametrize("moment", [0, 1, 7, UPDATES - 1])
+def test_a_run_stopped_and_resumed_ends_with_the_same_bits(tmp_path: Path, moment: int, every: float) -> None:
+    file = tmp_path / "run.pt"
+    whole, parts = toy(), toy()
+    expected = run(whole, checkpoint=tmp_path / "whole.pt")
+    with pytest.raises(Stop):
+        run(parts, Source(at={moment: stop}), checkpoint=file, checkpoint_seconds=every)
+    assert file.exists() == (every == 0 and moment > 0)
+    parts = toy()
+    source = Source()
+    result = run(parts, source, checkpoint=file, checkpoint_seconds=every, resume=True)
+    assert len(source.asked) == UPDATES - (moment if every == 0 else 0)
+    assert result.losses == expected.losses
+    assert result.updates == expected.updates
+    assert bits(parts) == bits(whole)
+    ours, theirs = read_torch(file), read_torch(tmp_path / "whole.pt")
+    assert (ours["identity"], ours["done"]) == (theirs["identity"], theirs["done"])
+    assert ours["optimizer"]["param_groups"] == theirs["optimizer"]["param_groups"]
+    torch.testing.assert_close(ours["optimizer"]["state"], theirs["optimizer"]["state"], rtol=0, atol=0)
+
+
+def test_a_finished_run_resumes_to_its_result_without_an_update(tmp_path: Path) -> None:
+    model, again = toy(), toy()
+    result = run(model, checkpoint=tmp_path / "run.pt")
+    source = Source()
+    assert run(again, source, checkpoint=tmp_path / "run.pt", resume=True) == result
+    assert source.asked == []
+    assert bits(again) == bits(model)
+
+
+def test_without_resume_an_old_file_is_not_read(tmp_path: Path) -> None:
+    run(toy(), checkpoint=tmp_path / "run.pt")
+    source = Source()
+    run(toy(), source, checkpoint=tmp_path / "run.pt")
+    assert len(source.asked) == UPDATES
+
+
+@pytest.mark.parametrize(
+    "other", [{"seed": 4}, {"updates": 5}, {"options": replace(OPTIONS, clip=2.0)}], ids=["seed", "updates", "options"]
+)
+def test_the_state_of_another_run_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
+    run(toy(), checkpoint=tmp_path / "run.pt")
+    with pytest.raises(CheckpointError, match=r"run\.pt"):
+        run(toy(), checkpoint=tmp_path / "run.pt", resume=True, **other)
+
+
+def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:
+    run(toy(), checkpoint=tmp_path / "run.pt")
+    wider = toy()
+    wider.last = nn.Linear(5, 2)
+    with pytest.raises(CheckpointError, match="last"):
+        run(wider, checkpoint=tmp_path / "run.pt", resume=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_ends_the_update_saves_and_exits(
+    tmp_path: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handler = signal.getsignal(number)
+    whole, parts = toy(), toy()
+    expected = run(whole)
+    file = tmp_path / "run.pt"
+    with pytest.raises(SystemExit) as caught:
+        run(parts, Source(at={5: lambda: os.kill(os.getpid(), number)}), checkpoint=file, checkpoint_seconds=math.inf)
+    assert caught.value.code == 128 + number
+    assert "stopped after update 6 of 12" in capsys.readouterr().err
+    assert signal.getsignal(number) is handler
+    assert read_torch(file)["done"] == 6
+    parts = toy()
+    assert run(parts, checkpoint=file, resume=True).losses == expected.losses
+    assert bits(parts) == bits(whole)
+
+
+SCRIPT = """
+import os, signal, sys
+sys.path.insert(0, os.path.dirname({test!r}))
+import torch
+torch.set_num_threads(1)
+from test_fit import *
+moment, file = sys.argv[1], Path(sys.argv[2])
+kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+at = {{6: kill}} if moment == "update" else {{}}
+if moment != "update":
+    replace_file, calls = os.replace, []
+    def killing(*names):
+        calls.append(names)
+        if len(calls) == 6 and moment == "before":
+            kill()
+        replace_file(*names)
+        if len(calls) == 6:
+            kill()
+    os.replace = killing
+run(toy(), Source(at=at), checkpoint=file, checkpoint_seconds=0.0)
+"""
+
+
+@pytest.mark.parametrize("moment", ["update", "before", "after"])
+def test_a_process_killed_outright_resumes_to_the_same_bits(tmp_path: Path, moment: str) -> None:
+    """In the middle of an update, before a checkpoint is renamed into place, and after."""
+    whole, parts = toy(), toy()
+    expected = run(whole)
+    file = tmp_path / "run.pt"
+    killed = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(test=__file__), moment, str(file)],
+        capture_output=True,
+        cwd=Path(advvl.fit.__file__).parents[1],
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert read_torch(file)["done"] == (5 if moment == "before" else 6)
+    source = Source()
+    assert run(parts, source, checkpoint=file, resume=True).losses == expected.losses
+    assert len(source.asked) == UPDATES - (5 if moment == "before" else 6)
+    assert bits(parts) == bits(whole)
+
+
+def test_time_is_that_of_the_updates_summed_over_resumptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that ticks at each look: writing checkpoints takes none of it."""
+    clock = iter(range(10**6))
+    monkeypatch.setattr(advvl.fit.time, "perf_counter", lambda: float(next(clock)))
+    file = tmp_path / "run.pt"
+    with pytest.raises(Stop):
+        run(toy(), Source(at={5: stop}), checkpoint=file, checkpoint_seconds=0.0)
+    result = run(toy(), checkpoint=file, resume=True)
+    assert result.seconds == UPDATES
+    assert result.seconds_per_update == 1.0
