@@ -11,7 +11,7 @@
     ├── MissingExtraError    an optional package that is needed and not installed
     └── OutputDirectoryError an output directory that belongs to something else
 
-Each also derives from the built-in error a caller would expect (`ValueError`, `ArithmeticError`, `ImportError`, `RuntimeError`).
+Each also derives from the built-in error that a caller would expect (`ValueError`, `RuntimeError`, …).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import get_args
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ def delta_dtype(x: Tensor) -> torch.dtype:
 
 class Start(ABC):
     """Where a perturbation begins; made at the site, once its shape is known."""
+
+    random: ClassVar[bool] = False  # whether it draws
 
     @abstractmethod
     def make(self, ball: Ball, place: Place, generator: torch.Generator | None) -> Tensor:
@@ -52,6 +54,8 @@ class Uniform(Start):
 
     magnitude: float
 
+    random: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         _check_magnitude("magnitude", self.magnitude)
 
@@ -69,6 +73,8 @@ class Normal(Start):
     """
 
     scale: float
+
+    random: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_magnitude("scale", self.scale)
@@ -202,7 +208,9 @@ class EmbeddingPerturber(Perturber):
 
     def __init__(self, **ascents: Ascent) -> None:
         if not ascents:
-            raise ConfigurationError("expected at least one modality, as in EmbeddingPerturber(text=Ascent(…)), got none")
+            raise ConfigurationError(
+                "expected at least one modality, as in EmbeddingPerturber(text=Ascent(…)), got none"
+            )
         for modality, ascent in ascents.items():
             if not isinstance(ascent, Ascent):
                 raise ConfigurationError(f"expected an Ascent for the modality {modality!r}, got {ascent!r}")

@@ -287,6 +287,19 @@ def adapt(
     )
 
 
+@contextmanager
+def adapted(model: Adapter | nn.Module) -> Iterator[Adapter]:
+    """An adapter as it is, or that of a bare model for as long as this lasts."""
+    if isinstance(model, Adapter):
+        yield model
+        return
+    adapter = adapt(model)
+    try:
+        yield adapter
+    finally:
+        adapter.close()
+
+
 def _unwrapped(model: nn.Module) -> nn.Module:
     for name in ("_orig_mod", "module"):
         if isinstance(inner := getattr(model, name, None), nn.Module):
@@ -298,7 +311,7 @@ _WRAPPERS = ("module", "_orig_mod")
 
 
 def _find(model: nn.Module, name: str) -> nn.Module:
-    modules = dict(model.named_modules())
+    modules: dict[str, nn.Module] = dict(model.named_modules())
     if name in modules:
         return modules[name]
     plain: dict[str, nn.Module] = {}

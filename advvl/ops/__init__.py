@@ -111,9 +111,7 @@ def norms(
 def _choose(backend: str) -> ModuleType:
     if backend == "auto":
         return _reference
-    if backend not in __all__ = ["Backend", "Box", "Norm", "Per", "Rule", "Stepped", "norms", "project", "step_and_project"]
-
-_BACKENDS:
+    if backend not in _BACKENDS:
         raise ConfigurationError(f"expected a back end among {['auto', *_BACKENDS]}, got {backend!r}")
     return _BACKENDS[backend]
 

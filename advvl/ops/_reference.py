@@ -76,10 +76,7 @@ def step_and_project(
     moves = finite & (biggest > 0)
     one = torch.ones_like(biggest)
     unit = g / rows.spread(torch.where(moves, biggest, one))  # entries of at most 1: no overflow, no underflow
-    if norm == "l2":
-        length = rows.sum(unit.square()).sqrt().to(d.dtype)
-    else:
-        length = one
+    length = rows.sum(unit.square()).sqrt().to(d.dtype) if norm == "l2" else one
     if rule == "sign":
         direction = g.sign()
     else:
@@ -103,9 +100,7 @@ def project(
 ) -> Tensor:
     if delta.numel() == 0:
         return delta.clone()
-    return _into(
-        _masked(_compute(delta), mask), radius, norm, _Rows(delta, per, segments), mask, x, box, delta.dtype
-    )
+    return _into(_masked(_compute(delta), mask), radius, norm, _Rows(delta, per, segments), mask, x, box, delta.dtype)
 
 
 def norms(delta: Tensor, norm: Norm, per: Per, mask: Tensor | None, segments: Tensor | None) -> Tensor:
@@ -144,7 +139,11 @@ def _into(
 ) -> Tensor:
     """The perturbation inside ball and box, in its storage dtype."""
     if math.isfinite(radius):
-        d = d.clamp(-(bound := _not_above(radius, storage)), bound) if norm == "linf" else _rescaled(d, radius, rows, storage)
+        d = (
+            d.clamp(-(bound := _not_above(radius, storage)), bound)
+            if norm == "linf"
+            else _rescaled(d, radius, rows, storage)
+        )
     d = d.to(storage)
     if box is not None and x is not None:
         # Only entries outside the box change, and towards zero: (x + d) - x would round d out of its ball.

@@ -1,0 +1,106 @@
+"""Attacks: the perturbations that an inner maximiser finds, with the model left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from advvl.adapters.base import Adapter, Batch, Outputs, adapted
+from advvl.maximizers import InnerMaximizer
+from advvl.passes import Loss, Passes, Round, no_sync
+from advvl.perturbers import Perturber
+from advvl.randomness import preserved
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What an attack found.
+
+    Arguments:
+        deltas: modality to its final perturbation, of the shape of the site's tensor.
+        losses: `(B,)` at the final perturbation (in turn: at the last modality's), or None for a scalar loss.
+        correct: `(B,)` bool there, or None where nothing judges.
+    """
+
+    deltas: Mapping[str, Tensor]
+    losses: Tensor | None
+    correct: Tensor | None
+
+
+class Attack:
+    """An attack from two parts: `Attack(perturber, maximizer)(model, batch)`.
+
+    Arguments:
+        perturber: starts and moves the perturbations.
+        maximizer: decides which passes are run; its parameter weights and updates play no part.
+        loss: from outputs and batch to what is maximised, one a row `(B,)` (their sum is differentiated) or a scalar;
+            None: the model's own loss.
+        correct: from outputs and batch to the rows still classified correctly, `(B,)` bool.
+        train_mode: attack the model in the modes it is in, not in eval mode; its buffers are put back all the same.
+        seed: of the generator that random starts are drawn from; it advances from call to call.
+
+    Differentiates with respect to the perturbations alone, and leaves parameters, buffers, `.grad`, modes, hooks and the
+    global random state as found, also on an exception.
+    """
+
+    def __init__(
+        self,
+        perturber: Perturber,
+        maximizer: InnerMaximizer,
+        *,
+        loss: Loss | None = None,
+        correct: Callable[[Outputs, Batch], Tensor] | None = None,
+        train_mode: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.perturber, self.maximizer = perturber, maximizer
+        self.loss, self.correct, self.train_mode, self.seed = loss, correct, train_mode, seed
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __repr__(self) -> str:
+        return f"Attack({self.perturber!r}, {self.maximizer!r}, seed={self.seed})"
+
+    def __call__(self, model: Adapter | nn.Module, batch: Batch) -> AttackResult:
+        """Attack the model on a batch.
+
+        Raises:
+            SiteError, ShapeError, ConfigurationError: as `AdversarialTraining.step`.
+        """
+        with adapted(model) as adapter, preserved(adapter.model), _modes(adapter.model, self.train_mode):
+            return self._run(adapter, batch)
+
+    def _run(self, adapter: Adapter, batch: Batch) -> AttackResult:
+        options = {"loss": self.loss, "correct": self.correct, "generator": self._generator, "reduce": torch.sum}
+        with (
+            Passes(adapter, batch, self.perturber, **options) as passes,  # type: ignore[arg-type]
+            closing(self.maximizer.probes(self.perturber, generator=self._generator)) as probes,
+        ):
+            round_ = Round(passes, quiet=no_sync(adapter.model))
+            probe = next(probes)
+            while True:
+                feedback = round_.run(replace(probe, weight=0.0, update=False))
+                try:
+                    probe = probes.send(feedback)
+                except StopIteration as stop:
+                    return AttackResult(stop.value, feedback.losses, feedback.correct)
+
+
+@contextmanager
+def _modes(model: nn.Module, train_mode: bool) -> Iterator[None]:
+    """Eval mode, or as it is with the buffers put back."""
+    before = {module: module.training for module in model.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if train_mode else []
+    try:
+        if not train_mode:
+            model.eval()
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)

@@ -1,0 +1,222 @@
+"""Adversarial training: one step on one batch, leaving parameter gradients for the user's optimiser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from advvl.adapters.base import Adapter, Batch, adapted
+from advvl.errors import ConfigurationError, NonFiniteError
+from advvl.maximizers import AscentState, Feedback, InnerMaximizer
+from advvl.passes import Backward, Loss, Passes, PassTrace, Round, Sync, no_sync
+from advvl.perturbers import Perturber
+from advvl.regularizers import Regularizer
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step did; every tensor stays on its device, so reading the report is what synchronises.
+
+    Arguments:
+        loss: the whole objective whose gradient the parameters got, a scalar.
+        task_loss, regularization: its two parts.
+        passes: forwards run.
+        delta_norms: modality to the norms of its last moved perturbation, in its ball's norm and granularity.
+        nonfinite: modality to the number of samples whose gradient was not finite in some pass (they did not move).
+        effective: modality to ‖cast(x+δ)−x‖/‖δ‖ of its last pass, `(B,)`, where the model is in half precision.
+    """
+
+    loss: Tensor
+    task_loss: Tensor
+    regularization: Tensor | None
+    passes: int
+    delta_norms: Mapping[str, Tensor]
+    nonfinite: Mapping[str, Tensor]
+    effective: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class AdversarialTraining:
+    """Adversarial training from three parts: who moves, which passes, what is kept steady.
+
+    Arguments:
+        perturber: starts and moves the perturbations of each modality.
+        maximizer: decides which passes are run.
+        regularizer: compares perturbed with clean predictions; None: no clean pass.
+        clean_weight: of a task loss on the clean pass beside the adversarial ones (the paper's L_std; 0 as released).
+        dropout: `"fresh"` masks in every pass, as VILLA releases it, or `"shared"`: every pass replays the first one's
+            randomness, as FreeLB's paper says, which with starts at zero saves the clean pass.
+        track_stats: BatchNorm's running statistics see `"all"` passes, as published, or the `"clean"` one alone.
+        nonfinite: `"raise"` NonFiniteError before any update if a loss or a perturbation's gradient was not finite
+            (one read from the device an update), or `"keep"`: such rows keep their last perturbation and are counted.
+
+    Raises:
+        ConfigurationError: an option out of its range, or parts that make no sense together.
+    """
+
+    perturber: Perturber
+    maximizer: InnerMaximizer
+    regularizer: Regularizer | None = None
+    clean_weight: float = 0.0
+    dropout: Literal["fresh", "shared"] = "fresh"
+    track_stats: Literal["all", "clean"] = "all"
+    nonfinite: Literal["raise", "keep"] = "raise"
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.clean_weight < math.inf):
+            raise ConfigurationError(f"expected a finite clean_weight of 0 or more, got {self.clean_weight!r}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigurationError(f"expected {name} to be one of {choices}, got {getattr(self, name)!r}")
+        if self.track_stats == "clean" and self.regularizer is None and not self.clean_weight:
+            raise ConfigurationError(
+                "expected a clean pass for track_stats='clean', got none; give a regularizer or a clean_weight"
+            )
+        self.maximizer.check(self.perturber)
+
+    def step(
+        self,
+        model: Adapter | nn.Module,
+        batch: Batch,
+        *,
+        loss: Loss | None = None,
+        backward: Backward | None = None,
+        update: Callable[[], object] | None = None,
+        sync: Sync | None = None,
+        generator: torch.Generator | None = None,
+        state: AscentState | None = None,
+        trace: Callable[[PassTrace], object] | None = None,
+    ) -> StepReport:
+        """Run every pass of one step and leave the parameters' gradients, added to what was there, in `.grad`.
+
+        Arguments:
+            model: what `adapt(model)` gave; a bare model is adapted for this step alone.
+            batch: whatever the model takes; see `Adapter.call`.
+            loss: from outputs and batch to a scalar, or one loss a row (their mean is taken); None: the model's own.
+            backward: does what `Tensor.backward` does, and may scale (`lambda t: scaler.scale(t).backward()`,
+                `accelerator.backward`); the gradients of perturbations are freed of its factor on the device.
+            update: unscale, clip, step and zero the gradients; called when they are complete. FreeAT needs it.
+            sync: a context manager for passes whose gradients must not be reduced yet; None: the wrapper's `no_sync`.
+            generator: what random starts are drawn from.
+            state: what the maximiser carries from batch to batch.
+            trace: is told of every pass.
+
+        Raises:
+            SiteError: a modality without a site, or a site that did not fire or cannot be perturbed.
+            ShapeError: a mask, start, perturbation or loss that does not fit.
+            NonFiniteError: see `nonfinite`.
+            ConfigurationError: several updates a step without `update`, or under gradient accumulation; a DDP model
+                with `static_graph=True`; a carried perturbation without `state`.
+            RandomnessError: `dropout="shared"` and a model whose randomness torch's global state does not hold.
+        """
+        with adapted(model) as adapter:
+            quiet = sync or no_sync(adapter.model)
+            self._check(adapter.model, update)
+            with Passes(adapter, batch, self.perturber, loss=loss, generator=generator) as passes:
+                watch = _Watch(raises=self.nonfinite == "raise")
+                round_ = Round(
+                    passes,
+                    regularizer=self.regularizer,
+                    clean_weight=self.clean_weight,
+                    shared=self.dropout == "shared",
+                    freeze_stats=self.track_stats == "clean",
+                    backward=backward,
+                    quiet=quiet,
+                    trace=trace,
+                )
+                with closing(self.maximizer.probes(self.perturber, generator=generator, state=state)) as probes:
+                    probe = next(probes)
+                    while True:
+                        feedback = round_.run(probe)
+                        watch.gradients(feedback)
+                        if probe.update:
+                            watch.read(round_.loss)
+                            if update is not None:
+                                update()
+                        try:
+                            following = probes.send(feedback)
+                        except StopIteration:
+                            break
+                        finally:
+                            watch.moved(feedback)
+                        probe = following
+        return _report(round_, watch)
+
+    def _check(self, model: nn.Module, update: object) -> None:
+        several = self.maximizer.updates > 1
+        if several and update is None:
+            raise ConfigurationError(
+                f"expected update=… for {self.maximizer.updates} updates a step ({type(self.maximizer).__name__}), got "
+                "None; pass what unscales, clips, steps the optimiser and zeroes the gradients"
+            )
+        if several and getattr(model, "require_backward_grad_sync", True) is False:
+            raise ConfigurationError(
+                f"expected no gradient accumulation with {self.maximizer.updates} updates a step, got a step inside "
+                "no_sync; each replay must update"
+            )
+        if getattr(model, "static_graph", False) is True:
+            raise ConfigurationError(
+                "expected a DDP model without static_graph, got static_graph=True: a step runs several passes before "
+                "one reduction, and a static graph reduces after the first; wrap the model with static_graph=False"
+            )
+
+
+_CHOICES = {"dropout": ("fresh", "shared"), "track_stats": ("all", "clean"), "nonfinite": ("raise", "keep")}
+
+
+class _Watch:
+    """Whether every gradient and loss was finite: flags gathered on the device, read once before an update."""
+
+    def __init__(self, *, raises: bool) -> None:
+        self.raises = raises
+        self.bad: dict[str, Tensor] = {}
+        self.norms: dict[str, Tensor] = {}
+        self._pending: dict[str, Tensor] = {}
+
+    def gradients(self, feedback: Feedback) -> None:
+        for modality, gradient in feedback.gradients.items():
+            finite = gradient.isfinite()
+            mask = feedback.places[modality].mask
+            if mask is not None:
+                finite = finite | ~mask.reshape(*mask.shape, *[1] * (finite.ndim - mask.ndim))
+            bad = ~finite.flatten(1).all(1)
+            self.bad[modality] = bad if modality not in self.bad else self.bad[modality] | bad
+
+    def moved(self, feedback: Feedback) -> None:
+        self.norms.update({modality: stepped.delta_norm for modality, stepped in feedback.stepped.items()})
+
+    def read(self, loss: Tensor | None) -> None:
+        """Raise NonFiniteError if anything was not finite, naming modality and rows."""
+        if not self.raises or loss is None:
+            return
+        flags = {modality: bad.any() for modality, bad in self.bad.items()}
+        broken = torch.stack([~loss.isfinite(), *(flag.to(loss.device) for flag in flags.values())])
+        if not broken.any():  # the one read
+            return
+        rows = {modality: bad.nonzero().flatten().tolist() for modality, bad in self.bad.items() if bad.any()}
+        where = "; ".join(f"the gradient of the {m!r} perturbation in rows {r[:20]}" for m, r in rows.items())
+        raise NonFiniteError(
+            f"expected finite losses and gradients, got {where or 'none in the perturbations'}"
+            f"{'' if loss.isfinite() else f'; loss {float(loss)}'}. The parameters' .grad is unusable: zero it before "
+            "going on. With a loss scaler, whose first steps overflow by design, use nonfinite='keep'"
+        )
+
+
+def _report(round_: Round, watch: _Watch) -> StepReport:
+    if round_.loss is None or round_.task_loss is None:
+        raise ConfigurationError("expected a maximiser that asks for a pass to learn from, got none with a weight")
+    return StepReport(
+        loss=round_.loss,
+        task_loss=round_.task_loss,
+        regularization=round_.regularization,
+        passes=round_.count,
+        delta_norms=watch.norms,
+        nonfinite={modality: bad.sum() for modality, bad in watch.bad.items()},
+        effective=round_.effective,
+    )
