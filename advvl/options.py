@@ -219,7 +219,7 @@ def first_seeds(text: str) -> tuple[int, ...]:
 class ExperimentOptions:
     """The whole experiment: pre-train, fine-tune by each method from each seed, attack, report."""
 
-    preset: Preset = field(default="demo", metadata=_own("values to start from"))
+    preset: Preset = field(default="demo", metadata=_own("values to start from, over the defaults below"))
     stage: Stage = field(default="all", metadata=_own("which half of the experiment to run"))
     methods: tuple[Method, ...] = field(
         default=("standard", "freelb", "villa"),

@@ -1,0 +1,95 @@
+"""Intervals: of a mean over seeds, of a paired difference, of a proportion of test examples.
+
+An interval over seeds says how another training run may come out; one over examples says how another test set may, for
+the one model at hand. Neither stands for the other, so every interval says what it is over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from advvl.errors import ConfigurationError, DataError
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and where the truth lies with `confidence`: of `count` numbers, by `method`."""
+
+    estimate: float
+    low: float
+    high: float
+    confidence: float
+    count: int
+    method: str
+
+    def excludes_zero(self) -> bool:
+        """Whether zero lies outside."""
+        return self.low > 0 or self.high < 0
+
+
+def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
+    """Student's t-interval of the mean of independent `values`, such as one number for each seed.
+
+    Errors: `DataError` for fewer than two values or one that is not finite; `ConfigurationError` for a confidence
+    outside (0, 1). Source: any textbook; exact for normal values.
+    """
+    numbers = _finite(values)
+    _check_confidence(confidence)
+    if numbers.size < 2:
+        raise DataError(f"expected two or more values to tell how they scatter, got {numbers.size}; run more seeds")
+    mean = float(numbers.mean())
+    half = float(stats.t.ppf((1 + confidence) / 2, numbers.size - 1) * numbers.std(ddof=1) / math.sqrt(numbers.size))
+    return Interval(mean, mean - half, mean + half, confidence, int(numbers.size), "t")
+
+
+def difference_interval(values: Sequence[float], baseline: Sequence[float], *, confidence: float = 0.95) -> Interval:
+    """The paired t-interval of `values - baseline`: the i-th of both share their seed, or their test example.
+
+    Errors: `DataError` if the two are not equally long, and as for `mean_interval`.
+    """
+    if len(values) != len(baseline):
+        raise DataError(
+            f"expected as many values as the baseline's {len(baseline)}, got {len(values)}; pair them by seed"
+        )
+    return mean_interval((_finite(values) - _finite(baseline)).tolist(), confidence=confidence)
+
+
+def proportion_interval(successes: float, trials: int, *, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a proportion, such as one model's accuracy over test examples.
+
+    It keeps its sense at 0 and 1, where the normal interval has no width. `successes` may be a sum of scores in [0, 1],
+    such as VQA's: a mean of such scores varies no more than a proportion of the same size, so the interval is then
+    wide enough, and wider than it need be. Source: Wilson, JASA 22 (1927).
+
+    Errors: `DataError` unless `0 <= successes <= trials` and `trials >= 1`; `ConfigurationError` for the confidence.
+    """
+    _check_confidence(confidence)
+    if trials < 1 or not 0 <= successes <= trials:
+        raise DataError(f"expected 0 to {trials} successes in one trial or more, got {successes!r} in {trials!r}")
+    share = successes / trials
+    z = float(stats.norm.ppf((1 + confidence) / 2))
+    shrink = 1 + z * z / trials
+    centre = (share + z * z / (2 * trials)) / shrink
+    half = z * math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2) / shrink
+    # At 0 and 1 one end is the estimate itself, which rounding must not push past it.
+    low = 0.0 if successes == 0 else min(centre - half, share)
+    high = 1.0 if successes == trials else max(centre + half, share)
+    return Interval(share, low, high, confidence, trials, "Wilson")
+
+
+def _finite(values: Sequence[float]) -> NDArray[np.float64]:
+    numbers = np.asarray(values, dtype=np.float64)
+    if numbers.ndim != 1 or not np.isfinite(numbers).all():
+        raise DataError(f"expected a flat list of finite numbers, got {values!r}")
+    return numbers
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ConfigurationError(f"expected a confidence between 0 and 1, such as 0.95, got {confidence!r}")
