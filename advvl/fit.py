@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,9 +31,7 @@ from advvl.optimization import derive_seed, examples_of, parameter_groups, sched
 from advvl.options import OptimizerOptions
 from advvl.signals import deferred_signals
 from advvl.storage import fingerprint, read_torch, write_torch
-
-if TYPE_CHECKING:
-    from advvl.training import AdversarialTraining
+from advvl.training import AdversarialTraining
 
 
 class BatchSource(Protocol):
@@ -180,24 +178,25 @@ class _Loop:
         self.seconds += time.perf_counter() - started
 
     def _update(self, batch: Mapping[str, Any]) -> float:
-        if self.adversary is not None and self.adversary.wants(batch):
-            report = self.adversary.method.step(
-                self.adversary.target,
+        adversary = self.adversary
+        if adversary is None or not adversary.wants(batch):
+            loss = self.model(**batch).loss.mean()
+            self.accelerator.backward(loss)
+            value = _finite("loss", float(loss.detach()), self.done)
+            self._apply_gradients()
+            return value
+        try:
+            report = adversary.method.step(
+                adversary.target,
                 batch,
                 backward=self.accelerator.backward,
                 update=self._apply_gradients,
                 generator=self._generator("method"),
-                state=self.adversary.state,
+                state=adversary.state,
             )
-            loss = report.loss
-            if self.adversary.method.maximizer.updates > 1:
-                return _finite("loss", float(loss), self.done)
-        else:
-            loss = self.model(**batch).loss.mean()
-            self.accelerator.backward(loss)
-        value = _finite("loss", float(loss.detach()), self.done)
-        self._apply_gradients()
-        return value
+        except NonFiniteError as error:
+            raise NonFiniteError(f"update {self.done}: {error}") from error
+        return _finite("loss", float(report.loss), self.done)
 
     def _apply_gradients(self) -> None:
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.clip)
@@ -267,7 +266,6 @@ def _global_randomness_restored() -> Iterator[None]:
 def _finite(what: str, value: float, update: int) -> float:
     if not math.isfinite(value):
         raise NonFiniteError(
-            f"expected a finite {what} in update {update}, got {value}; the parameters are as before it: lower "
-            "learning_rate, or clip with clip"
+            f"expected a finite {what} in update {update}, got {value}; lower learning_rate, or look at that batch"
         )
     return value

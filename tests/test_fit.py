@@ -8,7 +8,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,19 @@ import torch
 from torch import Tensor, nn
 
 import advvl.fit
+from advvl import (
+    L2,
+    Adapter,
+    AdversarialTraining,
+    Ascent,
+    EmbeddingPerturber,
+    FreeAT,
+    FreeLB,
+    Site,
+    SymmetricKL,
+    Uniform,
+    adapt,
+)
 from advvl.errors import CheckpointError, ConfigurationError, NonFiniteError
 from advvl.fit import FitResult, fit
 from advvl.optimization import derive_seed, examples_of, parameter_groups, schedule, updates_per_epoch
@@ -27,6 +40,15 @@ from advvl.storage import read_torch
 
 OPTIONS = OptimizerOptions(epochs=3, batch_size=4, learning_rate=0.05, weight_decay=0.1, warmup=0.3, clip=1.0)
 UPDATES = 3 * (18 // 4)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Bits are promised at a fixed number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @dataclass
@@ -312,6 +334,81 @@ def test_a_signal_ends_the_update_saves_and_exits(
     parts = toy()
     assert run(parts, checkpoint=file, resume=True).losses == expected.losses
     assert bits(parts) == bits(whole)
+
+
+def sited(model: nn.Module) -> Adapter:
+    return adapt(model, {"image": Site("first", at="input")})
+
+
+ASCENT = Ascent(L2(0.5), step_size=0.3, start=Uniform(0.2))
+METHODS = {
+    "villa": AdversarialTraining(EmbeddingPerturber(image=ASCENT), FreeLB(2), SymmetricKL(weight=0.5)),
+    "free-at": AdversarialTraining(EmbeddingPerturber(image=ASCENT), FreeAT(3)),
+}
+
+
+def test_an_adversarial_update_leaves_what_the_methods_own_step_leaves() -> None:
+    model, expected = toy(), toy()
+    for both in (model, expected):
+        both.dropout.p = 0.0
+    source = Source()
+    run(model, source, updates=1, method=METHODS["villa"], target=sited)
+    batch = Source().batch(source.asked[0], torch.Generator().manual_seed(derive_seed(3, "batch", 0, 0)))
+    optimizer = torch.optim.AdamW(parameter_groups(expected, OPTIONS.weight_decay), lr=1.0, betas=OPTIONS.betas)
+    generator = torch.Generator().manual_seed(derive_seed(3, "method", 0, 0))
+    METHODS["villa"].step(sited(expected), batch, generator=generator)
+    nn.utils.clip_grad_norm_(expected.parameters(), OPTIONS.clip)
+    for group in optimizer.param_groups:
+        group["lr"] = OPTIONS.learning_rate
+    optimizer.step()
+    assert bits(model) == bits(expected)
+
+
+def test_only_batches_of_adversarial_tasks_get_the_adversarial_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    step = AdversarialTraining.step
+
+    def watch(self: AdversarialTraining, model: Any, batch: Any, **arguments: Any) -> Any:
+        seen.append(batch["task"])
+        return step(self, model, batch, **arguments)
+
+    monkeypatch.setattr(AdversarialTraining, "step", watch)
+    run(toy(), method=METHODS["villa"], target=sited, adversarial_tasks={"b"})
+    assert seen == ["b"] * (UPDATES // 2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_adversarial_run_stopped_and_resumed_ends_with_the_same_bits(tmp_path: Path, method: str) -> None:
+    """What free adversarial training carries from batch to batch is carried over the stop."""
+    whole, parts = toy(), toy()
+    arguments: dict[str, Any] = {"method": METHODS[method], "target": sited, "checkpoint_seconds": 0.0}
+    expected = run(whole, **arguments)
+    file = tmp_path / "run.pt"
+    with pytest.raises(Stop):
+        run(parts, Source(at={5: stop}), checkpoint=file, **arguments)
+    parts = toy()
+    assert run(parts, checkpoint=file, resume=True, **arguments).losses == expected.losses
+    assert bits(parts) == bits(whole)
+    assert (read_torch(file)["method"]["deltas"] != {}) == (method == "free-at")
+
+
+def test_a_replayed_update_is_applied_once_a_replay_and_no_more() -> None:
+    class Counting(torch.optim.AdamW):
+        steps = 0
+
+        def step(self, *arguments: Any, **options: Any) -> Any:
+            Counting.steps += 1
+            return super().step(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch.optim, "AdamW", Counting)
+        run(toy(), method=METHODS["free-at"], target=sited, updates=4)
+    assert Counting.steps == 4 * 3
+
+
+def test_an_adversarial_loss_that_is_not_finite_names_the_update() -> None:
+    with pytest.raises(NonFiniteError, match="update 5: "):
+        run(toy(), Source(poison=5), method=METHODS["villa"], target=sited)
 
 
 SCRIPT = """
