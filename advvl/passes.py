@@ -125,7 +125,9 @@ class Passes:
         adapter.check_modalities(perturber.modalities)
         self.adapter, self.batch, self.perturber = adapter, batch, perturber
         self._loss, self._correct, self._reduce = loss or adapter.loss, correct, reduce
-        self._generator = generator
+        # forked before any pass, so that drawing a start leaves a replayed random state alone
+        random = any(start.random for start in perturber.starts().values())
+        self._generator = forked(generator) if random else generator
         self._stack = ExitStack()
         self._places: dict[str, tuple[Tensor | None, Tensor | None]] = {}
 
@@ -186,8 +188,6 @@ class Passes:
 
     def _begin(self, modality: str, value: Tensor | Start, place: Place) -> Tensor:
         if isinstance(value, Start):
-            if not isinstance(value, Zero):
-                self._generator = forked(self._generator) if value.random else self._generator
             return self.perturber.begin(modality, value, place, self._generator)
         if value.shape != place.x.shape:
             raise ShapeError(

@@ -72,3 +72,8 @@ def toy(*, dropout: float = 0.0, dtype: torch.dtype = torch.float64, seed: int =
 
 def gradients(adapter: Adapter) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in adapter.model.named_parameters() if p.grad is not None}
+
+
+def adapt_toy(model: nn.Module) -> Adapter:
+    """What a registered adapter is: a function from the model."""
+    return Adapter(model, toy_sites())

@@ -22,7 +22,6 @@ from advvl import (
     Linf,
     PassTrace,
     Site,
-    SymmetricKL,
     adapt,
 )
 

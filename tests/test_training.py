@@ -1,0 +1,413 @@
+"""A training step: equal to the published loop, at reduced cost, with nothing left behind."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from conftest import ToyModel, gradients, toy, toy_batch, toy_sites
+from published import villa as published_villa
+from torch import Tensor, nn
+
+from advvl import (
+    KL,
+    L2,
+    PGD,
+    Adapter,
+    AdversarialTraining,
+    Ascent,
+    AscentState,
+    EmbeddingPerturber,
+    FreeAT,
+    FreeLB,
+    Linf,
+    PassTrace,
+    StepReport,
+    SymmetricKL,
+    Uniform,
+    adapt,
+)
+from advvl.errors import ConfigurationError, NonFiniteError, RandomnessError, SiteError
+from advvl.randomness import RandomState
+
+STEP_SIZES = {"text": 0.3, "image": 0.5}
+
+
+def perturber(
+    norm: str = "l2", radius: float = math.inf, modalities: tuple[str, ...] = ("text", "image"), **options: Any
+) -> EmbeddingPerturber:
+    ball = L2(radius) if norm == "l2" else Linf(radius)
+    return EmbeddingPerturber(**{m: Ascent(ball, step_size=STEP_SIZES[m], **options) for m in modalities})
+
+
+def zeros(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        "text": torch.zeros(*batch["ids"].shape, 8, dtype=torch.float64),
+        "image": torch.zeros_like(batch["regions"]),
+    }
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
+
+
+CASES = [
+    pytest.param(
+        modalities, order, norm, radius, dropout, id=f"{'+'.join(modalities)}-{order}-{norm}-{radius}-dropout{dropout}"
+    )
+    for modalities, order in [
+        (("text",), "together"),
+        (("image",), "together"),
+        (("text", "image"), "together"),
+        (("text", "image"), "in turn"),
+    ]
+    for norm, radius in [("l2", math.inf), ("l2", 0.4), ("linf", 0.35)]
+    for dropout in (0.0, 0.3)
+]
+
+
+@pytest.mark.parametrize("masks", ["fresh", "shared"])
+@pytest.mark.parametrize(("modalities", "order", "norm", "radius", "dropout"), CASES)
+def test_villa_is_the_published_loop(
+    modalities: tuple[str, ...], order: str, norm: str, radius: float, dropout: float, masks: str
+) -> None:
+    """Logits, deltas, their gradients, the loss and every parameter gradient, whichever masks the passes see."""
+    batch, steps = toy_batch(), 3
+    theirs = toy(dropout=dropout)
+    torch.manual_seed(7)
+    first = RandomState.of(theirs.model)
+    record = published_villa(
+        theirs,
+        batch,
+        zeros(batch),
+        step_sizes={m: STEP_SIZES[m] for m in modalities},
+        steps=steps,
+        norm=norm,
+        radius=radius,
+        alter=order == "in turn",
+        before_pass=first.replay if masks == "shared" else lambda: None,
+    )
+    ours, passes = toy(dropout=dropout), list[PassTrace]()
+    torch.manual_seed(7)
+    method = AdversarialTraining(
+        perturber(norm, radius, modalities), FreeLB(steps, order), SymmetricKL(1.5), dropout=masks
+    )  # type: ignore[arg-type]
+    report = method.step(ours, batch, trace=passes.append)
+
+    close(report.loss, torch.as_tensor(record.loss))
+    turns = len(modalities) if order == "in turn" else 1
+    for logits, seen in zip(record.logits, passes, strict=True):
+        close(seen.logits, logits)
+    for step, turn in itertools.product(range(steps), range(turns)):
+        seen = passes[1 + step * turns + turn]
+        for modality in seen.modalities:
+            close(seen.deltas[modality], record.deltas[step][modality])
+            if step < steps - 1:
+                close(seen.gradients[modality], record.gradients[step][modality])
+    expected, found = gradients(theirs), gradients(ours)
+    assert expected.keys() == found.keys()
+    for name, gradient in expected.items():
+        close(found[name], gradient)
+
+
+@pytest.mark.parametrize(
+    ("masks", "order", "forwards"),
+    [("fresh", "together", 4), ("shared", "together", 3), ("fresh", "in turn", 7), ("shared", "in turn", 5)],
+)
+def test_the_clean_branch_costs_what_the_algebra_says(masks: str, order: str, forwards: int) -> None:
+    batch, target = toy_batch(), toy()
+    AdversarialTraining(perturber(), FreeLB(3, order), SymmetricKL(), dropout=masks).step(target, batch)  # type: ignore[arg-type]
+    report = AdversarialTraining(perturber(), FreeLB(3, order), SymmetricKL(), dropout=masks).step(target, batch)  # type: ignore[arg-type]
+    assert report.passes == forwards
+
+
+def test_a_clean_weight_adds_the_clean_task_gradient() -> None:
+    batch = toy_batch()
+    method = lambda weight: AdversarialTraining(perturber(), FreeLB(3), SymmetricKL(), clean_weight=weight)  # noqa: E731
+    without, with_, clean = toy(), toy(), toy()
+    method(0.0).step(without, batch)
+    report = method(0.7).step(with_, batch)
+    task = clean.forward(batch)["loss"].mean()
+    task.backward()
+    for name, gradient in gradients(with_).items():
+        close(gradient, gradients(without)[name] + 0.7 * gradients(clean)[name])
+    close(report.loss - method(0.0).step(toy(), batch).loss, 0.7 * task.detach())
+
+
+@pytest.mark.parametrize("masks", ["fresh", "shared"])
+def test_a_detached_clean_branch_gets_no_gradient(masks: str) -> None:
+    batch, ours, theirs = toy_batch(), toy(), toy()
+    AdversarialTraining(perturber(), FreeLB(2), KL(0.8, detach_clean=True), dropout=masks).step(ours, batch)  # type: ignore[arg-type]
+    passes = list[PassTrace]()
+    AdversarialTraining(perturber(), FreeLB(2), KL(0.8, detach_clean=True)).step(toy(), batch, trace=passes.append)
+    clean = theirs.forward(batch)["logits"].detach()
+    for seen in passes[1:]:
+        with theirs.inject(seen.deltas):
+            outputs = theirs.forward(batch)
+        ((outputs["loss"].mean() + KL(0.8)(clean, outputs["logits"])) / 2).backward()
+    for name, gradient in gradients(theirs).items():
+        close(gradients(ours)[name], gradient)
+
+
+def test_pgd_trains_at_its_last_point_only() -> None:
+    batch, ours, theirs = toy_batch(), toy(), toy()
+    passes = list[PassTrace]()
+    AdversarialTraining(perturber(radius=0.5), PGD(4)).step(ours, batch, trace=passes.append)
+    assert [seen.weight for seen in passes] == [0, 0, 0, 0, 1]
+    with theirs.inject(passes[-1].deltas):
+        theirs.forward(batch)["loss"].mean().backward()
+    for name, gradient in gradients(theirs).items():
+        close(gradients(ours)[name], gradient)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0, 3.7])
+def test_a_scaled_backward_changes_nothing_but_the_scale(scale: float) -> None:
+    """What the maximiser is sent does not depend on a loss scale, and neither does the clean branch."""
+    batch, plain, scaled = toy_batch(), toy(), toy()
+    method = AdversarialTraining(perturber(radius=0.5), FreeLB(3, "in turn"), SymmetricKL(2.0), clean_weight=0.5)
+    one, two = list[PassTrace](), list[PassTrace]()
+    method.step(plain, batch, trace=one.append)
+    method.step(scaled, batch, backward=lambda total: (total * scale).backward(), trace=two.append)
+    for name, gradient in gradients(plain).items():
+        close(gradients(scaled)[name] / scale, gradient)
+    for a, b in zip(one, two, strict=True):
+        for modality, gradient in a.gradients.items():
+            close(b.gradients[modality], gradient)
+
+
+def test_gradients_add_to_what_was_there() -> None:
+    batch, once, twice = toy_batch(), toy(), toy()
+    method = AdversarialTraining(perturber(), FreeLB(2), SymmetricKL())
+    method.step(once, batch)
+    method.step(twice, batch)
+    method.step(twice, batch)
+    for name, gradient in gradients(once).items():
+        close(gradients(twice)[name], 2 * gradient)
+
+
+def test_free_at_updates_once_a_replay_and_carries_the_perturbation() -> None:
+    target, theirs = toy(), toy()
+    optimizer, other = (torch.optim.SGD(t.model.parameters(), lr=0.1) for t in (target, theirs))
+    updates, state = [], AscentState()
+
+    def update() -> None:
+        updates.append(1)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    radius = 0.25
+    method = AdversarialTraining(
+        EmbeddingPerturber(image=Ascent(Linf(radius), step_size=radius, rule="sign")), FreeAT(3)
+    )
+    carried = torch.zeros_like(toy_batch()["regions"])
+    for seed in range(3):
+        batch = toy_batch(seed=seed)
+        method.step(target, batch, update=update, state=state)
+        for _ in range(3):
+            leaf = carried.clone().requires_grad_()
+            with theirs.inject({"image": leaf}):
+                theirs.forward(batch)["loss"].mean().backward()
+            carried = (carried + radius * leaf.grad.sign()).clamp(-radius, radius)
+            carried = carried * batch["region_mask"].unsqueeze(-1)
+            other.step()
+            other.zero_grad()
+    assert len(updates) == 9
+    close(state.deltas["image"], carried)
+    for ours, expected in zip(target.model.parameters(), theirs.model.parameters(), strict=True):
+        close(ours.detach(), expected.detach())
+
+
+def test_free_at_recomputes_its_clean_branch_after_every_update() -> None:
+    target = toy()
+    optimizer = torch.optim.SGD(target.model.parameters(), lr=0.1)
+    passes = list[PassTrace]()
+
+    def update() -> None:
+        optimizer.step()
+        optimizer.zero_grad()
+
+    AdversarialTraining(perturber(), FreeAT(2, carry=False), SymmetricKL()).step(
+        target, toy_batch(), update=update, trace=passes.append
+    )
+    clean = [seen.logits for seen in passes if not seen.modalities]
+    assert len(clean) == 2
+    assert not torch.equal(clean[0], clean[1])
+
+
+def test_free_at_refuses_what_it_cannot_do_rightly() -> None:
+    method = AdversarialTraining(perturber(), FreeAT(2))
+    with pytest.raises(ConfigurationError, match="expected update="):
+        method.step(toy(), toy_batch(), state=AscentState())
+    with pytest.raises(ConfigurationError, match="expected state=AscentState"):
+        method.step(toy(), toy_batch(), update=lambda: None)
+
+
+class Poisoned(ToyModel):
+    """Its loss is of a kind whose gradient in row 1 is not a number."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        outputs = super().forward(*args, **kwargs)
+        factor = torch.ones_like(outputs["loss"])
+        factor[1] = math.nan
+        return {**outputs, "loss": outputs["loss"] * factor}
+
+
+def test_a_gradient_that_is_not_finite_is_an_error_naming_modality_and_rows() -> None:
+    target = Adapter(Poisoned().double(), toy_sites())
+    updates: list[int] = []
+    with pytest.raises(NonFiniteError, match=r"'text' perturbation in rows \[1\].*\.grad is unusable"):
+        AdversarialTraining(perturber(), FreeLB(2)).step(target, toy_batch(), update=lambda: updates.append(1))
+    assert not updates
+
+
+def test_kept_rows_do_not_move_and_are_counted() -> None:
+    target, passes = Adapter(Poisoned().double(), toy_sites()), list[PassTrace]()
+    report = AdversarialTraining(perturber(), FreeLB(3), nonfinite="keep").step(
+        target, toy_batch(), trace=passes.append
+    )
+    assert {m: int(n) for m, n in report.nonfinite.items()} == {"text": 1, "image": 1}
+    moved = passes[-1].deltas["image"].flatten(1).abs().amax(1)
+    assert moved[1] == 0
+    assert (moved[[0, 2]] > 0).all()
+
+
+def test_a_model_that_raises_leaves_no_hook_and_nothing_bound() -> None:
+    class Raises(ToyModel):
+        passes = 0
+
+        def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+            Raises.passes += 1
+            if Raises.passes == 3:
+                raise ValueError("the third pass fails")
+            return super().forward(*args, **kwargs)
+
+    model = Raises().double()
+    target = Adapter(model, toy_sites())
+    with pytest.raises(ValueError, match="third pass"):
+        AdversarialTraining(perturber(), FreeLB(3), SymmetricKL()).step(target, toy_batch())
+    assert target._holder.binding is None
+    target.close()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_an_unregistered_model_must_be_adapted_by_hand() -> None:
+    with pytest.raises(SiteError, match="registered adapter"):
+        AdversarialTraining(perturber(), FreeLB(2)).step(ToyModel(), toy_batch())
+
+
+def test_a_modality_without_a_site_is_an_error() -> None:
+    sound = EmbeddingPerturber(audio=Ascent(L2(), step_size=0.1))
+    with pytest.raises(SiteError, match=r"among \['image', 'text'\], got 'audio'"):
+        AdversarialTraining(sound, FreeLB(2)).step(toy(), toy_batch())
+
+
+class OwnDice(ToyModel):
+    """Drops out by a generator of its own, which replaying torch's does not repeat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dice = torch.Generator().manual_seed(1)
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        outputs = super().forward(*args, **kwargs)
+        keep = torch.rand(outputs["logits"].shape, generator=self.dice, dtype=torch.float64)
+        return {**outputs, "logits": outputs["logits"] * keep}
+
+
+def test_randomness_that_cannot_be_replayed_is_refused() -> None:
+    target = Adapter(OwnDice().double(), toy_sites())
+    with pytest.raises(RandomnessError, match="use dropout='fresh'"):
+        AdversarialTraining(perturber(), FreeLB(2), SymmetricKL(), dropout="shared").step(target, toy_batch())
+
+
+class Normed(ToyModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8)
+
+    def forward(self, ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        self.norm(self.words(ids).flatten(0, 1))
+        return super().forward(ids, *args, **kwargs)
+
+
+@pytest.mark.parametrize(("track", "seen"), [("all", 4), ("clean", 1)])
+def test_running_statistics_see_the_passes_that_they_are_told_to(track: str, seen: int) -> None:
+    target = Adapter(Normed().double(), {"image": toy_sites()["image"]})
+    AdversarialTraining(perturber(modalities=("image",)), FreeLB(3), SymmetricKL(), track_stats=track).step(
+        target, toy_batch()
+    )  # type: ignore[arg-type]
+    assert int(target.model.norm.num_batches_tracked) == seen
+    assert target.model.norm.track_running_stats
+
+
+@pytest.mark.parametrize("start", [0.0, 0.2])
+def test_the_same_seed_gives_the_same_bits(start: float) -> None:
+    def run() -> tuple[StepReport, dict[str, Tensor]]:
+        target = toy(dropout=0.2)
+        torch.manual_seed(3)
+        options = {"start": Uniform(start)} if start else {}
+        return AdversarialTraining(perturber(radius=0.5, **options), FreeLB(3), SymmetricKL()).step(
+            target, toy_batch()
+        ), gradients(target)
+
+    (one, first), (two, second) = run(), run()
+    assert torch.equal(one.loss, two.loss)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_random_starts_leave_replayed_dropout_alone() -> None:
+    target, passes = toy(dropout=0.4), list[PassTrace]()
+    method = AdversarialTraining(perturber(start=Uniform(1e-9)), FreeLB(2), SymmetricKL(), dropout="shared")
+    method.step(target, toy_batch(), trace=passes.append)
+    torch.testing.assert_close(passes[0].logits, passes[1].logits, rtol=0, atol=1e-7)
+
+
+def test_half_precision_reports_how_much_of_the_perturbation_survives_the_cast() -> None:
+    batch = toy_batch(dtype=torch.bfloat16)
+    tiny = EmbeddingPerturber(image=Ascent(L2(), step_size=1e-4, start=Uniform(1e-4)))
+    report = AdversarialTraining(tiny, FreeLB(2)).step(toy(dtype=torch.bfloat16), batch)
+    assert report.effective["image"].shape == (3,)
+    assert float(report.effective["image"].min()) < 0.9
+    assert not AdversarialTraining(tiny, FreeLB(2)).step(toy(), toy_batch()).effective
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clean_weight": -1.0}, "finite clean_weight"),
+        ({"dropout": "none"}, "expected dropout"),
+        ({"nonfinite": "ignore"}, "expected nonfinite"),
+        ({"track_stats": "clean"}, "expected a clean pass"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        AdversarialTraining(perturber(), FreeLB(2), **options)
+
+
+def test_a_static_graph_is_refused_with_the_reason() -> None:
+    target = toy()
+    target.model.static_graph = True
+    with pytest.raises(ConfigurationError, match="without static_graph"):
+        AdversarialTraining(perturber(), FreeLB(2)).step(target, toy_batch())
+
+
+def test_a_loss_that_ignores_the_perturbation_is_an_error() -> None:
+    target = toy()
+    with pytest.raises(SiteError, match="loss to depend on the perturbation of 'text'"):
+        AdversarialTraining(perturber(), FreeLB(2)).step(
+            target, toy_batch(), loss=lambda outputs, batch: target.model.head.weight.sum()
+        )
+
+
+def test_a_bare_registered_model_is_adapted_for_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    from advvl.adapters import base
+
+    monkeypatch.setitem(base._REGISTRY, f"{ToyModel.__module__}.{ToyModel.__qualname__}", "conftest:adapt_toy")
+    model = ToyModel().double()
+    AdversarialTraining(perturber(), FreeLB(2)).step(model, toy_batch())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert adapt(model).sites.keys() == {"text", "image"}
