@@ -128,17 +128,17 @@ def digits_corpus(config: DigitsConfig | None = None) -> DigitsCorpus:
     }
     told = {"train": (split.train, config.captions), "validation": (split.validation, config.validation_captions)}
 
-    # A stream for each part: making one larger changes no other.
+    # Streams of their own for each part's scenes and texts: making one larger changes no other, nor its own beginning.
     questions: dict[str, tuple[list[Scene], list[Question]]] = {}
     captions: dict[str, tuple[list[Scene], list[Caption]]] = {}
     for key, (name, (images, count)) in enumerate(asked.items(), start=1):
-        rng = stream(config.seed, key)
-        scenes = _scenes(rng, scans, images, count, config.questions_per_scene)
-        questions[name] = scenes, ask(rng, scenes, per_scene=config.questions_per_scene)[:count]
+        per_scene = config.questions_per_scene
+        scenes = _scenes(stream(config.seed, key, 0), scans, images, -(-count // per_scene))
+        questions[name] = scenes, ask(stream(config.seed, key, 1), scenes, per_scene=per_scene)[:count]
     for key, (name, (images, count)) in enumerate(told.items(), start=1 + len(asked)):
-        rng = stream(config.seed, key)
-        scenes = _scenes(rng, scans, images, count, config.captions_per_scene)
-        captions[name] = scenes, describe(rng, scenes, per_scene=config.captions_per_scene)[:count]
+        per_scene = config.captions_per_scene
+        scenes = _scenes(stream(config.seed, key, 0), scans, images, -(-count // per_scene))
+        captions[name] = scenes, describe(stream(config.seed, key, 1), scenes, per_scene=per_scene)[:count]
 
     texts = [question.text for _, made in questions.values() for question in made]
     tokenizer = build_tokenizer(texts + [caption.text for _, made in captions.values() for caption in made])
@@ -184,12 +184,9 @@ def _caption_source(
     )
 
 
-def _scenes(
-    rng: np.random.Generator, scans: DigitImages, images: NDArray[np.int64], examples: int, per_scene: int
-) -> list[Scene]:
-    """Scenes enough for `examples` at `per_scene` each."""
+def _scenes(rng: np.random.Generator, scans: DigitImages, images: NDArray[np.int64], count: int) -> list[Scene]:
     pool = images_by_digit(images, scans.classes)
-    return [draw_scene(rng, pool) for _ in range(-(-examples // per_scene))]
+    return [draw_scene(rng, pool) for _ in range(count)]
 
 
 def _regions(scenes: Sequence[Scene], scans: DigitImages) -> Images:

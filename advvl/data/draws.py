@@ -13,9 +13,9 @@ import numpy as np
 T = TypeVar("T")
 
 
-def stream(seed: int, key: int) -> np.random.Generator:
-    """An independent stream of draws for each `(seed, key)`."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(key,))))
+def stream(seed: int, *key: int) -> np.random.Generator:
+    """An independent stream of draws for each `(seed, *key)`."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
 
 
 def below(rng: np.random.Generator, bound: int) -> int:

@@ -1,0 +1,116 @@
+"""The corpus as a whole: the same everywhere, its parts apart, its sizes as asked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from advvl.data.corpus import DigitsConfig, DigitsCorpus, digits_corpus
+from advvl.data.digits import load_digit_images
+from advvl.errors import ConfigurationError
+
+SMALL = DigitsConfig(train_questions=50, validation_questions=21, test_questions=30, captions=40, validation_captions=9)
+
+
+@pytest.fixture(scope="module")
+def corpus() -> DigitsCorpus:
+    return digits_corpus()
+
+
+def test_the_default_corpus_is_pinned(corpus: DigitsCorpus) -> None:
+    assert corpus.digest == "677744b31014560963c559da43e7ea6dd5e70d4a93d3edf2e0fd95be4ca5d0a3"
+
+
+def test_another_process_makes_the_same_corpus() -> None:
+    script = f"from advvl.data.corpus import DigitsConfig, digits_corpus\nprint(digits_corpus({SMALL!r}).digest)"
+    made = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert made.stdout.strip() == digits_corpus(SMALL).digest
+
+
+def test_neither_the_global_generators_nor_another_seed_make_the_same() -> None:
+    before = torch.get_rng_state()
+    digests = {digits_corpus(replace(SMALL, seed=seed)).digest for seed in (0, 1, 0)}
+    assert len(digests) == 2
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_no_two_parts_show_the_same_scan(corpus: DigitsCorpus) -> None:
+    train, validation, test = (
+        {image for scene in source.scenes for image in scene.images}
+        for source in (corpus.train, corpus.validation, corpus.test)
+    )
+    assert len(train) == 300
+    assert len(validation) > 350
+    assert len(test) > 800
+    assert train.isdisjoint(validation)
+    assert train.isdisjoint(test)
+    assert validation.isdisjoint(test)
+    assert {image for scene in corpus.pretrain.scenes for image in scene.images} <= train
+    assert {image for scene in corpus.pretrain_validation.scenes for image in scene.images} <= validation
+
+
+def test_regions_are_the_scans_of_the_scene(corpus: DigitsCorpus) -> None:
+    scans = torch.from_numpy(load_digit_images().features)
+    source = corpus.test
+    for row in (0, 7, 499):
+        scene = source.scenes[row]
+        assert torch.equal(source.images.features[row, : len(scene)], scans[list(scene.images)])
+
+
+def test_sizes_are_as_asked() -> None:
+    made = digits_corpus(SMALL)
+    sizes = [len(s) for s in (made.train, made.validation, made.test, made.pretrain, made.pretrain_validation)]
+    assert sizes == [50, 21, 30, 40, 9]
+    assert len(made.train.scenes) == 13
+    assert len(made.pretrain.scenes) == 20
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_no_answer_dominates_a_part(corpus: DigitsCorpus, part: str) -> None:
+    source = getattr(corpus, part)
+    counts = Counter(question.answer for question in source.questions)
+    assert set(counts) == set(corpus.answers)
+    assert abs(counts["yes"] - counts["no"]) <= 3
+    assert max(counts.values()) / len(source) < 0.16
+
+
+def test_making_one_part_larger_leaves_the_others_and_its_own_beginning() -> None:
+    small, large = digits_corpus(SMALL), digits_corpus(replace(SMALL, train_questions=500))
+    assert large.test.questions == small.test.questions
+    assert large.pretrain.captions == small.pretrain.captions
+    assert list(large.train.questions[:48]) == list(small.train.questions[:48])
+
+
+def test_every_word_is_in_the_vocabulary(corpus: DigitsCorpus) -> None:
+    words = {word for question in corpus.test.questions for word in question.text.split()}
+    assert all(corpus.tokenizer.token_to_id(word) is not None for word in words)
+    assert corpus.vocab_size == corpus.tokenizer.get_vocab_size() < 200
+    longest = max(len(caption.text.split()) for caption in corpus.pretrain.captions)
+    assert corpus.max_text_length == longest + 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": -1},
+        {"train_images": 9},
+        {"validation_images": 1600},
+        {"train_questions": 0},
+        {"test_questions": 1.5},
+        {"captions": True},
+        {"questions_per_scene": 7},
+        {"captions_per_scene": 0},
+        {"captions": 2},
+        {"tasks": ("vqa",)},
+    ],
+    ids=str,
+)
+def test_a_configuration_that_makes_no_sense_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="expected"):
+        digits_corpus(replace(SMALL, **change))
