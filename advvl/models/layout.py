@@ -1,0 +1,71 @@
+"""UNITER's sequence layout: a row's tokens come first, its regions right after them, padding last.
+
+The model embeds padded text (B, L) and padded regions (B, R) apart, joins them to (B, L + R), and then picks with
+`gather_index` (B, S) what stands where, S being the longest row's tokens and regions (Chen et al., ECCV 2020, published
+code).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from advvl.errors import DataError, ShapeError
+
+
+def gather_index(txt_lens: Tensor, num_bbs: Tensor, max_txt_len: int) -> Tensor:
+    """What stands at each place of the sequences, as an index into `[text, regions]` joined: `(B, S)`.
+
+    Places past a row's end hold leftovers in range; the attention mask hides them.
+
+    Arguments:
+        txt_lens, num_bbs: tokens and regions of each row, `(B,)`.
+        max_txt_len: L, the width that the text is padded to.
+
+    Raises:
+        ShapeError: lengths that are not two equally long vectors.
+        DataError: a text longer than `max_txt_len`.
+    """
+    if txt_lens.ndim != 1 or txt_lens.shape != num_bbs.shape:
+        raise ShapeError(
+            f"expected txt_lens and num_bbs of one shape (B,), got {tuple(txt_lens.shape)} and {tuple(num_bbs.shape)}"
+        )
+    if txt_lens.numel() == 0:
+        return torch.zeros(0, 0, dtype=torch.long, device=txt_lens.device)
+    if int(txt_lens.max()) > max_txt_len:
+        raise DataError(f"expected texts of at most max_txt_len = {max_txt_len} tokens, got {int(txt_lens.max())}")
+    ends = txt_lens + num_bbs
+    place = torch.arange(int(ends.max()), device=txt_lens.device)[None]
+    region = (place >= txt_lens[:, None]) & (place < ends[:, None])
+    return torch.where(region, place - txt_lens[:, None] + max_txt_len, place)
+
+
+def text_mask(batch: Mapping[str, Any]) -> Tensor:
+    """Which tokens of a batch are real, `(B, L)` bool: all but padding."""
+    width = batch["input_ids"].shape[1]
+    if batch.get("txt_lens") is not None:
+        return _first(batch["txt_lens"], width)
+    return _attended(batch)[:, :width]
+
+
+def region_mask(batch: Mapping[str, Any]) -> Tensor:
+    """Which regions of a batch are real, `(B, R)` bool: all but padding."""
+    width = batch["img_feat"].shape[1]
+    if batch.get("num_bbs") is not None:
+        return _first(batch["num_bbs"], width)
+    return _attended(batch)[:, batch["input_ids"].shape[1] :]
+
+
+def _first(lengths: Tensor, width: int) -> Tensor:
+    return torch.arange(width, device=lengths.device) < lengths[:, None]
+
+
+def _attended(batch: Mapping[str, Any]) -> Tensor:
+    """Which of the `L + R` embeddings some attended place holds, `(B, L + R)`; found without leaving the device."""
+    index: Tensor = batch["gather_index"]
+    width = batch["input_ids"].shape[1] + batch["img_feat"].shape[1]
+    holds = index[..., None] == torch.arange(width, device=index.device)
+    return (holds & batch["attn_masks"].bool()[..., None]).any(1)
