@@ -21,6 +21,7 @@ Schedule = Literal["one-cycle", "linear"]
 Order = Literal["in turn", "together"]
 Dropout = Literal["fresh", "shared"]
 Objective = Literal["cross-entropy", "margin"]
+Split = Literal["test", "validation"]
 
 
 def _check(options: object, names: tuple[str, ...], good: Callable[[Any], bool], wanted: str) -> None:
@@ -181,7 +182,8 @@ class EvaluationOptions:
     Arguments:
         radii, text_radii: L2 radii, per example, around the image features and the word embeddings.
         step_fraction: the ascent's step size as a fraction of the radius.
-        examples: how many test questions are attacked; None: all of them.
+        examples: how many questions are attacked; None: all of them.
+        split: the questions to evaluate on; hyper-parameters are chosen on the validation ones.
     """
 
     radii: tuple[float, ...] = (0.25, 0.5, 1.0)
@@ -191,6 +193,7 @@ class EvaluationOptions:
     restarts: int = 3
     objectives: tuple[Objective, ...] = ("cross-entropy", "margin")
     examples: int | None = None
+    split: Split = "test"
     batch_size: int = 200
 
     def __post_init__(self) -> None:
@@ -198,6 +201,7 @@ class EvaluationOptions:
         _at_least(1, self, "steps", "restarts", "batch_size")
         _positive(self, "step_fraction")
         _choices(self, "objectives", Objective)
+        _choice(self, "split", Split)
         if self.examples is not None:
             _at_least(1, self, "examples")
 
@@ -233,6 +237,8 @@ class ExperimentOptions:
         default=None, metadata={"help": "UNITER checkpoint to fine-tune instead of pre-training"}
     )
     resume: bool = field(default=False, metadata=_own("take up a run where it was killed"))
+    overwrite: bool = field(default=False, metadata=_own("lose what the output directory holds"))
+    jobs: int = field(default=1, metadata=_own("processes that share the seeds, each with its own threads"))
     device: str = field(default="auto", metadata=_own("auto, cpu, cuda, cuda:1, ..."))
     threads: int = field(default=2, metadata=_own("CPU threads; the same number gives the same bits"))
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -241,7 +247,9 @@ class ExperimentOptions:
     finetune: OptimizerOptions = field(default_factory=OptimizerOptions)
     pretrain_adversary: AdversaryOptions = field(default_factory=AdversaryOptions)
     villa: AdversaryOptions = field(default_factory=AdversaryOptions)
-    freelb: AdversaryOptions = field(default_factory=lambda: AdversaryOptions(modalities="together", kl_weight=0.0))
+    freelb: AdversaryOptions = field(
+        default_factory=lambda: AdversaryOptions(modalities="together", kl_weight=0.0, clean_weight=0.0)
+    )
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
 
     def __post_init__(self) -> None:
@@ -250,7 +258,9 @@ class ExperimentOptions:
         _choices(self, "methods", Method)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ConfigurationError(f"expected seeds to be distinct numbers of 0 or more, got {self.seeds!r}")
-        _at_least(1, self, "threads")
+        _at_least(1, self, "threads", "jobs")
+        if self.resume and self.overwrite:
+            raise ConfigurationError("expected resume or overwrite, got both; one keeps what the other loses")
         for name in ("output", "device"):
             if not getattr(self, name):
                 raise ConfigurationError(f"expected {name} to be named, got an empty text")
