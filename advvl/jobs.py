@@ -1,0 +1,93 @@
+"""Worker processes that share the work and do not outlive the one that started them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from advvl.errors import AdvVLError
+
+
+class WorkerError(AdvVLError, RuntimeError):
+    """A worker process ended before its work was done; what it had said is on its standard error."""
+
+
+def share_out(work: Callable[..., None], items: Sequence[Any], *arguments: Any, jobs: int) -> None:
+    """Call `work(items[i::jobs], *arguments)` for each i below `jobs` in a process of its own, and wait for all.
+
+    `work` must be importable. If one fails, or this process is told to stop, the others get SIGTERM and are waited for;
+    if this process is killed outright, they get it too.
+
+    Errors: `WorkerError` if a worker failed; `SystemExit` with a worker's status if it was told to stop.
+    """
+    context = multiprocessing.get_context("spawn")
+    shares = [items[first::jobs] for first in range(jobs) if items[first::jobs]]
+    workers = [context.Process(target=_work, args=(work, share, *arguments)) for share in shares]
+    with _terminated_at_exit(workers):
+        for worker in workers:
+            worker.start()
+        waiting = list(workers)
+        while waiting:
+            ended = wait([worker.sentinel for worker in waiting])
+            for worker in [worker for worker in waiting if worker.sentinel in ended]:
+                waiting.remove(worker)
+                worker.join()
+                if worker.exitcode in _STOPPED:
+                    raise SystemExit(worker.exitcode)
+                if worker.exitcode:
+                    raise WorkerError(
+                        f"expected every worker to finish, got exit status {worker.exitcode} from one; see what it said "
+                        "above, and go on with --resume"
+                    )
+
+
+_STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+
+
+class _terminated_at_exit:
+    """SIGTERM raises SystemExit within; at the end, workers still alive are told to stop and waited for."""
+
+    def __init__(self, workers: Sequence[BaseProcess]) -> None:
+        self.workers = workers
+
+    def __enter__(self) -> None:
+        self.main = threading.current_thread() is threading.main_thread()
+        if self.main:
+            self.before = signal.signal(signal.SIGTERM, _leave)
+
+    def __exit__(self, *exception: object) -> None:
+        for worker in self.workers:
+            if worker.is_alive():
+                worker.terminate()
+        for worker in self.workers:
+            if worker.pid is not None:
+                worker.join()
+        if self.main:
+            signal.signal(signal.SIGTERM, self.before)
+
+
+def _leave(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def _work(work: Callable[..., None], share: Sequence[Any], *arguments: Any) -> None:
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    try:
+        work(share, *arguments)
+    except AdvVLError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from error
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,93 @@
+"""Workers share the work, tell when they fail, and do not outlive who started them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import advvl.jobs
+from advvl.errors import ConfigurationError
+from advvl.jobs import WorkerError, share_out
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
+
+
+def write_down(items: list[int], directory: Path) -> None:
+    (directory / str(os.getpid())).write_text(" ".join(map(str, items)))
+
+
+def refuse(items: list[int], directory: Path) -> None:
+    if 1 in items:
+        raise ConfigurationError("expected no 1, got one")
+    (directory / str(os.getpid())).touch()
+    time.sleep(60)
+
+
+def sleep(items: list[int], directory: Path) -> None:
+    (directory / str(os.getpid())).touch()
+    time.sleep(60)
+
+
+@pytest.mark.parametrize(("jobs", "shares"), [(2, ["0 2", "1"]), (5, ["0", "1", "2"])])
+def test_each_item_goes_to_one_worker(tmp_path: Path, jobs: int, shares: list[str]) -> None:
+    share_out(write_down, [0, 1, 2], tmp_path, jobs=jobs)
+    assert sorted(path.read_text() for path in tmp_path.iterdir()) == shares
+
+
+def test_a_worker_that_fails_stops_the_others_and_is_reported(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(WorkerError, match="status 1"):
+        share_out(refuse, [0, 1], tmp_path, jobs=2)
+    assert "error: expected no 1, got one" in capfd.readouterr().err
+    assert not any(alive(int(path.name)) for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_workers_end_with_who_started_them(tmp_path: Path, number: signal.Signals) -> None:
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from test_jobs import *\n"
+        "if __name__ == '__main__': share_out(sleep, [0, 1], Path(sys.argv[2]), jobs=2)"
+    )
+    file = tmp_path / "script.py"
+    file.write_text(script)
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    root = str(Path(advvl.jobs.__file__).parents[1])
+    parent = subprocess.Popen(
+        [sys.executable, str(file), str(Path(__file__).parent), str(pids)],
+        env=os.environ | {"PYTHONPATH": root},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert within(60, lambda: len(list(pids.iterdir())) == 2)
+        parent.send_signal(number)
+        assert parent.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
+        assert within(60, lambda: not any(alive(int(path.name)) for path in pids.iterdir()))
+    finally:
+        parent.kill()
+        parent.wait()
+
+
+def within(seconds: float, condition: object) -> bool:
+    assert callable(condition)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that has ended and waits to be collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
