@@ -161,6 +161,7 @@ def test_flags_win_over_the_file_the_file_over_the_preset_the_preset_over_the_de
     assert large == Chosen(preset="large", a=10, b=2, c=2)
     chosen_in_file = written(tmp_path, "preset: large")
     assert parse(Chosen, ["--config", chosen_in_file], presets=presets).a == 10
+    assert parse(Chosen, ["--config", chosen_in_file, "--preset", "small"], presets=presets).a == 1
     with pytest.raises(ConfigurationError, match="got 'smal' in the flags; the nearest known one is 'small'"):
         parse(Chosen, ["--preset", "smal"], presets=presets)
 

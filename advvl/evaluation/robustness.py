@@ -1,0 +1,233 @@
+"""Robustness: the worst score of each example over every attack that was made on it.
+
+An example's robust score at a radius is the lowest score seen at any point that any attack visited inside that radius:
+every step of every restart of every objective. A smaller ball lies inside every larger one, so what broke an example at
+a smaller radius breaks it at all larger ones and is not looked for again. Only examples with a score left to lose are
+attacked. What is found is an upper bound on the true robust accuracy: a better attack can only lower it.
+
+Legend: N examples, B rows of a batch, R radii.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from advvl.adapters.base import Adapter, Outputs
+from advvl.attacks import Attack
+from advvl.balls import L2
+from advvl.errors import ConfigurationError, DataError, NonFiniteError
+from advvl.evaluation.objectives import OBJECTIVES, Objective, score
+from advvl.maximizers import PGD
+from advvl.perturbers import Ascent, EmbeddingPerturber, Uniform, Zero
+from advvl.randomness import preserved
+
+Batch = Mapping[str, Any]
+Targets = Callable[[Batch], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorstCase:
+    """The attacks that are made at each radius, whose worst counts: L2 PGD, restarts times objectives.
+
+    Arguments:
+        steps: of each attack.
+        step_fraction: step size as a fraction of the radius; 20 steps of 1/8 can cross the ball.
+        restarts: the first starts at the clean example, the others at random inside the ball.
+        objectives: names in `OBJECTIVES`, each attacked for by itself.
+
+    Raises:
+        ConfigurationError: a count below 1, a fraction that is not finite and above 0, an unknown objective.
+    """
+
+    steps: int = 20
+    step_fraction: float = 0.125
+    restarts: int = 3
+    objectives: tuple[str, ...] = ("cross-entropy", "margin")
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1:
+            raise ConfigurationError(f"expected steps and restarts of 1 or more, got {self.steps!r}, {self.restarts!r}")
+        if not 0 < self.step_fraction < math.inf:
+            raise ConfigurationError(f"expected a finite step_fraction above 0, got {self.step_fraction!r}")
+        if not self.objectives or not set(self.objectives) <= set(OBJECTIVES):
+            raise ConfigurationError(f"expected objectives among {sorted(OBJECTIVES)}, got {self.objectives!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class RobustnessCurve:
+    """Scores of N examples without perturbation and, in the worst case, at R radii.
+
+    Arguments:
+        modality: the one perturbed.
+        radii: ascending L2 radii, per example.
+        clean: `(N,)` fp64 on the CPU.
+        scores: `(R, N)` fp64 on the CPU; never above `clean`, nor above the row of a smaller radius.
+    """
+
+    modality: str
+    radii: tuple[float, ...]
+    clean: Tensor
+    scores: Tensor
+
+    def accuracy(self) -> tuple[float, ...]:
+        """The mean worst-case score at each radius."""
+        return tuple(self.scores.mean(dim=1).tolist())
+
+
+def robustness_curve(
+    target: Adapter,
+    batches: Iterable[Batch],
+    *,
+    modality: str,
+    radii: tuple[float, ...],
+    attacks: WorstCase | None = None,
+    seed: int = 0,
+    targets: Targets | None = None,
+) -> RobustnessCurve:
+    """Attack one modality of every example at each radius and keep the worst score.
+
+    The model is left as found: modes, gradients, buffers, hooks and the global random state. Batches must lie on the
+    model's device; of each, tensors whose first axis is the batch's are cut to the rows that are still attacked.
+
+    Arguments:
+        target: the adapter of a model that gives logits `(B, A)`.
+        batches: mappings; the same in the same order give the same curve.
+        radii: ascending, finite, above 0.
+        attacks: default `WorstCase()`.
+        seed: of the random starts.
+        targets: from a batch to its soft scores `(B, A)` in [0, 1]; default: its field `targets`.
+
+    Raises:
+        ConfigurationError: radii that are not ascending, finite and above 0.
+        DataError: no example; targets outside [0, 1].
+        NonFiniteError: logits that are not a number.
+        SiteError: the adapter has no such modality.
+    """
+    if not radii or list(radii) != sorted(set(radii)) or not all(0 < radius < math.inf for radius in radii):
+        raise ConfigurationError(f"expected finite radii above 0, each larger than the one before, got {radii!r}")
+    target.check_modalities((modality,))
+    clean, worst = [], []
+    for number, batch in enumerate(batches):
+        before = _clean_scores(target, batch, targets or _own_targets)
+        at_radii = _worst_scores(
+            target, batch, before, modality, radii, attacks or WorstCase(), (seed, number), targets or _own_targets
+        )
+        clean.append(before.cpu())
+        worst.append(at_radii.cpu())
+    if not clean or sum(map(len, clean)) == 0:
+        raise DataError("expected one example or more to attack, got none")
+    return RobustnessCurve(modality, tuple(radii), torch.cat(clean), torch.cat(worst, dim=1))
+
+
+def clean_scores(target: Adapter, batches: Iterable[Batch], *, targets: Targets | None = None) -> Tensor:
+    """`(N,)` fp64 on the CPU: the score of every example without perturbation; the model is left as found.
+
+    Raises:
+        DataError: no example; targets outside [0, 1].
+        NonFiniteError: logits that are not a number.
+    """
+    scores = [_clean_scores(target, batch, targets or _own_targets).cpu() for batch in batches]
+    if not scores:
+        raise DataError("expected one example or more to score, got none")
+    return torch.cat(scores)
+
+
+class _Watch:
+    """An attack's loss that also keeps, row by row, the lowest score of all the points it was asked about."""
+
+    def __init__(self, target: Adapter, objective: Objective, targets: Targets) -> None:
+        self.target, self.objective, self.targets = target, objective, targets
+        self.lowest: Tensor | None = None
+
+    def __call__(self, outputs: Outputs, batch: Batch) -> Tensor:
+        logits, targets = self.target.logits(outputs), self.targets(batch)
+        here = _scores(logits, targets)
+        self.lowest = here if self.lowest is None else torch.minimum(self.lowest, here)
+        return self.objective(logits, targets)
+
+
+def _worst_scores(
+    target: Adapter,
+    batch: Batch,
+    clean: Tensor,
+    modality: str,
+    radii: tuple[float, ...],
+    attacks: WorstCase,
+    entropy: tuple[int, ...],
+    targets: Targets,
+) -> Tensor:
+    """`(R, B)`: the worst score of each row within each radius."""
+    worst, rows = clean.clone(), []
+    for r, radius in enumerate(radii):
+        for restart in range(attacks.restarts):
+            for o, name in enumerate(attacks.objectives):
+                left = worst.nonzero().squeeze(1)
+                if left.numel() == 0:
+                    break
+                start = Zero() if restart == 0 else Uniform(radius)
+                ascent = Ascent(L2(radius), step_size=radius * attacks.step_fraction, start=start)
+                watch = _Watch(target, OBJECTIVES[name], targets)
+                Attack(
+                    EmbeddingPerturber(**{modality: ascent}),
+                    PGD(steps=attacks.steps),
+                    loss=watch,
+                    seed=_seed(*entropy, r, restart, o),
+                )(target, _select(batch, left, len(worst)))
+                assert watch.lowest is not None  # PGD runs a pass at least
+                worst[left] = torch.minimum(worst[left], watch.lowest)
+        rows.append(worst.clone())
+    return torch.stack(rows)
+
+
+def _clean_scores(target: Adapter, batch: Batch, targets: Targets) -> Tensor:
+    soft = targets(batch)
+    if not ((soft >= 0) & (soft <= 1)).all():
+        raise DataError("expected targets that are scores in [0, 1], got some outside; divide counts by their cap")
+    with torch.no_grad(), preserved(target.model), _eval_mode(target.model):
+        return _scores(target.logits(target.forward(batch)), soft)
+
+
+def _scores(logits: Tensor, targets: Tensor) -> Tensor:
+    if logits.isnan().any():
+        raise NonFiniteError("expected logits to judge answers by, got some that are not a number; see the model")
+    return score(logits.detach(), targets).double()
+
+
+def _select(batch: Batch, rows: Tensor, size: int) -> Batch:
+    """The batch of these rows alone; what has no batch axis, such as `position_ids (1, L)`, stays."""
+    if len(rows) == size:
+        return batch
+    return {
+        name: value[rows.to(value.device)] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
+        for name, value in batch.items()
+    }
+
+
+def _seed(*entropy: int) -> int:
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _own_targets(batch: Batch) -> Tensor:
+    targets = batch.get("targets")
+    if not isinstance(targets, Tensor):
+        raise DataError("expected a batch with a tensor 'targets', got none; pass targets=, from a batch to its scores")
+    return targets
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    before = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training

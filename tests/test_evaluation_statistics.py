@@ -1,0 +1,113 @@
+"""Intervals, against scipy, numbers worked by hand, and the exact coverage of their definition."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from advvl.errors import ConfigurationError, DataError
+from advvl.evaluation.statistics import difference_interval, mean_interval, proportion_interval
+
+
+def test_the_interval_of_a_mean_is_that_of_the_t_distribution() -> None:
+    # Mean 3, standard deviation √2.5, n = 5; t(0.975, 4) = 2.776445 from any table.
+    interval = mean_interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    half = 2.7764451 * math.sqrt(2.5 / 5)
+    assert (interval.estimate, interval.count, interval.method) == (3.0, 5, "t")
+    assert (interval.low, interval.high) == pytest.approx((3 - half, 3 + half), rel=1e-7)
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.99])
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_the_interval_of_a_mean_agrees_with_scipy(count: int, confidence: float) -> None:
+    values = np.random.default_rng(0).normal(3, 2, count)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(confidence)
+    interval = mean_interval(values.tolist(), confidence=confidence)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), rel=1e-12)
+
+
+def test_the_interval_of_a_mean_covers_the_truth_as_often_as_it_says() -> None:
+    samples = np.random.default_rng(0).normal(1.0, 3.0, (4000, 4))
+    covered = np.mean([low <= 1.0 <= high for low, high in map(_ends, samples)])
+    assert abs(covered - 0.9) < 3 * math.sqrt(0.09 / 4000)
+
+
+def _ends(sample: np.ndarray) -> tuple[float, float]:
+    interval = mean_interval(sample.tolist(), confidence=0.9)
+    return interval.low, interval.high
+
+
+def test_the_interval_of_a_difference_is_that_of_the_paired_test() -> None:
+    generator = np.random.default_rng(1)
+    baseline = generator.normal(0.7, 0.1, 6)
+    values = baseline + generator.normal(0.02, 0.005, 6)
+    expected = stats.ttest_rel(values, baseline).confidence_interval(0.95)
+    interval = difference_interval(values.tolist(), baseline.tolist())
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), rel=1e-12)
+    assert interval.excludes_zero()
+
+
+def test_what_the_pairs_share_does_not_widen_the_interval_of_a_difference() -> None:
+    interval = difference_interval([0.1, 5.1, -9.9], [0.0, 5.0, -10.0])
+    assert interval.high - interval.low < 1e-12
+    assert interval.estimate == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("low", "high", "excludes"), [(1.0, 1.1, True), (-1.1, -1.0, True), (-1.0, 1.0, False)])
+def test_an_interval_says_whether_zero_is_outside(low: float, high: float, excludes: bool) -> None:
+    assert mean_interval([low, high, low, high]).excludes_zero() is excludes
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 1), (1, 1), (0, 10), (10, 10), (1, 10), (7, 10), (812, 2000)])
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_the_interval_of_a_proportion_agrees_with_scipy(successes: int, trials: int, confidence: float) -> None:
+    expected = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    interval = proportion_interval(successes, trials, confidence=confidence)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), rel=1e-12, abs=1e-15)
+    assert 0 <= interval.low <= interval.estimate <= interval.high <= 1
+
+
+def test_the_ends_of_wilsons_interval_are_where_the_score_test_just_rejects() -> None:
+    interval = proportion_interval(30, 100)
+    for end in (interval.low, interval.high):
+        assert abs(0.3 - end) / math.sqrt(end * (1 - end) / 100) == pytest.approx(stats.norm.ppf(0.975), rel=1e-9)
+
+
+def test_a_sum_of_soft_scores_counts_as_successes() -> None:
+    low, high = proportion_interval(30, 100), proportion_interval(31, 100)
+    assert low.low < proportion_interval(30.4, 100).low < high.low
+
+
+@pytest.mark.parametrize("values", [[], [0.5]], ids=["none", "one"])
+def test_fewer_than_two_values_have_no_interval(values: list[float]) -> None:
+    with pytest.raises(DataError, match=r"expected two or more values .*, got \d; run more seeds"):
+        mean_interval(values)
+    with pytest.raises(DataError, match="expected two or more values"):
+        difference_interval(values, values)
+
+
+def test_numbers_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(DataError, match="finite"):
+        mean_interval([1.0, math.nan])
+
+
+def test_values_that_cannot_be_paired_are_refused() -> None:
+    with pytest.raises(DataError, match="expected as many values as the baseline's 2, got 3"):
+        difference_interval([1.0, 2.0, 3.0], [1.0, 2.0])
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(-1, 3), (4, 3), (0, 0), (math.nan, 3)])
+def test_a_proportion_that_is_none_is_refused(successes: float, trials: int) -> None:
+    with pytest.raises(DataError, match="successes"):
+        proportion_interval(successes, trials)
+
+
+@pytest.mark.parametrize("confidence", [0, 1, 95, math.nan])
+def test_a_confidence_outside_zero_to_one_is_refused(confidence: float) -> None:
+    with pytest.raises(ConfigurationError, match="confidence"):
+        mean_interval([1.0, 2.0], confidence=confidence)
+    with pytest.raises(ConfigurationError, match="confidence"):
+        proportion_interval(1, 2, confidence=confidence)
