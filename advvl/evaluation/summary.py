@@ -1,0 +1,181 @@
+"""The summary of an experiment: every method under every condition, with intervals and differences to a baseline.
+
+With several seeds a method's number is the mean over seeds with its t-interval, and a difference is paired by seed. With
+one seed there is no scatter of training to see: the interval is then Wilson's over test examples, and the difference is
+paired by example. `Report.over` says which.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from advvl.errors import DataError
+from advvl.evaluation.robustness import RobustnessCurve
+from advvl.evaluation.statistics import Interval, difference_interval, mean_interval, proportion_interval
+
+
+@dataclass(frozen=True, order=True)
+class Condition:
+    """Under what a score was taken: no perturbation (the whole test set), or the worst within a radius of a modality.
+
+    A radius of 0 with a modality is the clean score of the very examples that were attacked.
+    """
+
+    modality: str = ""
+    radius: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.modality} {self.radius:g}" if self.modality else "clean"
+
+
+@dataclass(frozen=True, eq=False)
+class RunResult:
+    """What one method gave from one seed.
+
+    Arguments:
+        scores: under each condition, every example's score, `(N,)` in [0, 1]; the examples are the same for all runs.
+        seconds_per_update: mean wall-clock time of a training update; None if it was not measured.
+    """
+
+    method: str
+    seed: int
+    scores: Mapping[Condition, Tensor]
+    seconds_per_update: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        method: str,
+        seed: int,
+        *,
+        clean: Tensor,
+        curves: Sequence[RobustnessCurve],
+        seconds_per_update: float | None = None,
+    ) -> RunResult:
+        """From the clean scores `(N,)` of the test set and a curve for each modality that was attacked."""
+        scores = {Condition(): clean}
+        for curve in curves:
+            scores[Condition(curve.modality, 0.0)] = curve.clean
+            scores |= {Condition(curve.modality, r): row for r, row in zip(curve.radii, curve.scores, strict=True)}
+        return cls(method, seed, scores, seconds_per_update)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` turns back into this; scores are written out, example by example."""
+        return {
+            "method": self.method,
+            "seed": self.seed,
+            "seconds_per_update": self.seconds_per_update,
+            "scores": [
+                {"modality": condition.modality, "radius": condition.radius, "scores": scores.tolist()}
+                for condition, scores in self.scores.items()
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> RunResult:
+        """The result that `to_json` wrote."""
+        scores = {
+            Condition(entry["modality"], entry["radius"]): torch.tensor(entry["scores"], dtype=torch.float64)
+            for entry in value["scores"]
+        }
+        return cls(value["method"], value["seed"], scores, value["seconds_per_update"])
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method: its accuracies, their differences to the baseline's, and its time per update, with intervals."""
+
+    method: str
+    accuracy: Mapping[Condition, Interval]
+    difference: Mapping[Condition, Interval]
+    seconds_per_update: Interval | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """All methods under all conditions; made by `summarise`."""
+
+    rows: tuple[Row, ...]
+    conditions: tuple[Condition, ...]
+    seeds: tuple[int, ...]
+    baseline: str
+    confidence: float
+    over: Literal["seeds", "examples"]
+
+
+def summarise(results: Sequence[RunResult], *, baseline: str, confidence: float = 0.95) -> Report:
+    """The report of every method's every seed, in the order in which methods first occur.
+
+    Raises:
+        DataError: no result; a baseline that is none of the methods; methods of other seeds, conditions or numbers of
+            examples than the first, or two results for one seed.
+    """
+    runs = _by_method(results)
+    if baseline not in runs:
+        raise DataError(f"expected the baseline among the methods {sorted(runs)}, got {baseline!r}")
+    first = results[0]
+    seeds = tuple(sorted(runs[baseline]))
+    over: Literal["seeds", "examples"] = "examples" if len(seeds) == 1 else "seeds"
+    rows = []
+    for method, by_seed in runs.items():
+        accuracy, difference = {}, {}
+        for condition in first.scores:
+            scores = [by_seed[seed].scores[condition] for seed in seeds]
+            accuracy[condition] = _accuracy(scores, confidence)
+            if method != baseline:
+                base = [runs[baseline][seed].scores[condition] for seed in seeds]
+                difference[condition] = _difference(scores, base, confidence)
+        times = [run.seconds_per_update for run in by_seed.values() if run.seconds_per_update is not None]
+        rows.append(Row(method, accuracy, difference, _time(times, confidence)))
+    return Report(tuple(rows), tuple(first.scores), seeds, baseline, confidence, over)
+
+
+def _by_method(results: Sequence[RunResult]) -> dict[str, dict[int, RunResult]]:
+    if not results:
+        raise DataError("expected one result or more to report, got none")
+    first = {condition: len(scores) for condition, scores in results[0].scores.items()}
+    runs: dict[str, dict[int, RunResult]] = {}
+    for run in results:
+        found = {condition: len(scores) for condition, scores in run.scores.items()}
+        if found != first:
+            raise DataError(
+                f"expected the conditions and numbers of examples of the first result, {_named(first)}, "
+                f"got {_named(found)} from {run.method!r}, seed {run.seed}"
+            )
+        if run.seed in runs.setdefault(run.method, {}):
+            raise DataError(f"expected one result of {run.method!r} for each seed, got two for seed {run.seed}")
+        runs[run.method][run.seed] = run
+    seeds = {method: sorted(by_seed) for method, by_seed in runs.items()}
+    if len(set(map(tuple, seeds.values()))) > 1:
+        raise DataError(f"expected every method to have the same seeds, got {seeds}; run the missing ones")
+    return runs
+
+
+def _named(examples: Mapping[Condition, int]) -> str:
+    return ", ".join(f"{condition} ({count})" for condition, count in examples.items())
+
+
+def _accuracy(scores: Sequence[Tensor], confidence: float) -> Interval:
+    if len(scores) > 1:
+        return mean_interval([seed.mean().item() for seed in scores], confidence=confidence)
+    return proportion_interval(min(scores[0].sum().item(), len(scores[0])), len(scores[0]), confidence=confidence)
+
+
+def _difference(scores: Sequence[Tensor], base: Sequence[Tensor], confidence: float) -> Interval:
+    if len(scores) > 1:
+        pairs = [seed.mean().item() for seed in scores], [seed.mean().item() for seed in base]
+    else:
+        pairs = scores[0].tolist(), base[0].tolist()
+    return difference_interval(*pairs, confidence=confidence)
+
+
+def _time(times: Sequence[float], confidence: float) -> Interval | None:
+    if len(times) > 1:
+        return mean_interval(times, confidence=confidence)
+    return Interval(times[0], math.nan, math.nan, confidence, 1, "single") if times else None
