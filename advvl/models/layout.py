@@ -67,5 +67,11 @@ def _attended(batch: Mapping[str, Any]) -> Tensor:
     """Which of the `L + R` embeddings some attended place holds, `(B, L + R)`; found without leaving the device."""
     index: Tensor = batch["gather_index"]
     width = batch["input_ids"].shape[1] + batch["img_feat"].shape[1]
+    attended: Tensor = batch["attn_masks"]
+    if index.shape != attended.shape:
+        raise ShapeError(
+            f"expected gather_index and attn_masks of one shape (B, S), got {tuple(index.shape)} and "
+            f"{tuple(attended.shape)}"
+        )
     holds = index[..., None] == torch.arange(width, device=index.device)
-    return (holds & batch["attn_masks"].bool()[..., None]).any(1)
+    return (holds & attended.bool()[..., None]).any(1)
