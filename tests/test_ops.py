@@ -1,0 +1,597 @@
+"""The laws of step and projection, over all inputs: sizes 0, 1 and primes, every storage dtype, both norms."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from conftest import TOLERANCE
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from advvl import ops
+from advvl.errors import ConfigurationError, ShapeError
+
+DTYPES = list(TOLERANCE)
+NORMS = ["l2", "linf"]
+PERS = ["sample", "token"]
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+each_norm = pytest.mark.parametrize("norm", NORMS)
+each_per = pytest.mark.parametrize("per", PERS)
+repeatable = settings(derandomize=True, deadline=None, database=None, max_examples=150)
+
+
+@dataclass
+class Case:
+    """A perturbation, a gradient, and where they live."""
+
+    delta: Tensor
+    grad: Tensor
+    radius: float
+    norm: str
+    per: str
+    mask: Tensor | None
+    segments: Tensor | None
+    seed: int
+
+    @property
+    def place(self) -> dict:
+        return {"norm": self.norm, "per": self.per, "mask": self.mask, "segments": self.segments}
+
+    @property
+    def rows(self) -> list[tuple[int, ...]]:
+        """To which row each entry belongs, in the order of `flatten()`."""
+        owners = []
+        for index in torch.cartesian_prod(*[torch.arange(n) for n in self.delta.shape]).reshape(-1, self.delta.ndim):
+            position = tuple(index.tolist())
+            if self.per == "token":
+                owners.append(position[:-1])
+            else:
+                owners.append((position[0] if self.segments is None else int(self.segments[position[0]]),))
+        return owners
+
+    def exact_norms(self, delta: Tensor) -> list[float]:
+        """Each row's norm of the stored numbers, in fp64, without under- or overflow."""
+        entries: dict[tuple[int, ...], list[float]] = {}
+        for owner, entry in zip(self.rows, delta.double().flatten().tolist(), strict=True):
+            entries.setdefault(owner, []).append(entry)
+        return [math.hypot(*e) if self.norm == "l2" else max(map(abs, e)) for e in entries.values()]
+
+
+@st.composite
+def cases(draw: st.DrawFn, *, dtypes: list[torch.dtype] = DTYPES, finite_radius: bool = True) -> Case:
+    dtype = draw(st.sampled_from(dtypes))
+    shape = draw(
+        st.one_of(
+            st.tuples(st.sampled_from([0, 1, 2, 3]), st.sampled_from([0, 1, 2, 5]), st.sampled_from([1, 2, 7, 13])),
+            st.tuples(st.sampled_from([1, 3, 5]), st.sampled_from([1, 11])),
+        )
+    )
+    seed = draw(st.integers(0, 10_000))
+    generator = torch.Generator().manual_seed(seed)
+    norm, per = draw(st.sampled_from(NORMS)), draw(st.sampled_from(PERS))
+    stored = torch.finfo(dtype)
+    radii = [
+        0.0,
+        stored.tiny * stored.eps * 1.5,
+        stored.tiny * 1.3,
+        stored.tiny * 1e3,
+        1e-3,
+        0.1,
+        1.0,
+        37.7,
+        stored.max,
+    ]
+    radius = draw(st.sampled_from([r for r in radii if r < 1e300] + ([] if finite_radius else [math.inf])))
+    delta = torch.randn(shape, generator=generator, dtype=torch.float64)
+    # A row's length relative to the radius: deep inside, within a rounding of the surface, outside, far outside.
+    ratio = draw(st.sampled_from([0.0, 0.3, 1 - 1e-3, 1 - 1e-7, 1.0, 1 + 1e-7, 1.004, 3.0, 1e4]))
+    size = ratio * (radius if math.isfinite(radius) else 1.0)
+    flat = delta.flatten(1) if per == "sample" else delta
+    length = flat.abs().amax(-1) if norm == "linf" and flat.numel() else torch.linalg.vector_norm(flat, dim=-1)
+    delta = delta / length.reshape(*length.shape, *[1] * (delta.ndim - length.ndim)).clamp(min=1e-9) * size
+    delta = delta.clamp(-stored.max, stored.max).to(dtype)
+    grad = torch.randn(shape, generator=generator, dtype=torch.float64) * 10.0 ** draw(st.integers(-6, 4))
+    grad = (grad * (torch.rand(shape[:1], generator=generator) > 0.2).reshape(-1, *[1] * (len(shape) - 1))).to(dtype)
+    mask = torch.rand(shape[:-1], generator=generator) > 0.3 if draw(st.booleans()) else None
+    segments = torch.randint(0, max(shape[0], 1), shape[:1], generator=generator) if draw(st.booleans()) else None
+    return Case(delta, grad, radius, norm, per, mask, segments, seed)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64).to(dtype)
+
+
+# --- law 1: inside the ball, in the storage dtype ---
+
+
+@repeatable
+@given(case=cases())
+def test_a_projected_row_is_inside_the_ball_in_its_storage_dtype(case: Case) -> None:
+    projected = ops.project(case.delta, radius=case.radius, **case.place)
+    assert projected.dtype == case.delta.dtype
+    assert projected.shape == case.delta.shape
+    assert all(norm <= case.radius for norm in case.exact_norms(projected))
+
+
+@repeatable
+@given(
+    case=cases(),
+    rule=st.sampled_from(["normalised", "sign"]),
+    relative=st.sampled_from([0.3, 1 - 1e-3, 1 - 1e-4, 1 - 1e-7, 1.0, 1 + 1e-7, 7.0]),
+    from_zero=st.booleans(),
+)
+def test_a_stepped_row_is_inside_the_ball_in_its_storage_dtype(
+    case: Case, rule: str, relative: float, from_zero: bool
+) -> None:
+    step_size = relative * case.radius
+    assume(step_size < 1e30)
+    start = torch.zeros_like(case.delta) if from_zero else case.delta
+    stepped = ops.step_and_project(start, case.grad, step_size=step_size, radius=case.radius, rule=rule, **case.place)
+    assert stepped.delta.dtype == case.delta.dtype
+    assert all(norm <= case.radius for norm in case.exact_norms(stepped.delta))
+
+
+@repeatable
+@given(case=cases(), low=st.sampled_from([0.0, -1.0, -2.117904, -100.0]), width=st.sampled_from([1.0, 2.0, 4.757904]))
+def test_a_row_in_a_box_is_inside_the_ball_and_the_box(case: Case, low: float, width: float) -> None:
+    high = low + width
+    draw = torch.rand(case.delta.shape, generator=generator(case.seed), dtype=torch.float64)
+    x = (low + width * draw).to(case.delta.dtype).clamp(low, high)
+    assume(bool((x.double() >= low).all() and (x.double() <= high).all()))
+    boxed = ops.project(case.delta, radius=case.radius, x=x, box=(low, high), **case.place)
+    assert all(norm <= case.radius for norm in case.exact_norms(boxed))
+    assert torch.equal(ops.project(boxed, radius=case.radius, x=x, box=(low, high), **case.place), boxed)
+    margin = torch.finfo(case.delta.dtype).eps * max(abs(low), abs(high), width)
+    total = x.double() + boxed.double()
+    if case.mask is not None:
+        total = total[case.mask]
+    assert bool(((total >= low - margin) & (total <= high + margin)).all())
+
+
+@each_dtype
+def test_pixels_stay_between_zero_and_one_to_the_bit(dtype: torch.dtype) -> None:
+    x = torch.rand(4, 3, 17, 17, generator=generator(), dtype=torch.float64).to(dtype)
+    delta = randn(4, 3, 17, 17, dtype=dtype)
+    stepped = ops.step_and_project(
+        delta, randn(4, 3, 17, 17, seed=1, dtype=dtype), step_size=0.3, radius=0.9, norm="linf", x=x, box=(0.0, 1.0)
+    )
+    total = x + stepped.delta
+    assert total.min() >= 0
+    assert total.max() <= 1
+    assert ((total == 0) | (total == 1)).float().mean() > 0.2  # the box was met
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_a_box_around_a_half_precision_tensor_is_measured_in_the_precision_of_the_delta(stored: torch.dtype) -> None:
+    x = torch.rand(5, 31, generator=generator(3)).to(stored)
+    radius = 0.7
+    delta = ops.project(randn(5, 31, seed=4, dtype=torch.float32), radius=radius, norm="linf", x=x, box=(0.0, 1.0))
+    total = x.double() + delta.double()
+    assert total.min() >= 0
+    assert total.max() <= 1
+    assert delta.abs().max() <= radius
+
+
+@each_dtype
+@pytest.mark.parametrize("entries", [5003, 200_003], ids=lambda n: f"D{n}")
+def test_long_rows_are_inside_too(dtype: torch.dtype, entries: int) -> None:
+    for seed in range(4):
+        delta = randn(1, entries, seed=seed, dtype=dtype)
+        for radius in (0.37, 1.0, 11.3):
+            projected = ops.project(delta, radius=radius)
+            assert math.hypot(*projected.double().flatten().tolist()) <= radius
+            assert torch.equal(ops.project(projected, radius=radius), projected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+def test_subnormal_radii_are_kept_to(dtype: torch.dtype) -> None:
+    smallest = torch.finfo(dtype).tiny * torch.finfo(dtype).eps
+    for multiple in (0.5, 1.0, 1.4, 1.7, 2.3, 5.5, 31.0):
+        for entries in (1, 2, 7):
+            for norm in NORMS:
+                delta = torch.full((1, entries), smallest * 2, dtype=torch.float64).to(dtype)
+                kept = ops.project(delta, radius=multiple * smallest, norm=norm).double().flatten().tolist()
+                assert (math.hypot(*kept) if norm == "l2" else max(kept)) <= multiple * smallest
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_half_precision_norms_do_not_overflow(dtype: torch.dtype) -> None:
+    big = torch.full((2, 3, 1000), 6e4, dtype=dtype)
+    expected = big.double()[0].norm().float()
+    torch.testing.assert_close(ops.norms(big), expected.expand(2), rtol=1e-6, atol=0.0)
+    stepped = ops.step_and_project(torch.zeros_like(big), big, step_size=1.0)
+    torch.testing.assert_close(stepped.grad_norm, expected.expand(2), rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(ops.norms(stepped.delta), torch.ones(2), rtol=1e-2, atol=0.0)
+    projected = ops.project(big, radius=1.0)
+    torch.testing.assert_close(ops.norms(projected), torch.ones(2), rtol=2e-2, atol=0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_huge_perturbation_keeps_its_direction_when_projected(dtype: torch.dtype) -> None:
+    delta = torch.full((1, 100), 3e38, dtype=dtype)
+    projected = ops.project(delta, radius=1.0)
+    torch.testing.assert_close(projected.float(), torch.full((1, 100), 0.1), rtol=2e-2, atol=0.0)
+
+
+@each_norm
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=["fp64", "fp32", "bf16"])
+def test_the_direction_of_a_step_does_not_depend_on_the_size_of_the_gradient(norm: str, dtype: torch.dtype) -> None:
+    grad = randn(3, 5, 7)
+    steps = [
+        ops.step_and_project(
+            torch.zeros(3, 5, 7, dtype=torch.float64), (grad * scale).to(dtype), step_size=0.1, norm=norm
+        ).delta
+        for scale in (1e-30, 1e-8, 1.0, 1e8, 1e30)
+    ]
+    for step in steps:
+        torch.testing.assert_close(step, steps[2], rtol=2 * TOLERANCE[dtype], atol=1e-8)
+
+
+# --- law 2: zeros, infinities, nothing at all ---
+
+
+@each_norm
+@each_per
+@each_dtype
+@pytest.mark.parametrize("rule", ["normalised", "sign"])
+@pytest.mark.parametrize("floor", [0.0, 1e-8], ids=["no-floor", "floor"])
+def test_a_zero_gradient_does_not_move(norm: str, per: str, dtype: torch.dtype, rule: str, floor: float) -> None:
+    delta = randn(2, 3, 5, dtype=dtype)
+    stepped = ops.step_and_project(
+        delta, torch.zeros_like(delta), step_size=0.1, norm=norm, per=per, rule=rule, floor=floor
+    )
+    assert torch.equal(stepped.delta, delta)
+    assert not stepped.grad_norm.any()
+    assert stepped.finite.all()
+
+
+@each_norm
+@each_per
+@each_dtype
+@pytest.mark.parametrize("radius", [0.0, 1e-30, 1.0, math.inf])
+def test_a_zero_perturbation_stays_zero(norm: str, per: str, dtype: torch.dtype, radius: float) -> None:
+    zero = torch.zeros(2, 3, 5, dtype=dtype)
+    assert torch.equal(ops.project(zero, radius=radius, norm=norm, per=per), zero)
+
+
+@repeatable
+@given(case=cases())
+def test_without_a_radius_nothing_is_projected(case: Case) -> None:
+    projected = ops.project(case.delta, radius=math.inf, norm=case.norm, per=case.per)
+    assert torch.equal(projected, case.delta)
+
+
+@repeatable
+@given(case=cases())
+def test_a_radius_of_zero_leaves_exactly_zero(case: Case) -> None:
+    stepped = ops.step_and_project(case.delta, case.grad, step_size=0.5, radius=0.0, **case.place)
+    assert not stepped.delta.any()
+
+
+@each_norm
+@each_per
+@pytest.mark.parametrize("shape", [(0, 3, 5), (2, 0, 5), (2, 3, 0), (0, 5)], ids=str)
+def test_an_empty_perturbation_works(norm: str, per: str, shape: tuple[int, ...]) -> None:
+    empty = torch.zeros(shape)
+    stepped = ops.step_and_project(empty, empty, step_size=0.1, radius=1.0, norm=norm, per=per)
+    rows = shape[:1] if per == "sample" else shape[:-1]
+    assert stepped.delta.shape == shape
+    assert stepped.grad_norm.shape == stepped.delta_norm.shape == stepped.finite.shape == rows
+    assert stepped.finite.all()
+    assert ops.norms(empty, norm=norm, per=per).shape == rows
+    assert ops.project(empty, radius=1.0, norm=norm, per=per).shape == shape
+
+
+@each_norm
+@each_per
+def test_a_masked_out_sample_does_not_move(norm: str, per: str) -> None:
+    mask = torch.tensor([[True, True], [False, False]])
+    stepped = ops.step_and_project(
+        randn(2, 2, 3), randn(2, 2, 3, seed=1), step_size=0.1, radius=1.0, norm=norm, per=per, mask=mask
+    )
+    assert not stepped.delta[1].any()
+    assert stepped.delta[0].all()
+    assert stepped.finite.all()
+
+
+@each_norm
+@each_per
+def test_the_floor_is_the_published_one(norm: str, per: str) -> None:
+    """Step · g / max(|g|, floor), for gradients above, at and below the floor."""
+    floor = 1e-8
+    for scale in (1e-30, 1e-12, 1e-9, 1e-8, 1.0):
+        grad = randn(3, 4, 5) * scale
+        rows = grad.flatten(1) if per == "sample" else grad
+        size = rows.norm(dim=-1) if norm == "l2" else rows.abs().amax(-1)
+        size = size.reshape(*size.shape, *[1] * (3 - size.ndim))
+        stepped = ops.step_and_project(torch.zeros_like(grad), grad, step_size=0.1, norm=norm, per=per, floor=floor)
+        torch.testing.assert_close(stepped.delta, 0.1 * grad / size.clamp(min=floor), rtol=1e-12, atol=0.0)
+
+
+@each_norm
+def test_without_a_floor_a_tiny_gradient_steps_as_far_as_a_large_one(norm: str) -> None:
+    for scale in (1e-30, 1.0):
+        grad = (randn(3, 4, 5) * scale).float()
+        stepped = ops.step_and_project(torch.zeros_like(grad), grad, step_size=0.1, norm=norm)
+        torch.testing.assert_close(stepped.delta_norm, torch.full((3,), 0.1), rtol=1e-6, atol=0.0)
+
+
+# --- law 3: masks, padding, and no coupling of samples ---
+
+
+@repeatable
+@given(case=cases(finite_radius=False), rule=st.sampled_from(["normalised", "sign"]))
+def test_a_masked_position_is_exactly_zero_whatever_its_gradient(case: Case, rule: str) -> None:
+    assume(case.mask is not None and math.isfinite(case.radius))
+    grad = case.grad.clone()
+    grad[~case.mask] = math.nan
+    stepped = ops.step_and_project(case.delta, grad, step_size=0.1, radius=case.radius, rule=rule, **case.place)
+    clean = ops.step_and_project(case.delta, case.grad, step_size=0.1, radius=case.radius, rule=rule, **case.place)
+    assert not stepped.delta[~case.mask].any()
+    assert stepped.finite.all()
+    for got, expected in zip(stepped, clean, strict=True):
+        assert torch.equal(got, expected)
+
+
+@each_norm
+@each_per
+@each_dtype
+def test_padding_changes_nothing(norm: str, per: str, dtype: torch.dtype) -> None:
+    delta, grad = randn(3, 5, 7, dtype=dtype), randn(3, 5, 7, seed=1, dtype=dtype)
+    mask = torch.arange(5) < torch.tensor([5, 3, 1])[:, None]
+    options = {"step_size": 0.1, "radius": 0.9, "norm": norm, "per": per}
+    short = ops.step_and_project(delta, grad, mask=mask, **options)
+    pad = torch.full((3, 6, 7), 7.0, dtype=dtype)
+    long_mask = torch.cat([mask, torch.zeros(3, 6, dtype=torch.bool)], 1)
+    long = ops.step_and_project(torch.cat([delta, pad], 1), torch.cat([grad, pad], 1), mask=long_mask, **options)
+    tolerance = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 0.0}
+    torch.testing.assert_close(long.delta[:, :5], short.delta, **tolerance)
+    rows = (slice(None), slice(5)) if per == "token" else (slice(None),)
+    torch.testing.assert_close(long.grad_norm[rows], short.grad_norm, **tolerance)
+    torch.testing.assert_close(long.delta_norm[rows], short.delta_norm, **tolerance)
+
+
+@each_norm
+@each_per
+@each_dtype
+def test_samples_do_not_see_one_another(norm: str, per: str, dtype: torch.dtype) -> None:
+    delta, grad = randn(5, 3, 7, dtype=dtype), randn(5, 3, 7, seed=1, dtype=dtype)
+    grad[1] *= 1000
+    options = {"step_size": 0.1, "radius": 0.9, "norm": norm, "per": per}
+    together = ops.step_and_project(delta, grad, **options)
+    order = torch.tensor([3, 0, 4, 2, 1])
+    for got, expected in zip(ops.step_and_project(delta[order], grad[order], **options), together, strict=True):
+        assert torch.equal(got, expected[order])
+    for i in range(5):
+        alone = ops.step_and_project(delta[i : i + 1], grad[i : i + 1], **options)
+        torch.testing.assert_close(alone.delta[0], together.delta[i], rtol=2 * torch.finfo(dtype).eps, atol=0.0)
+
+
+@each_norm
+@each_dtype
+def test_packed_rows_move_like_the_padded_ones_they_are(norm: str, dtype: torch.dtype) -> None:
+    lengths = [4, 0, 1, 3]
+    delta, grad = randn(4, 4, 7, dtype=dtype), randn(4, 4, 7, seed=1, dtype=dtype)
+    mask = torch.arange(4) < torch.tensor(lengths)[:, None]
+    options = {"step_size": 0.1, "radius": 0.9, "norm": norm}
+    padded = ops.step_and_project(delta, grad, mask=mask, **options)
+    segments = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths))
+    packed = ops.step_and_project(delta[mask], grad[mask], segments=segments, **options)
+    tolerance = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 0.0}
+    torch.testing.assert_close(packed.delta, padded.delta[mask], **tolerance)
+    assert packed.grad_norm.shape == (8,)
+    torch.testing.assert_close(packed.grad_norm[:4], padded.grad_norm, **tolerance)
+    torch.testing.assert_close(packed.delta_norm[:4], padded.delta_norm, **tolerance)
+    assert not packed.grad_norm[4:].any()
+
+
+# --- law 4: what a projection is ---
+
+
+@repeatable
+@given(case=cases(finite_radius=False))
+def test_projecting_twice_is_projecting_once_to_the_bit(case: Case) -> None:
+    once = ops.project(case.delta, radius=case.radius, **case.place)
+    assert torch.equal(ops.project(once, radius=case.radius, **case.place), once)
+
+
+@repeatable
+@given(case=cases())
+def test_inside_the_ball_less_its_margin_nothing_changes(case: Case) -> None:
+    """The margin: 17 units in the last place of fp32 (fp64 for fp64), and less than a subnormal number."""
+    wide = torch.float64 if case.delta.dtype == torch.float64 else torch.float32
+    edge = case.radius * (1 - 17 * torch.finfo(wide).eps)
+    assume(all(norm <= edge for norm in case.exact_norms(case.delta)))
+    mask = torch.ones_like(case.delta, dtype=torch.bool)
+    if case.mask is not None:
+        mask = case.mask.unsqueeze(-1).expand_as(case.delta)
+    projected = ops.project(case.delta, radius=case.radius, **case.place)
+    assert torch.equal(projected, torch.where(mask, case.delta, 0))
+
+
+@repeatable
+@given(case=cases(), scale=st.sampled_from([0.1, 0.99, 1.0, 1.5]))
+def test_projection_brings_no_two_points_further_apart(case: Case, scale: float) -> None:
+    assume(case.delta.numel() > 0 and case.mask is None and case.radius >= 1e-3)
+    noise = torch.randn(case.delta.shape, generator=generator(case.seed + 1), dtype=torch.float64)
+    other = (case.delta.double() * scale + case.radius * 0.3 * noise).clamp(-6e4, 6e4).to(case.delta.dtype)
+    a = ops.project(case.delta, radius=case.radius, **case.place).double()
+    b = ops.project(other, radius=case.radius, **case.place).double()
+    before, after = case.exact_norms(case.delta.double() - other.double()), case.exact_norms(a - b)
+    margin = 4 * torch.finfo(case.delta.dtype).eps * case.radius * (1 + math.sqrt(case.delta.numel()))
+    assert all(y <= x + margin for x, y in zip(before, after, strict=True))
+
+
+@each_dtype
+@each_per
+@pytest.mark.parametrize("radius", [0.1, 1.0, 2.5])
+def test_projection_is_the_plain_formula(dtype: torch.dtype, per: str, radius: float) -> None:
+    delta = randn(5, 3, 7, dtype=dtype) * torch.tensor([0.01, 0.5, 1.0, 2.0, 9.0], dtype=dtype).reshape(5, 1, 1)
+    wide = delta.double()
+    length = wide.flatten(1).norm(dim=1).reshape(5, 1, 1) if per == "sample" else wide.norm(dim=2, keepdim=True)
+    torch.testing.assert_close(
+        ops.project(delta, radius=radius, per=per).double(),
+        wide * (radius / length).clamp(max=1),
+        rtol=TOLERANCE[dtype],
+        atol=0.0,
+    )
+    torch.testing.assert_close(
+        ops.project(delta, radius=radius, per=per, norm="linf").double(),
+        wide.clamp(-radius, radius),
+        rtol=TOLERANCE[dtype],
+        atol=0.0,
+    )
+
+
+@each_norm
+@each_per
+def test_a_step_is_the_plain_formula(norm: str, per: str) -> None:
+    delta, grad, step_size, radius = randn(3, 4, 5), randn(3, 4, 5, seed=1), 0.7, 2.0
+
+    def size(values: Tensor) -> Tensor:
+        rows = values.flatten(1) if per == "sample" else values
+        lengths = rows.norm(dim=-1) if norm == "l2" else rows.abs().amax(-1)
+        return lengths.reshape(*lengths.shape, *[1] * (3 - lengths.ndim))
+
+    def into(values: Tensor) -> Tensor:
+        return values * (radius / size(values)).clamp(max=1) if norm == "l2" else values.clamp(-radius, radius)
+
+    options = {"step_size": step_size, "radius": radius, "norm": norm, "per": per}
+    stepped = ops.step_and_project(delta, grad, **options)
+    torch.testing.assert_close(stepped.delta, into(delta + step_size * grad / size(grad)), rtol=1e-12, atol=0.0)
+    rows = (3,) if per == "sample" else (3, 4)
+    torch.testing.assert_close(stepped.grad_norm, size(grad).reshape(rows), rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(stepped.delta_norm, size(stepped.delta).reshape(rows), rtol=1e-12, atol=0.0)
+    signed = ops.step_and_project(delta, grad, rule="sign", **options)
+    torch.testing.assert_close(signed.delta, into(delta + step_size * grad.sign()), rtol=1e-12, atol=0.0)
+
+
+# --- law 5: gradients that are not finite ---
+
+
+@each_norm
+@each_per
+@pytest.mark.parametrize("rule", ["normalised", "sign"])
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan], ids=str)
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_a_row_with_a_gradient_that_is_not_finite_keeps_its_delta(
+    norm: str, per: str, rule: str, bad: float, packed: bool
+) -> None:
+    delta, grad = randn(4, 3, 5), randn(4, 3, 5, seed=1)
+    segments = torch.tensor([0, 1, 1, 2]) if packed else None
+    options = {"step_size": 0.1, "norm": norm, "per": per, "rule": rule, "segments": segments}
+    good = ops.step_and_project(delta, grad, **options)
+    grad[1, 2, 0] = bad
+    stepped = ops.step_and_project(delta, grad, **options)
+    kept = torch.zeros(4, 3, dtype=torch.bool)
+    if per == "token":
+        kept[1, 2] = True
+        assert torch.equal(~stepped.finite, kept)
+    else:
+        kept[torch.tensor([False, True, packed, False])] = True
+        assert stepped.finite.tolist() == [True, False, True, True]
+    assert torch.equal(stepped.delta[kept], delta[kept])
+    assert torch.equal(stepped.delta[~kept], good.delta[~kept])
+
+
+# --- the call itself ---
+
+
+def test_in_place_writes_into_the_perturbation_it_was_given() -> None:
+    delta, grad = randn(2, 3, 5), randn(2, 3, 5, seed=1)
+    fresh = ops.step_and_project(delta, grad, step_size=0.1, radius=1.0)
+    before = delta.clone()
+    assert fresh.delta.data_ptr() != delta.data_ptr()
+    stepped = ops.step_and_project(delta, grad, step_size=0.1, radius=1.0, inplace=True)
+    assert stepped.delta.data_ptr() == delta.data_ptr()
+    assert torch.equal(delta, fresh.delta)
+    assert not torch.equal(delta, before)
+
+
+def test_an_op_leaves_its_arguments_alone_and_builds_no_graph() -> None:
+    delta, grad = randn(2, 3, 5).requires_grad_(), randn(2, 3, 5, seed=1)
+    kept = delta.detach().clone(), grad.clone()
+    stepped = ops.step_and_project(delta, grad, step_size=0.1, radius=0.5)
+    assert not stepped.delta.requires_grad
+    assert not ops.project(delta, radius=0.5).requires_grad
+    assert torch.equal(delta, kept[0])
+    assert torch.equal(grad, kept[1])
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "call"),
+    [
+        pytest.param(
+            ShapeError,
+            r"expected a gradient of shape \(2, 3, 5\), got \(2, 3\)",
+            lambda d: ops.step_and_project(d, d[..., 0], step_size=0.1),
+            id="gradient",
+        ),
+        pytest.param(
+            ShapeError,
+            "expected a floating-point perturbation, got torch.int64",
+            lambda d: ops.norms(d.long()),
+            id="int",
+        ),
+        pytest.param(
+            ShapeError,
+            r"expected a perturbation of two axes or more.*got \(30,\)",
+            lambda d: ops.norms(d.flatten()),
+            id="1d",
+        ),
+        pytest.param(
+            ShapeError,
+            r"expected a boolean mask over the leading axes of \(2, 3, 5\), got torch.bool of \(2, 4\)",
+            lambda d: ops.norms(d, mask=torch.ones(2, 4, dtype=torch.bool)),
+            id="mask-shape",
+        ),
+        pytest.param(
+            ShapeError,
+            r"expected a boolean mask .*, got torch.int64 of \(2, 3\)",
+            lambda d: ops.norms(d, mask=torch.ones(2, 3, dtype=torch.long)),
+            id="mask-dtype",
+        ),
+        pytest.param(
+            ShapeError,
+            r"expected segments of shape \(2,\), got \(3,\)",
+            lambda d: ops.norms(d, segments=torch.zeros(3, dtype=torch.long)),
+            id="segments",
+        ),
+        pytest.param(
+            ShapeError,
+            r"expected x of shape \(2, 3, 5\), got \(2, 3\)",
+            lambda d: ops.project(d, radius=1.0, x=d[..., 0], box=(0.0, 1.0)),
+            id="x",
+        ),
+        pytest.param(
+            ConfigurationError,
+            "expected x beside a box, got None",
+            lambda d: ops.project(d, radius=1.0, box=(0.0, 1.0)),
+            id="box-alone",
+        ),
+        pytest.param(
+            ConfigurationError,
+            r"expected a back end among \['auto', 'reference'.*\], got 'cuda'",
+            lambda d: ops.norms(d, backend="cuda"),
+            id="backend",
+        ),
+    ],
+)
+def test_an_argument_that_does_not_fit_is_named(error: type[Exception], message: str, call: object) -> None:
+    with pytest.raises(error, match=message):
+        call(torch.zeros(2, 3, 5))
+
+
+def test_a_named_back_end_is_the_one_that_runs() -> None:
+    delta, grad = randn(2, 3, 5), randn(2, 3, 5, seed=1)
+    auto = ops.step_and_project(delta, grad, step_size=0.1, radius=1.0)
+    named = ops.step_and_project(delta, grad, step_size=0.1, radius=1.0, backend="reference")
+    assert torch.equal(auto.delta, named.delta)
