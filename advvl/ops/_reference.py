@@ -1,9 +1,10 @@
 """The definition of every op, in plain PyTorch: correct at zero, at infinity and for an empty batch; not fast.
 
 How a result stays inside its ball. Entries are computed in fp32 (fp64 for fp64) and squares are summed in fp64, so a
-computed norm is off by less than 1.5 units in the last place (ulp). A row is rescaled when its computed norm exceeds
-`radius * (1 - 1.5 ulp)`, to `radius * (1 - 5 ulp)` less half an ulp of the storage dtype and half a subnormal an entry:
-division, product and cast add less than that back. So the stored row is inside, and a second projection finds it so.
+computed norm is off by less than s units in the last place (ulp): 1.5, or 16 in fp64, where the sum itself rounds. A row
+is rescaled when its computed norm, or that of what would be stored, exceeds `radius * (1 - s ulp)`: to
+`radius * (1 - (3 s + 0.5) ulp)` less half an ulp of the storage dtype and half a subnormal an entry. Division, product
+and cast add less than that back. So the stored row is inside, and a second projection finds it so.
 """
 
 from __future__ import annotations
@@ -120,11 +121,14 @@ def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _norm(d: Tensor, norm: Norm, rows: _Rows) -> Tensor:
+    return rows.amax(d.abs()) if norm == "linf" else _l2(d, rows).to(d.dtype)
+
+
+def _l2(d: Tensor, rows: _Rows) -> Tensor:
+    """The norm of every row, in fp64."""
     biggest = rows.amax(d.abs())
-    if norm == "linf":
-        return biggest
     unit = d / rows.spread(torch.where(biggest > 0, biggest, torch.ones_like(biggest)))
-    return (biggest * rows.sum(unit.square()).sqrt()).to(d.dtype)
+    return biggest * rows.sum(unit.square()).sqrt()
 
 
 def _into(
@@ -148,19 +152,27 @@ def _into(
     if box is not None and x is not None:
         # Only entries outside the box change, and towards zero: (x + d) - x would round d out of its ball.
         low, high = box
-        moved = x.to(storage) + d
-        d = torch.where(moved > high, (high - x).to(storage), torch.where(moved < low, (low - x).to(storage), d))
-        d = _masked(d, mask)
+        wide = _compute(x)
+        moved = wide + _compute(d)
+        down = torch.minimum(d, (high - wide).to(storage))
+        up = torch.maximum(d, (low - wide).to(storage))
+        d = _masked(torch.where(moved > high, down, torch.where(moved < low, up, d)), mask)
     return d
 
 
 def _rescaled(d: Tensor, radius: float, rows: _Rows, storage: torch.dtype) -> Tensor:
     ulp, stored = torch.finfo(d.dtype).eps, torch.finfo(storage)
     subnormal = stored.smallest_normal * stored.eps
-    target = radius * (1 - 5 * ulp - 0.5 * stored.eps) - 0.5 * subnormal * math.sqrt(rows.size)
-    length = _norm(d, "l2", rows)
-    scale = torch.where(length > radius * (1 - 1.5 * ulp), max(target, 0.0) / length, torch.ones_like(length))
-    return d * rows.spread(scale)
+    slack = ulp * (16 if d.dtype == torch.float64 else 1.5)
+    limit = radius * (1 - slack)
+    target = radius * (1 - 3 * slack - 0.5 * ulp - 0.5 * stored.eps) - 0.5 * subnormal * math.sqrt(rows.size)
+    length = _l2(d, rows)
+    outside = length > limit
+    if storage != d.dtype:  # rounded to storage, a row may grow out of its ball
+        outside |= _l2(_compute(d.to(storage)), rows) > limit
+    # A tensor over a tensor: a number over one is its product with a reciprocal, which a tiny length overflows.
+    scale = torch.where(outside, torch.full_like(length, max(target, 0.0)) / length, torch.ones_like(length))
+    return (d * rows.spread(scale)).to(d.dtype)
 
 
 def _not_above(radius: float, storage: torch.dtype) -> float:
