@@ -170,7 +170,8 @@ class OutputDirectory:
                     f"expected {str(directory)!r} to belong to this configuration, got one that differs in "
                     f"{differences}; choose another --output, or --overwrite to lose what is in it"
                 )
-            _remove_files(directory, last=owner)
+            _remove_files(directory, spared=owner)
+            owner.unlink()
         elif any(directory.iterdir()):
             raise OutputDirectoryError(
                 f"expected {str(directory)!r} to be empty or an output directory, got files and no {OWNER_FILE}; "
@@ -179,6 +180,10 @@ class OutputDirectory:
         document = {"fingerprint": mark, "configuration": json.loads(json.dumps(configuration, default=str))}
         write_text(owner, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
         return OutputDirectory(directory, mark)
+
+    def clear(self) -> None:
+        """Remove everything in it but the mark of whose it is."""
+        _remove_files(self.path, spared=self.path / OWNER_FILE)
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -230,16 +235,15 @@ def _remove_temporaries(directory: Path) -> None:
             leftover.unlink()
 
 
-def _remove_files(directory: Path, *, last: Path) -> None:
-    """Remove everything in `directory`, the file `last` at the end: until then it still says whose the rest is."""
+def _remove_files(directory: Path, *, spared: Path) -> None:
+    """Remove everything in `directory` but `spared`, which goes on saying whose the rest is while this runs."""
     for path in sorted(directory.rglob("*"), reverse=True):
-        if path == last:
+        if path == spared:
             continue
         if path.is_dir() and not path.is_symlink():
             path.rmdir()
         else:
             path.unlink()
-    last.unlink()
 
 
 def _file_creation_mask() -> int:

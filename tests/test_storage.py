@@ -181,3 +181,11 @@ def test_what_a_killed_run_left_half_written_is_removed(tmp_path: Path) -> None:
     (tmp_path / "seed-0" / ".advvl-notes").write_text("mine")
     OutputDirectory.claim(tmp_path, {})
     assert names(tmp_path) == ["configuration.yaml", "seed-0", "seed-0/.advvl-notes"]
+
+
+def test_clearing_keeps_whose_the_directory_is(tmp_path: Path) -> None:
+    claimed = OutputDirectory.claim(tmp_path, {"seed": 1})
+    write_text(claimed / "seed-1" / "result", "old")
+    claimed.clear()
+    assert names(tmp_path) == ["configuration.yaml"]
+    assert OutputDirectory.claim(tmp_path, {"seed": 1}) == claimed
