@@ -148,10 +148,12 @@ def curve_png(report: Report, *, title: str = "") -> bytes:
         panel.set_xlabel(f"L2 radius of the {modality} perturbation, per example")
         panel.set_xticks([condition.radius for condition in conditions])
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel(f"worst-case accuracy, per cent (bars: {100 * report.confidence:g} % interval)")
+    panels[0].set_ylabel("worst-case accuracy, per cent")
     panels[0].set_ylim(bottom=0)
     panels[0].legend()
-    figure.suptitle(title or f"Accuracy under PGD; {_over(report)}", fontsize="medium")
+    figure.suptitle(
+        title or f"Accuracy under PGD; bars: {100 * report.confidence:g} %, {_over(report)}", fontsize="medium"
+    )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()

@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from advvl.errors import DataError
-from advvl.evaluation.robustness import RobustnessCurve
 from advvl.evaluation.statistics import Interval, difference_interval, mean_interval, proportion_interval
 
 
@@ -54,37 +53,23 @@ class RunResult:
         method: str,
         seed: int,
         *,
-        clean: Tensor,
-        curves: Sequence[RobustnessCurve],
+        clean: Sequence[float],
+        attacked: Mapping[str, Mapping[float, Sequence[float]]],
         seconds_per_update: float | None = None,
     ) -> RunResult:
-        """From the clean scores `(N,)` of the test set and a curve for each modality that was attacked."""
-        scores = {Condition(): clean}
-        for curve in curves:
-            scores[Condition(curve.modality, 0.0)] = curve.clean
-            scores |= {Condition(curve.modality, r): row for r, row in zip(curve.radii, curve.scores, strict=True)}
+        """From scores as they are kept in a file.
+
+        Arguments:
+            clean: of every test example.
+            attacked: modality to radius to the worst scores of the first so many of them.
+        """
+        whole = torch.tensor(clean, dtype=torch.float64)
+        scores = {Condition(): whole}
+        for modality, by_radius in attacked.items():
+            for radius, worst in sorted(by_radius.items()):
+                scores.setdefault(Condition(modality, 0.0), whole[: len(worst)])
+                scores[Condition(modality, radius)] = torch.tensor(worst, dtype=torch.float64)
         return cls(method, seed, scores, seconds_per_update)
-
-    def to_json(self) -> dict[str, Any]:
-        """What `from_json` turns back into this; scores are written out, example by example."""
-        return {
-            "method": self.method,
-            "seed": self.seed,
-            "seconds_per_update": self.seconds_per_update,
-            "scores": [
-                {"modality": condition.modality, "radius": condition.radius, "scores": scores.tolist()}
-                for condition, scores in self.scores.items()
-            ],
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> RunResult:
-        """The result that `to_json` wrote."""
-        scores = {
-            Condition(entry["modality"], entry["radius"]): torch.tensor(entry["scores"], dtype=torch.float64)
-            for entry in value["scores"]
-        }
-        return cls(value["method"], value["seed"], scores, value["seconds_per_update"])
 
 
 @dataclass(frozen=True)
@@ -131,7 +116,7 @@ def summarise(results: Sequence[RunResult], *, baseline: str, confidence: float 
             if method != baseline:
                 base = [runs[baseline][seed].scores[condition] for seed in seeds]
                 difference[condition] = _difference(scores, base, confidence)
-        times = [run.seconds_per_update for run in by_seed.values() if run.seconds_per_update is not None]
+        times = [time for seed in seeds if (time := by_seed[seed].seconds_per_update) is not None]
         rows.append(Row(method, accuracy, difference, _time(times, confidence)))
     return Report(tuple(rows), tuple(first.scores), seeds, baseline, confidence, over)
 

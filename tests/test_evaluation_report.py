@@ -1,0 +1,198 @@
+"""Summary, tables, JSON and figure, from scores whose accuracies are known."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from advvl.errors import DataError, MissingExtraError
+from advvl.evaluation.report import curve_png, markdown, to_json, write_report
+from advvl.evaluation.statistics import difference_interval, mean_interval, proportion_interval
+from advvl.evaluation.summary import Condition, Report, RunResult, summarise
+
+EXAMPLES = 50
+
+
+def scores(right: int, examples: int = EXAMPLES) -> list[float]:
+    return [1.0] * right + [0.0] * (examples - right)
+
+
+def run(method: str, seed: int, clean: int, *, image: dict[float, int], text: dict[float, int], time: float = 0.01):
+    return RunResult.of(
+        method,
+        seed,
+        clean=scores(clean),
+        attacked={
+            "image": {radius: scores(right, 40) for radius, right in image.items()},
+            "text": {radius: scores(right) for radius, right in text.items()},
+        },
+        seconds_per_update=time,
+    )
+
+
+CLEAN, ATTACKED = Condition(), Condition("image", 0.5)
+THREE_SEEDS = [
+    run(method, seed, clean + seed, image={0.5: robust + 2 * seed, 0.25: 30}, text={1.0: 7}, time=time + seed / 1e3)
+    for method, clean, robust, time in [("standard", 40, 10, 0.01), ("villa", 45, 20, 0.05)]
+    for seed in (2, 0, 1)
+]
+ONE_SEED = [result for result in THREE_SEEDS if result.seed == 1]
+
+
+def row(report: Report, method: str):
+    return next(row for row in report.rows if row.method == method)
+
+
+def test_with_several_seeds_intervals_are_over_seeds_and_differences_paired_by_seed() -> None:
+    report = summarise(THREE_SEEDS, baseline="standard")
+    assert (report.over, report.seeds) == ("seeds", (0, 1, 2))
+    assert row(report, "villa").accuracy[CLEAN] == mean_interval([45 / 50, 46 / 50, 47 / 50])
+    assert row(report, "villa").accuracy[ATTACKED] == mean_interval([20 / 40, 22 / 40, 24 / 40])
+    expected = difference_interval([20 / 40, 22 / 40, 24 / 40], [10 / 40, 12 / 40, 14 / 40])
+    assert row(report, "villa").difference[ATTACKED] == expected
+    assert row(report, "villa").seconds_per_update == mean_interval([0.05, 0.051, 0.052])
+    assert row(report, "standard").difference == {}
+
+
+def test_with_one_seed_intervals_are_over_examples_and_differences_paired_by_example() -> None:
+    report = summarise(ONE_SEED, baseline="standard")
+    assert (report.over, report.seeds) == ("examples", (1,))
+    assert row(report, "villa").accuracy[ATTACKED] == proportion_interval(22, 40)
+    assert row(report, "villa").difference[ATTACKED] == difference_interval(scores(22, 40), scores(12, 40))
+    assert "seed 1 alone, Wilson interval over test examples" in markdown(report)
+
+
+def test_a_radius_of_zero_holds_the_clean_scores_of_the_examples_that_were_attacked() -> None:
+    result = ONE_SEED[0]
+    assert torch.equal(result.scores[Condition("image", 0.0)], result.scores[CLEAN][:40])
+    assert list(result.scores) == [
+        CLEAN,
+        *(Condition("image", radius) for radius in (0.0, 0.25, 0.5)),
+        *(Condition("text", radius) for radius in (0.0, 1.0)),
+    ]
+
+
+def test_the_table_shows_every_accuracy_with_its_interval() -> None:
+    text = markdown(summarise(THREE_SEEDS, baseline="standard"))
+    lines = text.splitlines()
+    head = next(line for line in lines if "ms per update" in line)
+    columns = [cell.strip() for cell in head.strip("|").split("|")]
+    assert columns == [
+        "method", "clean", "image PGD, radius 0.25", "image PGD, radius 0.5", "text PGD, radius 1", "ms per update",
+    ]  # fmt: skip
+    villa = next(line for line in lines if line.startswith("| villa"))
+    low, high = (100 * end for end in (mean_interval([0.5, 0.55, 0.6]).low, mean_interval([0.5, 0.55, 0.6]).high))
+    cells = [cell.strip() for cell in villa.strip("|").split("|")]
+    assert cells[0] == "villa"
+    assert cells[3] == f"55.0 [{low:.1f}, {high:.1f}]"
+    assert cells[5].startswith("51.0 [")
+    assert all("[" in cell for cell in cells[1:])
+    assert len({len(line) for line in lines[2:6]}) == 1
+    assert "95 % interval" in text
+    assert "3 seeds" in text
+
+
+def test_a_difference_carries_its_sign_and_a_star_where_the_interval_excludes_zero() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noisy = [
+        RunResult.of("noisy", seed, clean=torch.rand(50, generator=generator).tolist(), attacked={})
+        for seed in range(3)
+    ]
+    base = [
+        RunResult.of("base", seed, clean=torch.rand(50, generator=generator).tolist(), attacked={}) for seed in range(3)
+    ]
+    sure = [RunResult.of("sure", seed, clean=[0.9 + 0.01 * seed] * 50, attacked={}) for seed in range(3)]
+    worse = [RunResult.of("worse", seed, clean=[0.01 * seed] * 50, attacked={}) for seed in range(3)]
+    text = markdown(summarise([*base, *noisy, *sure, *worse], baseline="base")).split("Difference to base")[1]
+    cells = {
+        line.split("|")[1].strip(): line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| ")
+    }
+    assert cells["sure"].startswith("+")
+    assert cells["sure"].endswith("*")
+    assert cells["worse"].startswith("-")
+    assert cells["worse"].endswith("*")
+    assert not cells["noisy"].endswith("*")
+
+
+def test_a_method_alone_has_no_table_of_differences() -> None:
+    assert "Difference" not in markdown(summarise(ONE_SEED[:1], baseline="standard"))
+
+
+def test_a_time_that_was_not_measured_is_shown_as_none() -> None:
+    result = RunResult.of("a", 0, clean=scores(3), attacked={})
+    report = summarise([result], baseline="a")
+    assert report.rows[0].seconds_per_update is None
+    assert markdown(report).splitlines()[4].endswith("| -             |")
+
+
+def test_methods_keep_the_order_in_which_they_come() -> None:
+    assert [row.method for row in summarise(THREE_SEEDS[::-1], baseline="standard").rows] == ["villa", "standard"]
+
+
+@pytest.mark.parametrize(
+    ("results", "baseline", "message"),
+    [
+        pytest.param([], "standard", "one result or more", id="none"),
+        pytest.param(ONE_SEED, "freelb", r"baseline among the methods \['standard', 'villa'\], got 'freelb'", id="baseline"),
+        pytest.param(THREE_SEEDS[:-1], "standard", "the same seeds", id="a-seed-is-missing"),
+        pytest.param([*ONE_SEED, ONE_SEED[0]], "standard", "two for seed 1", id="a-seed-twice"),
+        pytest.param(
+            [ONE_SEED[0], RunResult.of("villa", 1, clean=scores(3), attacked={})], "standard",
+            r"expected the conditions .*clean \(50\), image 0 \(40\).*got clean \(50\) from 'villa', seed 1",
+            id="conditions",
+        ),
+    ],
+)  # fmt: skip
+def test_results_that_cannot_be_compared_are_refused(results: list[RunResult], baseline: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        summarise(results, baseline=baseline)
+
+
+def test_the_json_holds_every_accuracy_interval_and_run() -> None:
+    report = summarise(THREE_SEEDS, baseline="standard")
+    content = json.loads(json.dumps(to_json(report, THREE_SEEDS), allow_nan=False))
+    villa = content["methods"][1]
+    entry = next(entry for entry in villa["conditions"] if entry["condition"] == "image 0.5")
+    interval = row(report, "villa").accuracy[ATTACKED]
+    assert entry["accuracy"]["interval"] == [interval.low, interval.high]
+    assert entry["difference"]["estimate"] == pytest.approx(0.25)
+    assert [run["seed"] for run in content["runs"]] == [2, 0, 1, 2, 0, 1]
+    assert content["runs"][1]["accuracy"]["clean"] == 0.8
+    assert content["runs"][1]["examples"] == {
+        "clean": 50, "image 0": 40, "image 0.25": 40, "image 0.5": 40, "text 0": 50, "text 1": 50,
+    }  # fmt: skip
+    json.dumps(to_json(summarise(ONE_SEED, baseline="villa"), ONE_SEED), allow_nan=False)
+
+
+@pytest.mark.parametrize("results", [THREE_SEEDS, ONE_SEED], ids=["three-seeds", "one-seed"])
+def test_the_report_is_written_whole_with_a_figure_that_is_not_empty(results: list[RunResult], tmp_path: Path) -> None:
+    report = write_report(tmp_path, results, baseline="standard", configuration={"a": 1})
+    assert (tmp_path / "report.md").read_text() == markdown(report)
+    assert json.loads((tmp_path / "results.json").read_text())["configuration"] == {"a": 1}
+    from matplotlib import image
+
+    pixels = image.imread(tmp_path / "robustness.png")
+    assert pixels.shape[:2] == (630, 1650)
+    assert len({tuple(colour) for colour in pixels[::3, ::3].reshape(-1, pixels.shape[2]).round(2).tolist()}) > 10
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.md", "results.json", "robustness.png"]
+
+
+def test_without_an_attack_there_is_no_figure(tmp_path: Path) -> None:
+    result = RunResult.of("a", 0, clean=scores(3), attacked={})
+    report = write_report(tmp_path, [result], baseline="a")
+    assert not (tmp_path / "robustness.png").exists()
+    with pytest.raises(DataError, match="no curve to draw"):
+        curve_png(report)
+
+
+def test_without_matplotlib_the_numbers_are_written_and_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtraError, match=r"advvl\[report\]"):
+        write_report(tmp_path, ONE_SEED, baseline="standard")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.md", "results.json"]
