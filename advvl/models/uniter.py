@@ -72,9 +72,19 @@ class UniterModel(nn.Module):
     """The encoder of words and regions; parameters are named as in the published checkpoints, less their `uniter.`."""
 
     fields: ClassVar[frozenset[str]] = frozenset(
-        ("input_ids", "position_ids", "txt_type_ids", "txt_lens")
-        + ("img_feat", "img_pos_feat", "img_type_ids", "img_masks", "num_bbs")
-        + ("attn_masks", "gather_index")
+        {
+            "input_ids",
+            "position_ids",
+            "txt_type_ids",
+            "txt_lens",
+            "img_feat",
+            "img_pos_feat",
+            "img_type_ids",
+            "img_masks",
+            "num_bbs",
+            "attn_masks",
+            "gather_index",
+        }
     )
 
     def __init__(self, config: UniterConfig) -> None:

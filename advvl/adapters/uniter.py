@@ -1,0 +1,51 @@
+"""Where UNITER is perturbed: words after their embedding, regions before their projection (Gan et al., NeurIPS 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from advvl.adapters.base import Adapter, Batch, Outputs, Site
+from advvl.errors import DataError, SiteError
+from advvl.models.layout import region_mask, text_mask
+from advvl.models.uniter import UniterModel
+
+
+def uniter_adapter(model: nn.Module) -> Adapter:
+    """The adapter of a UNITER, bare or with a task's head, wrapped or not; modalities "text" and "image".
+
+    All tokens but padding are perturbed, [CLS], [SEP] and masks among them. Fields of a batch that the model does not
+    take are not passed on.
+
+    Raises:
+        SiteError: no UNITER in the model, or several.
+    """
+    uniters = [name for name, module in model.named_modules() if isinstance(module, UniterModel)]
+    if len(uniters) != 1:
+        raise SiteError(
+            f"expected one UniterModel in {type(model).__name__}, got {len(uniters)}; give adapt() the sites"
+        )
+    prefix = f"{uniters[0]}." if uniters[0] else ""
+    taken = next(fields for module in model.modules() if (fields := _fields(module)))
+
+    def call(model: nn.Module, batch: Batch) -> Outputs:
+        if not isinstance(batch, Mapping):
+            raise DataError(f"expected a batch as a mapping of fields, got {type(batch).__name__}")
+        return model(**{name: value for name, value in batch.items() if name in taken})
+
+    return Adapter(
+        model,
+        {
+            "text": Site(f"{prefix}embeddings.word_embeddings", at="output", mask=text_mask),
+            "image": Site(f"{prefix}img_embeddings.img_linear", at="input", mask=region_mask),
+        },
+        call=call,
+    )
+
+
+def _fields(module: Any) -> frozenset[str] | None:
+    """The names that a UNITER or a task's model says it takes; the outermost one in a wrapped model knows them all."""
+    fields = getattr(module, "fields", None)
+    return fields if isinstance(fields, frozenset) else None
