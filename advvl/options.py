@@ -266,7 +266,7 @@ class ExperimentOptions:
                 raise ConfigurationError(f"expected {name} to be named, got an empty text")
 
 
-PRESETS: Final[Mapping[Preset, Mapping[str, Any]]] = {
+PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "demo": {
         "data": {"train_images": 150, "train_questions": 1500, "validation_questions": 300, "test_questions": 300},
         "pretrain": {"epochs": 4},
