@@ -71,4 +71,5 @@ def test_draws_are_fixed_for_ever() -> None:
 
 
 def test_streams_of_other_keys_and_seeds_are_other_streams() -> None:
-    assert len({stream(seed, key).random() for seed in range(3) for key in range(3)}) == 9
+    keys = [(), (0,), (1,), (1, 0), (1, 1), (0, 1)]
+    assert len({stream(seed, *key).random() for seed in range(3) for key in keys}) == 18

@@ -93,6 +93,13 @@ def test_half_of_the_pairs_are_wrong_and_wrong_images_are_equally_likely() -> No
     assert (counts[[0, 1, 3, 4]] / counts.sum() - 0.25).abs().max().item() < 0.03
 
 
+@pytest.mark.parametrize(("probability", "label"), [(0.0, 1), (1.0, 0)], ids=["never", "always"])
+def test_the_probability_is_that_of_a_wrong_image(probability: float, label: int) -> None:
+    own = torch.arange(20)
+    _, labels = mismatch(own, 20, probability=probability, generator=generator())
+    assert torch.equal(labels, torch.full((20,), label))
+
+
 def test_a_single_image_has_no_wrong_one() -> None:
     with pytest.raises(DataError, match="at least 2 images"):
         mismatch(torch.zeros(3, dtype=torch.long), 1, generator=generator())
