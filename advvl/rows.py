@@ -42,8 +42,8 @@ _ROWS: Final = (
     Row("standard, equal compute", "standard-equal-compute", "standard", "standard", equal_compute=True),
     Row("freelb", "freelb", "standard", "freelb"),
     Row("villa", "villa", "standard", "villa"),
-    Row("villa pre-training, standard", "pretrained-standard", "adversarial", "standard"),
-    Row("villa pre-training, villa", "pretrained-villa", "adversarial", "villa"),
+    Row("villa pre-training, standard", "adversarial-standard", "adversarial", "standard"),
+    Row("villa pre-training, villa", "adversarial-villa", "adversarial", "villa"),
 )
 
 

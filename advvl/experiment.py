@@ -1,0 +1,165 @@
+"""VILLA on UNITER over the digits corpus: every seed through both stages, then one table.
+
+Everything lies under one output directory, which belongs to one configuration:
+
+    OUTPUT/configuration.yaml
+    OUTPUT/seed-0/…                       models and records, see `advvl.stages`
+    OUTPUT/results.{json,md}              all methods, all seeds
+    OUTPUT/accuracy_against_radius.png
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
+
+from advvl.config import identity
+from advvl.data.corpus import DigitsConfig, digits_corpus
+from advvl.errors import ConfigurationError, OutputDirectoryError
+from advvl.evaluation.report import curve_png, markdown, to_json
+from advvl.evaluation.summary import RunResult, summarise
+from advvl.jobs import share_out
+from advvl.options import ExperimentOptions
+from advvl.rows import BASELINE, Row, rows_of
+from advvl.stages import Bench, finetune, pretrain
+from advvl.storage import OutputDirectory, read_json, write_bytes, write_json, write_text
+
+
+def run(options: ExperimentOptions, *, progress: bool = True) -> None:
+    """Run what the options ask for and is not there yet, then print and write the table.
+
+    Errors: `OutputDirectoryError` if the output directory is another configuration's, or holds results that are neither
+    to be taken up (`resume`) nor to be lost (`overwrite`); `ConfigurationError` if the options contradict each other.
+    """
+    if options.checkpoint is not None and options.stage == "pretrain":
+        raise ConfigurationError("expected stage finetune or all with a checkpoint, got pretrain, which it replaces")
+    began = time.monotonic()
+    directory = claim(options)
+    if options.jobs == 1 or len(options.seeds) == 1:
+        run_seeds(options.seeds, options, directory, progress)
+    else:
+        share_out(run_seeds, options.seeds, options, directory, False, jobs=options.jobs)
+    if options.stage != "pretrain":
+        print("\n" + report(options, directory, time.monotonic() - began))
+    print(f"took {_duration(time.monotonic() - began)}; everything is in {directory.path}", flush=True)
+
+
+def claim(options: ExperimentOptions) -> OutputDirectory:
+    """The output directory of these options; see `run`."""
+    directory = OutputDirectory.claim(options.output, identity(options), overwrite=options.overwrite)
+    if any(directory.path.glob("seed-*/*")):
+        if options.overwrite:
+            directory.clear()
+        elif not options.resume:
+            raise OutputDirectoryError(
+                f"expected no results in {options.output!r}, got some of this very configuration; pass --resume to go "
+                "on from them, --overwrite to lose them, or another --output"
+            )
+    return directory
+
+
+def run_seeds(seeds: Sequence[int], options: ExperimentOptions, directory: OutputDirectory, progress: bool) -> None:
+    """Both stages of these seeds, in this process."""
+    with threads(options.threads):
+        corpus = digits_corpus(DigitsConfig(**asdict(options.data)))
+        bench = Bench(options, directory, corpus, accelerator_on(options.device), progress)
+        rows = rows_of(options.methods, given=options.checkpoint is not None)
+        for seed in seeds:
+            if options.stage != "finetune" and options.checkpoint is None:
+                for start in dict.fromkeys(row.start for row in rows):
+                    pretrain(bench, seed, start)
+            if options.stage != "pretrain":
+                for row in rows:
+                    finetune(bench, seed, row)
+
+
+def report(options: ExperimentOptions, directory: OutputDirectory, seconds: float) -> str:
+    """Write the table, `results.json` and the curve from the records of all rows and seeds; the table."""
+    rows = rows_of(options.methods, given=options.checkpoint is not None)
+    records = {(row.name, seed): _record(directory, row, seed) for row in rows for seed in options.seeds}
+    results = [_result(name, seed, record) for (name, seed), record in records.items()]
+    names = [row.name for row in rows]
+    summary = summarise(results, baseline=BASELINE if BASELINE in names else names[0])
+    label = _label(options)
+    table = f"{label}\n\n{markdown(summary)}"
+    kept = ("updates", "seconds", "loss", "start")
+    facts = [
+        {"method": name, "seed": seed} | {key: record[key] for key in kept} for (name, seed), record in records.items()
+    ]
+    document: dict[str, Any] = {
+        "label": label,
+        "configuration": identity(options),
+        "threads": options.threads,
+        "seconds_of_last_call": seconds,
+        **to_json(summary, results),
+        "training": facts,
+    }
+    write_text(directory / "results.md", table)
+    write_bytes(directory / "accuracy_against_radius.png", curve_png(summary, title=label))
+    write_json(directory / "results.json", document)
+    return table
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Torch's number of threads within, which the bits of a result depend on."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def accelerator_on(device: str) -> Accelerator:
+    """An accelerator on that device; "auto" is CUDA if there is one, else the CPU.
+
+    Errors: `ConfigurationError` for a device that torch does not know or this machine does not have.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen.index or 0)
+        elif chosen.type != "cpu":
+            raise ConfigurationError(f"expected device to be auto, cpu or cuda, got {device!r}")
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigurationError(f"expected a device of this machine, got {device!r}: {error}") from error
+    return Accelerator(cpu=chosen.type == "cpu")
+
+
+def _record(directory: OutputDirectory, row: Row, seed: int) -> dict[str, Any]:
+    record: dict[str, Any] = read_json(directory / f"seed-{seed}" / f"{row.key}.json")
+    return record
+
+
+def _result(method: str, seed: int, record: dict[str, Any]) -> RunResult:
+    scores = dict(record["scores"])
+    return RunResult.of(
+        method,
+        seed,
+        clean=scores.pop("clean"),
+        attacked={
+            modality: {float(radius): worst for radius, worst in curve.items()} for modality, curve in scores.items()
+        },
+        seconds_per_update=record["seconds_per_update"],
+    )
+
+
+def _label(options: ExperimentOptions) -> str:
+    seeds = "one seed" if len(options.seeds) == 1 else f"{len(options.seeds)} seeds"
+    if options.preset == "demo":
+        return f"Quick demo, {seeds}: not evidence"
+    return f"Preset {options.preset}, {seeds}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"

@@ -1,0 +1,215 @@
+"""The stages of the experiment on UNITER: pre-train on captions, fine-tune on questions, attack.
+
+What is finished lies in the output directory as a model file and a record beside it, the record written last, so that a
+killed run does again only what has no record, from its last checkpoint:
+
+    OUTPUT/seed-0/pretrained-standard.{safetensors,json}     stage one
+    OUTPUT/seed-0/villa.{safetensors,json}                   a row of the table
+    OUTPUT/seed-0/*.progress.pt                              a run in progress
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate.utils import send_to_device  # type: ignore[import-untyped]
+from torch import nn
+
+from advvl.adapters.base import adapt
+from advvl.data.corpus import DigitsCorpus
+from advvl.errors import CheckpointError, ConfigurationError
+from advvl.evaluation.robustness import WorstCase, clean_scores, robustness_curve
+from advvl.fit import FitResult, fit
+from advvl.models.checkpoints import PRETRAINING_HEADS, load_checkpoint, save_checkpoint
+from advvl.models.uniter import UniterConfig
+from advvl.optimization import derive_seed, updates_per_epoch
+from advvl.options import ExperimentOptions
+from advvl.rows import Row, Start, adversary_of, training_of, updates_of
+from advvl.storage import OutputDirectory, write_json
+from advvl.tasks.pretraining import UniterForPretraining
+from advvl.tasks.vqa import UniterForVQA
+
+ADVERSARIAL_TASKS = ("mlm", "itm")
+"""The pre-training tasks that stage one perturbs; regressing masked regions is learnt the plain way (VILLA, §3.2)."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every run of one process shares."""
+
+    options: ExperimentOptions
+    directory: OutputDirectory
+    corpus: DigitsCorpus
+    accelerator: Accelerator
+    progress: bool
+
+    def file(self, seed: int, name: str) -> Path:
+        return self.directory / f"seed-{seed}" / name
+
+
+def pretrain(bench: Bench, seed: int, start: Start) -> None:
+    """Stage one: a UNITER from scratch on captions, plainly or by VILLA's adversarial pre-training."""
+    file = bench.file(seed, f"pretrained-{start}.safetensors")
+    record = file.with_suffix(".json")
+    if record.exists():
+        return
+    options = bench.options
+    model = _new(bench, UniterForPretraining, seed)
+    result = _fit(
+        bench,
+        model,
+        bench.corpus.pretrain,
+        options=options.pretrain,
+        seed=derive_seed(seed, "pretrain"),
+        method=training_of(options.pretrain_adversary) if start == "adversarial" else None,
+        adversarial_tasks=ADVERSARIAL_TASKS,
+        checkpoint=file.with_suffix(".progress.pt"),
+        description=f"seed {seed}, {start} pre-training",
+    )
+    save_checkpoint(model, file)
+    write_json(record, {**_facts(result), "sha256": _sha256(file)})
+    file.with_suffix(".progress.pt").unlink(missing_ok=True)
+
+
+def finetune(bench: Bench, seed: int, row: Row) -> None:
+    """Stage two and what comes of it: fine-tune one row's model on questions, and attack it."""
+    file = bench.file(seed, f"{row.key}.safetensors")
+    record = file.with_suffix(".json")
+    if record.exists():
+        return
+    options, source = bench.options, bench.corpus.train
+    start = _start(bench, seed, row)
+    model = _new(bench, UniterForVQA, seed, num_answers=len(bench.corpus.answers))
+    load_start(model, start, given=row.start == "given")
+    updates = options.finetune.epochs * updates_per_epoch(len(source), options.finetune.batch_size)
+    result = _fit(
+        bench,
+        model,
+        source,
+        options=options.finetune,
+        updates=updates_of(row, options, updates),
+        seed=derive_seed(seed, "finetune"),
+        method=training_of(adversary_of(row, options)),
+        checkpoint=file.with_suffix(".progress.pt"),
+        description=f"seed {seed}, {row.name}",
+    )
+    save_checkpoint(model, file)
+    began = {"file": start.name, "sha256": _sha256(start)}
+    scores = evaluate(bench, model, seed)
+    write_json(record, {**_facts(result), "start": began, "sha256": _sha256(file), "scores": scores})
+    file.with_suffix(".progress.pt").unlink(missing_ok=True)
+
+
+def load_start(model: UniterForVQA, path: Path, *, given: bool) -> None:
+    """Read stage one's encoder into a model for questions; the head too, if the file has one.
+
+    Errors: `CheckpointError` names what does not fit, and for a `given` file says which would.
+    """
+    try:
+        load_checkpoint(model, path, allow_missing=["vqa_output"], allow_unexpected=PRETRAINING_HEADS)
+    except CheckpointError as error:
+        if not given:
+            raise
+        sizes = model.config
+        raise CheckpointError(
+            f"{error}. This experiment's words and regions are those of its digits: a vocabulary of {sizes.vocab_size}, "
+            f"{sizes.max_position_embeddings} positions, features of {sizes.img_dim} numbers (UNITER's published files "
+            "have 28996, 512 and 2048). --checkpoint takes files that fit, such as the pretrained-*.safetensors that "
+            "this writes, with --model.* set to their sizes"
+        ) from error
+
+
+def evaluate(bench: Bench, model: nn.Module, seed: int) -> dict[str, Any]:
+    """Scores in [0, 1]: of every example "clean", of the attacked ones the worst, by modality and radius."""
+    options = bench.options.evaluation
+    source = bench.corpus.test if options.split == "test" else bench.corpus.validation
+    target = adapt(model)
+    attacks = WorstCase(
+        steps=options.steps,
+        step_fraction=options.step_fraction,
+        restarts=options.restarts,
+        objectives=options.objectives,
+    )
+    attacked = len(source) if options.examples is None else min(options.examples, len(source))
+    scores: dict[str, Any] = {"clean": clean_scores(target, _batches(bench, source, len(source))).tolist()}
+    for modality, radii in (("image", options.radii), ("text", options.text_radii)):
+        if radii:
+            curve = robustness_curve(
+                target,
+                _batches(bench, source, attacked),
+                modality=modality,
+                radii=radii,
+                attacks=attacks,
+                seed=derive_seed(seed, "attack", modality),
+            )
+            scores[modality] = {str(radius): row.tolist() for radius, row in zip(radii, curve.scores, strict=True)}
+    return scores
+
+
+def _fit(bench: Bench, model: nn.Module, source: Any, **arguments: Any) -> FitResult:
+    result = fit(model, source, accelerator=bench.accelerator, resume=True, progress=bench.progress, **arguments)
+    print(
+        f"{arguments['description']}: {result.updates} updates of {1000 * result.seconds_per_update:.1f} ms, "
+        f"last loss {result.losses[-1]:.3f}",
+        flush=True,
+    )
+    return result
+
+
+def _new(bench: Bench, kind: Callable[..., Any], seed: int, **arguments: Any) -> Any:
+    """A model of the options' size, its parameters drawn from the seed."""
+    size, corpus = bench.options.model, bench.corpus
+    config = UniterConfig(
+        vocab_size=corpus.vocab_size,
+        img_dim=corpus.feature_dim,
+        img_label_dim=corpus.label_dim,
+        max_position_embeddings=corpus.max_text_length,
+        hidden_size=size.hidden_size,
+        num_hidden_layers=size.num_hidden_layers,
+        num_attention_heads=size.num_attention_heads,
+        intermediate_size=size.intermediate_size,
+        hidden_dropout_prob=size.dropout,
+        attention_probs_dropout_prob=size.dropout,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, kind.__name__))
+        return kind(config, **arguments)
+
+
+def _start(bench: Bench, seed: int, row: Row) -> Path:
+    if row.start == "given":
+        return Path(bench.options.checkpoint or "")
+    path = bench.file(seed, f"pretrained-{row.start}.safetensors")
+    if not path.with_suffix(".json").exists():
+        raise ConfigurationError(
+            f"expected {row.start} pre-training of seed {seed} in {str(bench.directory.path)!r}, got none; "
+            "run --stage pretrain or --stage all first, or give --checkpoint"
+        )
+    return path
+
+
+def _batches(bench: Bench, source: Any, count: int) -> Iterator[Any]:
+    size = bench.options.evaluation.batch_size
+    for first in range(0, count, size):
+        rows = range(first, min(first + size, count))
+        yield send_to_device(source.batch(rows, torch.Generator()), bench.accelerator.device)
+
+
+def _facts(result: FitResult) -> dict[str, Any]:
+    tail = result.losses[-max(1, len(result.losses) // 20) :]
+    return {
+        "updates": result.updates,
+        "seconds": result.seconds,
+        "seconds_per_update": result.seconds_per_update,
+        "loss": sum(tail) / len(tail),
+    }
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
