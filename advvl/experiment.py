@@ -10,6 +10,7 @@ Everything lies under one output directory, which belongs to one configuration:
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -94,7 +95,7 @@ def report(options: ExperimentOptions, directory: OutputDirectory, seconds: floa
     ]
     document: dict[str, Any] = {
         "label": label,
-        "configuration": identity(options),
+        "configuration": json.loads(json.dumps(identity(options)), parse_constant=str),  # an infinite radius
         "threads": options.threads,
         "seconds_of_last_call": seconds,
         **to_json(summary, results),
