@@ -22,10 +22,14 @@ from advvl import (
     Linf,
     PassTrace,
     Site,
+    SymmetricKL,
     adapt,
 )
+from advvl.models.uniter import UniterConfig
+from advvl.tasks.vqa import UniterForVQA
 
 FREELB = sorted(document("freelb_bert", "cases"))
+VILLA = sorted(document("villa_vqa", "cases"))
 
 
 def ball(case: dict[str, Any]) -> Ball:
@@ -60,3 +64,53 @@ def freelb(case: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize("case", FREELB)
 def test_freelb_is_the_published_loop(case: str) -> None:
     assert not disagreements(freelb(case), tensors("freelb_bert", f"freelb_{case}"))
+
+
+def villa(case: str) -> dict[str, Tensor]:
+    """Every tensor that the golden file of a case holds, from one step of ours."""
+    options, config = document("villa_vqa", "cases")[case], document("villa_vqa", "config")
+    answers = config.pop("num_answers")
+    model = UniterForVQA(UniterConfig(**config), num_answers=answers).double()
+    model.load_state_dict(tensors("villa_vqa", "uniter_vqa"))
+    in_turn = options["modality"] == "alter"
+    modalities = ("text", "image") if options["modality"] in ("both", "alter") else (options["modality"],)
+    perturber = EmbeddingPerturber(
+        **{m: Ascent(ball(options), step_size=options[f"lr_{m}"], floor=1e-8) for m in modalities}
+    )
+    method = AdversarialTraining(
+        perturber,
+        FreeLB(options["steps"], "in turn" if in_turn else "together"),
+        SymmetricKL(options["kl_weight"]),
+    )
+    passes: list[PassTrace] = []
+    method.step(adapt(model), batch("villa_vqa"), trace=passes.append)
+
+    found: dict[str, Any] = {"clean_logits": passes[0].logits} | parameter_gradients(model)
+    turns = len(modalities) if in_turn else 1
+    for step in range(options["steps"]):
+        group = passes[1 + step * turns : 1 + (step + 1) * turns]
+        following = passes[1 + (step + 1) * turns :]
+        for seen in group:
+            found[f"step{step}.logits" + (f"_{seen.modalities[0]}" if in_turn else "")] = seen.logits
+            found |= {f"step{step}.{m}_grad": seen.weight * g for m, g in seen.gradients.items()}
+        for seen in following[:turns]:
+            found |= {f"step{step}.{m}_delta": d for m, d in seen.deltas.items()}
+        found[f"step{step}.task_loss"] = sum(seen.task_loss for seen in group)
+        found[f"step{step}.kl_loss"] = sum(seen.regularization for seen in group) / options["kl_weight"]
+        found[f"step{step}.loss"] = sum(seen.weight * (seen.task_loss + seen.regularization) for seen in group)
+    return found
+
+
+@pytest.mark.parametrize("case", VILLA)
+def test_villa_is_the_published_loop(case: str) -> None:
+    golden = tensors("villa_vqa", f"villa_{case}")
+    assert not disagreements(villa(case), golden)
+
+
+@pytest.mark.parametrize("name", ["step0.text_grad", "grad.uniter.embeddings.word_embeddings.weight", "clean_logits"])
+def test_one_changed_number_is_seen(name: str) -> None:
+    golden = tensors("villa_vqa", "villa_text_l2") if "text_l2" in VILLA else tensors("villa_vqa", f"villa_{VILLA[0]}")
+    changed = golden | {name: golden[name].clone()}
+    changed[name].view(-1)[changed[name].abs().argmax()] *= 1 + 1e-8
+    problems = disagreements(changed, golden)
+    assert [problem.partition(":")[0] for problem in problems] == [name]
