@@ -12,6 +12,9 @@ from advvl.data.corpus import DigitsConfig, DigitsCorpus, digits_corpus
 from advvl.data.sources import TASKS, CaptionSource
 from advvl.data.wordpiece import CLS, MASK, SEP
 from advvl.errors import ConfigurationError, DataError
+from advvl.models.uniter import UniterConfig
+from advvl.tasks.pretraining import UniterForPretraining
+from advvl.tasks.vqa import UniterForVQA
 
 SHARED = {
     "input_ids",
@@ -156,6 +159,25 @@ def test_a_batch_of_region_modelling_hides_regions_and_keeps_what_they_were(corp
         assert batch[kept].shape == (len(digits), corpus.label_dim)
         assert torch.equal(batch[kept].sum(1), torch.ones(len(digits)))
         assert (batch[kept].argmax(1) - 1).tolist() == digits
+
+
+@pytest.mark.parametrize("task", ["vqa", *TASKS])
+def test_uniter_takes_every_batch_and_gives_a_finite_loss(corpus: DigitsCorpus, task: str) -> None:
+    config = UniterConfig(
+        vocab_size=corpus.vocab_size,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=corpus.max_text_length,
+        img_dim=corpus.feature_dim,
+        img_label_dim=corpus.label_dim,
+    )
+    if task == "vqa":
+        output = UniterForVQA(config, num_answers=len(corpus.answers))(**corpus.train.batch(INDICES))
+    else:
+        output = UniterForPretraining(config)(**of(corpus, task).batch(INDICES, generator()))
+    assert bool(output.loss.isfinite().all())
 
 
 def test_a_batch_leaves_the_corpus_as_it_was(corpus: DigitsCorpus) -> None:
