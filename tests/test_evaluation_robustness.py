@@ -165,6 +165,14 @@ def test_what_is_broken_at_a_radius_is_broken_at_every_larger_one() -> None:
     assert scores(1.0, math.pi, 2 * math.pi) == [1.0, 0.0, 0.0]
 
 
+def test_what_lowered_a_soft_score_at_a_radius_lowers_it_at_every_larger_one() -> None:
+    target = Adapter(Wave(), {"image": Site("site")})
+    batch = {"x": torch.full((1, 1, 1), 0.1), "targets": torch.tensor([[0.9, 0.3]], dtype=torch.float64)}
+    attacks = WorstCase(steps=1, step_fraction=1.0, restarts=1, objectives=("cross-entropy",))
+    curve = robustness_curve(target, [batch], modality="image", radii=(math.pi, 2 * math.pi), attacks=attacks)
+    assert curve.scores.flatten().tolist() == [0.3, 0.3]
+
+
 def test_every_point_on_the_way_counts_and_not_the_last_alone() -> None:
     target = Adapter(Wave(), {"image": Site("site")})
     batch = {"x": torch.full((1, 1, 1), 0.1), "targets": torch.tensor([[1.0, 0.0]])}
