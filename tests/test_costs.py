@@ -31,8 +31,8 @@ class Flops(TorchDispatchMode):
         return out
 
 
-def uniter(layers: int = 12) -> UniterForVQA:
-    """UNITER-base but for its vocabulary; eager attention, which the registry counts."""
+def uniter(layers: int = 4) -> UniterForVQA:
+    """UNITER-base with a third of its layers and a small vocabulary; eager attention, which the registry counts."""
     config = UniterConfig.base(num_hidden_layers=layers, vocab_size=2000, img_dim=2048)
     config._attn_implementation = "eager"
     return UniterForVQA(config, num_answers=100).train()
