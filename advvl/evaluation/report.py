@@ -4,42 +4,12 @@ from __future__ import annotations
 
 import io
 import math
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from advvl import storage
 from advvl.errors import DataError, missing_extra
 from advvl.evaluation.statistics import Interval
-from advvl.evaluation.summary import Report, RunResult, summarise
-
-
-def write_report(
-    directory: str | os.PathLike[str],
-    results: Sequence[RunResult],
-    *,
-    baseline: str,
-    configuration: Mapping[str, Any] | None = None,
-    title: str = "",
-) -> Report:
-    """Summarise the results and write `results.json`, `report.md` and `robustness.png`, each whole or not at all.
-
-    Arguments:
-        configuration: kept in `results.json`.
-        title: of the figure.
-
-    Raises:
-        DataError: as `summarise`.
-        MissingExtraError: matplotlib is not installed; the other two files are written all the same.
-    """
-    report = summarise(results, baseline=baseline)
-    content = to_json(report, results) | ({"configuration": dict(configuration)} if configuration else {})
-    storage.write_json(Path(directory, "results.json"), content)
-    storage.write_text(Path(directory, "report.md"), markdown(report))
-    if any(condition.modality for condition in report.conditions):
-        storage.write_bytes(Path(directory, "robustness.png"), curve_png(report, title=title))
-    return report
+from advvl.evaluation.summary import Report, RunResult
 
 
 def markdown(report: Report) -> str:
