@@ -1,0 +1,114 @@
+"""Every Python block of the documentation runs, page by page, every test in it passes, and what it names is there."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from advvl.adapters import base
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+WITH_CODE = [page for page in PAGES if "```python" in page.read_text()]
+
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+PATH = re.compile(r"`((?:advvl|tests|docs|examples|benchmarks)/[\w./-]+)`")
+
+
+def name(page: Path) -> str:
+    return page.name
+
+
+def blocks(text: str) -> Iterator[tuple[int, str]]:
+    """The Python blocks of a page, each with the number of lines before it."""
+    for match in BLOCK.finditer(text):
+        yield text[: match.start(1)].count("\n"), match.group(1)
+
+
+def run(text: str, path: str, names: dict[str, Any]) -> None:
+    """Run the blocks in order in one namespace; an error points at its line of the page."""
+    for before, code in blocks(text):
+        exec(compile("\n" * before + code, path, "exec"), names)
+
+
+def readme_names() -> dict[str, Any]:
+    """What the README's example takes for given: a model, a loader and an optimiser of one's own."""
+    from advvl.models.uniter import UniterConfig, gather_index
+    from advvl.tasks.vqa import UniterForVQA
+
+    torch.manual_seed(0)
+    config = UniterConfig(
+        vocab_size=30,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=16,
+        img_dim=8,
+    )
+    model = UniterForVQA(config, num_answers=5)
+    words, boxes = torch.tensor([4, 3]), torch.tensor([2, 3])
+    inputs = {
+        "input_ids": torch.tensor([[1, 5, 6, 2], [1, 7, 2, 0]]),
+        "position_ids": torch.arange(4)[None],
+        "img_feat": torch.randn(2, 3, 8),
+        "img_pos_feat": torch.rand(2, 3, 7),
+        "attn_masks": torch.ones(2, 6, dtype=torch.long),
+        "gather_index": gather_index(words, boxes, 4),
+        "txt_lens": words,
+        "num_bbs": boxes,
+        "targets": torch.rand(2, 5),
+    }
+    return {"model": model, "loader": [inputs], "optimizer": torch.optim.AdamW(model.parameters(), lr=1e-3)}
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=name)
+def test_the_code_of_every_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    module = ModuleType("page")  # a module of its own, as the reader's file is
+    monkeypatch.setitem(sys.modules, "page", module)
+    names = vars(module)
+    names.update(readme_names() if page.name == "README.md" else {})
+    torch.manual_seed(0)
+    run(page.read_text(), str(page), names)
+    for test in [value for name, value in names.items() if name.startswith("test_")]:
+        test()
+
+
+def test_a_block_that_fails_is_seen_at_its_line() -> None:
+    text = "a page\n\n```python\nx = 1\n```\n\nmore\n\n```python\nassert x == 2\n```\n"
+    with pytest.raises(AssertionError) as caught:
+        run(text, "page.md", {})
+    assert caught.traceback[-1].lineno == 9  # counted from 0
+
+
+@pytest.mark.parametrize("page", ["README.md", "worked-example.md", "extending.md"])
+def test_pages_that_teach_have_code(page: str) -> None:
+    assert page in map(name, WITH_CODE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_page_links_to_what_exists(page: Path) -> None:
+    missing = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    missing = [path for path in PATH.findall(page.read_text()) if not (ROOT / path).exists()]
+    assert not missing
+
+
+def test_the_index_lists_every_page() -> None:
+    listed = set(LINK.findall((DOCS / "index.md").read_text()))
+    assert listed >= {page.name for page in DOCS.glob("*.md")} - {"index.md"}
