@@ -219,17 +219,3 @@ def test_a_perturber_shows_how_it_was_made() -> None:
     assert repr(EmbeddingPerturber(text=Ascent(L2(1.0), step_size=0.1))).startswith(
         "EmbeddingPerturber(text=Ascent(ball=L2(radius=1.0, per='sample'), step_size=0.1"
     )
-
-
-def test_a_draw_lands_where_the_site_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Tensor] = []
-    real = torch.rand
-
-    def spy(*args: object, **kwargs: object) -> Tensor:
-        drawn.append(kwargs["device"])
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(torch, "rand", spy)
-    delta = Uniform(0.1).make(Linf(), Place(torch.zeros(2, 3)), generator())
-    assert drawn == [torch.device("cpu")]
-    assert delta.device.type == "cpu"

@@ -1,0 +1,425 @@
+"""Attacks find what their parts say, treat rows alike wherever they stand, and leave the model as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torchattacks
+from conftest import ToyModel, toy, toy_batch, toy_sites
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from advvl import (
+    L2,
+    PGD,
+    Adapter,
+    Ascent,
+    Attack,
+    EmbeddingPerturber,
+    FreeAT,
+    FreeLB,
+    Given,
+    InnerMaximizer,
+    Linf,
+    Normal,
+    Site,
+    Uniform,
+    Zero,
+)
+from advvl.errors import ConfigurationError
+
+BALLS = [L2(0.6), Linf(0.1), L2(0.3, per="token"), Linf(0.1, per="token")]
+MAXIMIZERS = [PGD(3), PGD(2, "in turn"), PGD(3, keep="best"), PGD(3, early_stop=True), FreeLB(3), FreeLB(2, "in turn")]
+each_ball = pytest.mark.parametrize("ball", BALLS, ids=repr)
+each_maximizer = pytest.mark.parametrize("maximizer", MAXIMIZERS, ids=repr)
+
+
+def correct(outputs: Any, batch: Any) -> Tensor:
+    return outputs["logits"].argmax(1) == batch["labels"]
+
+
+def attack(ball: L2 | Linf, maximizer: InnerMaximizer, **options: Any) -> Attack:
+    ascent = Ascent(ball, step_size=0.2, start=options.pop("start", Zero()))
+    return Attack(EmbeddingPerturber(text=ascent, image=ascent), maximizer, correct=correct, **options)
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def close(got: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+
+
+# --- what is found ---
+
+
+@each_ball
+@each_maximizer
+def test_an_attack_stays_in_its_ball_and_off_the_padding(ball: L2 | Linf, maximizer: InnerMaximizer) -> None:
+    batch = toy_batch()
+    result = attack(ball, maximizer, start=Uniform(1.0))(toy(), batch)
+    for name, mask in {"text": "mask", "image": "region_mask"}.items():
+        delta = result.deltas[name]
+        rows = delta.flatten(1) if ball.per == "sample" else delta
+        norms = rows.norm(dim=-1) if isinstance(ball, L2) else rows.abs().amax(-1)
+        assert norms.max() <= ball.radius
+        assert delta.any()
+        assert not delta[~batch[mask]].any()
+        assert not delta.requires_grad
+
+
+@each_ball
+def test_a_short_step_raises_the_loss_of_every_row(ball: L2 | Linf) -> None:
+    target, batch = toy(), toy_batch(7)
+    clean = target.model(**batch)["loss"]
+    ascent = Ascent(ball, step_size=1e-3)
+    result = Attack(EmbeddingPerturber(text=ascent, image=ascent), PGD(1))(target, batch)
+    assert (result.losses > clean).all()
+
+
+def test_one_step_of_an_attack_is_the_gradient_of_each_rows_own_loss() -> None:
+    target, batch = toy(), toy_batch(7)
+    delta = torch.zeros(7, 5, 8, dtype=torch.float64, requires_grad=True)
+    with target.inject({"text": delta}):
+        (gradient,) = torch.autograd.grad(target.model(**batch)["loss"].sum(), delta)
+    gradient = gradient * batch["mask"].unsqueeze(-1)
+    result = Attack(EmbeddingPerturber(text=Ascent(L2(), step_size=0.1)), PGD(1))(target, batch)
+    close(result.deltas["text"], 0.1 * gradient / gradient.flatten(1).norm(dim=1).reshape(7, 1, 1))
+
+
+@each_maximizer
+def test_what_an_attack_reports_is_what_its_deltas_do(maximizer: InnerMaximizer) -> None:
+    target, batch = toy(), toy_batch(7)
+    result = attack(L2(2.0), maximizer)(target, batch)
+    last = {"image": result.deltas["image"]} if maximizer.modalities == "in turn" else result.deltas
+    with target.inject(last):
+        outputs = target.model(**batch)
+    close(result.losses, outputs["loss"])
+    assert torch.equal(result.correct, correct(outputs, batch))
+    assert not result.losses.requires_grad
+
+
+def test_the_best_is_no_worse_than_any_step_of_the_way() -> None:
+    target, batch = toy(), toy_batch(7)
+    step = Ascent(L2(3.0), step_size=1.5)
+    best = Attack(EmbeddingPerturber(text=step), PGD(5, keep="best"))(target, batch).losses
+    for steps in range(1, 6):
+        assert (best >= Attack(EmbeddingPerturber(text=step), PGD(steps))(target, batch).losses - 1e-12).all()
+
+
+def test_early_stopping_leaves_a_broken_row_where_it_broke() -> None:
+    target, batch = toy(), toy_batch(31)
+    step = Ascent(L2(), step_size=0.4)
+    paths = [Attack(EmbeddingPerturber(text=step), PGD(steps), correct=correct)(target, batch) for steps in range(1, 9)]
+    stopped = Attack(EmbeddingPerturber(text=step), PGD(8, early_stop=True), correct=correct)(target, batch)
+    clean = correct(target.model(**batch), batch)
+    for row in range(31):
+        broken = [i for i, path in enumerate(paths) if not path.correct[row]]
+        expected = paths[broken[0] if broken else -1].deltas["text"][row] * clean[row]
+        close(stopped.deltas["text"][row], expected)
+    assert 0 < clean.sum() < 31
+    assert stopped.correct.sum() < clean.sum()
+
+
+def test_a_given_loss_is_what_is_raised() -> None:
+    target, batch = toy(), toy_batch()
+    step = EmbeddingPerturber(text=Ascent(L2(), step_size=0.01))
+    kind = {"down": -1, "up": 1}
+    results = {
+        name: Attack(step, PGD(1), loss=lambda outputs, batch, s=sign: s * outputs["loss"])(target, batch)
+        for name, sign in kind.items()
+    }
+    close(results["down"].deltas["text"], -results["up"].deltas["text"])
+    scalar = Attack(step, PGD(1), loss=lambda outputs, batch: outputs["loss"].sum())(target, batch)
+    close(scalar.deltas["text"], results["up"].deltas["text"])
+    assert scalar.losses is None
+    assert scalar.correct is None
+
+
+def test_no_parameter_update_is_asked_of_an_attack() -> None:
+    target, batch = toy(), toy_batch()
+    step = EmbeddingPerturber(text=Ascent(L2(), step_size=0.1))
+    replayed = Attack(step, FreeAT(3, carry=False))(target, batch)
+    close(replayed.deltas["text"], Attack(step, FreeLB(3))(target, batch).deltas["text"])
+
+
+def test_an_attack_works_where_gradients_are_off_and_on_frozen_parameters() -> None:
+    target, batch = toy(), toy_batch()
+    expected = attack(L2(1.0), PGD(2))(target, batch)
+    target.model.requires_grad_(False)
+    with torch.no_grad():
+        got = attack(L2(1.0), PGD(2))(target, batch)
+    for name in expected.deltas:
+        close(got.deltas[name], expected.deltas[name])
+    assert not any(parameter.requires_grad for parameter in target.model.parameters())
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 5])
+def test_an_attack_works_on_any_number_of_rows(rows: int) -> None:
+    result = attack(L2(1.0), PGD(2), start=Uniform(0.1))(toy(), toy_batch(rows))
+    assert result.deltas["text"].shape == (rows, 5, 8)
+    assert result.losses.shape == result.correct.shape == (rows,)
+
+
+def test_a_half_precision_model_is_attacked_by_deltas_in_single_precision() -> None:
+    target, batch = toy(dtype=torch.bfloat16), toy_batch(dtype=torch.bfloat16)
+    result = attack(L2(0.5), PGD(2))(target, batch)
+    assert {delta.dtype for delta in result.deltas.values()} == {torch.float32}
+    assert all(delta.any() for delta in result.deltas.values())
+
+
+# --- law 3: rows stand alone ---
+
+
+@each_ball
+@each_maximizer
+@pytest.mark.parametrize("start", ["zero", "given"])
+def test_the_order_of_a_batch_does_not_matter(ball: L2 | Linf, maximizer: InnerMaximizer, start: str) -> None:
+    target, batch = toy(), toy_batch(5)
+    order = torch.tensor([3, 0, 4, 2, 1])
+    shuffled = {name: value[order] for name, value in batch.items()}
+    text, image = randn(5, 5, 8, seed=1), randn(5, 4, 5, seed=2)
+
+    def run(rows: Tensor, batch: dict[str, Tensor]) -> Any:
+        begins = (Given(text[rows]), Given(image[rows])) if start == "given" else (Zero(), Zero())
+        ascents = [Ascent(ball, step_size=0.2, start=begin) for begin in begins]
+        return Attack(EmbeddingPerturber(text=ascents[0], image=ascents[1]), maximizer, correct=correct)(target, batch)
+
+    one, two = run(torch.arange(5), batch), run(order, shuffled)
+    close(two.losses, one.losses[order])
+    assert torch.equal(two.correct, one.correct[order])
+    for name in one.deltas:
+        close(two.deltas[name], one.deltas[name][order])
+    for row in range(5):
+        alone = run(torch.tensor([row]), {name: value[row : row + 1] for name, value in batch.items()})
+        close(alone.losses[0], one.losses[row])
+        for name in one.deltas:
+            close(alone.deltas[name][0], one.deltas[name][row])
+
+
+@each_ball
+@each_maximizer
+@pytest.mark.parametrize("padding", [1, 8])
+def test_padding_does_not_matter(ball: L2 | Linf, maximizer: InnerMaximizer, padding: int) -> None:
+    target, batch = toy(), toy_batch(3)
+    longer = {
+        "ids": F.pad(batch["ids"], (0, padding), value=7),
+        "regions": F.pad(batch["regions"], (0, 0, 0, padding), value=9.0),
+        "mask": F.pad(batch["mask"], (0, padding)),
+        "region_mask": F.pad(batch["region_mask"], (0, padding)),
+        "labels": batch["labels"],
+    }
+    one, two = attack(ball, maximizer)(target, batch), attack(ball, maximizer)(target, longer)
+    close(two.losses, one.losses)
+    for name, length in {"text": 5, "image": 4}.items():
+        close(two.deltas[name][:, :length], one.deltas[name])
+        assert not two.deltas[name][:, length:].any()
+
+
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan], ids=str)
+def test_a_row_with_a_broken_gradient_keeps_its_perturbation_and_hurts_no_other(bad: float) -> None:
+    target, batch = toy(), toy_batch(4)
+    start = Given(0.1 * randn(4, 5, 8))
+    step = Attack(EmbeddingPerturber(text=Ascent(L2(), step_size=0.2, start=start)), PGD(3))
+    expected = step(target, batch)
+    batch["regions"] = batch["regions"].clone()
+    batch["regions"][2, 0] = bad
+    got = step(target, batch)
+    close(got.deltas["text"][2], start.delta[2] * batch["mask"][2].unsqueeze(-1))
+    others = [0, 1, 3]
+    close(got.deltas["text"][others], expected.deltas["text"][others])
+
+
+# --- law 7: everything is as it was ---
+
+
+class Furnished(ToyModel):
+    """With everything an attack could disturb: BatchNorms, dropout, buffers that the forward changes."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.3)
+        self.norm = nn.BatchNorm1d(8)
+        self.frozen = nn.BatchNorm1d(8).eval()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("replaced", torch.zeros(()))
+        self.query.weight.requires_grad_(False)
+
+    def forward(self, ids: Tensor, regions: Tensor, mask: Tensor, region_mask: Tensor, labels: Tensor) -> Any:
+        self.calls += 1
+        self.replaced = self.replaced + 1
+        hidden = torch.cat([self.words(ids), self.project(regions)], 1)
+        hidden = self.frozen(self.norm(self.dropout(self.mix(hidden)).flatten(0, 1))).reshape(hidden.shape)
+        logits = self.head(hidden.mean(1))
+        return {"logits": logits, "loss": F.cross_entropy(logits, labels, reduction="none")}
+
+
+def furnished() -> Adapter:
+    model = Furnished().double()
+    model.head.weight.grad = torch.full_like(model.head.weight, 7.0)
+    return Adapter(model, toy_sites())
+
+
+def state_of(model: nn.Module) -> dict[str, Any]:
+    """Everything that must be as found: values by copy, and the objects themselves."""
+    state: dict[str, Any] = {"random": torch.get_rng_state()}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        grad = tensor.grad if isinstance(tensor, nn.Parameter) else None
+        state[name] = (id(tensor), tensor.requires_grad, tensor.detach().clone())
+        state[f"{name}.grad"] = (id(grad), None if grad is None else grad.clone())
+    for name, module in model.named_modules():
+        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        state[f"{name} itself"] = (id(module), module.training, [list(getattr(module, kind)) for kind in kinds])
+    return state
+
+
+def same(one: Any, two: Any) -> bool:
+    if isinstance(one, Tensor):
+        return torch.equal(one, two)
+    if isinstance(one, (tuple, list)):
+        return len(one) == len(two) and all(same(a, b) for a, b in zip(one, two, strict=True))
+    return one == two
+
+
+def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
+    assert before.keys() == after.keys()
+    changed = [name for name in before if not same(before[name], after[name])]
+    assert changed == []
+
+
+@each_maximizer
+@pytest.mark.parametrize("train_mode", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("training", [False, True], ids=["found-eval", "found-train"])
+def test_an_attack_leaves_the_model_as_it_was(maximizer: InnerMaximizer, train_mode: bool, training: bool) -> None:
+    target = furnished()
+    target.model.train(training)
+    target.model.frozen.eval()
+    before = state_of(target.model)
+    attack(L2(1.0), maximizer, start=Uniform(0.1), train_mode=train_mode)(target, toy_batch(5))
+    assert_same(before, state_of(target.model))
+
+
+@pytest.mark.parametrize("train_mode", [False, True], ids=["eval", "train"])
+def test_a_model_that_raises_is_left_as_it_was(train_mode: bool) -> None:
+    target = furnished()
+    calls: list[int] = []
+
+    def fail_at_the_second(module: nn.Module, args: object) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise ZeroDivisionError
+
+    target.model.head.register_forward_pre_hook(fail_at_the_second)
+    before = state_of(target.model)
+    with pytest.raises(ZeroDivisionError):
+        attack(L2(1.0), PGD(3), start=Uniform(0.1), train_mode=train_mode)(target, toy_batch(5))
+    assert_same(before, state_of(target.model))
+
+
+def test_an_attack_runs_in_eval_mode_unless_told() -> None:
+    target = furnished()
+    modes: list[tuple[bool, bool]] = []
+    target.model.head.register_forward_pre_hook(
+        lambda module, args: modes.append((target.model.norm.training, target.model.frozen.training))
+    )
+    attack(L2(1.0), PGD(1))(target, toy_batch(5))
+    attack(L2(1.0), PGD(1), train_mode=True)(target, toy_batch(5))
+    assert modes == [(False, False)] * 2 + [(True, False)] * 2
+
+
+# --- law 9 and the generator ---
+
+
+@pytest.mark.parametrize("start", [Uniform(0.3), Normal(0.3)], ids=repr)
+def test_two_calls_of_an_attack_start_apart_and_two_attacks_of_a_seed_alike(start: Uniform | Normal) -> None:
+    target, batch = toy(), toy_batch()
+    one, two, other = (attack(L2(1.0), PGD(1), start=start, seed=seed) for seed in (4, 4, 5))
+    first, second = one(target, batch), one(target, batch)
+    assert not torch.equal(first.deltas["text"], second.deltas["text"])
+    for expected in (first, second):
+        got = two(target, batch)
+        assert all(torch.equal(got.deltas[name], expected.deltas[name]) for name in got.deltas)
+    assert not torch.equal(other(target, batch).deltas["text"], first.deltas["text"])
+
+
+def test_an_attack_does_not_depend_on_torchs_own_random_state() -> None:
+    target, batch = toy(), toy_batch()
+    results = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        results.append(attack(L2(1.0), PGD(2), start=Uniform(0.3))(target, batch))
+    assert torch.equal(results[0].deltas["text"], results[1].deltas["text"])
+
+
+def test_an_attack_shows_how_it_was_made() -> None:
+    assert repr(attack(L2(1.0), PGD(2), seed=3)).endswith(
+        "PGD(steps=2, modalities='together', keep='last', early_stop=False), seed=3)"
+    )
+
+
+def test_stopping_early_needs_a_judge() -> None:
+    with pytest.raises(ConfigurationError, match=r"expected something that says which rows are correct.*, got None"):
+        Attack(EmbeddingPerturber(text=Ascent(L2(), step_size=0.1)), PGD(2, early_stop=True))(toy(), toy_batch())
+
+
+# --- pixels: torchattacks 3.3 from the same start ---
+
+
+def convnet() -> nn.Module:
+    torch.manual_seed(3)
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 5)
+    return nn.Sequential(*layers).double().eval()
+
+
+def uniform_start(images: Tensor, eps: float) -> Tensor:
+    return torch.empty_like(images).uniform_(-eps, eps)
+
+
+def spherical_start(images: Tensor, eps: float) -> Tensor:
+    direction = torch.empty_like(images).normal_()
+    length = direction.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+    return direction * (torch.zeros_like(length).uniform_(0, 1) / length * eps)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("random_start", [True, False], ids=["random", "zero"])
+@pytest.mark.parametrize(
+    ("theirs", "ball", "rule", "eps", "alpha", "begin"),
+    [
+        pytest.param(torchattacks.PGD, Linf, "sign", 8 / 255, 2 / 255, uniform_start, id="PGD"),
+        pytest.param(torchattacks.PGD, Linf, "sign", 0.7, 0.3, uniform_start, id="PGD-into-the-box"),
+        pytest.param(torchattacks.PGDL2, L2, "normalised", 0.5, 0.2, spherical_start, id="PGDL2"),
+        pytest.param(torchattacks.PGDL2, L2, "normalised", 9.0, 3.0, spherical_start, id="PGDL2-into-the-box"),
+    ],
+)
+def test_pgd_on_pixels_is_that_of_torchattacks(
+    theirs: type,
+    ball: type[L2] | type[Linf],
+    rule: str,
+    eps: float,
+    alpha: float,
+    begin: Callable[[Tensor, float], Tensor],
+    random_start: bool,
+    seed: int,
+) -> None:
+    model = convnet()
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(6, 3, 8, 8, generator=generator, dtype=torch.float64)
+    labels = torch.randint(5, (6,), generator=generator)
+    torch.manual_seed(seed)
+    expected = theirs(model, eps=eps, alpha=alpha, steps=5, random_start=random_start)(images, labels)
+    torch.manual_seed(seed)
+    start = Given(begin(images, eps)) if random_start else Zero()
+    target = Adapter(
+        model,
+        {"image": Site("", at="input")},
+        loss=lambda outputs, batch: F.cross_entropy(outputs, labels, reduction="none"),
+    )
+    ascent = Ascent(ball(eps), step_size=alpha, start=start, rule=rule, box=(0.0, 1.0))
+    delta = Attack(EmbeddingPerturber(image=ascent), PGD(5))(target, images).deltas["image"]
+    assert delta.any()
+    torch.testing.assert_close(images + delta, expected, rtol=1e-6, atol=1e-8)  # they add 1e-10 to norms
+    assert ((images + delta >= 0) & (images + delta <= 1)).all()
