@@ -72,7 +72,7 @@ class Binding:
         self._refusal: str | None = None
 
     def fire(self, modality: str, x: Tensor) -> Tensor:
-        """The site's tensor with the perturbation added in its own precision, and cast once."""
+        """The site's tensor with the perturbation added in the wider precision of both, and cast once."""
         if self._refusal is not None:
             raise SiteError(self._refusal.format(modality=modality))
         firing = self._fired[modality]
@@ -86,8 +86,7 @@ class Binding:
             )
         if modality not in self._deltas:
             self._deltas[modality] = self._makers[modality](x)
-        delta = self._deltas[modality]
-        return (x.to(delta.dtype) + delta).to(x.dtype)
+        return (x + self._deltas[modality]).to(x.dtype)
 
     def end_forward(self) -> None:
         """Check that every site that should have fired did.
