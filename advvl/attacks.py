@@ -91,9 +91,13 @@ class Attack:
 
 @contextmanager
 def _modes(model: nn.Module, train_mode: bool) -> Iterator[None]:
-    """Eval mode, or as it is with the buffers put back."""
+    """Eval mode unless told; modes and buffers are put back, also buffers that the forward replaces or counts up in eval."""
     before = {module: module.training for module in model.modules()}
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if train_mode else []
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in before
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     try:
         if not train_mode:
             model.eval()
@@ -102,5 +106,5 @@ def _modes(model: nn.Module, train_mode: bool) -> Iterator[None]:
         for module, training in before.items():
             module.training = training
         with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+            for module, name, buffer, value in buffers:
+                setattr(module, name, buffer.copy_(value))
