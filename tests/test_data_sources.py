@@ -208,6 +208,14 @@ def test_tasks_that_do_not_exist_are_refused(corpus: DigitsCorpus, tasks: Any) -
         replace(corpus.pretrain, tasks=tasks)
 
 
+@pytest.mark.parametrize("share", [0.15, 0.5], ids=str)
+def test_mlm_hides_the_share_of_words_that_is_asked(corpus: DigitsCorpus, share: float) -> None:
+    source = replace(of(corpus, "mlm"), word_mask=share)
+    batch = source.batch(list(range(60)) * 5, generator())
+    words = int((batch["txt_lens"] - 2).sum())
+    assert int((batch["txt_labels"] != -1).sum()) / words == pytest.approx(share, abs=0.03)
+
+
 @pytest.mark.parametrize("indices", [[], [-1], [60]], ids=["none", "negative", "beyond"])
 def test_indices_outside_the_source_are_refused(corpus: DigitsCorpus, indices: list[int]) -> None:
     for source in (corpus.train, corpus.pretrain):

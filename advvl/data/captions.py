@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from advvl.data.draws import below, pick, shuffled
-from advvl.data.questions import DIRECTIONS, MANY, ONES, ORDINALS, one, related
+from advvl.data.questions import MANY, ONES, ORDINALS, one
 from advvl.data.scenes import SIDE, Scene
 
 
@@ -52,26 +52,10 @@ def _rows(rng: np.random.Generator, scene: Scene) -> str:
     return " ; ".join(f"{ORDINALS[n]} {line} : {' '.join(words) or 'empty'}" for n, words in enumerate(held))
 
 
-def _relations(rng: np.random.Generator, scene: Scene) -> str:
-    """Which digit lies which way from which other: three facts, or as many as the scene has."""
-    placed = scene.by_cell().items()
-    facts = sorted(
-        {
-            f"{one(digit)} {direction} {one(other)}"
-            for cell, digit in placed
-            for other_cell, other in placed
-            for direction in DIRECTIONS
-            if related(cell, other_cell, direction)
-        }
-    )
-    return _listed(shuffled(rng, facts)[:3])
-
-
 KINDS: Mapping[str, Callable[[np.random.Generator, Scene], str]] = {
     "placed": _placed,
     "tally": _tally,
     "rows": _rows,
-    "relations": _relations,
 }
 
 

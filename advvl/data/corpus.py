@@ -22,7 +22,7 @@ from advvl.data.digits import CLASSES, GREY_LEVELS, PIXELS, DigitImages, load_di
 from advvl.data.draws import stream
 from advvl.data.questions import Question, ask
 from advvl.data.scenes import BOX_DIM, MOST, Scene, box, draw_scene, images_by_digit
-from advvl.data.sources import DEFAULT_TASKS, CaptionSource, QuestionSource, check_tasks
+from advvl.data.sources import DEFAULT_TASKS, CaptionSource, QuestionSource, check_share, check_tasks
 from advvl.data.wordpiece import build_tokenizer, replacement_range, token_ids
 from advvl.errors import ConfigurationError
 
@@ -35,9 +35,10 @@ class DigitsConfig:
     """How much of the corpus to make, and from which seed.
 
     Arguments: `train_images`, `validation_images` scans for these parts, the rest of the 1,797 is for test;
-    `*_questions` and `*captions` the examples of each part; `questions_per_scene` 1..6; `captions_per_scene` 1..4;
-    `tasks` the pre-training tasks, one named twice being drawn twice as often. Raises `ConfigurationError` where a value
-    makes no sense.
+    `*_questions` and `*captions` the examples of each part; `questions_per_scene` 1..6; `captions_per_scene` 1..3;
+    `tasks` the pre-training tasks, one named twice being drawn twice as often; `word_mask` the share of words
+    that masked language modelling hides: twice the usual, for in captions this short and alike the usual share seldom
+    hides a digit's name. Raises `ConfigurationError` where a value makes no sense.
     """
 
     seed: int = 0
@@ -51,12 +52,13 @@ class DigitsConfig:
     questions_per_scene: int = 4
     captions_per_scene: int = 2
     tasks: tuple[str, ...] = DEFAULT_TASKS
+    word_mask: float = 0.3
 
     def __post_init__(self) -> None:
         lowest = {"seed": 0, "train_images": CLASSES, "validation_images": CLASSES}
         highest = {"questions_per_scene": MOST_QUESTIONS_PER_SCENE, "captions_per_scene": len(KINDS)}
         for name, value in asdict(self).items():
-            if name == "tasks":
+            if name in ("tasks", "word_mask"):
                 continue
             low, high = lowest.get(name, 1), highest.get(name)
             if isinstance(value, bool) or not isinstance(value, int) or value < low or (high and value > high):
@@ -70,6 +72,7 @@ class DigitsConfig:
                     f"a second scene, got {getattr(self, name)}"
                 )
         check_tasks(self.tasks)
+        check_share(self.word_mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +146,7 @@ def digits_corpus(config: DigitsConfig | None = None) -> DigitsCorpus:
     texts = [question.text for _, made in questions.values() for question in made]
     tokenizer = build_tokenizer(texts + [caption.text for _, made in captions.values() for caption in made])
     vqa = {name: _question_source(*made, scans, tokenizer) for name, made in questions.items()}
-    pretraining = {name: _caption_source(*made, scans, tokenizer, config.tasks) for name, made in captions.items()}
+    pretraining = {name: _caption_source(*made, scans, tokenizer, config) for name, made in captions.items()}
     return DigitsCorpus(
         train=vqa["train"],
         validation=vqa["validation"],
@@ -171,7 +174,7 @@ def _question_source(
 
 
 def _caption_source(
-    scenes: list[Scene], captions: list[Caption], scans: DigitImages, tokenizer: Tokenizer, tasks: tuple[str, ...]
+    scenes: list[Scene], captions: list[Caption], scans: DigitImages, tokenizer: Tokenizer, config: DigitsConfig
 ) -> CaptionSource:
     return CaptionSource(
         scenes=scenes,
@@ -180,7 +183,8 @@ def _caption_source(
         images=_regions(scenes, scans),
         image_rows=torch.tensor([caption.scene for caption in captions]),
         replacements=replacement_range(tokenizer),
-        tasks=tasks,
+        word_mask=config.word_mask,
+        tasks=config.tasks,
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from advvl.data.batching import Images, Texts, hide_regions, join
 from advvl.data.captions import Caption
-from advvl.data.masking import mask_regions, mask_words, mismatch
+from advvl.data.masking import MASK_PROBABILITY, mask_regions, mask_words, mismatch
 from advvl.data.questions import Question
 from advvl.data.scenes import Scene
 from advvl.errors import ConfigurationError, DataError
@@ -27,6 +27,12 @@ def check_tasks(tasks: Sequence[str]) -> None:
     """Raises `ConfigurationError` unless `tasks` names one or more tasks that exist."""
     if isinstance(tasks, str) or not tasks or set(tasks) - set(TASKS):
         raise ConfigurationError(f"expected tasks to be a tuple of one or more of {', '.join(TASKS)}, got {tasks!r}")
+
+
+def check_share(word_mask: float) -> None:
+    """Raises `ConfigurationError` unless `word_mask` is a share."""
+    if not 0.0 <= word_mask <= 1.0:
+        raise ConfigurationError(f"expected word_mask to be a share in [0, 1], got {word_mask!r}")
 
 
 def _rows(indices: Sequence[int], count: int) -> Tensor:
@@ -61,7 +67,8 @@ class QuestionSource:
 class CaptionSource:
     """Captions of scenes for pre-training: each batch is of one task, drawn from `tasks`.
 
-    `replacements` is the range of ids [low, high) that wrong words come from.
+    `replacements` is the range of ids [low, high) that wrong words come from, `word_mask` the share of words that MLM
+    hides.
     """
 
     scenes: Sequence[Scene]
@@ -70,10 +77,12 @@ class CaptionSource:
     images: Images
     image_rows: Tensor
     replacements: tuple[int, int]
+    word_mask: float = MASK_PROBABILITY
     tasks: tuple[str, ...] = DEFAULT_TASKS
 
     def __post_init__(self) -> None:
         check_tasks(self.tasks)
+        check_share(self.word_mask)
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -87,7 +96,9 @@ class CaptionSource:
             return {**join(self.texts, rows, self.images, shown), "targets": targets, "task": task}
         batch = join(self.texts, rows, self.images, self.image_rows[rows])
         if task == "mlm":
-            input_ids, labels = mask_words(batch["input_ids"], self.replacements, generator=generator)
+            input_ids, labels = mask_words(
+                batch["input_ids"], self.replacements, probability=self.word_mask, generator=generator
+            )
             return {**batch, "input_ids": input_ids, "txt_labels": labels, "task": task}
         masks = mask_regions(batch["num_bbs"], generator=generator)
         hidden: dict[str, Any] = hide_regions(batch, masks)
