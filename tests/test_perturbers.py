@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from advvl import L2, Ascent, EmbeddingPerturber, Given, Linf, Normal, Place, Start, Uniform, Zero
 from advvl.errors import ConfigurationError, ShapeError
