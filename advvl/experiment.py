@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
@@ -27,9 +27,19 @@ from advvl.evaluation.report import curve_png, markdown, to_json
 from advvl.evaluation.summary import RunResult, summarise
 from advvl.jobs import share_out
 from advvl.options import ExperimentOptions
-from advvl.rows import BASELINE, Row, rows_of
+from advvl.rows import BASELINE, Row, Start, adversary_of, rows_of, update_cost, updates_of
 from advvl.stages import Bench, finetune, pretrain
 from advvl.storage import OutputDirectory, read_json, write_bytes, write_json, write_text
+
+STARTS: Final[tuple[Start, ...]] = ("adversarial", "standard")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A stage one or a row of the table, from one seed."""
+
+    seed: int
+    what: Start | Row
 
 
 def run(options: ExperimentOptions, *, progress: bool = True) -> None:
@@ -42,10 +52,14 @@ def run(options: ExperimentOptions, *, progress: bool = True) -> None:
         raise ConfigurationError("expected stage finetune or all with a checkpoint, got pretrain, which it replaces")
     began = time.monotonic()
     directory = claim(options)
-    if options.jobs == 1 or len(options.seeds) == 1:
-        run_seeds(options.seeds, options, directory, progress)
+    tasks = tasks_of(options)
+    if options.jobs == 1 or len(tasks) == 1:
+        with threads(options.threads):
+            handle = open_worker(0, options, directory, progress)
+            for task in tasks:
+                handle(task)
     else:
-        share_out(run_seeds, options.seeds, options, directory, False, jobs=options.jobs)
+        share_out(open_worker, tasks, options, directory, progress, jobs=options.jobs)
     if options.stage != "pretrain":
         print("\n" + report(options, directory, time.monotonic() - began))
     print(f"took {_duration(time.monotonic() - began)}; everything is in {directory.path}", flush=True)
@@ -65,19 +79,35 @@ def claim(options: ExperimentOptions) -> OutputDirectory:
     return directory
 
 
-def run_seeds(seeds: Sequence[int], options: ExperimentOptions, directory: OutputDirectory, progress: bool) -> None:
-    """Both stages of these seeds, in this process."""
-    with threads(options.threads):
-        corpus = digits_corpus(DigitsConfig(**asdict(options.data)))
-        bench = Bench(options, directory, corpus, accelerator_on(options.device), progress)
-        rows = rows_of(options.methods, given=options.checkpoint is not None)
-        for seed in seeds:
-            if options.stage != "finetune" and options.checkpoint is None:
-                for start in dict.fromkeys(row.start for row in rows):
-                    pretrain(bench, seed, start)
-            if options.stage != "pretrain":
-                for row in rows:
-                    finetune(bench, seed, row)
+def tasks_of(options: ExperimentOptions) -> list[Task]:
+    """What is to be trained, in an order in which several workers rarely wait: stage one before its rows, long first."""
+    rows = rows_of(options.methods, given=options.checkpoint is not None)
+    tasks: list[Task] = []
+    for seed in options.seeds:
+        if options.stage != "finetune":
+            starts = {row.start for row in rows} - {"given"}
+            tasks += [Task(seed, start) for start in STARTS if start in starts]
+        if options.stage != "pretrain":
+            tasks += [Task(seed, row) for row in sorted(rows, key=lambda row: _urgency(row, options))]
+    return tasks
+
+
+def open_worker(
+    index: int, options: ExperimentOptions, directory: OutputDirectory, progress: bool
+) -> Callable[[Task], None]:
+    """Make the corpus and find the device; then a function that does one task after another."""
+    if options.jobs > 1:
+        torch.set_num_threads(options.threads)
+    corpus = digits_corpus(DigitsConfig(**asdict(options.data)))
+    bench = Bench(options, directory, corpus, accelerator_on(options.device), progress, index)
+
+    def handle(task: Task) -> None:
+        if isinstance(task.what, Row):
+            finetune(bench, task.seed, task.what)
+        else:
+            pretrain(bench, task.seed, task.what)
+
+    return handle
 
 
 def report(options: ExperimentOptions, directory: OutputDirectory, seconds: float) -> str:
@@ -152,6 +182,11 @@ def _result(method: str, seed: int, record: dict[str, Any]) -> RunResult:
         },
         seconds_per_update=record["seconds_per_update"],
     )
+
+
+def _urgency(row: Row, options: ExperimentOptions) -> tuple[bool, int]:
+    cost = updates_of(row, options, update_cost(adversary_of(row, options)))
+    return row.start == "adversarial", -cost
 
 
 def _label(options: ExperimentOptions) -> str:

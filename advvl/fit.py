@@ -76,6 +76,7 @@ def fit(
     resume: bool = False,
     checkpoint_seconds: float = 30.0,
     progress: bool = False,
+    line: int = 0,
     description: str = "fit",
 ) -> FitResult:
     """Train `model` in place; it ends on the accelerator's device, in training mode.
@@ -92,6 +93,8 @@ def fit(
         target: makes the adapter from the prepared model.
         checkpoint: the file that holds the run's state, written every `checkpoint_seconds` and at the end.
         resume: take up the state in `checkpoint` if there is one; otherwise it is started anew and replaced.
+
+        progress, line, description: show a progress bar, on which line below the cursor's, called what.
 
     On SIGINT or SIGTERM the update is finished, the state saved, and `SystemExit` raised. The global random number
     generators are left as found.
@@ -120,7 +123,16 @@ def fit(
     )
     if resume and checkpoint is not None and checkpoint.exists():
         loop.load(checkpoint)
-    bar = tqdm(total=updates, initial=loop.done, desc=description, disable=not progress, mininterval=0.5, leave=False)
+    bar = tqdm(
+        total=updates,
+        initial=loop.done,
+        desc=description,
+        position=line,
+        disable=not progress,
+        mininterval=0.5,
+        leave=False,
+        dynamic_ncols=True,
+    )
     with deferred_signals() as caught, _global_randomness_restored(), bar:
         saved = time.monotonic()
         while loop.done < updates:

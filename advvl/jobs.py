@@ -10,26 +10,31 @@ import threading
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
 from advvl.errors import AdvVLError
+
+Handle = Callable[[Any], None]
 
 
 class WorkerError(AdvVLError, RuntimeError):
     """A worker process ended before its work was done; what it had said is on its standard error."""
 
 
-def share_out(work: Callable[..., None], items: Sequence[Any], *arguments: Any, jobs: int) -> None:
-    """Call `work(items[i::jobs], *arguments)` for each i below `jobs` in a process of its own, and wait for all.
+def share_out(open_worker: Callable[..., Handle], items: Sequence[Any], *arguments: Any, jobs: int) -> None:
+    """Have `jobs` processes take the items in order, each the next when it is done with its last, and wait for all.
 
-    `work` must be importable. If one fails, or this process is told to stop, the others get SIGTERM and are waited for;
-    if this process is killed outright, they get it too.
+    In worker number i `handle = open_worker(i, *arguments)` is called once and `handle(item)` for each item it takes.
+    `open_worker` must be importable. If a worker fails, or this process is told to stop, the others get SIGTERM and are
+    waited for; if this process is killed outright, they get it too.
 
     Errors: `WorkerError` if a worker failed; `SystemExit` with a worker's status if it was told to stop.
     """
     context = multiprocessing.get_context("spawn")
-    shares = [items[first::jobs] for first in range(jobs) if items[first::jobs]]
-    workers = [context.Process(target=_work, args=(work, share, *arguments)) for share in shares]
+    count = min(jobs, len(items))
+    taken = context.Value("i", 0)
+    workers = [context.Process(target=_work, args=(open_worker, items, taken, i, *arguments)) for i in range(count)]
     with _terminated_at_exit(workers):
         for worker in workers:
             worker.start()
@@ -77,13 +82,24 @@ def _leave(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 
-def _work(work: Callable[..., None], share: Sequence[Any], *arguments: Any) -> None:
+def _work(
+    open_worker: Callable[..., Handle], items: Sequence[Any], taken: Synchronized[int], index: int, *arguments: Any
+) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
-        work(share, *arguments)
+        handle = open_worker(index, *arguments)
+        while (number := _next(taken)) < len(items):
+            handle(items[number])
     except AdvVLError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from error
+
+
+def _next(taken: Synchronized[int]) -> int:
+    with taken.get_lock():
+        number = taken.value
+        taken.value = number + 1
+    return number
 
 
 def _die_with_parent() -> None:

@@ -11,6 +11,7 @@ killed run does again only what has no record, from its last checkpoint:
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from accelerate.utils import send_to_device  # type: ignore[import-untyped]
 from torch import nn
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from advvl.adapters.base import adapt
 from advvl.data.corpus import DigitsCorpus
@@ -41,13 +43,14 @@ ADVERSARIAL_TASKS = ("mlm", "itm")
 
 @dataclass(frozen=True)
 class Bench:
-    """What every run of one process shares."""
+    """What every run of one process shares; `worker` is its number among those that share the work."""
 
     options: ExperimentOptions
     directory: OutputDirectory
     corpus: DigitsCorpus
     accelerator: Accelerator
     progress: bool
+    worker: int = 0
 
     def file(self, seed: int, name: str) -> Path:
         return self.directory / f"seed-{seed}" / name
@@ -153,11 +156,18 @@ def evaluate(bench: Bench, model: nn.Module, seed: int) -> dict[str, Any]:
 
 
 def _fit(bench: Bench, model: nn.Module, source: Any, **arguments: Any) -> FitResult:
-    result = fit(model, source, accelerator=bench.accelerator, resume=True, progress=bench.progress, **arguments)
-    print(
+    result = fit(
+        model,
+        source,
+        accelerator=bench.accelerator,
+        resume=True,
+        progress=bench.progress,
+        line=bench.worker,
+        **arguments,
+    )
+    tqdm.write(
         f"{arguments['description']}: {result.updates} updates of {1000 * result.seconds_per_update:.1f} ms, "
-        f"last loss {result.losses[-1]:.3f}",
-        flush=True,
+        f"last loss {result.losses[-1]:.3f}"
     )
     return result
 
@@ -186,11 +196,14 @@ def _start(bench: Bench, seed: int, row: Row) -> Path:
     if row.start == "given":
         return Path(bench.options.checkpoint or "")
     path = bench.file(seed, f"pretrained-{row.start}.safetensors")
-    if not path.with_suffix(".json").exists():
+    record = path.with_suffix(".json")
+    if bench.options.stage == "finetune" and not record.exists():
         raise ConfigurationError(
             f"expected {row.start} pre-training of seed {seed} in {str(bench.directory.path)!r}, got none; "
             "run --stage pretrain or --stage all first, or give --checkpoint"
         )
+    while not record.exists():  # another worker took it up before this row was taken
+        time.sleep(0.1)
     return path
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,26 +19,47 @@ from advvl.jobs import WorkerError, share_out
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
 
 
-def write_down(items: list[int], directory: Path) -> None:
-    (directory / str(os.getpid())).write_text(" ".join(map(str, items)))
+def write_down(index: int, directory: Path) -> Callable[[int], None]:
+    return lambda item: (directory / str(item)).touch()
 
 
-def refuse(items: list[int], directory: Path) -> None:
-    if 1 in items:
-        raise ConfigurationError("expected no 1, got one")
-    (directory / str(os.getpid())).touch()
-    time.sleep(60)
+def meet(index: int, directory: Path) -> Callable[[int], None]:
+    """Item 0 is done once item 1 is: two workers get there, one never would."""
+
+    def handle(item: int) -> None:
+        (directory / str(item)).write_text(str(os.getpid()))
+        assert within(60, (directory / "1").exists)
+
+    return handle
 
 
-def sleep(items: list[int], directory: Path) -> None:
-    (directory / str(os.getpid())).touch()
-    time.sleep(60)
+def refuse(index: int, directory: Path) -> Callable[[int], None]:
+    def handle(item: int) -> None:
+        (directory / str(os.getpid())).touch()
+        if item == 1:
+            raise ConfigurationError("expected no 1, got one")
+        time.sleep(60)
+
+    return handle
 
 
-@pytest.mark.parametrize(("jobs", "shares"), [(2, ["0 2", "1"]), (5, ["0", "1", "2"])])
-def test_each_item_goes_to_one_worker(tmp_path: Path, jobs: int, shares: list[str]) -> None:
-    share_out(write_down, [0, 1, 2], tmp_path, jobs=jobs)
-    assert sorted(path.read_text() for path in tmp_path.iterdir()) == shares
+def sleep(index: int, directory: Path) -> Callable[[int], None]:
+    def handle(item: int) -> None:
+        (directory / str(os.getpid())).touch()
+        time.sleep(60)
+
+    return handle
+
+
+def test_every_item_is_taken_once_by_no_more_workers_than_items(tmp_path: Path) -> None:
+    share_out(write_down, [0, 1, 2], tmp_path, jobs=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2"]
+
+
+def test_workers_work_at_the_same_time(tmp_path: Path) -> None:
+    share_out(meet, [0, 1], tmp_path, jobs=5)
+    pids = [path.read_text() for path in tmp_path.iterdir()]
+    assert len(set(pids)) == len(pids) == 2
 
 
 def test_a_worker_that_fails_stops_the_others_and_is_reported(
@@ -75,8 +97,7 @@ def test_workers_end_with_who_started_them(tmp_path: Path, number: signal.Signal
         parent.wait()
 
 
-def within(seconds: float, condition: object) -> bool:
-    assert callable(condition)
+def within(seconds: float, condition: Callable[[], bool]) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():
