@@ -1,0 +1,263 @@
+"""The experiment: stages, rows, records, and that nothing finished is lost or done again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny
+
+import advvl.stages
+from advvl.config import fingerprint, plain
+from advvl.errors import CheckpointError, ConfigurationError, OutputDirectoryError
+from advvl.experiment import STARTS, accelerator_on, run, tasks_of
+from advvl.models.checkpoints import save_checkpoint
+from advvl.models.uniter import UniterConfig, UniterModel
+from advvl.options import ExperimentOptions
+from advvl.rows import Row, rows_of
+from advvl.training import AdversarialTraining
+
+ROWS = rows_of(("standard", "freelb", "villa"))
+MODELS = [*(f"pretrained-{start}" for start in STARTS), *(row.key for row in ROWS)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a run that nothing interrupted."""
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    run(tiny(output), progress=False)
+    return output
+
+
+def quietly(options: ExperimentOptions) -> None:
+    run(options, progress=False)
+
+
+def bits(output: Path, seed: int = 0) -> dict[str, bytes]:
+    return {name: (output / f"seed-{seed}" / f"{name}.safetensors").read_bytes() for name in MODELS}
+
+
+def record(output: Path, name: str, seed: int = 0) -> dict[str, Any]:
+    """A record without what differs between equal runs."""
+    found: dict[str, Any] = json.loads((output / f"seed-{seed}" / f"{name}.json").read_text())
+    return {key: value for key, value in found.items() if not key.startswith("seconds")}
+
+
+def same(left: Path, right: Path) -> None:
+    assert bits(left) == bits(right)
+    for name in MODELS:
+        assert record(left, name) == record(right, name)
+
+
+def test_everything_lies_under_the_output_directory(whole: Path) -> None:
+    found = {str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file()}
+    expected = {f"seed-0/{name}.{kind}" for name in MODELS for kind in ("safetensors", "json")}
+    reports = {"configuration.yaml", "results.json", "results.md", "accuracy_against_radius.png"}
+    assert found == expected | reports
+    assert (whole / "accuracy_against_radius.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_has_every_row_and_says_that_one_seed_is_no_evidence(
+    whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quietly(tiny(whole, resume=True))
+    said = capsys.readouterr().out
+    table = (whole / "results.md").read_text()
+    assert table in said
+    assert "Quick demo, one seed: not evidence" in table
+    assert all(f"| {row.name} " in table for row in ROWS)
+    assert "image PGD, radius 0.5" in table
+    assert "text PGD, radius 0.5" in table
+    assert "took 0 min" in said
+
+
+def test_results_say_what_the_records_say(whole: Path) -> None:
+    results = json.loads((whole / "results.json").read_text())
+    assert results["label"] == "Quick demo, one seed: not evidence"
+    assert results["configuration"]["villa"]["steps"] == 2
+    for row, method, facts in zip(ROWS, results["methods"], results["training"], strict=True):
+        found = record(whole, row.key)
+        assert method["method"] == facts["method"] == row.name
+        clean = method["conditions"][0]["accuracy"]["estimate"]
+        assert clean == pytest.approx(sum(found["scores"]["clean"]) / 24)
+        assert [len(found["scores"]["image"][radius]) for radius in ("0.5", "1.0")] == [12, 12]
+        assert facts["updates"] == found["updates"] == (6 * 5 if row.equal_compute else 6)
+
+
+def test_all_rows_of_a_seed_start_from_the_checkpoint_they_name(whole: Path) -> None:
+    for row in ROWS:
+        start = record(whole, row.key)["start"]
+        assert start["file"] == f"pretrained-{row.start}.safetensors"
+        assert start["sha256"] == record(whole, f"pretrained-{row.start}")["sha256"]
+    assert len({record(whole, name)["sha256"] for name in MODELS}) == len(MODELS)
+
+
+def test_stage_one_perturbs_masked_words_and_matching_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    perturbed: list[str] = []
+    step = AdversarialTraining.step
+
+    def watch(self: AdversarialTraining, target: Any, batch: Any, **arguments: Any) -> Any:
+        perturbed.append(batch["task"])
+        return step(self, target, batch, **arguments)
+
+    monkeypatch.setattr(AdversarialTraining, "step", watch)
+    quietly(tiny(tmp_path / "out", stage="pretrain", pretrain={"epochs": 5, "batch_size": 16}))
+    assert set(perturbed) == {"mlm", "itm"}
+    assert len(perturbed) < 5 * 4
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+class Stop(Exception):
+    """Stands for a kill at this moment."""
+
+
+@pytest.mark.parametrize("moment", ["evaluate", "save_checkpoint", "write_json", "fit"])
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_run_stopped_anywhere_resumes_to_the_same_bits_and_numbers(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, at: int
+) -> None:
+    output = tmp_path / "out"
+    count = calls(monkeypatch, moment, stop_at=at)
+    with pytest.raises(Stop):
+        quietly(tiny(output))
+    assert count() == at + 1
+    monkeypatch.undo()
+    trained = calls(monkeypatch, "fit")
+    done = len(list(output.glob("seed-0/*.json")))
+    quietly(tiny(output, resume=True))
+    assert trained() == len(MODELS) - done
+    same(output, whole)
+    assert not list(output.rglob("*.progress.pt"))
+
+
+def calls(monkeypatch: pytest.MonkeyPatch, name: str, *, stop_at: int | None = None) -> Callable[[], int]:
+    """Counts the calls of a function of the stages, the one of number `stop_at` being the last."""
+    function, seen = getattr(advvl.stages, name), []
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        seen.append(name)
+        if stop_at is not None and len(seen) > stop_at:
+            raise Stop
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(advvl.stages, name, counting)
+    return lambda: len(seen)
+
+
+def test_a_finished_run_resumes_to_its_table_without_training(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = calls(monkeypatch, "fit")
+    table = (whole / "results.md").read_text()
+    quietly(tiny(whole, resume=True))
+    assert trained() == 0
+    assert (whole / "results.md").read_text() == table
+
+
+def test_the_halves_run_one_after_the_other_are_the_whole(whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    quietly(tiny(output, stage="pretrain"))
+    assert sorted(path.stem for path in output.glob("seed-0/*.json")) == sorted(MODELS[:2])
+    quietly(tiny(output, stage="finetune", resume=True))
+    same(output, whole)
+
+
+def test_methods_can_be_run_one_by_one(whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    quietly(tiny(output, methods=["freelb"]))
+    assert {path.stem for path in output.glob("seed-0/*.json")} == {"pretrained-standard", "freelb"}
+    quietly(tiny(output, resume=True))
+    same(output, whole)
+
+
+def test_seeds_can_be_added(whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(whole, output)
+    quietly(tiny(output, seeds=[0, 1], resume=True))
+    same(output, whole)
+    assert bits(output, 1) != bits(output, 0)
+    assert "mean of 2 seeds" in (output / "results.md").read_text()
+
+
+def test_fine_tuning_without_its_stage_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="--stage pretrain"):
+        quietly(tiny(tmp_path / "out", stage="finetune"))
+
+
+def test_results_of_the_same_configuration_are_taken_up_or_lost_only_when_told(whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(whole, output)
+    (output / "seed-0" / "villa.json").write_text("stale")
+    with pytest.raises(OutputDirectoryError, match=r"--resume .* --overwrite"):
+        quietly(tiny(output))
+    assert (output / "seed-0" / "villa.json").read_text() == "stale"
+    quietly(tiny(output, overwrite=True))
+    same(output, whole)
+
+
+def test_another_configuration_is_refused(whole: Path) -> None:
+    with pytest.raises(OutputDirectoryError, match=r"villa\.steps \(2 there, 3 here\)"):
+        quietly(tiny(whole, villa={"steps": 3}, resume=True))
+
+
+def test_a_given_checkpoint_replaces_stage_one(whole: Path, tmp_path: Path) -> None:
+    """One that this wrote, given back, makes the very models that stage one would have led to."""
+    output, given = tmp_path / "out", whole / "seed-0" / "pretrained-standard.safetensors"
+    quietly(tiny(output, checkpoint=str(given), methods=["standard", "villa"]))
+    assert {path.stem for path in output.glob("seed-0/*.json")} == {"standard", "standard-equal-compute", "villa"}
+    for name in ("standard", "villa"):
+        model = Path("seed-0", f"{name}.safetensors")
+        assert (output / model).read_bytes() == (whole / model).read_bytes()
+    with pytest.raises(ConfigurationError, match="stage"):
+        quietly(tiny(tmp_path / "other", checkpoint=str(given), stage="pretrain"))
+
+
+def test_a_checkpoint_of_other_sizes_is_refused_with_what_differs_and_what_fits(tmp_path: Path) -> None:
+    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    given = tmp_path / "official.safetensors"
+    save_checkpoint(UniterModel(UniterConfig(vocab_size=500, img_dim=20, max_position_embeddings=512, **size)), given)
+    with pytest.raises(CheckpointError) as caught:
+        quietly(tiny(tmp_path / "out", checkpoint=str(given)))
+    message = str(caught.value)
+    for part in ("word_embeddings.weight: expected shape", "found (500, 8)", "features of 64", "28996", "pretrained-*"):
+        assert part in message
+
+
+def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="missing"):
+        quietly(tiny(tmp_path / "out", checkpoint=str(tmp_path / "missing.pt")))
+
+
+def test_the_number_of_threads_is_left_as_found(whole: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        quietly(tiny(whole, resume=True))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_stage_one_comes_before_its_rows_and_long_work_before_short(tmp_path: Path) -> None:
+    tasks = tasks_of(tiny(tmp_path, seeds=[0, 1]))
+    assert [task.seed for task in tasks] == [0] * 8 + [1] * 8
+    names = [task.what.name if isinstance(task.what, Row) else task.what for task in tasks[:8]]
+    assert names[:2] == ["adversarial", "standard"]
+    assert names[5:] == ["standard", "villa pre-training, villa", "villa pre-training, standard"]
+
+
+@pytest.mark.parametrize("device", ["quantum", "mps:7", "meta"])
+def test_a_device_that_is_not_there_is_refused(device: str) -> None:
+    with pytest.raises(ConfigurationError, match="device"):
+        accelerator_on(device)
+
+
+def test_how_a_run_is_made_is_not_part_of_what_the_directory_holds(whole: Path, tmp_path: Path) -> None:
+    """Else more seeds, another preset's name, or another number of processes could not take a directory up."""
+    options = replace(tiny(whole), seeds=(0, 1, 2), jobs=7, threads=2, resume=True, preset="evidence", device="auto")
+    assert plain(options) != plain(tiny(whole))
+    assert fingerprint(options) == fingerprint(tiny(whole))
