@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from advvl.adapters.base import Adapter, Batch, Outputs, adapted
+from advvl.adapters.base import Adapter, Batch, adapted
 from advvl.maximizers import InnerMaximizer
-from advvl.passes import Loss, Passes, Round, no_sync
+from advvl.passes import Correct, Loss, Passes, Round, no_sync
 from advvl.perturbers import Perturber
 from advvl.randomness import preserved
 
@@ -53,7 +53,7 @@ class Attack:
         maximizer: InnerMaximizer,
         *,
         loss: Loss | None = None,
-        correct: Callable[[Outputs, Batch], Tensor] | None = None,
+        correct: Correct | None = None,
         train_mode: bool = False,
         seed: int = 0,
     ) -> None:

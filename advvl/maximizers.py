@@ -124,7 +124,7 @@ class FreeLB(InnerMaximizer):
         _check_order(self.modalities)
 
     def check(self, perturber: Perturber) -> None:
-        if self.steps == 1 and all(isinstance(start, Zero) for start in perturber.starts().values()):
+        if self.steps == 1 and _starts_at_zero(perturber):
             raise ConfigurationError(
                 "expected FreeLB(steps=2) or more, or a start that is not zero, got steps=1 with Zero(): "
                 "its one pass would be clean"
@@ -212,7 +212,7 @@ class FreeAT(InnerMaximizer):
             as released). False: the NLP variant of FreeLB's code, a new start each batch, loss over m+1.
 
     Raises:
-        ConfigurationError: replays below 1; `carry` without a state.
+        ConfigurationError: replays below 1; one replay that would be clean; `carry` without a state.
     """
 
     replays: int
@@ -226,6 +226,13 @@ class FreeAT(InnerMaximizer):
     @property
     def updates(self) -> int:
         return self.replays
+
+    def check(self, perturber: Perturber) -> None:
+        if self.replays == 1 and not self.carry and _starts_at_zero(perturber):
+            raise ConfigurationError(
+                "expected FreeAT(replays=2) or more, carry=True, or a start that is not zero, got replays=1, carry=False "
+                "with Zero(): its one pass would be clean"
+            )
 
     def probes(
         self, perturber: Perturber, *, generator: torch.Generator | None = None, state: AscentState | None = None
@@ -298,6 +305,10 @@ def _correct(feedback: Feedback) -> Tensor:
 
 def _turns(perturber: Perturber, order: Order) -> list[tuple[str, ...]]:
     return [perturber.modalities] if order == "together" else [(modality,) for modality in perturber.modalities]
+
+
+def _starts_at_zero(perturber: Perturber) -> bool:
+    return all(isinstance(start, Zero) for start in perturber.starts().values())
 
 
 def _check_count(name: str, value: int) -> None:

@@ -29,6 +29,7 @@ from advvl.randomness import RandomState, forked
 from advvl.regularizers import Regularizer
 
 Loss = Callable[[Outputs, Batch], Tensor]
+Correct = Callable[[Outputs, Batch], Tensor]
 Backward = Callable[[Tensor], object]
 Sync = Callable[[], AbstractContextManager[object]]
 
@@ -118,7 +119,7 @@ class Passes:
         perturber: Perturber,
         *,
         loss: Loss | None = None,
-        correct: Callable[[Outputs, Batch], Tensor] | None = None,
+        correct: Correct | None = None,
         generator: torch.Generator | None = None,
         reduce: Callable[[Tensor], Tensor] = torch.mean,
     ) -> None:

@@ -126,7 +126,8 @@ class Ascent:
 
     Arguments:
         ball: where its perturbation stays.
-        step_size: length of an ascent step, in the units of the embedding, measured by the ball's norm.
+        step_size: length of an ascent step in the ball's norm, in the units of the embedding; with `rule="sign"` the
+            size of each entry's step, so that under L2 a row moves by step_size·√entries.
         start: where it begins; brought into the ball and the box.
         rule: `"normalised"` by the ball's own norm (Linf: `g / max|g|`, as published), or `"sign"`.
         box: (low, high) bounds of the perturbed tensor itself, for pixels.

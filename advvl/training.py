@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from advvl.adapters.base import Adapter, Batch, adapted
 from advvl.errors import ConfigurationError, NonFiniteError
 from advvl.maximizers import AscentState, Feedback, InnerMaximizer
-from advvl.passes import Backward, Loss, Passes, PassTrace, Round, Sync, no_sync
+from advvl.passes import Backward, Correct, Loss, Passes, PassTrace, Round, Sync, no_sync
 from advvl.perturbers import Perturber
 from advvl.regularizers import Regularizer
 
@@ -91,6 +91,7 @@ class AdversarialTraining:
         sync: Sync | None = None,
         generator: torch.Generator | None = None,
         state: AscentState | None = None,
+        correct: Correct | None = None,
         trace: Callable[[PassTrace], object] | None = None,
     ) -> StepReport:
         """Run every pass of one step and leave the parameters' gradients, added to what was there, in `.grad`.
@@ -105,6 +106,7 @@ class AdversarialTraining:
             sync: a context manager for passes whose gradients must not be reduced yet; None: the wrapper's `no_sync`.
             generator: what random starts are drawn from.
             state: what the maximiser carries from batch to batch.
+            correct: from outputs and batch to the rows still classified correctly, `(B,)` bool, for `early_stop`.
             trace: is told of every pass.
 
         Raises:
@@ -118,7 +120,7 @@ class AdversarialTraining:
         with adapted(model) as adapter:
             quiet = sync or no_sync(adapter.model)
             self._check(adapter.model, update)
-            with Passes(adapter, batch, self.perturber, loss=loss, generator=generator) as passes:
+            with Passes(adapter, batch, self.perturber, loss=loss, correct=correct, generator=generator) as passes:
                 watch = _Watch(raises=self.nonfinite == "raise")
                 round_ = Round(
                     passes,

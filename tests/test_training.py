@@ -411,3 +411,13 @@ def test_a_bare_registered_model_is_adapted_for_one_step(monkeypatch: pytest.Mon
     AdversarialTraining(perturber(), FreeLB(2)).step(model, toy_batch())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert adapt(model).sites.keys() == {"text", "image"}
+
+
+def test_a_row_that_is_fooled_moves_no_further() -> None:
+    passes = list[PassTrace]()
+    fooled = lambda outputs, batch: torch.tensor([True, False, True])  # noqa: E731
+    method = AdversarialTraining(perturber(radius=0.5), PGD(3, early_stop=True))
+    method.step(toy(), toy_batch(), correct=fooled, trace=passes.append)
+    sizes = passes[-1].deltas["image"].flatten(1).abs().amax(1)
+    assert sizes[1] == 0
+    assert (sizes[[0, 2]] > 0).all()

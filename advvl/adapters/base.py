@@ -99,7 +99,8 @@ class Binding:
             if fired <= site.firing:
                 raise SiteError(
                     f"expected the site of {modality!r} ({site.module}) to fire {site.firing + 1} time(s) in a forward, "
-                    f"got {fired}; the model went round it (inputs_embeds given, or a branch without this modality)"
+                    f"got {fired}; the model went round it (inputs_embeds given, a branch without this modality, or "
+                    "compiled and run before it was adapted)"
                 )
 
     def begin_backward(self, *, refusal: str | None = None) -> None:

@@ -8,8 +8,6 @@ from torch.nn import functional as F
 
 from advvl.errors import ShapeError
 
-_FORBIDDEN = 1e4  # keeps the scale of a padded vector finite, as published
-
 
 def transport_distance(
     x: Tensor,
@@ -40,7 +38,6 @@ def transport_distance(
     wide = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
         costs = cosine_costs(x.to(wide), y.to(wide))
-        costs = costs.masked_fill(~(x_mask[:, :, None] & y_mask[:, None]), 0.0)
         return (costs * transport_plan(costs, x_mask, y_mask, beta=beta, iterations=iterations)).sum((1, 2))
 
 
@@ -52,14 +49,13 @@ def cosine_costs(x: Tensor, y: Tensor) -> Tensor:
 @torch.no_grad()
 def transport_plan(costs: Tensor, x_mask: Tensor, y_mask: Tensor, *, beta: float, iterations: int) -> Tensor:
     """How much of each x goes to each y, `(B, M, N)`: rows sum to 1/m, columns to 1/n over the m and n real vectors."""
-    real = (x_mask[:, :, None] & y_mask[:, None]).to(costs.dtype)
-    m, n = (mask.sum(1).to(costs.dtype)[:, None, None] for mask in (x_mask, y_mask))
-    x_pad, y_pad = (~x_mask).to(costs.dtype)[:, :, None] * _FORBIDDEN, (~y_mask).to(costs.dtype)[:, None] * _FORBIDDEN
-    kernel = torch.exp(-costs / beta) * real
-    plan, rows = real, x_mask.to(costs.dtype)[:, :, None] / m
+    plan = (x_mask[:, :, None] & y_mask[:, None]).to(costs.dtype)
+    x_real, y_real = x_mask.to(costs.dtype)[:, :, None], y_mask.to(costs.dtype)[:, None]
+    m, n = x_real.sum(1, keepdim=True), y_real.sum(2, keepdim=True)
+    kernel, rows = torch.exp(-costs / beta), x_real / m
     for _ in range(iterations):
         proximal = kernel * plan
-        columns = 1.0 / (n * (rows * proximal).sum(1, keepdim=True) + y_pad)
-        rows = 1.0 / (m * (proximal * columns).sum(2, keepdim=True) + x_pad)
+        columns = 1.0 / (n * (rows * proximal).sum(1, keepdim=True) + 1.0 - y_real)  # of padding: anything finite
+        rows = 1.0 / (m * (proximal * columns).sum(2, keepdim=True) + 1.0 - x_real)
         plan = rows * proximal * columns
     return plan
