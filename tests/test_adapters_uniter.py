@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from uniter_batches import uniter_batch, without_lengths
 
-from advvl import L2, AdversarialTraining, Ascent, EmbeddingPerturber, FreeLB, PassTrace, SymmetricKL, adapt
+from advvl import L2, AdversarialTraining, Ascent, EmbeddingPerturber, FreeLB, PassTrace, SymmetricKL, Uniform, adapt
 from advvl.adapters.uniter import uniter_adapter
 from advvl.errors import DataError, SiteError
 from advvl.models.uniter import UniterConfig, UniterModel, region_mask, text_mask
@@ -63,6 +64,16 @@ def test_only_real_positions_move_and_all_of_them_do() -> None:
     last = deltas(VILLA, vqa(), batch)[-1]
     assert torch.equal(last["text"].any(-1), text_mask(batch))
     assert torch.equal(last["image"].any(-1), region_mask(batch))
+
+
+@pytest.mark.parametrize("strip", [dict, without_lengths], ids=["with-lengths", "without-lengths"])
+def test_a_random_start_leaves_padding_alone(strip: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    random = Ascent(L2(), step_size=0.1, start=Uniform(0.1))
+    method = AdversarialTraining(EmbeddingPerturber(text=random, image=random), FreeLB(2))
+    batch = vqa_batch(more_text=2, more_regions=3)
+    first = deltas(method, vqa(), strip(batch))[0]
+    assert torch.equal(first["text"].any(-1), text_mask(batch))
+    assert torch.equal(first["image"].any(-1), region_mask(batch))
 
 
 def test_deltas_are_the_same_with_and_without_lengths() -> None:

@@ -21,6 +21,7 @@ from advvl.models.uniter import UniterConfig, UniterModel
 from advvl.tasks.pretraining import UniterForPretraining
 from advvl.tasks.vqa import UniterForVQA
 
+WORDS = "uniter.embeddings.word_embeddings.weight"
 TIED = ("cls.predictions.decoder.weight", "feat_regress.weight")
 OFFICIAL = tensors("uniter_pretrain", "uniter_pretrain")  # a state dict that the published code wrote
 
@@ -49,6 +50,13 @@ def saved(tmp_path: Path, state: Any, name: str = "checkpoint.pt") -> Path:
     return tmp_path / name
 
 
+def padded(state: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
+    state = dict(state)
+    for name in (WORDS, TIED[0], "cls.predictions.bias"):
+        state[name] = torch.cat([state[name], state[name].new_zeros(rows, *state[name].shape[1:])])
+    return state
+
+
 def as_old_bert(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """As early conversions name it: `bert.`, gamma and beta, a padded vocabulary, a buffer of positions."""
 
@@ -56,17 +64,8 @@ def as_old_bert(state: dict[str, Tensor]) -> dict[str, Tensor]:
         name = name.replace("uniter.", "bert.")
         return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
 
-    renamed = {old(name): value for name, value in state.items()} | {
-        "bert.embeddings.position_ids": torch.arange(32)[None]
-    }
-    for name in (
-        "bert.embeddings.word_embeddings.weight",
-        "cls.predictions.decoder.weight",
-        "cls.predictions.bias",
-    ):
-        padding = torch.zeros(7, *renamed[name].shape[1:], dtype=renamed[name].dtype)
-        renamed[name] = torch.cat([renamed[name], padding])
-    return renamed
+    renamed = {old(name): value for name, value in padded(state, 7).items()}
+    return renamed | {"bert.embeddings.position_ids": torch.arange(32)[None]}
 
 
 @pytest.mark.parametrize(
@@ -74,11 +73,12 @@ def as_old_bert(state: dict[str, Tensor]) -> dict[str, Tensor]:
     [
         pytest.param(dict, id="official"),
         pytest.param(as_old_bert, id="bert-gamma-beta-padded"),
+        pytest.param(lambda s: padded(s, 200), id="padded-with-many-zeros"),
         pytest.param(lambda s: {f"module.{n}": t for n, t in s.items()}, id="wrapped"),
         pytest.param(lambda s: {n.removeprefix("uniter."): t for n, t in s.items()}, id="bare"),
         pytest.param(lambda s: {n: t for n, t in s.items() if n not in TIED}, id="tied-weights-once"),
         pytest.param(
-            lambda s: {n: t for n, t in s.items() if n != "uniter.embeddings.word_embeddings.weight"},
+            lambda s: {n: t for n, t in s.items() if n != WORDS},
             id="tied-weights-under-the-other-name",
         ),
         pytest.param(
@@ -149,7 +149,6 @@ def test_a_loaded_model_answers_as_the_saved_one(tmp_path: Path) -> None:
 
 Spoil = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 QUERY = "uniter.encoder.layer.1.attention.self.query.weight"
-WORDS = "uniter.embeddings.word_embeddings.weight"
 
 
 @pytest.mark.parametrize(

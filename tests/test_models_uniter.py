@@ -143,9 +143,13 @@ def test_a_masked_region_gets_the_mask_embedding_and_no_parameter_changes() -> N
 def test_recomputed_layers_give_the_same_gradients() -> None:
     inputs, kept, recomputed = uniter_batch(), tiny().train(), tiny().train()
     recomputed.gradient_checkpointing_enable()
+    calls: list[object] = []
     for model in (kept, recomputed):
+        handle = model.encoder.layer[1].attention.register_forward_hook(lambda *_, model=model: calls.append(model))
         torch.manual_seed(3)
         model(**inputs).pooler_output.square().sum().backward()
+        handle.remove()
+    assert calls == [kept, recomputed, recomputed]
     for name, parameter in kept.named_parameters():
         if parameter.grad is not None:
             other = recomputed.get_parameter(name).grad

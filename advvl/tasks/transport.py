@@ -55,7 +55,7 @@ def transport_plan(costs: Tensor, x_mask: Tensor, y_mask: Tensor, *, beta: float
     kernel, rows = torch.exp(-costs / beta), x_real / m
     for _ in range(iterations):
         proximal = kernel * plan
-        columns = 1.0 / (n * (rows * proximal).sum(1, keepdim=True) + 1.0 - y_real)  # of padding: anything finite
-        rows = 1.0 / (m * (proximal * columns).sum(2, keepdim=True) + 1.0 - x_real)
+        columns = 1.0 / (n * (rows * proximal).sum(1, keepdim=True) + (1.0 - y_real))  # of padding: anything finite
+        rows = 1.0 / (m * (proximal * columns).sum(2, keepdim=True) + (1.0 - x_real))
         plan = rows * proximal * columns
     return plan
