@@ -277,8 +277,8 @@ def test_the_official_json_is_read_with_overrides(tmp_path: Path) -> None:
     sizes = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
     file = tmp_path / "uniter-large.json"
     file.write_text(json.dumps(sizes | {"vocab_size": 28996, "hidden_act": "gelu", "initializer_range": 0.02}))
-    config = UniterConfig.from_json_file(file, img_dim=40, attn_implementation="eager")
-    assert config.to_dict() == UniterConfig.large(img_dim=40).to_dict()
+    config = UniterConfig.from_json_file(file, img_dim=40, vocab_size=97, attn_implementation="eager")
+    assert config.to_dict() == UniterConfig.large(img_dim=40, vocab_size=97).to_dict()
     assert config._attn_implementation == "eager"
     assert config.layer_norm_eps == 1e-12
 
