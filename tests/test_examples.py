@@ -1,0 +1,150 @@
+"""The example, through its real command line; `advvl villa-uniter`; and the configurations beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import VALUES
+
+from advvl.cli import main
+from advvl.config import Layer, build, plain, read_yaml
+from advvl.options import PRESETS, ExperimentOptions
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "villa_uniter.py"
+CONFIGS = sorted((ROOT / "examples" / "configs").glob("*.yaml"))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(VALUES))
+    return path
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error::UserWarning", str(EXAMPLE), *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def bits(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(output.glob("seed-0/*.safetensors"))}
+
+
+def scores(output: Path) -> dict[str, object]:
+    return {path.name: json.loads(path.read_text()).get("scores") for path in sorted(output.glob("seed-0/*.json"))}
+
+
+def test_killed_outright_and_resumed_it_ends_with_the_bits_of_a_run_never_killed(config: Path, tmp_path: Path) -> None:
+    """Killed when the first row is done, two processes at work; what never was killed ran in one."""
+    assert finish(start("--config", config, "--output", tmp_path / "whole"))[0] == 0
+    output = tmp_path / "parts"
+    arguments = ("--config", config, "--output", output, "--jobs", 2)
+    process = start(*arguments)
+    end = time.monotonic() + 120
+    while not list(output.glob("seed-0/standard*.json")) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+    assert not (output / "results.json").exists()
+    status, said, complaints = finish(start(*arguments, "--resume"))
+    assert status == 0, complaints
+    assert "Quick demo, one seed: not evidence" in said
+    assert re.search(r"took \d+ min \d\d s; everything is in", said)
+    assert "%|" in complaints  # the progress bars
+    assert bits(output) == bits(tmp_path / "whole")
+    assert scores(output) == scores(tmp_path / "whole")
+
+
+def test_told_to_stop_it_saves_says_so_and_resumes(config: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    arguments = ("--config", config, "--output", output, "--finetune.epochs", 400, "--stage", "all")
+    process = start(*arguments)
+    end = time.monotonic() + 120
+    while not list(output.glob("seed-0/pretrained-standard.json")) and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    status, _, complaints = finish(process)
+    assert status == 128 + signal.SIGTERM
+    found = re.search(r"stopped after update (\d+) of", complaints)
+    assert found
+    assert list(output.glob("seed-0/*.progress.pt"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "evidense"], "evidence"),
+        (["--villa.radius_image", "1"], "unrecognized arguments"),
+        (["--config", "missing.yaml"], "missing.yaml"),
+        (["--villa.image_step", "nan"], "image_step"),
+        (["--resume", "--overwrite"], "resume or overwrite"),
+        (["--device", "quantum"], "device"),
+    ],
+    ids=["preset", "flag", "config", "value", "contradiction", "device"],
+)
+def test_bad_input_ends_with_a_message_and_no_traceback(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = main(["villa-uniter", "--output", str(tmp_path / "out"), "--jobs", "1", *arguments])
+    except SystemExit as left:
+        status = int(left.code or 0)
+    assert status == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_unknown_key_in_a_file_names_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.yaml").write_text("villa: {image_stepp: 0.1}")
+    assert main(["villa-uniter", "--config", str(tmp_path / "c.yaml"), "--output", str(tmp_path / "out")]) == 2
+    assert "'image_step'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"), [([], 0, "villa-uniter"), (["--help"], 0, "villa-uniter"), (["train"], 2, "train")]
+)
+def test_the_command_says_what_it_knows(
+    arguments: list[str], status: int, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["advvl", *arguments])
+    assert main() == status
+    assert said in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_configuration_beside_the_example_is_its_preset_written_out(path: Path) -> None:
+    layer = read_yaml(path)
+    assert layer.values["preset"] == path.stem
+    preset = build(ExperimentOptions, Layer("preset", {**PRESETS[path.stem], "preset": path.stem}))
+    written = build(ExperimentOptions, layer)
+    ours, theirs = plain(written), plain(preset)
+    ours["output"] = theirs["output"]
+    assert ours == theirs, "write it anew with advvl.config.to_yaml"
+
+
+def test_every_preset_has_its_configuration() -> None:
+    assert {path.stem for path in CONFIGS} == set(PRESETS)
+
+
+def test_the_example_is_short() -> None:
+    assert len(EXAMPLE.read_text().splitlines()) < 60
