@@ -84,7 +84,7 @@ def step_and_project(
         # biggest * length is the norm; one over max(norm, floor), without forming a norm that may underflow
         inverse = torch.minimum(1 / torch.where(moves, length, one), biggest / floor if floor else one * math.inf)
         direction = unit * rows.spread(inverse)
-    d = d + step_size * torch.where(rows.spread(moves), direction, torch.zeros_like(direction))
+    d = d + (step_size * torch.where(rows.spread(moves), direction, torch.zeros_like(direction))).to(d.dtype)
     d = _into(d, radius, norm, rows, mask, x, box, delta.dtype)
     return Stepped(d, torch.where(biggest > 0, biggest * length, biggest), _norm(_compute(d), norm, rows), finite)
 
