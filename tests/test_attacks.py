@@ -201,6 +201,15 @@ def test_the_order_of_a_batch_does_not_matter(ball: L2 | Linf, maximizer: InnerM
             close(alone.deltas[name][0], one.deltas[name][row])
 
 
+def test_a_step_that_the_floor_shortens_does_not_depend_on_the_size_of_the_batch() -> None:
+    target, batch = toy(), toy_batch(5)
+    step = EmbeddingPerturber(text=Ascent(L2(), step_size=0.1, floor=100.0))
+    together = Attack(step, PGD(2))(target, batch).deltas["text"]
+    for row in range(5):
+        alone = Attack(step, PGD(2))(target, {name: value[row : row + 1] for name, value in batch.items()})
+        torch.testing.assert_close(alone.deltas["text"][0], together[row], rtol=1e-9, atol=0.0)
+
+
 @each_ball
 @each_maximizer
 @pytest.mark.parametrize("padding", [1, 8])
@@ -244,6 +253,7 @@ class Furnished(ToyModel):
         super().__init__(dropout=0.3)
         self.norm = nn.BatchNorm1d(8)
         self.frozen = nn.BatchNorm1d(8).eval()
+        self.also = nn.Sequential(self.frozen)  # another parent, in another mode
         self.register_buffer("calls", torch.zeros(()))
         self.register_buffer("replaced", torch.zeros(()))
         self.query.weight.requires_grad_(False)

@@ -8,11 +8,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import toy, toy_batch
 from torch import Tensor
 
 from advvl import (
     L2,
     PGD,
+    AdversarialTraining,
     Ascent,
     AscentState,
     EmbeddingPerturber,
@@ -29,6 +31,7 @@ from advvl import (
     Zero,
 )
 from advvl.errors import ConfigurationError, ShapeError
+from advvl.maximizers import Probes
 from advvl.perturbers import Carried
 
 SHAPES = {"text": (3, 5, 2), "image": (3, 4, 7)}
@@ -371,6 +374,36 @@ def test_where_a_maximiser_goes_does_not_depend_on_the_weight_of_a_probe(maximiz
     one, two = plain.run(maximizer, state=AscentState()), reweighted.run(maximizer, state=AscentState())
     assert plain.heights == reweighted.heights
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("loss_scale", [1.0, 1024.0], ids=["unscaled", "scaled"])
+@pytest.mark.parametrize("weight", [1.0, 1 / 3, 1e-3])
+def test_what_a_maximiser_is_sent_depends_neither_on_the_weight_nor_on_the_loss_scale(
+    weight: float, loss_scale: float
+) -> None:
+    class Weighed(InnerMaximizer):
+        def __init__(self, weight: float) -> None:
+            self.weight, self.sent = weight, []
+
+        def probes(self, perturber: EmbeddingPerturber, **options: object) -> Probes:
+            deltas = dict(perturber.starts())
+            for last in (False, True):
+                feedback = yield Probe(deltas, weight=self.weight, update=last)
+                self.sent.append(feedback)
+                deltas = feedback.move(perturber)
+            return deltas
+
+    step = Ascent(L2(), step_size=1.0, floor=100.0)  # far above the gradient's norm: the move is the gradient
+    who = EmbeddingPerturber(text=step, image=step)
+    plain, weighed = Weighed(0.5), Weighed(weight)
+    AdversarialTraining(who, plain).step(toy(), toy_batch())
+    AdversarialTraining(who, weighed).step(toy(), toy_batch(), backward=lambda loss: (loss_scale * loss).backward())
+    for one, two in zip(plain.sent, weighed.sent, strict=True):
+        assert one.gradients.keys() == two.gradients.keys() == {"text", "image"}
+        for name in one.gradients:
+            torch.testing.assert_close(two.gradients[name], one.gradients[name], rtol=1e-12, atol=1e-18)
+            torch.testing.assert_close(two.deltas[name], one.deltas[name], rtol=1e-12, atol=1e-18)
+        torch.testing.assert_close(two.losses, one.losses, rtol=1e-12, atol=0.0)
 
 
 @pytest.mark.parametrize("kind", [FreeLB, PGD, FreeAT])

@@ -188,6 +188,50 @@ def test_a_box_around_a_half_precision_tensor_is_measured_in_the_precision_of_th
 
 
 @each_dtype
+@pytest.mark.parametrize("entries", [1, 2, 7, 5003, 100_003], ids=lambda n: f"D{n}")
+def test_a_row_outside_by_less_than_its_norm_can_be_told_is_brought_inside(dtype: torch.dtype, entries: int) -> None:
+    for seed in range(30):
+        delta = randn(1, entries, seed=seed, dtype=dtype)
+        exact = math.hypot(*delta.double().flatten().tolist())
+        for radius in (math.nextafter(exact, 0), exact * (1 - 3e-9), exact * (1 - 2e-8)):
+            projected = ops.project(delta, radius=radius)
+            assert math.hypot(*projected.double().flatten().tolist()) <= radius
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("entries", [1, 2, 3, 17])
+def test_a_step_that_storage_would_round_out_of_the_ball_stays_inside(dtype: torch.dtype, entries: int) -> None:
+    short = torch.finfo(dtype).eps
+    for seed in range(50):
+        grad = randn(1, entries, seed=seed)
+        for shorter in (0.1 * short, 0.2 * short, 0.4 * short):
+            radius = 0.37 * (1 + 1e-2 * seed)
+            stepped = ops.step_and_project(
+                torch.zeros(1, entries, dtype=dtype), grad, step_size=radius * (1 - shorter), radius=radius
+            )
+            assert math.hypot(*stepped.delta.double().flatten().tolist()) <= radius
+
+
+@pytest.mark.parametrize("stored", DTYPES, ids=str)
+@pytest.mark.parametrize("kept", DTYPES, ids=str)
+def test_a_box_only_ever_shortens(stored: torch.dtype, kept: torch.dtype) -> None:
+    x = torch.rand(1, 500, generator=generator(), dtype=torch.float64).to(stored)
+    beyond = torch.cat([(1 - x.double()), -x.double()]) + 1e-12 * torch.tensor([[1.0], [-1.0]])
+    delta = beyond.to(kept)
+    boxed = ops.project(delta, radius=math.inf, x=x.expand(2, 500), box=(0.0, 1.0))
+    assert (boxed.abs() <= delta.abs()).all()
+    torch.testing.assert_close(boxed.double(), beyond, rtol=0.0, atol=TOLERANCE[kept] + 1e-7)
+
+
+def test_padding_outside_the_box_is_left_alone() -> None:
+    x = torch.tensor([[[0.5, 0.2], [-9.0, 9.0]]])
+    mask = torch.tensor([[True, False]])
+    boxed = ops.project(torch.ones(1, 2, 2), radius=9.0, mask=mask, x=x, box=(0.0, 1.0))
+    torch.testing.assert_close(boxed, torch.tensor([[[0.5, 0.8], [0.0, 0.0]]]))
+    assert not boxed[0, 1].any()
+
+
+@each_dtype
 @pytest.mark.parametrize("entries", [5003, 200_003], ids=lambda n: f"D{n}")
 def test_long_rows_are_inside_too(dtype: torch.dtype, entries: int) -> None:
     for seed in range(4):
@@ -281,6 +325,14 @@ def test_without_a_radius_nothing_is_projected(case: Case) -> None:
 def test_a_radius_of_zero_leaves_exactly_zero(case: Case) -> None:
     stepped = ops.step_and_project(case.delta, case.grad, step_size=0.5, radius=0.0, **case.place)
     assert not stepped.delta.any()
+
+
+@each_norm
+@each_dtype
+def test_a_radius_of_zero_takes_even_the_smallest_number(norm: str, dtype: torch.dtype) -> None:
+    smallest = torch.full((1, 1), torch.finfo(dtype).tiny * torch.finfo(dtype).eps, dtype=torch.float64).to(dtype)
+    assert smallest.item() > 0
+    assert ops.project(smallest, radius=0.0, norm=norm).item() == 0
 
 
 @each_norm

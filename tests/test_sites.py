@@ -143,11 +143,12 @@ def test_an_input_site_without_a_tensor_is_refused() -> None:
 )
 def test_a_sum_is_taken_in_the_wider_precision_and_cast_once(x: torch.dtype, delta: torch.dtype) -> None:
     target = Adapter(nn.Sequential(nn.Identity()), {"x": "0"})
-    value, moved = randn(4, 7).to(x), (randn(4, 7, seed=1) * 1e-2).to(delta)
+    value, moved = randn(4, 501).to(x), (randn(4, 501, seed=1) / 3).to(delta)
     with target.inject({"x": moved}):
         got = target.model(value)
     assert got.dtype == x
-    assert torch.equal(got, (value.double() + moved.double()).to(x))
+    wide = torch.promote_types(x, delta)
+    assert torch.equal(got, (value.to(wide) + moved.to(wide)).to(x))
 
 
 def test_one_firing_of_several_is_perturbed() -> None:
