@@ -198,6 +198,19 @@ def test_a_row_outside_by_less_than_its_norm_can_be_told_is_brought_inside(dtype
             assert math.hypot(*projected.double().flatten().tolist()) <= radius
 
 
+@each_dtype
+def test_a_long_packed_sample_is_inside_too(dtype: torch.dtype) -> None:
+    """Its squares are summed one row after another, which rounds more than any other sum."""
+    segments = torch.zeros(100_003, dtype=torch.long)
+    for seed in range(8):
+        delta = randn(100_003, 1, seed=seed, dtype=dtype)
+        exact = math.hypot(*delta.double().flatten().tolist())
+        for radius in (math.nextafter(exact, 0), 0.37):
+            projected = ops.project(delta, radius=radius, segments=segments)
+            assert math.hypot(*projected.double().flatten().tolist()) <= radius
+            assert torch.equal(ops.project(projected, radius=radius, segments=segments), projected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("entries", [1, 2, 3, 17])
 def test_a_step_that_storage_would_round_out_of_the_ball_stays_inside(dtype: torch.dtype, entries: int) -> None:
@@ -215,12 +228,12 @@ def test_a_step_that_storage_would_round_out_of_the_ball_stays_inside(dtype: tor
 @pytest.mark.parametrize("stored", DTYPES, ids=str)
 @pytest.mark.parametrize("kept", DTYPES, ids=str)
 def test_a_box_only_ever_shortens(stored: torch.dtype, kept: torch.dtype) -> None:
-    x = torch.rand(1, 500, generator=generator(), dtype=torch.float64).to(stored)
-    beyond = torch.cat([(1 - x.double()), -x.double()]) + 1e-12 * torch.tensor([[1.0], [-1.0]])
+    x = (2 * torch.rand(1, 500, generator=generator(), dtype=torch.float64) - 1).to(stored)
+    beyond = torch.cat([(1 - x.double()), -1 - x.double()]) + 1e-12 * torch.tensor([[1.0], [-1.0]])
     delta = beyond.to(kept)
-    boxed = ops.project(delta, radius=math.inf, x=x.expand(2, 500), box=(0.0, 1.0))
+    boxed = ops.project(delta, radius=math.inf, x=x.expand(2, 500), box=(-1.0, 1.0))
     assert (boxed.abs() <= delta.abs()).all()
-    torch.testing.assert_close(boxed.double(), beyond, rtol=0.0, atol=TOLERANCE[kept] + 1e-7)
+    torch.testing.assert_close(boxed.double(), beyond, rtol=0.0, atol=TOLERANCE[kept] + 2e-7)
 
 
 def test_padding_outside_the_box_is_left_alone() -> None:
@@ -443,7 +456,7 @@ def test_packed_rows_move_like_the_padded_ones_they_are(norm: str, dtype: torch.
     padded = ops.step_and_project(delta, grad, mask=mask, **options)
     segments = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths))
     packed = ops.step_and_project(delta[mask], grad[mask], segments=segments, **options)
-    tolerance = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 0.0}
+    tolerance = {"rtol": max(2 * torch.finfo(dtype).eps, 1e-13), "atol": 0.0}
     torch.testing.assert_close(packed.delta, padded.delta[mask], **tolerance)
     assert packed.grad_norm.shape == (8,)
     torch.testing.assert_close(packed.grad_norm[:4], padded.grad_norm, **tolerance)
@@ -464,9 +477,9 @@ def test_projecting_twice_is_projecting_once_to_the_bit(case: Case) -> None:
 @repeatable
 @given(case=cases(ratios=INSIDE))
 def test_inside_the_ball_less_its_margin_nothing_changes(case: Case) -> None:
-    """The margin: 17 units in the last place of fp32 (fp64 for fp64), and less than a subnormal number."""
+    """The margin: 19 units in the last place of fp32 (fp64 for fp64), and less than a subnormal number."""
     wide = torch.float64 if case.delta.dtype == torch.float64 else torch.float32
-    edge = case.radius * (1 - 17 * torch.finfo(wide).eps)
+    edge = case.radius * (1 - 19 * torch.finfo(wide).eps)
     assume(all(norm <= edge for norm in case.exact_norms(case.delta)))
     mask = torch.ones_like(case.delta, dtype=torch.bool)
     if case.mask is not None:
