@@ -11,6 +11,7 @@ Everything lies under one output directory, which belongs to one configuration:
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,8 +55,7 @@ def run(options: ExperimentOptions, *, progress: bool = True) -> None:
     directory = claim(options)
     tasks = tasks_of(options)
     if options.jobs == 1 or len(tasks) == 1:
-        with threads(options.threads):
-            handle = open_worker(0, options, directory, progress)
+        with open_worker(0, options, directory, progress) as handle:
             for task in tasks:
                 handle(task)
     else:
@@ -92,22 +92,22 @@ def tasks_of(options: ExperimentOptions) -> list[Task]:
     return tasks
 
 
+@contextmanager
 def open_worker(
     index: int, options: ExperimentOptions, directory: OutputDirectory, progress: bool
-) -> Callable[[Task], None]:
+) -> Iterator[Callable[[Task], None]]:
     """Make the corpus and find the device; then a function that does one task after another."""
-    if options.jobs > 1:
-        torch.set_num_threads(options.threads)
-    corpus = digits_corpus(DigitsConfig(**asdict(options.data)))
-    bench = Bench(options, directory, corpus, accelerator_on(options.device), progress, index)
+    with reproducible(threads=options.threads):
+        corpus = digits_corpus(DigitsConfig(**asdict(options.data)))
+        bench = Bench(options, directory, corpus, accelerator_on(options.device), progress, index)
 
-    def handle(task: Task) -> None:
-        if isinstance(task.what, Row):
-            finetune(bench, task.seed, task.what)
-        else:
-            pretrain(bench, task.seed, task.what)
+        def handle(task: Task) -> None:
+            if isinstance(task.what, Row):
+                finetune(bench, task.seed, task.what)
+            else:
+                pretrain(bench, task.seed, task.what)
 
-    return handle
+        yield handle
 
 
 def report(options: ExperimentOptions, directory: OutputDirectory, seconds: float) -> str:
@@ -138,14 +138,21 @@ def report(options: ExperimentOptions, directory: OutputDirectory, seconds: floa
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Torch's number of threads within, which the bits of a result depend on."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
+def reproducible(*, threads: int) -> Iterator[None]:
+    """Within, equal computations give equal bits: a fixed number of threads, and deterministic algorithms on CUDA."""
+    variable, value = "CUBLAS_WORKSPACE_CONFIG", os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    count, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    os.environ.setdefault(variable, ":4096:8")  # what cuBLAS wants for it; it is read when CUDA is first used
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(torch.cuda.is_available())  # on the CPU they are so, and this would cost time
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warns)
+        torch.set_num_threads(count)
+        if value is None:
+            del os.environ[variable]
 
 
 def accelerator_on(device: str) -> Accelerator:

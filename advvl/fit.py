@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -123,22 +124,13 @@ def fit(
     )
     if resume and checkpoint is not None and checkpoint.exists():
         loop.load(checkpoint)
-    bar = tqdm(
-        total=updates,
-        initial=loop.done,
-        desc=description,
-        position=line,
-        disable=not progress,
-        mininterval=0.5,
-        leave=False,
-        dynamic_ncols=True,
-    )
-    with deferred_signals() as caught, _global_randomness_restored(), bar:
+    bar = partial(tqdm, desc=description, position=line, disable=not progress, leave=False, dynamic_ncols=True)
+    with deferred_signals() as caught, _global_randomness_restored(), bar(total=updates, initial=loop.done) as shown:
         saved = time.monotonic()
         while loop.done < updates:
             loop.advance(source, updates)
-            bar.set_postfix(loss=f"{loop.losses[-1]:.3f}", refresh=False)
-            bar.update()
+            shown.set_postfix(loss=f"{loop.losses[-1]:.3f}", refresh=False)
+            shown.update()
             due = time.monotonic() - saved >= checkpoint_seconds or loop.done == updates or caught.signal
             if checkpoint is not None and due:
                 loop.save(checkpoint)

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
@@ -22,12 +23,14 @@ class WorkerError(AdvVLError, RuntimeError):
     """A worker process ended before its work was done; what it had said is on its standard error."""
 
 
-def share_out(open_worker: Callable[..., Handle], items: Sequence[Any], *arguments: Any, jobs: int) -> None:
+def share_out(
+    open_worker: Callable[..., AbstractContextManager[Handle]], items: Sequence[Any], *arguments: Any, jobs: int
+) -> None:
     """Have `jobs` processes take the items in order, each the next when it is done with its last, and wait for all.
 
-    In worker number i `handle = open_worker(i, *arguments)` is called once and `handle(item)` for each item it takes.
-    `open_worker` must be importable. If a worker fails, or this process is told to stop, the others get SIGTERM and are
-    waited for; if this process is killed outright, they get it too.
+    In worker number i `with open_worker(i, *arguments) as handle` is entered once, and `handle(item)` called for each
+    item it takes. `open_worker` must be importable. If a worker fails, or this process is told to stop, the others get
+    SIGTERM and are waited for; if this process is killed outright, they get it too.
 
     Errors: `WorkerError` if a worker failed; `SystemExit` with a worker's status if it was told to stop.
     """
@@ -83,13 +86,17 @@ def _leave(number: int, frame: object) -> None:
 
 
 def _work(
-    open_worker: Callable[..., Handle], items: Sequence[Any], taken: Synchronized[int], index: int, *arguments: Any
+    open_worker: Callable[..., AbstractContextManager[Handle]],
+    items: Sequence[Any],
+    taken: Synchronized[int],
+    index: int,
+    *arguments: Any,
 ) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
-        handle = open_worker(index, *arguments)
-        while (number := _next(taken)) < len(items):
-            handle(items[number])
+        with open_worker(index, *arguments) as handle:
+            while (number := _next(taken)) < len(items):
+                handle(items[number])
     except AdvVLError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from error

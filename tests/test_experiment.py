@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,7 @@ from tiny import tiny
 import advvl.stages
 from advvl.config import fingerprint, plain
 from advvl.errors import CheckpointError, ConfigurationError, OutputDirectoryError
-from advvl.experiment import STARTS, accelerator_on, run, tasks_of
+from advvl.experiment import STARTS, accelerator_on, reproducible, run, tasks_of
 from advvl.models.checkpoints import save_checkpoint
 from advvl.models.uniter import UniterConfig, UniterModel
 from advvl.options import ExperimentOptions
@@ -232,12 +233,17 @@ def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
         quietly(tiny(tmp_path / "out", checkpoint=str(tmp_path / "missing.pt")))
 
 
-def test_the_number_of_threads_is_left_as_found(whole: Path) -> None:
+def test_what_makes_bits_equal_is_put_back_as_found(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        quietly(tiny(whole, resume=True))
+        with reproducible(threads=1):
+            assert torch.get_num_threads() == 1
+            assert torch.are_deterministic_algorithms_enabled() == torch.cuda.is_available()
         assert torch.get_num_threads() == 2
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
     finally:
         torch.set_num_threads(before)
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 import advvl.fit
@@ -101,7 +102,11 @@ def toy() -> Toy:
 
 
 def run(model: nn.Module, source: Source | None = None, **arguments: Any) -> FitResult:
-    return fit(model, Source() if source is None else source, **{"options": OPTIONS, "seed": 3, **arguments})
+    return fit(
+        model,
+        Source() if source is None else source,
+        **{"options": OPTIONS, "seed": 3, "accelerator": Accelerator(cpu=True), **arguments},
+    )
 
 
 def bits(model: nn.Module) -> bytes:

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,41 +20,49 @@ from advvl.jobs import WorkerError, share_out
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
 
 
-def write_down(index: int, directory: Path) -> Callable[[int], None]:
-    return lambda item: (directory / str(item)).touch()
+Handle = Callable[[int], None]
 
 
-def meet(index: int, directory: Path) -> Callable[[int], None]:
+@contextmanager
+def write_down(index: int, directory: Path) -> Iterator[Handle]:
+    yield lambda item: (directory / str(item)).touch()
+    (directory / "closed").touch()
+
+
+@contextmanager
+def meet(index: int, directory: Path) -> Iterator[Handle]:
     """Item 0 is done once item 1 is: two workers get there, one never would."""
 
     def handle(item: int) -> None:
         (directory / str(item)).write_text(str(os.getpid()))
         assert within(60, (directory / "1").exists)
 
-    return handle
+    yield handle
 
 
-def refuse(index: int, directory: Path) -> Callable[[int], None]:
+@contextmanager
+def refuse(index: int, directory: Path) -> Iterator[Handle]:
     def handle(item: int) -> None:
         (directory / str(os.getpid())).touch()
         if item == 1:
             raise ConfigurationError("expected no 1, got one")
         time.sleep(60)
 
-    return handle
+    yield handle
 
 
-def sleep(index: int, directory: Path) -> Callable[[int], None]:
+@contextmanager
+def sleep(index: int, directory: Path) -> Iterator[Handle]:
     def handle(item: int) -> None:
         (directory / str(os.getpid())).touch()
         time.sleep(60)
 
-    return handle
+    yield handle
 
 
-def test_every_item_is_taken_once_by_no_more_workers_than_items(tmp_path: Path) -> None:
+def test_every_item_is_taken_by_a_worker_that_is_opened_and_closed(tmp_path: Path) -> None:
     share_out(write_down, [0, 1, 2], tmp_path, jobs=1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2", "closed"]
 
 
 def test_workers_work_at_the_same_time(tmp_path: Path) -> None:
