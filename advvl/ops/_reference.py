@@ -2,9 +2,9 @@
 
 How a result stays inside its ball. Entries are computed in fp32 (fp64 for fp64) and squares are summed in fp64, so a
 computed norm is off by less than s units in the last place (ulp): 1.5, or in fp64, where the sum itself rounds, 16 and,
-packed, a quarter of the rows. A row is rescaled when its computed norm, or that of what would be stored, exceeds `radius * (1 - s ulp)`: to
-`radius * (1 - (3 s + 0.5) ulp)` less half an ulp of the storage dtype and half a subnormal an entry. Division, product
-and cast add less than that back. So the stored row is inside, and a second projection finds it so.
+packed, a quarter of the rows. A row is rescaled when its computed norm, or that of what would be stored, exceeds
+`radius * (1 - s ulp)`: to `radius * (1 - (3 s + 0.5) ulp)` less half an ulp of the storage dtype and half a subnormal an
+entry. Division, product and cast add less than that back. So the stored row is inside, and a second projection finds it so.
 """
 
 from __future__ import annotations
