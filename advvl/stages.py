@@ -186,6 +186,7 @@ def _new(bench: Bench, kind: Callable[..., Any], seed: int, **arguments: Any) ->
         intermediate_size=size.intermediate_size,
         hidden_dropout_prob=size.dropout,
         attention_probs_dropout_prob=size.dropout,
+        initializer_range=size.initializer_range,
     )
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, kind.__name__))

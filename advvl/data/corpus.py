@@ -20,14 +20,11 @@ from advvl.data.batching import Images, pad_texts
 from advvl.data.captions import KINDS, Caption, describe
 from advvl.data.digits import CLASSES, GREY_LEVELS, PIXELS, DigitImages, load_digit_images, split_images
 from advvl.data.draws import stream
-from advvl.data.questions import Question, ask
+from advvl.data.questions import ALWAYS_ASKABLE, DEFAULT_FAMILIES, FAMILIES, Question, ask
 from advvl.data.scenes import BOX_DIM, MOST, Scene, box, draw_scene, images_by_digit
 from advvl.data.sources import DEFAULT_TASKS, CaptionSource, QuestionSource, check_share, check_tasks
 from advvl.data.wordpiece import build_tokenizer, replacement_range, token_ids
 from advvl.errors import ConfigurationError
-
-MOST_QUESTIONS_PER_SCENE = 6
-"""Every scene answers at least this many of the families."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +32,8 @@ class DigitsConfig:
     """How much of the corpus to make, and from which seed.
 
     Arguments: `train_images`, `validation_images` scans for these parts, the rest of the 1,797 is for test;
-    `*_questions` and `*captions` the examples of each part; `questions_per_scene` 1..6; `captions_per_scene` 1..3;
+    `*_questions` and `*captions` the examples of each part; `families` of questions; `questions_per_scene` at most as many
+    as there are families that every scene answers; `captions_per_scene` 1..3;
     `tasks` the pre-training tasks, one named twice being drawn twice as often; `word_mask` the share of words
     that masked language modelling hides: twice the usual, for in captions this short and alike the usual share seldom
     hides a digit's name. Raises `ConfigurationError` where a value makes no sense.
@@ -51,18 +49,30 @@ class DigitsConfig:
     validation_captions: int = 500
     questions_per_scene: int = 4
     captions_per_scene: int = 2
+    families: tuple[str, ...] = DEFAULT_FAMILIES
     tasks: tuple[str, ...] = DEFAULT_TASKS
     word_mask: float = 0.3
 
     def __post_init__(self) -> None:
         lowest = {"seed": 0, "train_images": CLASSES, "validation_images": CLASSES}
-        highest = {"questions_per_scene": MOST_QUESTIONS_PER_SCENE, "captions_per_scene": len(KINDS)}
+        known = set(FAMILIES) >= set(self.families)
+        if not self.families or not known or len(set(self.families)) < len(self.families):
+            raise ConfigurationError(
+                f"expected families to be one or more of {', '.join(FAMILIES)}, each once, got {self.families!r}"
+            )
+        always = len(set(self.families) & set(ALWAYS_ASKABLE))
+        highest = {"questions_per_scene": always, "captions_per_scene": len(KINDS)}
         for name, value in asdict(self).items():
-            if name in ("tasks", "word_mask"):
+            if name in ("families", "tasks", "word_mask"):
                 continue
             low, high = lowest.get(name, 1), highest.get(name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low or (high and value > high):
-                bounds = f"in {low}..{high}" if high else f"of {low} or more"
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int)
+                or value < low
+                or (high is not None and value > high)
+            ):
+                bounds = f"in {low}..{high}" if high is not None else f"of {low} or more"
                 raise ConfigurationError(f"expected a whole number {bounds} for {name}, got {value!r}")
         # Matching a caption needs a second scene to draw a wrong image from.
         for name in ("captions", "validation_captions"):
@@ -137,7 +147,10 @@ def digits_corpus(config: DigitsConfig | None = None) -> DigitsCorpus:
     for key, (name, (images, count)) in enumerate(asked.items(), start=1):
         per_scene = config.questions_per_scene
         scenes = _scenes(stream(config.seed, key, 0), scans, images, -(-count // per_scene))
-        questions[name] = scenes, ask(stream(config.seed, key, 1), scenes, per_scene=per_scene)[:count]
+        questions[name] = (
+            scenes,
+            ask(stream(config.seed, key, 1), scenes, per_scene=per_scene, families=config.families)[:count],
+        )
     for key, (name, (images, count)) in enumerate(told.items(), start=1 + len(asked)):
         per_scene = config.captions_per_scene
         scenes = _scenes(stream(config.seed, key, 0), scans, images, -(-count // per_scene))

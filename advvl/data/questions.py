@@ -145,7 +145,15 @@ FAMILIES: Mapping[str, Callable[[Scene], Candidates]] = {
 }
 
 
-def ask(rng: np.random.Generator, scenes: Sequence[Scene], *, per_scene: int) -> list[Question]:
+ALWAYS_ASKABLE = ("exists", "count", "total", "parity", "at", "extreme")
+"""The families that every scene answers; the others need two digits, or one that occurs once."""
+
+DEFAULT_FAMILIES = ("exists", "count", "parity", "at", "extreme", "relation")
+
+
+def ask(
+    rng: np.random.Generator, scenes: Sequence[Scene], *, per_scene: int, families: Sequence[str] = tuple(FAMILIES)
+) -> list[Question]:
     """`per_scene` questions of distinct families about each scene, balanced over families and over each one's answers.
 
     Each question is of the family asked least so far, with the answer that family gave least so far, of those the scene
@@ -155,7 +163,7 @@ def ask(rng: np.random.Generator, scenes: Sequence[Scene], *, per_scene: int) ->
     given: Counter[tuple[str, str]] = Counter()
     questions: list[Question] = []
     for number, scene in enumerate(scenes):
-        open_families = {name: tuple(candidates(scene)) for name, candidates in FAMILIES.items()}
+        open_families = {name: tuple(FAMILIES[name](scene)) for name in families}
         for _ in range(per_scene):
             possible = [name for name, candidates in open_families.items() if candidates]
             rarest = min(asked[name] for name in possible)
