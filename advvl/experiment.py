@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,6 +55,7 @@ def run(options: ExperimentOptions, *, progress: bool = True) -> None:
     began = time.monotonic()
     directory = claim(options)
     tasks = tasks_of(options)
+    print(f"{_label(options)}; {len(tasks)} models to train, {options.jobs} at a time, in {directory.path}", flush=True)
     if options.jobs == 1 or len(tasks) == 1:
         with open_worker(0, options, directory, progress) as handle:
             for task in tasks:
@@ -99,7 +101,8 @@ def open_worker(
     """Make the corpus and find the device; then a function that does one task after another."""
     with reproducible(threads=options.threads):
         corpus = digits_corpus(DigitsConfig(**asdict(options.data)))
-        bench = Bench(options, directory, corpus, accelerator_on(options.device), progress, index)
+        shows = progress and (index == 0 or sys.stderr.isatty())  # in a log, bars of several processes are a mess
+        bench = Bench(options, directory, corpus, accelerator_on(options.device), shows, index)
 
         def handle(task: Task) -> None:
             if isinstance(task.what, Row):

@@ -124,7 +124,9 @@ def fit(
     )
     if resume and checkpoint is not None and checkpoint.exists():
         loop.load(checkpoint)
-    bar = partial(tqdm, desc=description, position=line, disable=not progress, leave=False, dynamic_ncols=True)
+    bar = partial(
+        tqdm, desc=description, position=line, disable=not progress, leave=False, mininterval=0.5, dynamic_ncols=True
+    )
     with deferred_signals() as caught, _global_randomness_restored(), bar(total=updates, initial=loop.done) as shown:
         saved = time.monotonic()
         while loop.done < updates:
