@@ -124,7 +124,7 @@ class FreeLB(InnerMaximizer):
         _check_order(self.modalities)
 
     def check(self, perturber: Perturber) -> None:
-        if self.steps == 1 and _starts_at_zero(perturber):
+        if self.steps == 1 and _some_pass_starts_at_zero(perturber, self.modalities):
             raise ConfigurationError(
                 "expected FreeLB(steps=2) or more, or a start that is not zero, got steps=1 with Zero(): "
                 "its one pass would be clean"
@@ -228,7 +228,7 @@ class FreeAT(InnerMaximizer):
         return self.replays
 
     def check(self, perturber: Perturber) -> None:
-        if self.replays == 1 and not self.carry and _starts_at_zero(perturber):
+        if self.replays == 1 and not self.carry and _some_pass_starts_at_zero(perturber, self.modalities):
             raise ConfigurationError(
                 "expected FreeAT(replays=2) or more, carry=True, or a start that is not zero, got replays=1, carry=False "
                 "with Zero(): its one pass would be clean"
@@ -307,8 +307,9 @@ def _turns(perturber: Perturber, order: Order) -> list[tuple[str, ...]]:
     return [perturber.modalities] if order == "together" else [(modality,) for modality in perturber.modalities]
 
 
-def _starts_at_zero(perturber: Perturber) -> bool:
-    return all(isinstance(start, Zero) for start in perturber.starts().values())
+def _some_pass_starts_at_zero(perturber: Perturber, order: Order) -> bool:
+    starts = perturber.starts()
+    return any(all(isinstance(starts[modality], Zero) for modality in turn) for turn in _turns(perturber, order))
 
 
 def _check_count(name: str, value: int) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from advvl.adapters.base import Adapter, Batch, Binding, Maker, Outputs
 from advvl.balls import Place
-from advvl.errors import RandomnessError, ShapeError, SiteError
+from advvl.errors import ConfigurationError, RandomnessError, ShapeError, SiteError
 from advvl.maximizers import Feedback, Probe
 from advvl.perturbers import Perturber, Start, Zero
 from advvl.randomness import RandomState, forked
@@ -123,6 +123,11 @@ class Passes:
         generator: torch.Generator | None = None,
         reduce: Callable[[Tensor], Tensor] = torch.mean,
     ) -> None:
+        if torch.is_inference_mode_enabled():
+            raise ConfigurationError(
+                "expected no torch.inference_mode() around a step or an attack, got one, under which nothing can be "
+                "differentiated; use torch.no_grad(), which is lifted where gradients are needed"
+            )
         adapter.check_modalities(perturber.modalities)
         self.adapter, self.batch, self.perturber = adapter, batch, perturber
         self._loss, self._correct, self._reduce = loss or adapter.loss, correct, reduce

@@ -40,7 +40,7 @@ class Regularizer(ABC):
         """The penalty, a scalar.
 
         Arguments:
-            clean, perturbed: logits, `(..., C)`.
+            clean, perturbed: logits, `(..., C)`, finite where they count: an answer masked by −inf has no divergence.
             mask: the rows that count, of the logits' shape without the last axis; None: all.
         """
 
@@ -75,6 +75,9 @@ class _Divergence(Regularizer):
         if mask is not None and mask.shape != clean.shape[:-1]:
             raise ShapeError(f"expected a mask of shape {tuple(clean.shape[:-1])}, got {tuple(mask.shape)}")
         clean = clean.detach() if self.detach_clean else clean
+        if mask is not None:  # rows that do not count may hold anything
+            counts = mask.bool()[..., None]
+            clean, perturbed = (torch.where(counts, x, torch.zeros_like(x)) for x in (clean, perturbed))
         if self.head == "softmax":
             rows = self._between(_log_softmax(clean), _log_softmax(perturbed)).sum(-1)
         else:
@@ -82,8 +85,7 @@ class _Divergence(Regularizer):
             rows = (self._between(on_c, on_p) + self._between(off_c, off_p)).sum(-1)
         if mask is None:
             return self.weight * rows.sum() / max(rows.numel(), 1)
-        kept = torch.where(mask.bool(), rows, torch.zeros_like(rows))
-        return self.weight * kept.sum() / mask.sum().clamp(min=1)
+        return self.weight * rows.sum() / mask.sum().clamp(min=1)
 
     @abstractmethod
     def _between(self, log_clean: Tensor, log_perturbed: Tensor) -> Tensor:

@@ -433,3 +433,9 @@ def test_pgd_on_pixels_is_that_of_torchattacks(
     assert delta.any()
     torch.testing.assert_close(images + delta, expected, rtol=1e-6, atol=1e-8)  # they add 1e-10 to norms
     assert ((images + delta >= 0) & (images + delta <= 1)).all()
+
+
+def test_inference_mode_is_refused_with_the_way_out() -> None:
+    attack = Attack(EmbeddingPerturber(image=Ascent(L2(0.5), step_size=0.1)), PGD(2))
+    with torch.inference_mode(), pytest.raises(ConfigurationError, match=r"use torch\.no_grad"):
+        attack(toy(), toy_batch())

@@ -204,3 +204,17 @@ def test_logits_or_a_mask_of_another_shape_are_refused() -> None:
         KL()(torch.zeros(3, 4), torch.zeros(2, 4))
     with pytest.raises(ShapeError, match=r"expected a mask of shape \(3,\), got \(3, 4\)"):
         KL()(torch.zeros(3, 4), torch.zeros(3, 4), torch.ones(3, 4))
+
+
+def test_rows_that_do_not_count_may_hold_anything() -> None:
+    clean, perturbed = torch.randn(2, 3, 4, dtype=torch.float64), torch.randn(2, 3, 4, dtype=torch.float64)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    expected = SymmetricKL()(clean, perturbed, mask)
+    for x in (clean, perturbed):
+        x[~mask] = math.nan
+        x.requires_grad_()
+    found = SymmetricKL()(clean, perturbed, mask)
+    found.backward()
+    torch.testing.assert_close(found, expected)
+    assert clean.grad is not None
+    assert clean.grad.isfinite().all()

@@ -219,7 +219,7 @@ class Adapter:
 
     @contextmanager
     def inject(self, deltas: Mapping[str, Tensor]) -> Iterator[None]:
-        """Run the model under given perturbations: `with target.inject({"image": delta}): model(**batch)`.
+        """Run one forward under given perturbations: `with target.inject({"image": delta}): model(**batch)`.
 
         Raises:
             SiteError: a modality that the adapter lacks, or a site that did not fire.
