@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +14,7 @@ from advvl.maximizers import InnerMaximizer
 from advvl.passes import Correct, Loss, Passes, Round, no_sync
 from advvl.perturbers import Perturber
 from advvl.randomness import preserved
+from advvl.states import kept_buffers, kept_modes
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,14 @@ class Attack:
         Raises:
             SiteError, ShapeError, ConfigurationError: as `AdversarialTraining.step`.
         """
-        with adapted(model) as adapter, preserved(adapter.model), _modes(adapter.model, self.train_mode):
+        with (
+            adapted(model) as adapter,
+            preserved(adapter.model),
+            kept_modes(adapter.model),
+            kept_buffers(adapter.model),
+        ):
+            if not self.train_mode:
+                adapter.model.eval()
             return self._run(adapter, batch)
 
     def _run(self, adapter: Adapter, batch: Batch) -> AttackResult:
@@ -87,24 +95,3 @@ class Attack:
                     probe = probes.send(feedback)
                 except StopIteration as stop:
                     return AttackResult(stop.value, feedback.losses, feedback.correct)
-
-
-@contextmanager
-def _modes(model: nn.Module, train_mode: bool) -> Iterator[None]:
-    """Eval mode unless told; modes and buffers are put back, also buffers that the forward replaces or counts up in eval."""
-    before = {module: module.training for module in model.modules()}
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in before
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
-    try:
-        if not train_mode:
-            model.eval()
-        yield
-    finally:
-        for module, training in before.items():
-            module.training = training
-        with torch.no_grad():
-            for module, name, buffer, value in buffers:
-                setattr(module, name, buffer.copy_(value))

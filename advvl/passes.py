@@ -27,6 +27,7 @@ from advvl.maximizers import Feedback, Probe
 from advvl.perturbers import Perturber, Start, Zero
 from advvl.randomness import RandomState, forked
 from advvl.regularizers import Regularizer
+from advvl.states import kept_buffers
 
 Loss = Callable[[Outputs, Batch], Tensor]
 Correct = Callable[[Outputs, Batch], Tensor]
@@ -400,13 +401,10 @@ class Round:
         """Run the first pass again, without a graph, and see that replay gives the same logits."""
         adapter = self.passes.adapter
         after = RandomState.of(adapter.model)
-        buffers = [(buffer, buffer.clone()) for buffer in adapter.model.buffers()]
         random.replay()
         deltas = {modality: leaf.detach() for modality, leaf in run.leaves.items()}
-        with torch.no_grad(), adapter.inject(deltas):
+        with torch.no_grad(), kept_buffers(adapter.model), adapter.inject(deltas):
             again = adapter.forward(self.passes.batch)
-            for buffer, before in buffers:
-                buffer.copy_(before)
         first, second = self._comparable(run.outputs), self._comparable(again)
         close = (
             torch.allclose(first, second, rtol=1e-3, atol=1e-3 * float(first.abs().max())) if first.numel() else True

@@ -329,6 +329,13 @@ def test_a_model_that_raises_is_left_as_it_was(train_mode: bool) -> None:
     assert_same(before, state_of(target.model))
 
 
+def test_a_graph_that_is_alive_survives_an_attack() -> None:
+    target, batch = furnished(), toy_batch(5)
+    loss = target.model.eval()(**batch)["loss"].mean()  # its backward needs the BatchNorms' statistics
+    attack(L2(1.0), PGD(1))(target, batch)
+    loss.backward()
+
+
 def test_an_attack_runs_in_eval_mode_unless_told() -> None:
     target = furnished()
     modes: list[tuple[bool, bool]] = []

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import toy, toy_batch
+from conftest import ToyModel, toy, toy_batch, toy_sites
 from torch import Tensor, nn
 
 from advvl import Adapter, Site
@@ -257,6 +257,23 @@ def test_the_model_is_left_as_found(modality: str) -> None:
     assert {name for name, p in model.named_parameters() if p.grad is not None} == {"head.weight"}
     assert model.head.weight.grad.eq(1).all()
     assert not model.words.weight.requires_grad
+
+
+class Counting(ToyModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        self.calls += 1
+        return super().forward(*args, **kwargs)
+
+
+def test_buffers_that_every_forward_changes_are_put_back() -> None:
+    target = Adapter(Counting().double(), toy_sites())
+    clean_scores(target, [toy_targets(4)], targets=one_hot)
+    robustness_curve(target, [toy_targets(4)], modality="image", radii=(0.5,), targets=one_hot)
+    assert target.model.calls == 0
 
 
 def test_modes_are_put_back_when_the_model_raises() -> None:

@@ -343,6 +343,33 @@ def test_running_statistics_see_the_passes_that_they_are_told_to(track: str, see
     assert target.model.norm.track_running_stats
 
 
+class Buffered(ToyModel):
+    """Frozen statistics and a scale, which backwards need, and a count, which every forward replaces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8)
+        self.register_buffer("scale", torch.full((8,), 2.0))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        self.calls = self.calls + 1
+        outputs = super().forward(ids, *args, **kwargs)
+        words = self.norm.eval()((self.words(ids) * self.scale).flatten(0, 1)).view(*ids.shape, 8)
+        return {**outputs, "loss": outputs["loss"] + words.square().mean((1, 2))}
+
+
+def test_seeing_that_replay_works_leaves_buffers_as_they_are_and_usable_by_the_backward() -> None:
+    fresh, shared = (Adapter(Buffered().double(), toy_sites()) for _ in range(2))
+    shared.model.load_state_dict(fresh.model.state_dict())
+    for target, dropout in ((fresh, "fresh"), (shared, "shared")):
+        method = AdversarialTraining(perturber(), FreeLB(3), SymmetricKL(), dropout=dropout)  # type: ignore[arg-type]
+        report = method.step(target, toy_batch())
+        assert target.model.calls == report.passes
+    for name, gradient in gradients(fresh).items():
+        close(gradients(shared)[name], gradient)
+
+
 @pytest.mark.parametrize("start", [0.0, 0.2])
 def test_the_same_seed_gives_the_same_bits(start: float) -> None:
     def run() -> tuple[StepReport, dict[str, Tensor]]:

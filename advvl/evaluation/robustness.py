@@ -11,14 +11,13 @@ Legend: N examples, B rows of a batch, R radii.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from advvl.adapters.base import Adapter, Outputs
 from advvl.attacks import Attack
@@ -28,6 +27,7 @@ from advvl.evaluation.objectives import OBJECTIVES, Objective, score
 from advvl.maximizers import PGD
 from advvl.perturbers import Ascent, EmbeddingPerturber, Uniform, Zero
 from advvl.randomness import preserved
+from advvl.states import kept_buffers, kept_modes
 
 Batch = Mapping[str, Any]
 Targets = Callable[[Batch], Tensor]
@@ -191,7 +191,9 @@ def _clean_scores(target: Adapter, batch: Batch, targets: Targets) -> Tensor:
     soft = targets(batch)
     if not ((soft >= 0) & (soft <= 1)).all():
         raise DataError("expected targets that are scores in [0, 1], got some outside; divide counts by their cap")
-    with torch.no_grad(), preserved(target.model), _eval_mode(target.model):
+    model = target.model
+    with torch.no_grad(), preserved(model), kept_modes(model), kept_buffers(model):
+        model.eval()
         return _scores(target.logits(target.forward(batch)), soft)
 
 
@@ -220,14 +222,3 @@ def _own_targets(batch: Batch) -> Tensor:
     if not isinstance(targets, Tensor):
         raise DataError("expected a batch with a tensor 'targets', got none; pass targets=, from a batch to its scores")
     return targets
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    before = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in before.items():
-            module.training = training
