@@ -1,17 +1,22 @@
-"""Published methods, as the few parts that they are. Each returns an ordinary `AdversarialTraining`."""
+"""Published methods, as the few parts that they are. Each returns an ordinary `AdversarialTraining`.
+
+Arguments that mean the same everywhere: `step_sizes`, modality to the length of one ascent step in the units of its
+embedding; `radius` of the ball, in the same units (`math.inf`: none); `norm` of ball and step, `"l2"` or `"linf"`;
+`box`, (low, high) bounds of the perturbed tensor itself, for pixels. What makes no sense raises ConfigurationError.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 from advvl.balls import L2, Ball, Linf
+from advvl.errors import ConfigurationError
 from advvl.maximizers import PGD, FreeAT, FreeLB, Order
+from advvl.ops import Norm
 from advvl.perturbers import Ascent, EmbeddingPerturber, Start, Uniform, Zero
 from advvl.regularizers import SymmetricKL
 from advvl.training import AdversarialTraining
-
-NormName = Literal["l2", "linf"]
 
 _PUBLISHED_FLOOR = 1e-8  # under the gradient's norm, in VILLA's and FreeLB's code
 
@@ -22,7 +27,7 @@ def villa(
     steps: int = 3,
     radius: float = math.inf,
     kl_weight: float = 1.5,
-    norm: NormName = "l2",
+    norm: Norm = "l2",
     modalities: Order = "together",
     clean_weight: float = 0.0,
     dropout: Literal["fresh", "shared"] = "fresh",
@@ -49,7 +54,7 @@ def freelb(
     steps: int = 3,
     init_magnitude: float = 0.0,
     radius: float = math.inf,
-    norm: NormName = "l2",
+    norm: Norm = "l2",
     modalities: Order = "together",
     dropout: Literal["fresh", "shared"] = "fresh",
 ) -> AdversarialTraining:
@@ -87,7 +92,7 @@ def pgd(
     step_size: float,
     steps: int = 7,
     modality: str = "image",
-    norm: NormName = "linf",
+    norm: Norm = "linf",
     box: tuple[float, float] | None = None,
 ) -> AdversarialTraining:
     """PGD adversarial training: S moves from a random start, then one pass to learn from.
@@ -104,7 +109,9 @@ def pgd(
     return AdversarialTraining(EmbeddingPerturber(**{modality: ascent}), PGD(steps))
 
 
-def _ball(norm: NormName, radius: float) -> Ball:
+def _ball(norm: Norm, radius: float) -> Ball:
+    if norm not in get_args(Norm):
+        raise ConfigurationError(f"expected norm to be one of {get_args(Norm)}, got {norm!r}")
     return L2(radius) if norm == "l2" else Linf(radius)
 
 

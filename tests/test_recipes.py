@@ -1,0 +1,94 @@
+"""A published method is the parts and the numbers that were published."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from advvl import (
+    L2,
+    PGD,
+    AdversarialTraining,
+    Ascent,
+    FreeAT,
+    FreeLB,
+    Linf,
+    SymmetricKL,
+    Uniform,
+    Zero,
+    free_at,
+    freelb,
+    pgd,
+    villa,
+)
+from advvl.errors import ConfigurationError
+
+SIZES = {"text": 0.1, "image": 0.2}
+
+
+def parts(method: AdversarialTraining) -> tuple[object, ...]:
+    ascents = method.perturber.ascents  # type: ignore[attr-defined]
+    return ascents, method.maximizer, method.regularizer, method.clean_weight, method.dropout
+
+
+def test_villa_is_what_was_released_for_vqa() -> None:
+    text = Ascent(L2(math.inf), step_size=1e-3, start=Zero(), floor=1e-8)
+    assert parts(villa()) == ({"text": text}, FreeLB(3, "together"), SymmetricKL(1.5), 0.0, "fresh")
+
+
+def test_villa_takes_what_its_papers_algorithm_needs() -> None:
+    method = villa(
+        step_sizes=SIZES,
+        steps=2,
+        radius=0.5,
+        kl_weight=1.0,
+        norm="linf",
+        modalities="in turn",
+        clean_weight=0.5,
+        dropout="shared",
+    )
+    ascents = {name: Ascent(Linf(0.5), step_size=size, floor=1e-8) for name, size in SIZES.items()}
+    assert parts(method) == (ascents, FreeLB(2, "in turn"), SymmetricKL(1.0), 0.5, "shared")
+
+
+def test_freelb_has_no_clean_pass_and_starts_where_it_is_told() -> None:
+    assert parts(freelb()) == (
+        {"text": Ascent(L2(), step_size=1e-1, start=Zero(), floor=1e-8)},
+        FreeLB(3, "together"),
+        None,
+        0.0,
+        "fresh",
+    )
+    method = freelb(step_sizes=SIZES, steps=4, init_magnitude=0.3, radius=0.7, modalities="in turn", dropout="shared")
+    ascents = {n: Ascent(L2(0.7), step_size=s, start=Uniform(0.3), floor=1e-8) for n, s in SIZES.items()}
+    assert parts(method) == (ascents, FreeLB(4, "in turn"), None, 0.0, "shared")
+
+
+def test_free_at_takes_sign_steps_of_the_radius_and_carries() -> None:
+    ascent = Ascent(Linf(0.25), step_size=0.25, rule="sign")
+    assert parts(free_at(radius=0.25)) == ({"image": ascent}, FreeAT(8, carry=True), None, 0.0, "fresh")
+    method = free_at(radius=0.25, modality="audio", replays=4, box=(0, 1), carry=False)
+    boxed = Ascent(Linf(0.25), step_size=0.25, rule="sign", box=(0, 1))
+    assert parts(method) == ({"audio": boxed}, FreeAT(4, carry=False), None, 0.0, "fresh")
+
+
+@pytest.mark.parametrize(("norm", "ball", "rule"), [("linf", Linf, "sign"), ("l2", L2, "normalised")])
+def test_pgd_starts_at_random_and_moves_by_the_steepest_step_of_its_norm(norm: str, ball: type, rule: str) -> None:
+    method = pgd(radius=0.3, step_size=0.1, norm=norm, box=(0, 1))  # type: ignore[arg-type]
+    ascent = Ascent(ball(0.3), step_size=0.1, start=Uniform(0.3), rule=rule, box=(0, 1))  # type: ignore[arg-type]
+    assert parts(method) == ({"image": ascent}, PGD(7), None, 0.0, "fresh")
+    assert parts(pgd(radius=0.3, step_size=0.1))[0] == {
+        "image": Ascent(Linf(0.3), step_size=0.1, start=Uniform(0.3), rule="sign")
+    }
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [lambda norm: villa(norm=norm), lambda norm: freelb(norm=norm), lambda norm: pgd(radius=1, step_size=1, norm=norm)],
+    ids=["villa", "freelb", "pgd"],
+)
+def test_an_unknown_norm_is_refused(recipe: Callable[[str], AdversarialTraining]) -> None:
+    with pytest.raises(ConfigurationError, match=r"expected norm to be one of \('l2', 'linf'\), got 'L2'"):
+        recipe("L2")
