@@ -111,6 +111,11 @@ class Passes:
         loss: from outputs and batch to a scalar or one loss a row.
         correct: judges rows, for maximisers that stop early; None: nothing judges.
         generator: random starts are drawn from it; None: from one seeded from torch's own.
+        reduce: from losses a row `(B,)` to the scalar that is differentiated; None: their mean.
+
+    Raises:
+        SiteError: a modality without a site.
+        ConfigurationError: inference mode, in which nothing can be differentiated.
     """
 
     def __init__(
@@ -122,7 +127,7 @@ class Passes:
         loss: Loss | None = None,
         correct: Correct | None = None,
         generator: torch.Generator | None = None,
-        reduce: Callable[[Tensor], Tensor] = torch.mean,
+        reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if torch.is_inference_mode_enabled():
             raise ConfigurationError(
@@ -131,7 +136,7 @@ class Passes:
             )
         adapter.check_modalities(perturber.modalities)
         self.adapter, self.batch, self.perturber = adapter, batch, perturber
-        self._loss, self._correct, self._reduce = loss or adapter.loss, correct, reduce
+        self._loss, self._correct, self._reduce = loss or adapter.loss, correct, reduce or _mean
         # forked before any pass, so that drawing a start leaves a replayed random state alone
         random = any(start.random for start in perturber.starts().values())
         self._generator = forked(generator) if random else generator
@@ -216,6 +221,10 @@ class Passes:
             self._places[modality] = (mask, rows)
         mask, rows = self._places[modality]
         return Place(x.detach(), mask, rows)
+
+
+def _mean(losses: Tensor) -> Tensor:
+    return losses.mean() if losses.numel() else losses.sum()  # of no rows: 0, with a graph
 
 
 def _input_gradients(

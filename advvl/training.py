@@ -27,8 +27,10 @@ class StepReport:
         loss: the whole objective whose gradient the parameters got, a scalar.
         task_loss, regularization: its two parts.
         passes: forwards run.
-        delta_norms: modality to the norms of its last moved perturbation, in its ball's norm and granularity.
-        nonfinite: modality to the number of samples whose gradient was not finite in some pass (they did not move).
+        delta_norms: modality to the norms of its last moved perturbation, in its ball's norm and granularity; with
+            `early_stop`, of the move that a held-back row would have made.
+        nonfinite: modality to the number of rows, samples or packed ones, whose gradient was not finite in some pass
+            (they did not move).
         effective: modality to ‖cast(x+δ)−x‖/‖δ‖ of its last pass, `(B,)`, where the model is in half precision.
     """
 

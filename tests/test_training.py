@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -178,6 +180,60 @@ def test_a_scaled_backward_changes_nothing_but_the_scale(scale: float) -> None:
             close(b.gradients[modality], gradient)
 
 
+def test_all_passes_but_the_last_are_run_in_the_callers_own_sync() -> None:
+    quiet, forwards, backwards = [False], list[bool](), list[bool]()
+
+    @contextmanager
+    def sync() -> Iterator[None]:
+        quiet[0] = True
+        yield
+        quiet[0] = False
+
+    def backward(total: Tensor) -> None:
+        backwards.append(quiet[0])
+        total.backward()
+
+    target = toy()
+    target.model.register_forward_hook(lambda *_: forwards.append(quiet[0]))
+    AdversarialTraining(perturber(), FreeLB(3), SymmetricKL()).step(target, toy_batch(), sync=sync, backward=backward)
+    assert forwards == [True, True, True, False]
+    assert backwards == [True, True, False]
+
+
+@pytest.mark.parametrize("kind", [KL, SymmetricKL])
+def test_only_the_positions_that_count_are_kept_steady(kind: type[KL] | type[SymmetricKL]) -> None:
+    """A head over every token, as in masked language modelling: the batch says which are compared."""
+
+    class Tagger(ToyModel):
+        def forward(self, ids: Tensor, regions: Tensor, labels: Tensor, **masks: Tensor) -> dict[str, Tensor]:
+            tags = self.head(torch.tanh(self.mix(self.words(ids) + self.project(regions).mean(1, keepdim=True))))
+            return {"tags": tags, "loss": nn.functional.cross_entropy(tags[:, 0], labels, reduction="none")}
+
+    batch, theirs, passes = toy_batch(), Tagger().double(), list[PassTrace]()
+    ours = Adapter(Tagger().double(), toy_sites(), logits=lambda o: o["tags"], positions=lambda b: b["mask"])
+    ours.model.load_state_dict(theirs.state_dict())
+    AdversarialTraining(perturber(), FreeLB(2), kind(0.7)).step(ours, batch, trace=passes.append)
+    other = Adapter(theirs, toy_sites())
+    clean, kept = theirs(**batch)["tags"], batch["mask"]
+    total = torch.zeros((), dtype=torch.float64)
+    for seen in passes[1:]:
+        with other.inject(seen.deltas):
+            outputs = theirs(**batch)
+        total = total + (outputs["loss"].mean() + kind(0.7)(clean[kept], outputs["tags"][kept])) / 2
+    total.backward()
+    for name, gradient in gradients(other).items():
+        close(gradients(ours)[name], gradient)
+
+
+@pytest.mark.parametrize("masks", ["fresh", "shared"])
+def test_a_step_on_an_empty_batch_has_no_loss_and_no_gradient(masks: str) -> None:
+    target = toy()
+    method = AdversarialTraining(perturber(radius=0.5), FreeLB(2), SymmetricKL(), clean_weight=0.5, dropout=masks)  # type: ignore[arg-type]
+    report = method.step(target, toy_batch(0))
+    assert report.loss == 0
+    assert not any(gradient.any() for gradient in gradients(target).values())
+
+
 def test_gradients_add_to_what_was_there() -> None:
     batch, once, twice = toy_batch(), toy(), toy()
     method = AdversarialTraining(perturber(), FreeLB(2), SymmetricKL())
@@ -243,6 +299,10 @@ def test_free_at_refuses_what_it_cannot_do_rightly() -> None:
         method.step(toy(), toy_batch(), state=AscentState())
     with pytest.raises(ConfigurationError, match="expected state=AscentState"):
         method.step(toy(), toy_batch(), update=lambda: None)
+    accumulating = toy()
+    accumulating.model.require_backward_grad_sync = False  # as DDP has it inside its no_sync
+    with pytest.raises(ConfigurationError, match="expected no gradient accumulation with 2 updates"):
+        method.step(accumulating, toy_batch(), update=lambda: None, state=AscentState())
 
 
 class Poisoned(ToyModel):
