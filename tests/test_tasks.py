@@ -19,7 +19,7 @@ from advvl.models.uniter import UniterConfig, UniterModel
 from advvl.tasks.itm import match
 from advvl.tasks.pretraining import UniterForPretraining
 from advvl.tasks.transport import cosine_costs, transport_distance, transport_plan
-from advvl.tasks.vqa import UniterForVQA, vqa_losses, vqa_score
+from advvl.tasks.vqa import UniterForVQA, vqa_losses
 
 TASKS = ("mlm", "itm", "mrfr", "mrc", "mrc-kl")
 
@@ -57,12 +57,6 @@ def test_the_mean_of_the_vqa_losses_is_the_published_loss() -> None:
     losses = vqa_losses(logits, targets)
     assert losses.shape == (6,)
     torch.testing.assert_close(losses.mean(), published, rtol=1e-14, atol=0)
-
-
-def test_the_vqa_score_is_the_target_of_the_best_answer() -> None:
-    logits = torch.tensor([[1.0, 3.0, 2.0], [5.0, 3.0, 2.0]])
-    targets = torch.tensor([[0.0, 0.3, 1.0], [0.9, 0.0, 1.0]])
-    assert torch.equal(vqa_score(logits, targets), torch.tensor([0.3, 0.9]))
 
 
 def test_vqa_answers_without_targets_and_has_no_loss_then() -> None:

@@ -57,12 +57,6 @@ def vqa_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits.to(wide), targets.to(wide), reduction="none").sum(1)
 
 
-def vqa_score(logits: Tensor, targets: Tensor) -> Tensor:
-    """The target's score of the answer that is rated highest, `(B,)`."""
-    _check(logits, targets)
-    return targets.gather(1, logits.argmax(1, keepdim=True)).squeeze(1)
-
-
 def _check(logits: Tensor, targets: Tensor) -> None:
     if targets.shape != logits.shape:
         raise ShapeError(f"expected targets of shape (B, A) = {tuple(logits.shape)}, got {tuple(targets.shape)}")
