@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from advvl.adapters.base import Adapter, Batch, adapted
 from advvl.maximizers import InnerMaximizer
-from advvl.passes import Correct, Loss, Passes, Round, no_sync
+from advvl.passes import Correct, Loss, Passes, Round, check_parts, no_sync
 from advvl.perturbers import Perturber
 from advvl.randomness import preserved
 from advvl.states import kept_buffers, kept_modes
@@ -46,6 +46,9 @@ class Attack:
 
     Differentiates with respect to the perturbations alone, and leaves parameters, buffers, `.grad`, modes, hooks and the
     global random state as found, also on an exception.
+
+    Raises:
+        ConfigurationError: a perturber or maximiser that is none.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Attack:
         train_mode: bool = False,
         seed: int = 0,
     ) -> None:
+        check_parts(perturber, maximizer)
         self.perturber, self.maximizer = perturber, maximizer
         self.loss, self.correct, self.train_mode, self.seed = loss, correct, train_mode, seed
         self._generator = torch.Generator().manual_seed(seed)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from advvl.adapters.base import Adapter, Batch, Binding, Maker, Outputs
 from advvl.balls import Place
 from advvl.errors import ConfigurationError, RandomnessError, ShapeError, SiteError
-from advvl.maximizers import Feedback, Probe
+from advvl.maximizers import Feedback, InnerMaximizer, Probe
 from advvl.perturbers import Perturber, Start, Zero
 from advvl.randomness import RandomState, forked
 from advvl.regularizers import Regularizer
@@ -179,8 +179,9 @@ class Passes:
         outputs = self.adapter.forward(self.batch)
         binding.end_forward()
         loss = self._loss(outputs, self.batch)
-        if loss.ndim > 1:
-            raise ShapeError(f"expected a scalar loss or one a row (B,), got {tuple(loss.shape)}")
+        if not isinstance(loss, Tensor) or loss.ndim > 1:
+            got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ShapeError(f"expected a loss as a scalar tensor or one a row (B,), got {got}")
         losses = loss if loss.ndim == 1 else None
         task = loss if losses is None else self._reduce(losses)
         return Pass(outputs, losses, task, leaves, places, binding, effective)
@@ -211,8 +212,8 @@ class Passes:
     def _place(self, modality: str, x: Tensor) -> Place:
         if modality not in self._places:
             site = self.adapter.sites[modality]
-            mask = None if site.mask is None else site.mask(self.batch).to(x.device).bool()
-            rows = None if site.rows is None else site.rows(self.batch).to(x.device)
+            mask = None if site.mask is None else _tensor("mask", modality, site.mask(self.batch)).to(x.device).bool()
+            rows = None if site.rows is None else _tensor("rows", modality, site.rows(self.batch)).to(x.device)
             if mask is not None and tuple(mask.shape) != tuple(x.shape[: mask.ndim]):
                 raise ShapeError(
                     f"expected a mask of {modality!r} over the leading axes of {tuple(x.shape)}, got "
@@ -221,6 +222,14 @@ class Passes:
             self._places[modality] = (mask, rows)
         mask, rows = self._places[modality]
         return Place(x.detach(), mask, rows)
+
+
+def check_parts(perturber: object, maximizer: object) -> None:
+    """Raise ConfigurationError unless the two are what they are called, which are easily swapped."""
+    if not isinstance(perturber, Perturber):
+        raise ConfigurationError(f"expected a perturber such as EmbeddingPerturber(text=…), got {perturber!r}")
+    if not isinstance(maximizer, InnerMaximizer):
+        raise ConfigurationError(f"expected an inner maximiser such as FreeLB(steps=3), got {maximizer!r}")
 
 
 def _mean(losses: Tensor) -> Tensor:
@@ -232,6 +241,15 @@ def _input_gradients(
 ) -> dict[str, Tensor]:
     found = torch.autograd.grad(objective, list(leaves.values()), retain_graph=retain_graph, allow_unused=True)
     return _all_found(dict(zip(leaves, found, strict=True)))
+
+
+def _tensor(what: str, modality: str, value: object) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise ShapeError(
+            f"expected {what} of the site of {modality!r} to be a tensor, got {type(value).__name__}; "
+            f"for a site without any, leave {what} out of it"
+        )
+    return value
 
 
 def _all_found(gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from advvl.adapters.base import Adapter, Batch, adapted
 from advvl.errors import ConfigurationError, NonFiniteError
 from advvl.maximizers import AscentState, Feedback, InnerMaximizer
-from advvl.passes import Backward, Correct, Loss, Passes, PassTrace, Round, Sync, no_sync
+from advvl.passes import Backward, Correct, Loss, Passes, PassTrace, Round, Sync, check_parts, no_sync
 from advvl.perturbers import Perturber
 from advvl.regularizers import Regularizer
 
@@ -71,6 +71,11 @@ class AdversarialTraining:
     nonfinite: Literal["raise", "keep"] = "raise"
 
     def __post_init__(self) -> None:
+        check_parts(self.perturber, self.maximizer)
+        if not isinstance(self.regularizer, Regularizer | None):
+            raise ConfigurationError(
+                f"expected a regulariser such as SymmetricKL(1.5), or None, got {self.regularizer!r}"
+            )
         if not (0 <= self.clean_weight < math.inf):
             raise ConfigurationError(f"expected a finite clean_weight of 0 or more, got {self.clean_weight!r}")
         for name, choices in _CHOICES.items():

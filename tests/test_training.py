@@ -22,17 +22,19 @@ from advvl import (
     AdversarialTraining,
     Ascent,
     AscentState,
+    Attack,
     EmbeddingPerturber,
     FreeAT,
     FreeLB,
     Linf,
     PassTrace,
+    Site,
     StepReport,
     SymmetricKL,
     Uniform,
     adapt,
 )
-from advvl.errors import ConfigurationError, NonFiniteError, RandomnessError, SiteError
+from advvl.errors import ConfigurationError, NonFiniteError, RandomnessError, ShapeError, SiteError
 from advvl.randomness import RandomState
 
 STEP_SIZES = {"text": 0.3, "image": 0.5}
@@ -473,6 +475,33 @@ def test_half_precision_reports_how_much_of_the_perturbation_survives_the_cast()
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         AdversarialTraining(perturber(), FreeLB(2), **options)
+
+
+@pytest.mark.parametrize("kind", [AdversarialTraining, Attack])
+def test_parts_in_each_others_places_are_refused(kind: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"expected a perturber such as .*, got FreeLB\(steps=2"):
+        kind(FreeLB(2), perturber())
+    with pytest.raises(ConfigurationError, match=r"expected an inner maximiser such as .*, got L2"):
+        kind(perturber(), L2())
+
+
+def test_what_is_no_regulariser_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"expected a regulariser such as .*, got 'kl'"):
+        AdversarialTraining(perturber(), FreeLB(2), "kl")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("what", ["mask", "rows"])
+def test_a_mask_or_rows_that_are_no_tensor_are_refused(what: str) -> None:
+    site = Site("words", **{what: lambda batch: None})
+    with pytest.raises(ShapeError, match=f"expected {what} of the site of 'text' to be a tensor, got NoneType"):
+        AdversarialTraining(perturber(modalities=("text",)), FreeLB(2)).step(
+            Adapter(ToyModel().double(), {"text": site}), toy_batch()
+        )
+
+
+def test_a_loss_that_is_no_tensor_is_refused() -> None:
+    with pytest.raises(ShapeError, match=r"expected a loss as a scalar tensor .*, got float"):
+        AdversarialTraining(perturber(), FreeLB(2)).step(toy(), toy_batch(), loss=lambda outputs, batch: 3.0)  # type: ignore[arg-type,return-value]
 
 
 def test_a_static_graph_is_refused_with_the_reason() -> None:
