@@ -376,11 +376,12 @@ class Round:
         return self.regularizer(against, logits, self.passes.adapter.positions(self.passes.batch))
 
     def _learn(self, probe: Probe, run: Pass, objective: Tensor, clean: CleanBranch | None) -> dict[str, Tensor]:
-        total = probe.weight * objective
+        total, both = probe.weight * objective, False
         if probe.update:
             remainder = None if clean is None else clean.remainder()
             total = total if remainder is None else total + remainder
-        factor = self._differentiate(run, total, clean if probe.update else None)
+            both = clean is not None and (clean.live or remainder is not None)
+        factor = self._differentiate(run, total, both=both)
         if clean is not None and not probe.update:
             clean.collect(factor)
         if probe.update:
@@ -391,9 +392,11 @@ class Round:
         scale = probe.weight if factor is None else factor * probe.weight
         return {modality: gradient / scale for modality, gradient in gradients.items()}
 
-    def _differentiate(self, run: Pass, total: Tensor, clean: CleanBranch | None) -> Tensor | None:
-        """Accumulate parameter gradients; the factor by which the caller's backward scaled them, None for 1."""
-        both = clean is not None and clean.logits.requires_grad
+    def _differentiate(self, run: Pass, total: Tensor, *, both: bool) -> Tensor | None:
+        """Accumulate parameter gradients, of `both` the pass and the clean one or of the pass alone.
+
+        Returns the factor by which the caller's backward scaled them, None for 1.
+        """
         run.binding.begin_backward(refusal=_CHECKPOINTED if both else None)
         if self._backward is None:
             total.backward()  # type: ignore[no-untyped-call]

@@ -21,8 +21,11 @@ from advvl import (
     Attack,
     EmbeddingPerturber,
     FreeLB,
+    InnerMaximizer,
+    PassTrace,
     Site,
     SymmetricKL,
+    Uniform,
     adapt,
     register,
 )
@@ -479,18 +482,36 @@ def test_activation_checkpointing_around_a_site_changes_no_attack() -> None:
         torch.testing.assert_close(two.deltas[name], one.deltas[name], rtol=1e-12, atol=1e-15)
 
 
-def test_activation_checkpointing_around_a_site_under_a_live_clean_branch_is_refused() -> None:
+@pytest.mark.parametrize("maximizer", [FreeLB(2), PGD(2)], ids=["FreeLB", "PGD"])
+def test_activation_checkpointing_around_a_site_under_a_live_clean_branch_is_refused(maximizer: InnerMaximizer) -> None:
     _, target = checkpointed()
     with pytest.raises(
         SiteError, match=r"outside any activation-checkpointed region.* both the clean and the last perturbed"
     ):
-        AdversarialTraining(perturber(), FreeLB(2), SymmetricKL()).step(target, toy_batch())
+        AdversarialTraining(perturber(), maximizer, SymmetricKL()).step(target, toy_batch())
 
 
 def test_activation_checkpointing_goes_with_a_detached_clean_branch() -> None:
     plain, again = checkpointed()
     for target in (plain, again):
         AdversarialTraining(perturber(), FreeLB(2), SymmetricKL(detach_clean=True)).step(target, toy_batch())
+    expected, got = gradients(plain), gradients(again)
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-12, atol=1e-15)
+
+
+def test_activation_checkpointing_goes_with_a_clean_pass_that_owes_no_gradient() -> None:
+    """Shared masks: it answers the words' first probe from its graph, and is not in the last backward."""
+    plain, again = checkpointed()
+    image = Ascent(L2(1.0), step_size=0.3, start=Uniform(0.9))
+    mixed = EmbeddingPerturber(image=image, text=Ascent(L2(1.0), step_size=0.3))
+    method = AdversarialTraining(mixed, PGD(2, "in turn"), SymmetricKL(detach_clean=True), dropout="shared")
+    traces: list[list[PassTrace]] = [[], []]
+    for target, trace in zip((plain, again), traces, strict=True):
+        method.step(target, toy_batch(), generator=torch.Generator().manual_seed(0), trace=trace.append)
+    for one, two in zip(*traces, strict=True):
+        for name, gradient in one.gradients.items():
+            torch.testing.assert_close(two.gradients[name], gradient, rtol=1e-12, atol=1e-15)
     expected, got = gradients(plain), gradients(again)
     for name in expected:
         torch.testing.assert_close(got[name], expected[name], rtol=1e-12, atol=1e-15)
