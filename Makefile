@@ -15,7 +15,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	$(BIN)/python examples/villa_uniter.py
+	$(BIN)/python examples/villa_uniter.py --resume
 
 test: install
 	$(BIN)/python -m pytest

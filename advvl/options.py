@@ -83,16 +83,16 @@ class ModelOptions:
     """The UNITER that is trained from scratch; a checkpoint has to be of this size.
 
     Arguments:
-        initializer_range: standard deviation of new weights. The published 0.02 is for a width of 768; at a width of 96
+        initializer_range: standard deviation of new weights. The published 0.02 is for a width of 768; at a width of 64
             it makes words so small that training hardly starts.
     """
 
-    hidden_size: int = 96
+    hidden_size: int = 64
     num_hidden_layers: int = 3
     num_attention_heads: int = 4
-    intermediate_size: int = 384
+    intermediate_size: int = 192
     dropout: float = 0.0
-    initializer_range: float = 0.1
+    initializer_range: float = 0.12
 
     def __post_init__(self) -> None:
         _positive(self, "initializer_range")
@@ -165,13 +165,13 @@ class AdversaryOptions:
 
     steps: int = 3
     modalities: Order = "in turn"
-    text_step: float = 0.1
-    image_step: float = 0.3
+    text_step: float = 0.05
+    image_step: float = 0.2
     text_radius: float = math.inf
     image_radius: float = math.inf
-    kl_weight: float = 1.0
+    kl_weight: float = 0.5
     clean_weight: float = 0.5
-    dropout: Dropout = "fresh"
+    dropout: Dropout = "shared"
 
     def __post_init__(self) -> None:
         _at_least(2, self, "steps")
@@ -250,7 +250,7 @@ class ExperimentOptions:
     threads: int = field(default=1, metadata=_own("CPU threads of a process; the same number gives the same bits"))
     model: ModelOptions = field(default_factory=ModelOptions)
     data: DataOptions = field(default_factory=DataOptions)
-    pretrain: OptimizerOptions = field(default_factory=OptimizerOptions)
+    pretrain: OptimizerOptions = field(default_factory=lambda: OptimizerOptions(epochs=12))
     finetune: OptimizerOptions = field(default_factory=OptimizerOptions)
     pretrain_adversary: AdversaryOptions = field(default_factory=AdversaryOptions)
     villa: AdversaryOptions = field(default_factory=AdversaryOptions)
@@ -275,10 +275,10 @@ class ExperimentOptions:
 
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "demo": {
-        "data": {"train_images": 150, "train_questions": 1500, "validation_questions": 300, "test_questions": 300},
-        "pretrain": {"epochs": 4},
+        "data": {"test_questions": 1000},
+        "pretrain": {"epochs": 6},
         "finetune": {"epochs": 8},
-        "evaluation": {"radii": (0.5,), "steps": 10, "restarts": 1, "examples": 100},
+        "evaluation": {"restarts": 1, "examples": 200},
     },
-    "evidence": {"seeds": (0, 1, 2, 3, 4)},
+    "evidence": {"seeds": (0, 1, 2, 3, 4), "evaluation": {"examples": 500}},
 }

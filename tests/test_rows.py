@@ -41,10 +41,10 @@ def test_a_given_checkpoint_replaces_stage_one_and_its_rows() -> None:
     [
         (None, 3),
         (AdversaryOptions(steps=3, modalities="together", kl_weight=0.0, clean_weight=0.0), 9),
-        (AdversaryOptions(steps=3, modalities="together", kl_weight=1.0, clean_weight=0.0), 12),
+        (AdversaryOptions(steps=3, modalities="together", kl_weight=1.0, clean_weight=0.0, dropout="fresh"), 12),
         (AdversaryOptions(steps=3, modalities="together", kl_weight=1.0, dropout="shared"), 10),
-        (AdversaryOptions(steps=3, modalities="in turn", kl_weight=1.0), 21),
-        (AdversaryOptions(steps=3, modalities="in turn", kl_weight=0.0, clean_weight=0.5), 21),
+        (AdversaryOptions(steps=3, modalities="in turn", kl_weight=1.0, dropout="fresh"), 21),
+        (AdversaryOptions(steps=3, modalities="in turn", kl_weight=0.0, clean_weight=0.5, dropout="fresh"), 21),
         (AdversaryOptions(steps=3, modalities="in turn", kl_weight=1.0, dropout="shared"), 16),
         (AdversaryOptions(steps=2, modalities="in turn", kl_weight=1.0, dropout="shared"), 10),
     ],

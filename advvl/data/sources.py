@@ -20,7 +20,7 @@ from advvl.data.scenes import Scene
 from advvl.errors import ConfigurationError, DataError
 
 TASKS = ("mlm", "itm", "mrfr", "mrc", "mrc-kl")
-DEFAULT_TASKS = ("itm", "itm", "mlm", "mlm", "mrfr")
+DEFAULT_TASKS = ("mlm", "mlm", "mlm", "mlm", "itm", "mrfr")
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
