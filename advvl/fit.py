@@ -100,7 +100,7 @@ def fit(
     On SIGINT or SIGTERM the update is finished, the state saved, and `SystemExit` raised. The global random number
     generators are left as found.
 
-    Errors: `NonFiniteError` names the update whose loss or gradient is not finite; `CheckpointError` if `checkpoint` is
+    Errors: `ConfigurationError` under several processes; `NonFiniteError` names the update whose loss or gradient is not finite; `CheckpointError` if `checkpoint` is
     of another run.
     """
     if len(source) < 1:
@@ -108,6 +108,11 @@ def fit(
     if updates is None:
         updates = options.epochs * updates_per_epoch(len(source), options.batch_size)
     accelerator = accelerator or Accelerator()
+    if accelerator.num_processes > 1:
+        raise ConfigurationError(
+            f"expected one process, got {accelerator.num_processes}: the batches of a task-drawing source would differ in "
+            "task between processes; write the loop around AdversarialTraining.step, which runs under DDP"
+        )
     optimizer = torch.optim.AdamW(
         parameter_groups(model, options.weight_decay), lr=options.learning_rate, betas=options.betas
     )

@@ -72,14 +72,26 @@ class Feedback:
 
 @dataclass
 class AscentState:
-    """What a maximiser carries from batch to batch: free AT's perturbations, local to their process."""
+    """What a maximiser carries from batch to batch: free AT's perturbations, local to their process.
+
+    Arguments:
+        deltas: modality to its last perturbation, `(B, …)` of the last batch; empty before the first.
+    """
 
     deltas: dict[str, Tensor] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps; the tensors are not copied."""
         return {"deltas": dict(self.deltas)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` gave.
+
+        Raises:
+            ConfigurationError: something else.
+        """
+        if not isinstance(state.get("deltas"), Mapping):
+            raise ConfigurationError(f"expected the state_dict() of an AscentState, got the keys {sorted(state)}")
         self.deltas = dict(state["deltas"])
 
 
@@ -102,7 +114,19 @@ class InnerMaximizer(ABC):
     def probes(
         self, perturber: Perturber, *, generator: torch.Generator | None = None, state: AscentState | None = None
     ) -> Probes:
-        """The generator of probes for one batch; it draws only from `generator`."""
+        """The generator of probes for one batch: yields a `Probe`, is sent its `Feedback`, returns the final perturbations.
+
+        Arguments:
+            perturber: where the perturbations start, and how they move.
+            generator: what it may draw from; None: it draws from torch's own.
+            state: what is carried from batch to batch, for a maximiser that does; changed only when a batch is done.
+
+        Returns:
+            Modality to its final perturbation, of the shape of the site's tensor, in fp32 at least.
+
+        Raises:
+            ConfigurationError: something that it needs is not there: a state, a loss for each row, a judge of rows.
+        """
 
 
 @dataclass(frozen=True)

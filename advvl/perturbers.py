@@ -32,7 +32,16 @@ class Start(ABC):
 
     @abstractmethod
     def make(self, ball: Ball, place: Place, generator: torch.Generator | None) -> Tensor:
-        """A perturbation of the shape of `place.x`, drawn from `generator` (None: torch's own)."""
+        """A first perturbation of the shape of `place.x`, not yet in the ball, in fp32 (fp64 for fp64).
+
+        Arguments:
+            ball: gives magnitudes their meaning.
+            place: the tensor to perturb, its mask and samples.
+            generator: what is drawn from; None: torch's own.
+
+        Raises:
+            ShapeError: a start that is given and does not fit.
+        """
 
 
 @dataclass(frozen=True)
@@ -191,13 +200,31 @@ class Perturber(ABC):
 
     @abstractmethod
     def begin(self, modality: str, start: Start, place: Place, generator: torch.Generator | None) -> Tensor:
-        """The first perturbation of a modality at its site."""
+        """The first perturbation of a modality at its site, inside its ball and box, zero at masked positions.
+
+        Arguments:
+            modality: one of `modalities`.
+            start: usually its own of `starts()`; a maximiser may ask for another, such as a carried one.
+            place: the tensor to perturb, `(B, …)`, its mask and samples.
+            generator: what is drawn from; None: torch's own.
+
+        Raises:
+            ShapeError: a start that is given and does not fit.
+        """
 
     @abstractmethod
     def move(
         self, deltas: Mapping[str, Tensor], gradients: Mapping[str, Tensor], places: Mapping[str, Place]
     ) -> dict[str, Stepped]:
-        """One ascent step for every modality that has a gradient."""
+        """One ascent step for every modality that has a gradient.
+
+        Arguments:
+            deltas, gradients: of the same shapes, that of the site's tensor.
+            places: where each lives.
+
+        Returns:
+            Modality to `ops.Stepped`: the moved perturbation, with the norms and flags of its rows.
+        """
 
 
 class EmbeddingPerturber(Perturber):

@@ -1,6 +1,6 @@
 """One VILLA update on a UNITER: ours against the published loop, and against the passes that it cannot do without.
 
-    pytest benchmarks/ --benchmark-only
+pytest benchmarks/ --benchmark-only
 """
 
 from __future__ import annotations

@@ -1,0 +1,111 @@
+"""On a GPU: the same numbers as on the CPU, the same bits twice, and mixed precision."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from conftest import ToyModel, gradients, toy_batch, toy_sites
+from torch import Tensor
+
+import advvl
+from advvl import (
+    L2,
+    PGD,
+    Adapter,
+    AdversarialTraining,
+    Ascent,
+    Attack,
+    EmbeddingPerturber,
+    FreeLB,
+    SymmetricKL,
+    Uniform,
+)
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, which this machine has not"),
+]
+
+SIZES = {"text": 0.3, "image": 0.5}
+
+
+def on(device: str, *, dropout: float = 0.0, dtype: torch.dtype = torch.float64) -> Adapter:
+    torch.manual_seed(0)
+    return Adapter(ToyModel(dropout=dropout).to(device, dtype), toy_sites())
+
+
+def batch(device: str, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in toy_batch(dtype=dtype).items()}
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    before = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    if before is None:
+        del os.environ["CUBLAS_WORKSPACE_CONFIG"]
+
+
+@pytest.mark.parametrize("order", ["together", "in turn"])
+@pytest.mark.parametrize("masks", ["fresh", "shared"])
+def test_a_step_is_that_of_the_cpu(order: str, masks: str) -> None:
+    method = advvl.villa(step_sizes=SIZES, radius=0.4, modalities=order, dropout=masks, clean_weight=0.5)  # type: ignore[arg-type]
+    cpu, gpu = on("cpu"), on("cuda")
+    method.step(cpu, batch("cpu"))
+    method.step(gpu, batch("cuda"))
+    for name, gradient in gradients(cpu).items():
+        torch.testing.assert_close(gradients(gpu)[name].cpu(), gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_replayed_dropout_is_the_same_on_the_device() -> None:
+    passes = list[advvl.PassTrace]()
+    still = EmbeddingPerturber(image=Ascent(L2(), step_size=1e-9, start=Uniform(1e-9)))
+    method = AdversarialTraining(still, FreeLB(2), SymmetricKL(), dropout="shared")
+    method.step(on("cuda", dropout=0.4), batch("cuda"), trace=passes.append)
+    for seen in passes[1:]:
+        torch.testing.assert_close(seen.logits, passes[0].logits, rtol=0, atol=1e-7)
+
+
+@pytest.mark.usefixtures("deterministic")
+def test_the_same_seed_gives_the_same_bits() -> None:
+    def run() -> dict[str, Tensor]:
+        target = on("cuda", dropout=0.2)
+        torch.manual_seed(3)
+        advvl.villa(step_sizes=SIZES).step(target, batch("cuda"))
+        return gradients(target)
+
+    first, second = run(), run()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_attack_leaves_the_devices_random_state_alone() -> None:
+    before = torch.cuda.get_rng_state()
+    attack = Attack(EmbeddingPerturber(image=Ascent(L2(0.5), step_size=0.2, start=Uniform(0.5))), PGD(3))
+    attack(on("cuda", dropout=0.5), batch("cuda"))
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_mixed_precision_keeps_deltas_in_fp32_and_their_gradients_unscaled(dtype: torch.dtype) -> None:
+    scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
+    plain, scaled = list[advvl.PassTrace](), list[advvl.PassTrace]()
+    method = AdversarialTraining(
+        EmbeddingPerturber(**{m: Ascent(L2(0.5), step_size=s) for m, s in SIZES.items()}),
+        FreeLB(3),
+        SymmetricKL(),
+        nonfinite="keep",
+    )
+    inputs = batch("cuda", torch.float32)
+    for backward, passes in ((None, plain), (lambda total: scaler.scale(total).backward(), scaled)):
+        with torch.autocast("cuda", dtype):
+            method.step(on("cuda", dtype=torch.float32), inputs, backward=backward, trace=passes.append)
+    for one, two in zip(plain, scaled, strict=True):
+        for modality, gradient in one.gradients.items():
+            assert two.deltas[modality].dtype == torch.float32
+            torch.testing.assert_close(two.gradients[modality], gradient, rtol=5e-2, atol=1e-4)
