@@ -100,8 +100,8 @@ def fit(
     On SIGINT or SIGTERM the update is finished, the state saved, and `SystemExit` raised. The global random number
     generators are left as found.
 
-    Errors: `ConfigurationError` under several processes; `NonFiniteError` names the update whose loss or gradient is not finite; `CheckpointError` if `checkpoint` is
-    of another run.
+    Errors: `ConfigurationError` under several processes; `NonFiniteError` names the update whose loss or gradient is
+    not finite; `CheckpointError` if `checkpoint` is of another run.
     """
     if len(source) < 1:
         raise ConfigurationError("expected a source of at least 1 example, got none")
