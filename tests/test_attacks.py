@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torchattacks
 from conftest import ToyModel, toy, toy_batch, toy_sites
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,7 +23,6 @@ from advvl import (
     InnerMaximizer,
     Linf,
     Normal,
-    Site,
     Uniform,
     Zero,
 )
@@ -380,66 +377,6 @@ def test_an_attack_shows_how_it_was_made() -> None:
 def test_stopping_early_needs_a_judge() -> None:
     with pytest.raises(ConfigurationError, match=r"expected something that says which rows are correct.*, got None"):
         Attack(EmbeddingPerturber(text=Ascent(L2(), step_size=0.1)), PGD(2, early_stop=True))(toy(), toy_batch())
-
-
-# --- pixels: torchattacks 3.3 from the same start ---
-
-
-def convnet() -> nn.Module:
-    torch.manual_seed(3)
-    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 5)
-    return nn.Sequential(*layers).double().eval()
-
-
-def uniform_start(images: Tensor, eps: float) -> Tensor:
-    return torch.empty_like(images).uniform_(-eps, eps)
-
-
-def spherical_start(images: Tensor, eps: float) -> Tensor:
-    direction = torch.empty_like(images).normal_()
-    length = direction.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
-    return direction * (torch.zeros_like(length).uniform_(0, 1) / length * eps)
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("random_start", [True, False], ids=["random", "zero"])
-@pytest.mark.parametrize(
-    ("theirs", "ball", "rule", "eps", "alpha", "begin"),
-    [
-        pytest.param(torchattacks.PGD, Linf, "sign", 8 / 255, 2 / 255, uniform_start, id="PGD"),
-        pytest.param(torchattacks.PGD, Linf, "sign", 0.7, 0.3, uniform_start, id="PGD-into-the-box"),
-        pytest.param(torchattacks.PGDL2, L2, "normalised", 0.5, 0.2, spherical_start, id="PGDL2"),
-        pytest.param(torchattacks.PGDL2, L2, "normalised", 9.0, 3.0, spherical_start, id="PGDL2-into-the-box"),
-    ],
-)
-def test_pgd_on_pixels_is_that_of_torchattacks(
-    theirs: type,
-    ball: type[L2] | type[Linf],
-    rule: str,
-    eps: float,
-    alpha: float,
-    begin: Callable[[Tensor, float], Tensor],
-    random_start: bool,
-    seed: int,
-) -> None:
-    model = convnet()
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.rand(6, 3, 8, 8, generator=generator, dtype=torch.float64)
-    labels = torch.randint(5, (6,), generator=generator)
-    torch.manual_seed(seed)
-    expected = theirs(model, eps=eps, alpha=alpha, steps=5, random_start=random_start)(images, labels)
-    torch.manual_seed(seed)
-    start = Given(begin(images, eps)) if random_start else Zero()
-    target = Adapter(
-        model,
-        {"image": Site("", at="input")},
-        loss=lambda outputs, batch: F.cross_entropy(outputs, labels, reduction="none"),
-    )
-    ascent = Ascent(ball(eps), step_size=alpha, start=start, rule=rule, box=(0.0, 1.0))
-    delta = Attack(EmbeddingPerturber(image=ascent), PGD(5))(target, images).deltas["image"]
-    assert delta.any()
-    torch.testing.assert_close(images + delta, expected, rtol=1e-6, atol=1e-8)  # they add 1e-10 to norms
-    assert ((images + delta >= 0) & (images + delta <= 1)).all()
 
 
 def test_inference_mode_is_refused_with_the_way_out() -> None:

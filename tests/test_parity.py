@@ -1,20 +1,31 @@
-"""A step is the published loop, number for number, in float64."""
+"""Parity: with the published VILLA, FreeLB and UNITER, number for number in float64, and with torchattacks on pixels.
+
+The optimal-transport distance is held to the exact linear programme in `test_tasks.py`.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import golden_cases
 import pytest
 import torch
+import torchattacks
 from golden_cases import batch, disagreements, document, kind, tensors
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification
 
 from advvl import (
     L2,
+    PGD,
+    Adapter,
     AdversarialTraining,
     Ascent,
+    Attack,
     Ball,
     EmbeddingPerturber,
     FreeLB,
@@ -22,10 +33,13 @@ from advvl import (
     Linf,
     PassTrace,
     Site,
+    Start,
     SymmetricKL,
+    Zero,
     adapt,
 )
 from advvl.models.uniter import UniterConfig
+from advvl.tasks.pretraining import UniterForPretraining
 from advvl.tasks.vqa import UniterForVQA
 
 FREELB = sorted(document("freelb_bert", "cases"))
@@ -74,8 +88,15 @@ def villa(case: str) -> dict[str, Tensor]:
     model.load_state_dict(tensors("villa_vqa", "uniter_vqa"))
     in_turn = options["modality"] == "alter"
     modalities = ("text", "image") if options["modality"] in ("both", "alter") else (options["modality"],)
+    inputs = batch("villa_vqa")
+    shapes = {"text": (*inputs["input_ids"].shape, config["hidden_size"]), "image": inputs["img_feat"].shape}
+    starts: dict[str, Start] = {
+        # one step from Zero() is refused, since it would be clean; a case may have it all the same
+        m: Zero() if options["steps"] > 1 else Given(torch.zeros(shapes[m], dtype=torch.float64))
+        for m in modalities
+    }
     perturber = EmbeddingPerturber(
-        **{m: Ascent(ball(options), step_size=options[f"lr_{m}"], floor=1e-8) for m in modalities}
+        **{m: Ascent(ball(options), step_size=options[f"lr_{m}"], start=starts[m], floor=1e-8) for m in modalities}
     )
     method = AdversarialTraining(
         perturber,
@@ -83,7 +104,7 @@ def villa(case: str) -> dict[str, Tensor]:
         SymmetricKL(options["kl_weight"]),
     )
     passes: list[PassTrace] = []
-    method.step(adapt(model), batch("villa_vqa"), trace=passes.append)
+    method.step(adapt(model), inputs, trace=passes.append)
 
     found: dict[str, Any] = {"clean_logits": passes[0].logits} | parameter_gradients(model)
     turns = len(modalities) if in_turn else 1
@@ -118,3 +139,142 @@ def test_one_changed_number_is_seen(case: str) -> None:
         changed[name].view(-1)[changed[name].abs().argmax()] *= 1 + 1e-8
         problems = disagreements(changed, golden)
         assert [problem.partition(":")[0] for problem in problems] == [name]
+
+
+TASKS = {"mlm": "mlm", "itm": "itm", "mrfr": "mrfr", "mrc": "mrc", "mrckl": "mrc-kl"}  # golden name to ours
+ONLY = {  # the fields of one task or another
+    "mlm": {"txt_labels"},
+    "itm": {"targets"},
+    "mrfr": {"img_masks", "img_mask_tgt", "feat_targets"},
+    "mrc": {"img_masks", "img_mask_tgt", "label_targets"},
+    "mrckl": {"img_masks", "img_mask_tgt", "label_targets"},
+}
+
+
+def pretraining_inputs(case: str) -> dict[str, Tensor]:
+    fields, others = batch("uniter_pretrain"), set().union(*ONLY.values()) - ONLY[case]
+    if "img_masks" in ONLY[case]:
+        fields["img_feat"] = fields["img_feat"].masked_fill(fields["img_masks"][..., None], 0.0)
+    return {name: value for name, value in fields.items() if name not in others}
+
+
+def pretraining_golden(case: str) -> dict[str, Tensor]:
+    """The golden tensors of a task, less its name."""
+    every = tensors("uniter_pretrain", "losses")
+    return {name.partition(".")[2]: value for name, value in every.items() if name.partition(".")[0] == case}
+
+
+def pretraining(case: str, **options: Any) -> dict[str, Tensor]:
+    """What the golden file holds of a task, from ours; gradients of the parameters that it names."""
+    model = UniterForPretraining(UniterConfig(**document("uniter_pretrain", "config") | options)).double()
+    model.load_state_dict(tensors("uniter_pretrain", "uniter_pretrain"))
+    fields = pretraining_inputs(case)
+    output = model(task=TASKS[case], **fields)
+    output.loss.backward()
+    found = {"loss": output.losses.detach(), "total": output.loss.detach()}
+    if output.distances is not None:
+        found["ot_pos"] = output.distances.detach()[fields["targets"] == 1]
+        found["ot_neg"] = output.distances.detach()[fields["targets"] == 0]
+    for name in pretraining_golden(case):
+        if name.startswith("grad."):
+            gradient = model.get_parameter(name.removeprefix("grad.")).grad
+            assert gradient is not None, name
+            found[name] = gradient
+    return found
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("case", TASKS)
+def test_a_pretraining_task_is_the_published_one(case: str, attention: str) -> None:
+    assert not disagreements(pretraining(case, attn_implementation=attention), pretraining_golden(case))
+
+
+def test_no_pretraining_tensor_is_left_out() -> None:
+    assert {name.partition(".")[0] for name in tensors("uniter_pretrain", "losses")} == TASKS.keys()
+    assert all(len(pretraining_golden(case)) >= 5 for case in TASKS)
+
+
+@pytest.mark.parametrize("case", TASKS)
+def test_a_difference_in_any_pretraining_tensor_is_seen(case: str) -> None:
+    found, expected = pretraining(case), pretraining_golden(case)
+    for name, value in found.items():
+        off = found | {name: value + 1e-8 * value.abs().max()}
+        assert len(disagreements(off, expected)) == 1
+        rest = {other: tensor for other, tensor in found.items() if other != name}
+        assert disagreements(rest, expected) == [f"missing {name}"]
+
+
+@pytest.mark.parametrize("exists", [False, True], ids=["no-folder", "empty-folder"])
+def test_without_golden_tensors_nothing_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool) -> None:
+    if exists:
+        (tmp_path / "uniter_pretrain").mkdir()
+    monkeypatch.setattr(golden_cases, "ROOT", tmp_path)
+    with pytest.raises(FileNotFoundError, match="uniter_pretrain"):
+        pretraining("mlm")
+
+
+def test_masked_features_and_their_embedding_count() -> None:
+    model = UniterForPretraining(UniterConfig(**document("uniter_pretrain", "config"))).double()
+    model.load_state_dict(tensors("uniter_pretrain", "uniter_pretrain"))
+    fields = pretraining_inputs("mrfr")
+    unmasked = {name: value for name, value in fields.items() if name != "img_masks"}
+    losses = [model(task="mrfr", **batch_).losses for batch_ in (fields, unmasked)]
+    assert (losses[0] - losses[1]).abs().max() > 1e-3
+    torch.testing.assert_close(losses[0], pretraining_golden("mrfr")["loss"], rtol=1e-11, atol=1e-11)
+
+
+def convnet() -> nn.Module:
+    torch.manual_seed(3)
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 5)
+    return nn.Sequential(*layers).double().eval()
+
+
+def uniform_start(images: Tensor, eps: float) -> Tensor:
+    return torch.empty_like(images).uniform_(-eps, eps)
+
+
+def spherical_start(images: Tensor, eps: float) -> Tensor:
+    direction = torch.empty_like(images).normal_()
+    length = direction.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+    return direction * (torch.zeros_like(length).uniform_(0, 1) / length * eps)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("random_start", [True, False], ids=["random", "zero"])
+@pytest.mark.parametrize(
+    ("theirs", "ball", "rule", "eps", "alpha", "begin"),
+    [
+        pytest.param(torchattacks.PGD, Linf, "sign", 8 / 255, 2 / 255, uniform_start, id="PGD"),
+        pytest.param(torchattacks.PGD, Linf, "sign", 0.7, 0.3, uniform_start, id="PGD-into-the-box"),
+        pytest.param(torchattacks.PGDL2, L2, "normalised", 0.5, 0.2, spherical_start, id="PGDL2"),
+        pytest.param(torchattacks.PGDL2, L2, "normalised", 9.0, 3.0, spherical_start, id="PGDL2-into-the-box"),
+    ],
+)
+def test_pgd_on_pixels_is_that_of_torchattacks(
+    theirs: type,
+    ball: type[L2] | type[Linf],
+    rule: str,
+    eps: float,
+    alpha: float,
+    begin: Callable[[Tensor, float], Tensor],
+    random_start: bool,
+    seed: int,
+) -> None:
+    model = convnet()
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(6, 3, 8, 8, generator=generator, dtype=torch.float64)
+    labels = torch.randint(5, (6,), generator=generator)
+    torch.manual_seed(seed)
+    expected = theirs(model, eps=eps, alpha=alpha, steps=5, random_start=random_start)(images, labels)
+    torch.manual_seed(seed)
+    start = Given(begin(images, eps)) if random_start else Zero()
+    target = Adapter(
+        model,
+        {"image": Site("", at="input")},
+        loss=lambda outputs, batch: F.cross_entropy(outputs, labels, reduction="none"),
+    )
+    ascent = Ascent(ball(eps), step_size=alpha, start=start, rule=rule, box=(0.0, 1.0))
+    delta = Attack(EmbeddingPerturber(image=ascent), PGD(5))(target, images).deltas["image"]
+    assert delta.any()
+    torch.testing.assert_close(images + delta, expected, rtol=1e-6, atol=1e-8)  # they add 1e-10 to norms
+    assert ((images + delta >= 0) & (images + delta <= 1)).all()
