@@ -8,7 +8,7 @@
        deltas     │ forward under injected deltas                    ┌────────────┐
      ┌────────────▼──────────────┐  outputs (clean, perturbed)       │ regulariser│ regularizers.py
      │          passes           ├──────────────────────────────────►│  + task    │
-     │ passes.py                 │◄──────────────────────────────────┤   loss     │
+     │ passes.py, rounds.py      │◄──────────────────────────────────┤   loss     │
      └──────▲─────────────┬──────┘  losses                           └────────────┘
      probes │             │ feedback                used by training.py (a step) and attacks.py (an attack)
        ┌────┴─────────────▼────┐
@@ -40,7 +40,6 @@ from advvl.maximizers import FreeAT as FreeAT
 from advvl.maximizers import FreeLB as FreeLB
 from advvl.maximizers import InnerMaximizer as InnerMaximizer
 from advvl.maximizers import Probe as Probe
-from advvl.passes import PassTrace as PassTrace
 from advvl.perturbers import Ascent as Ascent
 from advvl.perturbers import EmbeddingPerturber as EmbeddingPerturber
 from advvl.perturbers import Given as Given
@@ -56,5 +55,6 @@ from advvl.recipes import villa as villa
 from advvl.regularizers import KL as KL
 from advvl.regularizers import Regularizer as Regularizer
 from advvl.regularizers import SymmetricKL as SymmetricKL
+from advvl.rounds import PassTrace as PassTrace
 from advvl.training import AdversarialTraining as AdversarialTraining
 from advvl.training import StepReport as StepReport

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from advvl.adapters.base import Adapter, Batch, adapted
 from advvl.maximizers import InnerMaximizer
-from advvl.passes import Correct, Loss, Passes, Round, check_parts, no_sync
+from advvl.passes import Correct, Loss, Passes, check_parts, no_sync
 from advvl.perturbers import Perturber
 from advvl.randomness import preserved
+from advvl.rounds import Round
 from advvl.states import kept_buffers, kept_modes
 
 

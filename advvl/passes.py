@@ -1,20 +1,15 @@
 """Passes: the only code that runs a model and differentiates.
 
-`Passes` answers a maximiser's probes on one batch: it runs the model under the probe's perturbations, takes the
-gradients that are wanted, and sends back what came out. `CleanBranch` is the unperturbed pass that a regulariser
-compares with. Its gradient is exact and costs one backward however many passes compare with it: each comparison is made
-with a leaf that stands for the clean logits and collects their cotangent, and the last perturbed graph and the clean
-graph are left together in one backward. (Two would be one all-reduce too many under DDP, and wrong there.)
-
-With `dropout="shared"` every pass replays the random state of the first. A pass that starts at zero is then the clean
-pass itself and is not run again: its perturbation's gradient is taken from the clean graph by one input-only backward.
+`Passes` runs a model on one batch under the perturbations that a probe asks for, with each perturbation a leaf of the
+graph; `input_gradients` and `accumulate` are its two ways to differentiate. Which passes share a clean branch, and what is
+left together in one backward, is `rounds`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,37 +17,15 @@ from torch import Tensor, nn
 
 from advvl.adapters.base import Adapter, Batch, Binding, Maker, Outputs
 from advvl.balls import Place
-from advvl.errors import ConfigurationError, RandomnessError, ShapeError, SiteError
-from advvl.maximizers import Feedback, InnerMaximizer, Probe
-from advvl.perturbers import Perturber, Start, Zero
-from advvl.randomness import RandomState, forked
-from advvl.regularizers import Regularizer
-from advvl.states import kept_buffers
+from advvl.errors import ConfigurationError, ShapeError, SiteError
+from advvl.maximizers import Feedback, InnerMaximizer
+from advvl.perturbers import Perturber, Start
+from advvl.randomness import forked
 
 Loss = Callable[[Outputs, Batch], Tensor]
 Correct = Callable[[Outputs, Batch], Tensor]
 Backward = Callable[[Tensor], object]
 Sync = Callable[[], AbstractContextManager[object]]
-
-
-@dataclass(frozen=True)
-class PassTrace:
-    """What one pass was: for parity tests and for looking inside.
-
-    Arguments:
-        modalities: those perturbed; empty for the clean pass.
-        weight: of the pass in the parameter gradient.
-        logits, task_loss, regularization: as they came out; unweighted by `weight`.
-        deltas, gradients: of the perturbations, unscaled; gradients are of `task_loss + regularization`.
-    """
-
-    modalities: tuple[str, ...]
-    weight: float
-    logits: Tensor | None
-    task_loss: Tensor
-    regularization: Tensor | None
-    deltas: Mapping[str, Tensor] = field(default_factory=dict)
-    gradients: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -66,41 +39,6 @@ class Pass:
     places: dict[str, Place]
     binding: Binding
     effective: dict[str, Tensor]
-
-
-class CleanBranch:
-    """The clean pass of one round, and the cotangent that waits for its backward."""
-
-    def __init__(self, run: Pass, logits: Tensor, *, live: bool) -> None:
-        wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        self.run, self.live = run, live
-        self.logits = logits
-        self.reference = logits.detach().to(wide, copy=True).requires_grad_(live)
-        self.task_weight = 0.0
-        self._cotangent: Tensor | None = None
-        self._served: dict[str, Tensor] | None = None
-
-    def collect(self, factor: Tensor | None) -> None:
-        """Take the cotangent that a backward left on the reference, freed of the loss scale."""
-        gradient, self.reference.grad = self.reference.grad, None
-        if gradient is not None:
-            gradient = gradient if factor is None else gradient / factor
-            self._cotangent = gradient if self._cotangent is None else self._cotangent + gradient
-
-    def gradients(self) -> dict[str, Tensor]:
-        """The gradients at the zero perturbations of the clean pass, by one input-only backward of its graph."""
-        if self._served is None:
-            self._served = _input_gradients(self.run.task, self.run.leaves, retain_graph=True)
-        return self._served
-
-    def remainder(self) -> Tensor | None:
-        """What the clean graph still owes the parameters: its task loss and ⟨collected cotangent, clean logits⟩."""
-        parts = []
-        if self.task_weight:
-            parts.append(self.task_weight * self.run.task)
-        if self._cotangent is not None:
-            parts.append((self._cotangent * self.logits.to(self._cotangent.dtype)).sum())
-        return sum(parts[1:], parts[0]) if parts else None
 
 
 class Passes:
@@ -186,6 +124,13 @@ class Passes:
         task = loss if losses is None else self._reduce(losses)
         return Pass(outputs, losses, task, leaves, places, binding, effective)
 
+    def comparable(self, outputs: Outputs) -> Tensor:
+        """The logits, or the loss of a model that gives nothing else: what tells whether a pass was repeated."""
+        try:
+            return self.adapter.logits(outputs).detach().float()
+        except ConfigurationError:
+            return self._loss(outputs, self.batch).detach().float()
+
     def logits(self, run: Pass) -> Tensor:
         return self.adapter.logits(run.outputs)
 
@@ -224,6 +169,54 @@ class Passes:
         return Place(x.detach(), mask, rows)
 
 
+def input_gradients(
+    objective: Tensor, leaves: Mapping[str, Tensor], *, retain_graph: bool = False
+) -> dict[str, Tensor]:
+    """The gradients of an objective with respect to the perturbations alone; parameters get none.
+
+    Raises:
+        SiteError: the objective does not depend on one of them.
+    """
+    found = torch.autograd.grad(objective, list(leaves.values()), retain_graph=retain_graph, allow_unused=True)
+    return all_found(dict(zip(leaves, found, strict=True)))
+
+
+def accumulate(total: Tensor, backward: Backward | None) -> Tensor | None:
+    """Accumulate the gradients of `total` into every leaf's `.grad`, by the caller's backward if there is one.
+
+    Returns:
+        The factor by which that scaled them, read off a zero leaf added to `total`; None for 1.
+
+    Raises:
+        SiteError: the caller's backward differentiates nothing.
+    """
+    if backward is None:
+        total.backward()  # type: ignore[no-untyped-call]
+        return None
+    unit = torch.zeros_like(total, requires_grad=True)
+    backward(total + unit)
+    if unit.grad is None:
+        raise SiteError("expected backward to differentiate the loss it was given, but it did not")
+    return unit.grad
+
+
+def all_found(gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """The gradients, every one of which has to be there.
+
+    Raises:
+        SiteError: one is not.
+    """
+    complete = {}
+    for modality, gradient in gradients.items():
+        if gradient is None:
+            raise SiteError(
+                f"expected the loss to depend on the perturbation of {modality!r}, but it does not; "
+                "its site's tensor is not used, or is detached or under no_grad behind it"
+            )
+        complete[modality] = gradient
+    return complete
+
+
 def check_parts(perturber: object, maximizer: object) -> None:
     """Raise ConfigurationError unless the two are what they are called, which are easily swapped."""
     if not isinstance(perturber, Perturber):
@@ -236,13 +229,6 @@ def _mean(losses: Tensor) -> Tensor:
     return losses.mean() if losses.numel() else losses.sum()  # of no rows: 0, with a graph
 
 
-def _input_gradients(
-    objective: Tensor, leaves: Mapping[str, Tensor], *, retain_graph: bool = False
-) -> dict[str, Tensor]:
-    found = torch.autograd.grad(objective, list(leaves.values()), retain_graph=retain_graph, allow_unused=True)
-    return _all_found(dict(zip(leaves, found, strict=True)))
-
-
 def _tensor(what: str, modality: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise ShapeError(
@@ -250,18 +236,6 @@ def _tensor(what: str, modality: str, value: object) -> Tensor:
             f"for a site without any, leave {what} out of it"
         )
     return value
-
-
-def _all_found(gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-    complete = {}
-    for modality, gradient in gradients.items():
-        if gradient is None:
-            raise SiteError(
-                f"expected the loss to depend on the perturbation of {modality!r}, but it does not; "
-                "its site's tensor is not used, or is detached or under no_grad behind it"
-            )
-        complete[modality] = gradient
-    return complete
 
 
 def _effective(x: Tensor, delta: Tensor) -> Tensor:
@@ -272,242 +246,15 @@ def _effective(x: Tensor, delta: Tensor) -> Tensor:
     return torch.where(size > 0, kept / torch.where(size > 0, size, torch.ones_like(size)), torch.ones_like(size))
 
 
-class Round:
-    """The passes between two parameter updates, with the clean branch they share.
-
-    Arguments:
-        passes: runs the model.
-        quiet: entered around passes whose gradients are not to be reduced yet.
-        regularizer: compares each perturbed pass with the clean one; None: there is no clean pass.
-        clean_weight: of the clean pass's own task loss in the parameter gradient.
-        shared: replay the first pass's randomness in every later one.
-        freeze_stats: keep perturbed passes out of BatchNorm's running statistics.
-        backward: accumulates parameter gradients; may scale its argument. None: `Tensor.backward`.
-        trace: is told of every pass.
-    """
-
-    def __init__(
-        self,
-        passes: Passes,
-        *,
-        quiet: Sync,
-        regularizer: Regularizer | None = None,
-        clean_weight: float = 0.0,
-        shared: bool = False,
-        freeze_stats: bool = False,
-        backward: Backward | None = None,
-        trace: Callable[[PassTrace], object] | None = None,
-    ) -> None:
-        self.passes, self.regularizer, self.clean_weight = passes, regularizer, clean_weight
-        self.shared, self.freeze_stats, self.quiet, self.trace = shared, freeze_stats, quiet, trace
-        self._backward = backward
-        self._clean: CleanBranch | None = None
-        self._random: RandomState | None = None
-        self.loss: Tensor | None = None
-        self.task_loss: Tensor | None = None
-        self.regularization: Tensor | None = None
-        self.effective: dict[str, Tensor] = {}
-        self.count = 0
-
-    def run(self, probe: Probe) -> Feedback:
-        """Answer a probe."""
-        modalities = tuple(probe.deltas)
-        if self._needs_clean() and self._clean is None:
-            with self.quiet():
-                self._clean = self._run_clean()
-        clean = self._clean
-        if clean is not None and not probe.update and self._is_clean_pass(probe):
-            return self._serve(clean, probe, modalities)
-        with nullcontext() if probe.update else self.quiet(), _grad(probe):
-            run = self._forward(probe.deltas, wants=probe.delta_gradients)
-            logits = None if self.regularizer is None and self.trace is None else self.passes.logits(run)
-            penalty = self._penalty(clean, logits, probe)
-            objective = run.task if penalty is None else run.task + penalty
-            if probe.weight:
-                gradients = self._learn(probe, run, objective, clean)
-            elif probe.delta_gradients:
-                run.binding.begin_backward()
-                gradients = _input_gradients(objective, run.leaves)
-            else:
-                gradients = {}
-        self._account(probe.weight, run.task, penalty)
-        self._tell(modalities, probe.weight, logits, run, penalty, gradients)
-        self.effective.update(run.effective)
-        return self.passes.feedback(run, gradients, modalities)
-
-    def _needs_clean(self) -> bool:
-        return self.regularizer is not None or self.clean_weight > 0
-
-    def _is_clean_pass(self, probe: Probe) -> bool:
-        at_zero = all(isinstance(delta, Zero) for delta in probe.deltas.values())
-        same = self.regularizer is None or self.regularizer.vanishes_at_equality
-        return self.shared and at_zero and same
-
-    def _run_clean(self) -> CleanBranch:
-        live = self.clean_weight > 0 or (self.regularizer is not None and self.regularizer.through_clean)
-        zeros = {m: start for m, start in self.passes.perturber.starts().items() if isinstance(start, Zero)}
-        serves = self.shared and bool(zeros)  # then later probes at zero are answered from this graph
-        with torch.enable_grad() if live or serves else torch.no_grad():
-            run = self._forward(zeros if serves else {}, wants=True, clean=True)
-        logits = self.passes.logits(run) if self.regularizer is not None or self.trace is not None else run.task
-        branch = CleanBranch(run, logits, live=self.regularizer is not None and self.regularizer.through_clean)
-        branch.task_weight = self.clean_weight
-        if self.clean_weight:
-            self._account(self.clean_weight, run.task, None)
-        self._tell((), self.clean_weight, logits, run, None, {})
-        return branch
-
-    def _serve(self, clean: CleanBranch, probe: Probe, modalities: tuple[str, ...]) -> Feedback:
-        clean.run.binding.begin_backward()
-        gradients = clean.gradients() if probe.delta_gradients else {}
-        clean.task_weight += probe.weight
-        penalty = None if self.regularizer is None else clean.run.task.detach() * 0
-        self._account(probe.weight, clean.run.task, penalty)
-        self._tell(modalities, probe.weight, clean.logits, clean.run, penalty, gradients)
-        return self.passes.feedback(clean.run, gradients, modalities)
-
-    def _penalty(self, clean: CleanBranch | None, logits: Tensor | None, probe: Probe) -> Tensor | None:
-        if self.regularizer is None or clean is None or logits is None:
-            return None
-        if not clean.live or not probe.weight:
-            against = clean.reference.detach()
-        else:
-            against = clean.logits if probe.update else clean.reference
-        return self.regularizer(against, logits, self.passes.adapter.positions(self.passes.batch))
-
-    def _learn(self, probe: Probe, run: Pass, objective: Tensor, clean: CleanBranch | None) -> dict[str, Tensor]:
-        total, both = probe.weight * objective, False
-        if probe.update:
-            remainder = None if clean is None else clean.remainder()
-            total = total if remainder is None else total + remainder
-            both = clean is not None and (clean.live or remainder is not None)
-        factor = self._differentiate(run, total, both=both)
-        if clean is not None and not probe.update:
-            clean.collect(factor)
-        if probe.update:
-            self._clean = self._random = None
-        if not probe.delta_gradients:
-            return {}
-        gradients = _all_found({modality: leaf.grad for modality, leaf in run.leaves.items()})
-        scale = probe.weight if factor is None else factor * probe.weight
-        return {modality: gradient / scale for modality, gradient in gradients.items()}
-
-    def _differentiate(self, run: Pass, total: Tensor, *, both: bool) -> Tensor | None:
-        """Accumulate parameter gradients, of `both` the pass and the clean one or of the pass alone.
-
-        Returns the factor by which the caller's backward scaled them, None for 1.
-        """
-        run.binding.begin_backward(refusal=_CHECKPOINTED if both else None)
-        if self._backward is None:
-            total.backward()  # type: ignore[no-untyped-call]
-            return None
-        unit = torch.zeros_like(total, requires_grad=True)
-        self._backward(total + unit)
-        if unit.grad is None:
-            raise SiteError("expected backward to differentiate the loss it was given, but it did not")
-        return unit.grad
-
-    def _forward(self, deltas: Mapping[str, Tensor | Start], *, wants: bool, clean: bool = False) -> Pass:
-        self.count += 1
-        model = self.passes.adapter.model
-        if self.shared and self._random is not None:
-            self._random.replay()
-            return self._perturbed(deltas, wants=wants)
-        if not self.shared:
-            return self._perturbed(deltas, wants=wants) if not clean else self.passes.forward(deltas, wants=wants)
-        self._random = RandomState.of(model)
-        run = self.passes.forward(deltas, wants=wants)
-        if not self.passes.adapter.replay_verified:
-            self._verify(self._random, run)
-        return run
-
-    def _perturbed(self, deltas: Mapping[str, Tensor | Start], *, wants: bool) -> Pass:
-        if not self.freeze_stats:
-            return self.passes.forward(deltas, wants=wants)
-        with _frozen_stats(self.passes.adapter.model):
-            return self.passes.forward(deltas, wants=wants)
-
-    def _verify(self, random: RandomState, run: Pass) -> None:
-        """Run the first pass again, without a graph, and see that replay gives the same logits."""
-        adapter = self.passes.adapter
-        after = RandomState.of(adapter.model)
-        random.replay()
-        deltas = {modality: leaf.detach() for modality, leaf in run.leaves.items()}
-        with torch.no_grad(), kept_buffers(adapter.model), adapter.inject(deltas):
-            again = adapter.forward(self.passes.batch)
-        first, second = self._comparable(run.outputs), self._comparable(again)
-        close = (
-            torch.allclose(first, second, rtol=1e-3, atol=1e-3 * float(first.abs().max())) if first.numel() else True
-        )
-        if not close or not RandomState.of(adapter.model).equals(after):
-            raise RandomnessError(
-                "expected replaying torch's random state to repeat a pass, but its outputs differ; the model draws from "
-                "elsewhere (a generator of its own, numpy, another device): use dropout='fresh'"
-            )
-        adapter.replay_verified = True
-
-    def _comparable(self, outputs: Outputs) -> Tensor:
-        try:
-            return self.passes.adapter.logits(outputs).detach().float()
-        except ValueError:  # a model that gives only its loss
-            return self.passes._loss(outputs, self.passes.batch).detach().float()
-
-    def _account(self, weight: float, task: Tensor, penalty: Tensor | None) -> None:
-        if not weight:
-            return
-        self.task_loss = _plus(self.task_loss, weight * task.detach())
-        if penalty is not None:
-            self.regularization = _plus(self.regularization, weight * penalty.detach())
-        self.loss = self.task_loss if self.regularization is None else self.task_loss + self.regularization
-
-    def _tell(
-        self,
-        modalities: tuple[str, ...],
-        weight: float,
-        logits: Tensor | None,
-        run: Pass,
-        penalty: Tensor | None,
-        gradients: Mapping[str, Tensor],
-    ) -> None:
-        if self.trace is None:
-            return
-        self.trace(
-            PassTrace(
-                modalities,
-                weight,
-                None if logits is None else logits.detach(),
-                run.task.detach(),
-                None if penalty is None else penalty.detach(),
-                {modality: run.leaves[modality].detach() for modality in modalities},
-                {modality: gradients[modality].detach() for modality in modalities if modality in gradients},
-            )
-        )
-
-
 def no_sync(model: nn.Module) -> Sync:
     """The wrapper's own way of putting off the reduction of gradients (DDP, FSDP), or nothing."""
     found: Any = getattr(model, "no_sync", None)
     return found if callable(found) else nullcontext
 
 
-_CHECKPOINTED = (
-    "expected the site of {modality!r} outside any activation-checkpointed region, but it was run again in a backward "
-    "that covers both the clean and the last perturbed pass, where it cannot be told which of them it belongs to; "
-    "checkpoint only layers above the site, or train without a regulariser through the clean branch"
-)
-
-
-def _grad(probe: Probe) -> AbstractContextManager[object]:
-    """A graph only where something is differentiated."""
-    return torch.enable_grad() if probe.weight or probe.delta_gradients else torch.no_grad()
-
-
-def _plus(sum_: Tensor | None, term: Tensor) -> Tensor:
-    return term if sum_ is None else sum_ + term
-
-
 @contextmanager
-def _frozen_stats(model: nn.Module) -> Iterator[None]:
+def frozen_stats(model: nn.Module) -> Iterator[None]:
+    """Keep what runs within out of BatchNorm's running statistics."""
     norms: list[Any] = [
         module
         for module in model.modules()

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from advvl.adapters.base import Adapter, Batch, adapted
 from advvl.errors import ConfigurationError, NonFiniteError
 from advvl.maximizers import AscentState, Feedback, InnerMaximizer
-from advvl.passes import Backward, Correct, Loss, Passes, PassTrace, Round, Sync, check_parts, no_sync
+from advvl.passes import Backward, Correct, Loss, Passes, Sync, check_parts, no_sync
 from advvl.perturbers import Perturber
 from advvl.regularizers import Regularizer
+from advvl.rounds import PassTrace, Round
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,290 @@
+"""Rounds: the passes between two parameter updates, and the clean pass that they share.
+
+A regulariser compares perturbed passes with a clean one, and its gradient flows into both. That gradient is exact and
+costs one backward of the clean graph however many passes compare with it: each comparison is made with a leaf that
+stands for the clean logits and collects their cotangent, and the last perturbed graph and the clean graph are left
+together in one backward. (Two would be one all-reduce too many under DDP, and wrong there.)
+
+With `dropout="shared"` every pass replays the random state of the first. A pass that starts at zero is then the clean
+pass itself and is not run again: its perturbation's gradient is taken from the clean graph by one input-only backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from advvl.errors import RandomnessError
+from advvl.maximizers import Feedback, Probe
+from advvl.passes import Backward, Pass, Passes, Sync, accumulate, all_found, frozen_stats, input_gradients
+from advvl.perturbers import Start, Zero
+from advvl.randomness import RandomState
+from advvl.regularizers import Regularizer
+from advvl.states import kept_buffers
+
+
+@dataclass(frozen=True)
+class PassTrace:
+    """What one pass was: for parity tests and for looking inside.
+
+    Arguments:
+        modalities: those perturbed; empty for the clean pass.
+        weight: of the pass in the parameter gradient.
+        logits, task_loss, regularization: as they came out; unweighted by `weight`.
+        deltas, gradients: of the perturbations, unscaled; gradients are of `task_loss + regularization`.
+    """
+
+    modalities: tuple[str, ...]
+    weight: float
+    logits: Tensor | None
+    task_loss: Tensor
+    regularization: Tensor | None
+    deltas: Mapping[str, Tensor] = field(default_factory=dict)
+    gradients: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class CleanBranch:
+    """The clean pass of one round, and the cotangent that waits for its backward."""
+
+    def __init__(self, run: Pass, logits: Tensor, *, live: bool) -> None:
+        wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        self.run, self.live = run, live
+        self.logits = logits
+        self.reference = logits.detach().to(wide, copy=True).requires_grad_(live)
+        self.task_weight = 0.0
+        self._cotangent: Tensor | None = None
+        self._served: dict[str, Tensor] | None = None
+
+    def collect(self, factor: Tensor | None) -> None:
+        """Take the cotangent that a backward left on the reference, freed of the loss scale."""
+        gradient, self.reference.grad = self.reference.grad, None
+        if gradient is not None:
+            gradient = gradient if factor is None else gradient / factor
+            self._cotangent = gradient if self._cotangent is None else self._cotangent + gradient
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The gradients at the zero perturbations of the clean pass, by one input-only backward of its graph."""
+        if self._served is None:
+            self._served = input_gradients(self.run.task, self.run.leaves, retain_graph=True)
+        return self._served
+
+    def remainder(self) -> Tensor | None:
+        """What the clean graph still owes the parameters: its task loss and ⟨collected cotangent, clean logits⟩."""
+        parts = []
+        if self.task_weight:
+            parts.append(self.task_weight * self.run.task)
+        if self._cotangent is not None:
+            parts.append((self._cotangent * self.logits.to(self._cotangent.dtype)).sum())
+        return sum(parts[1:], parts[0]) if parts else None
+
+
+class Round:
+    """The passes between two parameter updates, with the clean branch they share.
+
+    Arguments:
+        passes: runs the model.
+        quiet: entered around passes whose gradients are not to be reduced yet.
+        regularizer: compares each perturbed pass with the clean one; None: there is no clean pass.
+        clean_weight: of the clean pass's own task loss in the parameter gradient.
+        shared: replay the first pass's randomness in every later one.
+        freeze_stats: keep perturbed passes out of BatchNorm's running statistics.
+        backward: accumulates parameter gradients; may scale its argument. None: `Tensor.backward`.
+        trace: is told of every pass.
+    """
+
+    def __init__(
+        self,
+        passes: Passes,
+        *,
+        quiet: Sync,
+        regularizer: Regularizer | None = None,
+        clean_weight: float = 0.0,
+        shared: bool = False,
+        freeze_stats: bool = False,
+        backward: Backward | None = None,
+        trace: Callable[[PassTrace], object] | None = None,
+    ) -> None:
+        self.passes, self.regularizer, self.clean_weight = passes, regularizer, clean_weight
+        self.shared, self.freeze_stats, self.quiet, self.trace = shared, freeze_stats, quiet, trace
+        self._backward = backward
+        self._clean: CleanBranch | None = None
+        self._random: RandomState | None = None
+        self.loss: Tensor | None = None
+        self.task_loss: Tensor | None = None
+        self.regularization: Tensor | None = None
+        self.effective: dict[str, Tensor] = {}
+        self.count = 0
+
+    def run(self, probe: Probe) -> Feedback:
+        """Answer a probe."""
+        modalities = tuple(probe.deltas)
+        if self._needs_clean() and self._clean is None:
+            with self.quiet():
+                self._clean = self._run_clean()
+        clean = self._clean
+        if clean is not None and not probe.update and self._is_clean_pass(probe):
+            return self._serve(clean, probe, modalities)
+        with nullcontext() if probe.update else self.quiet(), _grad(probe):
+            run = self._forward(probe.deltas, wants=probe.delta_gradients)
+            logits = None if self.regularizer is None and self.trace is None else self.passes.logits(run)
+            penalty = self._penalty(clean, logits, probe)
+            objective = run.task if penalty is None else run.task + penalty
+            if probe.weight:
+                gradients = self._learn(probe, run, objective, clean)
+            elif probe.delta_gradients:
+                run.binding.begin_backward()
+                gradients = input_gradients(objective, run.leaves)
+            else:
+                gradients = {}
+        self._account(probe.weight, run.task, penalty)
+        self._tell(modalities, probe.weight, logits, run, penalty, gradients)
+        self.effective.update(run.effective)
+        return self.passes.feedback(run, gradients, modalities)
+
+    def _needs_clean(self) -> bool:
+        return self.regularizer is not None or self.clean_weight > 0
+
+    def _is_clean_pass(self, probe: Probe) -> bool:
+        at_zero = all(isinstance(delta, Zero) for delta in probe.deltas.values())
+        same = self.regularizer is None or self.regularizer.vanishes_at_equality
+        return self.shared and at_zero and same
+
+    def _run_clean(self) -> CleanBranch:
+        live = self.clean_weight > 0 or (self.regularizer is not None and self.regularizer.through_clean)
+        zeros = {m: start for m, start in self.passes.perturber.starts().items() if isinstance(start, Zero)}
+        serves = self.shared and bool(zeros)  # then later probes at zero are answered from this graph
+        with torch.enable_grad() if live or serves else torch.no_grad():
+            run = self._forward(zeros if serves else {}, wants=True, clean=True)
+        logits = self.passes.logits(run) if self.regularizer is not None or self.trace is not None else run.task
+        branch = CleanBranch(run, logits, live=self.regularizer is not None and self.regularizer.through_clean)
+        branch.task_weight = self.clean_weight
+        if self.clean_weight:
+            self._account(self.clean_weight, run.task, None)
+        self._tell((), self.clean_weight, logits, run, None, {})
+        return branch
+
+    def _serve(self, clean: CleanBranch, probe: Probe, modalities: tuple[str, ...]) -> Feedback:
+        clean.run.binding.begin_backward()
+        gradients = clean.gradients() if probe.delta_gradients else {}
+        clean.task_weight += probe.weight
+        penalty = None if self.regularizer is None else clean.run.task.detach() * 0
+        self._account(probe.weight, clean.run.task, penalty)
+        self._tell(modalities, probe.weight, clean.logits, clean.run, penalty, gradients)
+        return self.passes.feedback(clean.run, gradients, modalities)
+
+    def _penalty(self, clean: CleanBranch | None, logits: Tensor | None, probe: Probe) -> Tensor | None:
+        if self.regularizer is None or clean is None or logits is None:
+            return None
+        if not clean.live or not probe.weight:
+            against = clean.reference.detach()
+        else:
+            against = clean.logits if probe.update else clean.reference
+        return self.regularizer(against, logits, self.passes.adapter.positions(self.passes.batch))
+
+    def _learn(self, probe: Probe, run: Pass, objective: Tensor, clean: CleanBranch | None) -> dict[str, Tensor]:
+        total, both = probe.weight * objective, False
+        if probe.update:
+            remainder = None if clean is None else clean.remainder()
+            total = total if remainder is None else total + remainder
+            both = clean is not None and (clean.live or remainder is not None)
+        run.binding.begin_backward(refusal=_CHECKPOINTED if both else None)
+        factor = accumulate(total, self._backward)
+        if clean is not None and not probe.update:
+            clean.collect(factor)
+        if probe.update:
+            self._clean = self._random = None
+        if not probe.delta_gradients:
+            return {}
+        gradients = all_found({modality: leaf.grad for modality, leaf in run.leaves.items()})
+        scale = probe.weight if factor is None else factor * probe.weight
+        return {modality: gradient / scale for modality, gradient in gradients.items()}
+
+    def _forward(self, deltas: Mapping[str, Tensor | Start], *, wants: bool, clean: bool = False) -> Pass:
+        self.count += 1
+        model = self.passes.adapter.model
+        if self.shared and self._random is not None:
+            self._random.replay()
+            return self._perturbed(deltas, wants=wants)
+        if not self.shared:
+            return self._perturbed(deltas, wants=wants) if not clean else self.passes.forward(deltas, wants=wants)
+        self._random = RandomState.of(model)
+        run = self.passes.forward(deltas, wants=wants)
+        if not self.passes.adapter.replay_verified:
+            self._verify(self._random, run)
+        return run
+
+    def _perturbed(self, deltas: Mapping[str, Tensor | Start], *, wants: bool) -> Pass:
+        if not self.freeze_stats:
+            return self.passes.forward(deltas, wants=wants)
+        with frozen_stats(self.passes.adapter.model):
+            return self.passes.forward(deltas, wants=wants)
+
+    def _verify(self, random: RandomState, run: Pass) -> None:
+        """Run the first pass again, without a graph, and see that replay gives the same logits."""
+        adapter = self.passes.adapter
+        after = RandomState.of(adapter.model)
+        random.replay()
+        deltas = {modality: leaf.detach() for modality, leaf in run.leaves.items()}
+        with torch.no_grad(), kept_buffers(adapter.model), adapter.inject(deltas):
+            again = adapter.forward(self.passes.batch)
+        first, second = self.passes.comparable(run.outputs), self.passes.comparable(again)
+        close = (
+            torch.allclose(first, second, rtol=1e-3, atol=1e-3 * float(first.abs().max())) if first.numel() else True
+        )
+        if not close or not RandomState.of(adapter.model).equals(after):
+            raise RandomnessError(
+                "expected replaying torch's random state to repeat a pass, but its outputs differ; the model draws from "
+                "elsewhere (a generator of its own, numpy, another device): use dropout='fresh'"
+            )
+        adapter.replay_verified = True
+
+    def _account(self, weight: float, task: Tensor, penalty: Tensor | None) -> None:
+        if not weight:
+            return
+        self.task_loss = _plus(self.task_loss, weight * task.detach())
+        if penalty is not None:
+            self.regularization = _plus(self.regularization, weight * penalty.detach())
+        self.loss = self.task_loss if self.regularization is None else self.task_loss + self.regularization
+
+    def _tell(
+        self,
+        modalities: tuple[str, ...],
+        weight: float,
+        logits: Tensor | None,
+        run: Pass,
+        penalty: Tensor | None,
+        gradients: Mapping[str, Tensor],
+    ) -> None:
+        if self.trace is None:
+            return
+        self.trace(
+            PassTrace(
+                modalities,
+                weight,
+                None if logits is None else logits.detach(),
+                run.task.detach(),
+                None if penalty is None else penalty.detach(),
+                {modality: run.leaves[modality].detach() for modality in modalities},
+                {modality: gradients[modality].detach() for modality in modalities if modality in gradients},
+            )
+        )
+
+
+_CHECKPOINTED = (
+    "expected the site of {modality!r} outside any activation-checkpointed region, but it was run again in a backward "
+    "that covers both the clean and the last perturbed pass, where it cannot be told which of them it belongs to; "
+    "checkpoint only layers above the site, or train without a regulariser through the clean branch"
+)
+
+
+def _grad(probe: Probe) -> AbstractContextManager[object]:
+    """A graph only where something is differentiated."""
+    return torch.enable_grad() if probe.weight or probe.delta_gradients else torch.no_grad()
+
+
+def _plus(sum_: Tensor | None, term: Tensor) -> Tensor:
+    return term if sum_ is None else sum_ + term
