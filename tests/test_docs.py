@@ -92,7 +92,7 @@ def test_a_block_that_fails_is_seen_at_its_line() -> None:
     assert caught.traceback[-1].lineno == 9  # counted from 0
 
 
-@pytest.mark.parametrize("page", ["README.md", "worked-example.md", "extending.md"])
+@pytest.mark.parametrize("page", ["README.md", "your-model.md", "worked-example.md", "extending.md"])
 def test_pages_that_teach_have_code(page: str) -> None:
     assert page in map(name, WITH_CODE)
 
