@@ -110,7 +110,8 @@ class AdversarialTraining:
             loss: from outputs and batch to a scalar, or one loss a row (their mean is taken); None: the model's own.
             backward: does what `Tensor.backward` does, and may scale (`lambda t: scaler.scale(t).backward()`,
                 `accelerator.backward`); the gradients of perturbations are freed of its factor on the device.
-            update: unscale, clip, step and zero the gradients; called when they are complete. FreeAT needs it.
+            update: unscale, clip, step and zero the gradients; called when they are complete. FreeAT needs it, and
+                cannot accumulate gradients over batches.
             sync: a context manager for passes whose gradients must not be reduced yet; None: the wrapper's `no_sync`.
             generator: what random starts are drawn from.
             state: what the maximiser carries from batch to batch.
@@ -148,7 +149,9 @@ class AdversarialTraining:
                         if probe.update:
                             watch.read(round_.loss)
                             if update is not None:
+                                before = _gradients(adapter.model) if self.maximizer.updates > 1 else []
                                 update()
+                                _check_updated(before)
                         try:
                             following = probes.send(feedback)
                         except StopIteration:
@@ -175,6 +178,19 @@ class AdversarialTraining:
                 "expected a DDP model without static_graph, got static_graph=True: a step runs several passes before "
                 "one reduction, and a static graph reduces after the first; wrap the model with static_graph=False"
             )
+
+
+def _gradients(model: nn.Module) -> list[tuple[nn.Parameter, Tensor, int]]:
+    return [(p, p.grad, p.grad._version) for p in model.parameters() if p.grad is not None]
+
+
+def _check_updated(before: list[tuple[nn.Parameter, Tensor, int]]) -> None:
+    """Raise ConfigurationError if an update left every gradient as it was: neither dropped nor written to."""
+    if before and all(p.grad is gradient and gradient._version == version for p, gradient, version in before):
+        raise ConfigurationError(
+            "expected update to step the optimiser and zero the gradients, got every gradient as it was before; "
+            "gradient accumulation is impossible with several updates a step: let every call of update take effect"
+        )
 
 
 _CHOICES = {"dropout": ("fresh", "shared"), "track_stats": ("all", "clean"), "nonfinite": ("raise", "keep")}
@@ -210,12 +226,17 @@ class _Watch:
         if not broken.any():  # the one read
             return
         rows = {modality: bad.nonzero().flatten().tolist() for modality, bad in self.bad.items() if bad.any()}
-        where = "; ".join(f"the gradient of the {m!r} perturbation in rows {r[:20]}" for m, r in rows.items())
+        where = "; ".join(f"the gradient of the {m!r} perturbation in rows {_some(r)}" for m, r in rows.items())
         raise NonFiniteError(
             f"expected finite losses and gradients, got {where or 'none in the perturbations'}"
             f"{'' if loss.isfinite() else f'; loss {float(loss)}'}. The parameters' .grad is unusable: zero it before "
-            "going on. With a loss scaler, whose first steps overflow by design, use nonfinite='keep'"
+            "going on, and see that the batch holds finite numbers. With a loss scaler, whose first steps overflow by "
+            "design, use nonfinite='keep'"
         )
+
+
+def _some(rows: list[int]) -> str:
+    return f"{rows[:20]}" + (f" and {len(rows) - 20} more" if len(rows) > 20 else "")
 
 
 def _report(round_: Round, watch: _Watch) -> StepReport:

@@ -537,3 +537,33 @@ def test_a_row_that_is_fooled_moves_no_further() -> None:
     sizes = passes[-1].deltas["image"].flatten(1).abs().amax(1)
     assert sizes[1] == 0
     assert (sizes[[0, 2]] > 0).all()
+
+
+@pytest.mark.parametrize("zeroed", [True, False], ids=["to-none", "in-place"])
+def test_several_updates_a_step_take_any_update_that_zeroes(zeroed: bool) -> None:
+    target = toy()
+    optimizer = torch.optim.SGD(target.model.head.parameters(), lr=0.1)  # of some parameters; the others' .grad stays
+
+    def update() -> None:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=zeroed)
+
+    AdversarialTraining(perturber(), FreeAT(2)).step(target, toy_batch(), update=update, state=AscentState())
+
+
+def test_an_update_that_leaves_every_gradient_as_it_was_is_refused_where_a_step_has_several() -> None:
+    target = toy()
+    skipped: list[None] = []
+    with pytest.raises(ConfigurationError, match=r"expected update to step .* accumulation is impossible"):
+        AdversarialTraining(perturber(), FreeAT(2)).step(
+            target, toy_batch(), update=lambda: skipped.append(None), state=AscentState()
+        )
+    assert len(skipped) == 1
+    AdversarialTraining(perturber(), FreeLB(2)).step(target, toy_batch(), update=lambda: None)
+
+
+def test_many_broken_rows_are_named_in_part_and_counted() -> None:
+    batch = toy_batch(27)
+    batch["regions"][:23] = math.nan
+    with pytest.raises(NonFiniteError, match=r"rows \[0, 1, .*19\] and 3 more.*the batch holds finite numbers"):
+        AdversarialTraining(perturber(modalities=("text",)), FreeLB(2)).step(toy(), batch)
