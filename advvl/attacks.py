@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from advvl.adapters.base import Adapter, Batch, adapted
+from advvl.balls import Place
+from advvl.errors import ConfigurationError
 from advvl.maximizers import InnerMaximizer
+from advvl.ops import Box
 from advvl.passes import Correct, Loss, Passes, check_parts, no_sync
 from advvl.perturbers import Perturber
 from advvl.randomness import preserved
@@ -75,6 +78,7 @@ class Attack:
 
         Raises:
             SiteError, ShapeError, ConfigurationError: as `AdversarialTraining.step`.
+            ConfigurationError: a tensor at a site that is not inside the box of its modality.
         """
         with (
             adapted(model) as adapter,
@@ -94,9 +98,29 @@ class Attack:
         ):
             round_ = Round(passes, quiet=no_sync(adapter.model))
             probe = next(probes)
+            checked: set[str] = set()
             while True:
                 feedback = round_.run(replace(probe, weight=0.0, update=False))
+                for modality, place in feedback.places.items():
+                    if modality not in checked:
+                        _check_inside(modality, place, self.perturber.box(modality))
+                        checked.add(modality)
                 try:
                     probe = probes.send(feedback)
                 except StopIteration as stop:
                     return AttackResult(stop.value, feedback.losses, feedback.correct)
+
+
+def _check_inside(modality: str, place: Place, box: Box | None) -> None:
+    """Raise ConfigurationError if real entries are outside the box by more than rounding."""
+    if box is None:
+        return
+    low, high = box
+    rounding = 4 * torch.finfo(place.x.dtype).eps
+    real = place.x if place.mask is None else place.x[place.mask]
+    outside = ((real < low - rounding * abs(low)) | (real > high + rounding * abs(high))).sum().item()
+    if outside:
+        raise ConfigurationError(
+            f"expected the tensor of {modality!r} inside its box {box}, got {outside / real.numel():.2%} of its entries "
+            "outside; normalise inside the model, or give the box of the normalised pixels"
+        )

@@ -139,7 +139,8 @@ class Ascent:
             size of each entry's step, so that under L2 a row moves by step_size·√entries.
         start: where it begins; brought into the ball and the box.
         rule: `"normalised"` by the ball's own norm (Linf: `g / max|g|`, as published), or `"sign"`.
-        box: (low, high) bounds of the perturbed tensor itself, for pixels.
+        box: (low, high) bounds of the perturbed tensor itself, for pixels, which have to be inside; one outside stays
+            outside by what the ball does not allow, and an `Attack` refuses it.
         floor: published guard under the gradient's norm (1e-8 in VILLA and FreeLB); 0: a gradient of any size
             steps as far as any other.
         allow_zero_step: accept a step size of 0, with which nothing ever moves.
@@ -198,6 +199,11 @@ class Perturber(ABC):
     def starts(self) -> dict[str, Start]:
         """Where each modality begins."""
 
+    def box(self, modality: str) -> Box | None:
+        """The bounds of a modality's perturbed tensor, which an attack holds its input to; None: no bounds."""
+        del modality
+        return None
+
     @abstractmethod
     def begin(self, modality: str, start: Start, place: Place, generator: torch.Generator | None) -> Tensor:
         """The first perturbation of a modality at its site, inside its ball and box, zero at masked positions.
@@ -253,6 +259,9 @@ class EmbeddingPerturber(Perturber):
 
     def starts(self) -> dict[str, Start]:
         return {modality: ascent.start for modality, ascent in self.ascents.items()}
+
+    def box(self, modality: str) -> Box | None:
+        return self.ascents[modality].box
 
     def begin(self, modality: str, start: Start, place: Place, generator: torch.Generator | None) -> Tensor:
         return self.ascents[modality].begin(start, place, generator)

@@ -383,3 +383,17 @@ def test_inference_mode_is_refused_with_the_way_out() -> None:
     attack = Attack(EmbeddingPerturber(image=Ascent(L2(0.5), step_size=0.1)), PGD(2))
     with torch.inference_mode(), pytest.raises(ConfigurationError, match=r"use torch\.no_grad"):
         attack(toy(), toy_batch())
+
+
+@pytest.mark.parametrize("order", ["together", "in turn"])
+def test_a_tensor_outside_its_box_is_refused_with_the_share_of_it(order: Any) -> None:
+    batch = toy_batch(2)
+    batch["regions"] = batch["regions"].clamp(0, 1) * torch.tensor(1 + 1e-16)
+    batch["regions"][0, 0] = 1.5
+    batch["regions"][1, -1] = -9.0  # padding
+    bounded, free = Ascent(Linf(8 / 255), step_size=0.1, box=(0.0, 1.0)), Ascent(L2(1.0), step_size=0.1)
+    found = Attack(EmbeddingPerturber(text=free, image=bounded), PGD(1, order))
+    with pytest.raises(ConfigurationError, match=r"tensor of 'image' inside .*14\.29% .*normalise inside the model"):
+        found(toy(), batch)
+    batch["regions"][0, 0] = 1.0
+    found(toy(), batch)

@@ -665,3 +665,14 @@ def test_a_named_back_end_is_the_one_that_runs() -> None:
     auto = ops.step_and_project(delta, grad, step_size=0.1, radius=1.0)
     named = ops.step_and_project(delta, grad, step_size=0.1, radius=1.0, backend="reference")
     assert torch.equal(auto.delta, named.delta)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_the_ball_wins_over_a_box_that_x_is_outside_of(norm: ops.Norm) -> None:
+    x = torch.tensor([[1.5, -0.5, 0.5, 1.01]])
+    delta = torch.tensor([[0.03, -0.02, 0.01, -0.005]])
+    boxed = ops.project(delta, radius=8 / 255, norm=norm, x=x, box=(0.0, 1.0))
+    kept = ops.project(delta, radius=8 / 255, norm=norm)
+    torch.testing.assert_close(boxed, kept * torch.tensor([-1.0, -1.0, 1.0, 1.0]))
+    assert ops.norms(boxed, norm=norm) <= 8 / 255
+    assert torch.equal(ops.project(boxed, radius=8 / 255, norm=norm, x=x, box=(0.0, 1.0)), boxed)

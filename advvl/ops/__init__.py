@@ -46,7 +46,8 @@ def step_and_project(
     """Step along the gradient, back into the ball, then into the box; masked positions end at exactly zero.
 
     `rule="normalised"` moves by `step_size * grad / max(norm of grad, floor)`, `rule="sign"` by `step_size * sign(grad)`.
-    A row whose gradient is zero or not finite does not move. `box=(low, high)` bounds `x + delta`, given `x` inside it.
+    A row whose gradient is zero or not finite does not move. `box=(low, high)` bounds `x + delta`, given `x` inside it; an
+    entry of `x` outside it moves towards it by no more than it had moved at all, so that the ball wins.
     Computed in fp32 at least, stored in the dtype of `delta`, inside the ball in that dtype. Source: specification of
     VILLA's and FreeLB's update (step, then projection), defined at zero where the published form is not.
 
@@ -77,6 +78,8 @@ def project(
     backend: Backend = "auto",
 ) -> Tensor:
     """The perturbation brought back into the ball and the box, unchanged where it is inside already.
+
+    No entry grows: where `x` itself is outside the box, its entry turns towards the box, and the ball wins.
 
     Raises:
         ShapeError: the mask, segments or `x` do not fit the perturbation.

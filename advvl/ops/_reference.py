@@ -150,12 +150,13 @@ def _into(
         )
     d = d.to(storage)
     if box is not None and x is not None:
-        # Only entries outside the box change, and towards zero: (x + d) - x would round d out of its ball.
+        # Only entries outside the box change, and towards zero: (x + d) - x would round d out of its ball. Where x itself
+        # is outside, what would bring it in may be longer than d: it gets the length of d, and the ball wins.
         low, high = box
         wide = _compute(x)
         moved = wide + _compute(d)
-        down = torch.minimum(d, (high - wide).to(storage))
-        up = torch.maximum(d, (low - wide).to(storage))
+        down = torch.minimum(d, torch.maximum((high - wide).to(storage), -d.abs()))
+        up = torch.maximum(d, torch.minimum((low - wide).to(storage), d.abs()))
         d = _masked(torch.where(moved > high, down, torch.where(moved < low, up, d)), mask)
     return d
 
