@@ -11,9 +11,9 @@ import torch
 from matplotlib import image
 
 from advvl.errors import DataError, MissingExtraError
-from advvl.evaluation.report import curve_png, markdown, to_json
+from advvl.evaluation.report import curve_figure, curve_png, markdown, to_json
 from advvl.evaluation.statistics import difference_interval, mean_interval, proportion_interval
-from advvl.evaluation.summary import Condition, Report, RunResult, summarise
+from advvl.evaluation.summary import Condition, Report, RunResult, paired_interval, summarise
 
 EXAMPLES = 50
 
@@ -63,8 +63,42 @@ def test_with_one_seed_intervals_are_over_examples_and_differences_paired_by_exa
     report = summarise(ONE_SEED, baseline="standard")
     assert (report.over, report.seeds) == ("examples", (1,))
     assert row(report, "villa").accuracy[ATTACKED] == proportion_interval(22, 40)
-    assert row(report, "villa").difference[ATTACKED] == difference_interval(scores(22, 40), scores(12, 40))
+    pair = [torch.tensor(scores(right, 40), dtype=torch.float64) for right in (22, 12)]
+    assert row(report, "villa").difference[ATTACKED] == paired_interval(*pair)
+    assert "paired by example, Agresti-Min interval" in markdown(report)
+    assert report.examples[CLEAN] == 50
+    assert report.examples[ATTACKED] == 40
     assert "seed 1 alone, Wilson interval over test examples" in markdown(report)
+
+
+@pytest.mark.parametrize(
+    ("only_here", "only_there", "neither", "low", "high"),
+    [
+        pytest.param(0, 0, 60, -0.0316123, 0.0316123, id="they-agree-on-all"),
+        pytest.param(8, 3, 29, -0.0385472, 0.2766424, id="they-disagree"),
+        pytest.param(60, 0, 0, 0.9135797, 1.0, id="they-disagree-on-all"),
+    ],
+)
+def test_a_paired_interval_adds_half_an_example_to_each_outcome(
+    only_here: int, only_there: int, neither: int, low: float, high: float
+) -> None:
+    """By hand: with b, c discordant of n, centre (b - c)/(n + 2), variance ((b + c + 1)/(n + 2) - centre^2)/(n + 2)."""
+    zeros = [0.0] * neither
+    here = torch.tensor([1.0] * only_here + [0.0] * only_there + zeros, dtype=torch.float64)
+    there = torch.tensor([0.0] * only_here + [1.0] * only_there + zeros, dtype=torch.float64)
+    found = paired_interval(here, there)
+    assert found.estimate == pytest.approx((only_here - only_there) / len(here))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-7)
+
+
+def test_the_text_says_what_stars_and_intervals_without_width_do_not_say() -> None:
+    text = markdown(summarise(THREE_SEEDS, baseline="standard"), caption="From 50 examples.")
+    assert text.startswith("From 50 examples.\n\nAccuracy")
+    assert "not corrected for the number of cells (4)" in text
+    assert "one cell in 20" in text
+    assert "paired by seed, t-interval" in text
+    assert "An interval without width says" in text  # every seed's text accuracy is the same
+    assert "without width" not in markdown(summarise(ONE_SEED, baseline="standard"))
 
 
 def test_a_radius_of_zero_holds_the_clean_scores_of_the_examples_that_were_attacked() -> None:
@@ -172,8 +206,27 @@ def test_the_json_holds_every_accuracy_interval_and_run() -> None:
 @pytest.mark.parametrize("results", [THREE_SEEDS, ONE_SEED], ids=["three-seeds", "one-seed"])
 def test_the_figure_is_a_picture_of_two_panels_that_is_not_empty(results: list[RunResult]) -> None:
     pixels = image.imread(io.BytesIO(curve_png(summarise(results, baseline="standard"))))
-    assert pixels.shape[:2] == (630, 1650)
+    assert pixels.shape[:2] == (780, 1650)
     assert len({tuple(colour) for colour in pixels[::3, ::3].reshape(-1, pixels.shape[2]).round(2).tolist()}) > 10
+
+
+def test_in_the_figure_every_point_stands_in_its_radius_column_and_whole_on_the_paper() -> None:
+    """Six methods that agree, at 0 too: no point hides another, is cut, or reaches into another radius's column."""
+    same = {"image": {0.25: scores(20), 0.5: scores(5), 1.0: scores(0)}}
+    results = [RunResult.of(f"method {i}", 0, clean=scores(40), attacked=same) for i in range(6)]
+    figure = curve_figure(summarise(results, baseline="method 0"), title="Six")
+    (panel,) = figure.axes
+    lines = [container.lines[0] for container in panel.containers]
+    columns = [[line.get_xdata()[column] for line in lines] for column in range(4)]
+    for column, places in enumerate(columns):
+        assert len({round(place, 3) for place in places}) == 6
+        assert all(abs(place - column) < 0.5 for place in places)
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["0", "0.25", "0.5", "1"]
+    assert panel.get_xlim() == (-0.5, 3.5)
+    assert panel.get_ylim()[0] < -1
+    assert len({(line.get_marker(), line.get_linestyle()) for line in lines}) == 6
+    assert "50 test examples" in panel.get_xlabel()
+    assert "bars: 95 % Wilson interval over test examples" in figure.get_suptitle()
 
 
 def test_without_an_attack_there_is_no_figure() -> None:

@@ -5,15 +5,22 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from advvl.errors import DataError, missing_extra
 from advvl.evaluation.statistics import Interval
 from advvl.evaluation.summary import Report, RunResult
 
+_MARKERS: Final = ("o", "s", "^", "D", "v", "P")
+_LINES: Final = ("-", "--", "-.", ":")
 
-def markdown(report: Report) -> str:
-    """The report as aligned Markdown tables, readable as plain text; accuracies in per cent."""
+
+def markdown(report: Report, *, caption: str = "") -> str:
+    """The report as aligned Markdown tables, readable as plain text; accuracies in per cent.
+
+    Arguments:
+        caption: how the numbers came about, above the tables.
+    """
     shown = [condition for condition in report.conditions if condition.radius > 0 or not condition.modality]
     percent = f"{100 * report.confidence:g} %"
     heads = [f"{c.modality} PGD, radius {c.radius:g}" if c.modality else "clean" for c in shown]
@@ -22,20 +29,24 @@ def markdown(report: Report) -> str:
         for row in report.rows
     ]
     parts = [
+        *([caption] if caption else []),
         f"Accuracy in per cent [{percent} interval]; {_over(report)}.",
         _table(["method", *heads, "ms per update"], accuracies),
     ]
     others = [row for row in report.rows if row.method != report.baseline]
     if others:
-        paired = "example" if report.over == "examples" else "seed"
+        paired = "example, Agresti-Min interval" if report.over == "examples" else "seed, t-interval"
         parts += [
-            f"Difference to {report.baseline} in points [{percent} interval], paired by {paired}; "
-            "* where the interval excludes 0.",
+            f"Difference to {report.baseline} in points [{percent} interval], paired by {paired}; * where the interval "
+            f"excludes 0, which is not corrected for the number of cells ({len(others) * len(shown)}): by chance alone "
+            f"one cell in {1 / (1 - report.confidence):.0f} would have it.",
             _table(
                 ["method", *heads],
                 [[row.method, *(_cell(row.difference[c], 100, signed=True) for c in shown)] for row in others],
             ),
         ]
+    if any(row.difference[c].low == row.difference[c].high for row in others for c in shown):
+        parts.append("An interval without width says that every seed came to the same difference, not that it is sure.")
     parts.append(
         "Robust accuracy counts an example by the worst score that any attack reached; a stronger attack can only "
         "lower it."
@@ -81,7 +92,16 @@ def to_json(report: Report, results: Sequence[RunResult]) -> dict[str, Any]:
 
 
 def curve_png(report: Report, *, title: str = "") -> bytes:
-    """A PNG of accuracy against radius, one panel a modality, one line with error bars a method.
+    """A PNG of `curve_figure`; errors: the same."""
+    buffer = io.BytesIO()
+    curve_figure(report, title=title).savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def curve_figure(report: Report, *, title: str = "") -> Any:
+    """A matplotlib figure of accuracy against radius, one panel a modality, one line with error bars a method.
+
+    Each radius has a column of its own, in which the methods stand side by side: equal accuracies hide none of them.
 
     Raises:
         DataError: nothing was attacked.
@@ -94,39 +114,43 @@ def curve_png(report: Report, *, title: str = "") -> bytes:
     modalities = list(dict.fromkeys(condition.modality for condition in report.conditions if condition.modality))
     if not modalities:
         raise DataError("expected at least one modality that was attacked, got none; there is no curve to draw")
-    figure = Figure(figsize=(5.5 * len(modalities), 4.2), layout="constrained")
+    figure = Figure(figsize=(5.5 * len(modalities), 5.2), layout="constrained")
     panels = figure.subplots(1, len(modalities), squeeze=False, sharey=True)[0]
     for panel, modality in zip(panels, modalities, strict=True):
         conditions = sorted(condition for condition in report.conditions if condition.modality == modality)
-        reach = conditions[-1].radius
+        for column in range(0, len(conditions), 2):
+            panel.axvspan(column - 0.5, column + 0.5, color="black", alpha=0.05, linewidth=0)
         for index, row in enumerate(report.rows):
             intervals = [row.accuracy[condition] for condition in conditions]
-            # Side by side, so that no error bar hides another.
-            shift = 0.012 * reach * (index - (len(report.rows) - 1) / 2)
+            shift = 0.6 * ((index + 0.5) / len(report.rows) - 0.5)
             panel.errorbar(
-                [condition.radius + shift for condition in conditions],
+                [column + shift for column in range(len(conditions))],
                 [100 * interval.estimate for interval in intervals],
                 yerr=[
                     [100 * (interval.estimate - interval.low) for interval in intervals],
                     [100 * (interval.high - interval.estimate) for interval in intervals],
                 ],
-                marker="o",
-                markersize=4,
-                capsize=3,
+                marker=_MARKERS[index % len(_MARKERS)],
+                linestyle=_LINES[index % len(_LINES)],
+                markersize=5,
+                linewidth=1,
+                alpha=0.85,
+                capsize=2,
                 label=row.method,
             )
-        panel.set_xlabel(f"L2 radius of the {modality} perturbation, per example")
-        panel.set_xticks([condition.radius for condition in conditions])
-        panel.grid(alpha=0.3)
+        count = report.examples[conditions[-1]]
+        panel.set_xlabel(f"L2 radius of the {modality} perturbation ({count} test examples)")
+        panel.set_xticks(range(len(conditions)), [f"{condition.radius:g}" for condition in conditions])
+        panel.set_xlim(-0.5, len(conditions) - 0.5)
+        panel.grid(axis="y", alpha=0.3)
     panels[0].set_ylabel("worst-case accuracy, per cent")
-    panels[0].set_ylim(bottom=0)
-    panels[0].legend()
-    figure.suptitle(
-        title or f"Accuracy under PGD; bars: {100 * report.confidence:g} %, {_over(report)}", fontsize="medium"
-    )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
+    top = panels[0].get_ylim()[1]
+    panels[0].set_ylim(-0.03 * top, top)  # room for whole markers at 0
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
+    point, interval = _over(report).split(", ")
+    what = f"Points: {point}; bars: {100 * report.confidence:g} % {interval}; methods side by side at each radius"
+    figure.suptitle(f"{title}\n{what}" if title else what, fontsize="medium")
+    return figure
 
 
 def _cell(interval: Interval | None, unit: float, *, signed: bool = False) -> str:

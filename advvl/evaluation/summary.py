@@ -2,7 +2,7 @@
 
 With several seeds a method's number is the mean over seeds with its t-interval, and a difference is paired by seed. With
 one seed there is no scatter of training to see: the interval is then Wilson's over test examples, and the difference is
-paired by example. `Report.over` says which.
+paired by example, with Agresti and Min's interval. `Report.over` says which.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 import torch
@@ -84,10 +85,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """All methods under all conditions; made by `summarise`."""
+    """All methods under all conditions; made by `summarise`.
+
+    Arguments:
+        examples: how many test examples each condition's scores are of, for every method and seed.
+    """
 
     rows: tuple[Row, ...]
     conditions: tuple[Condition, ...]
+    examples: Mapping[Condition, int]
     seeds: tuple[int, ...]
     baseline: str
     confidence: float
@@ -118,7 +124,8 @@ def summarise(results: Sequence[RunResult], *, baseline: str, confidence: float 
                 difference[condition] = _difference(scores, base, confidence)
         times = [time for seed in seeds if (time := by_seed[seed].seconds_per_update) is not None]
         rows.append(Row(method, accuracy, difference, _time(times, confidence)))
-    return Report(tuple(rows), tuple(first.scores), seeds, baseline, confidence, over)
+    examples = {condition: len(scores) for condition, scores in first.scores.items()}
+    return Report(tuple(rows), tuple(first.scores), examples, seeds, baseline, confidence, over)
 
 
 def _by_method(results: Sequence[RunResult]) -> dict[str, dict[int, RunResult]]:
@@ -153,11 +160,27 @@ def _accuracy(scores: Sequence[Tensor], confidence: float) -> Interval:
 
 
 def _difference(scores: Sequence[Tensor], base: Sequence[Tensor], confidence: float) -> Interval:
-    if len(scores) > 1:
-        pairs = [seed.mean().item() for seed in scores], [seed.mean().item() for seed in base]
-    else:
-        pairs = scores[0].tolist(), base[0].tolist()
+    if len(scores) == 1:
+        return paired_interval(scores[0], base[0], confidence=confidence)
+    pairs = [seed.mean().item() for seed in scores], [seed.mean().item() for seed in base]
     return difference_interval(*pairs, confidence=confidence)
+
+
+def paired_interval(scores: Tensor, baseline: Tensor, *, confidence: float = 0.95) -> Interval:
+    """Agresti and Min's interval of the mean of `scores - baseline`, both (N,) in [0, 1], paired by example.
+
+    Half an example is added to each of the four outcomes of a pair (both right, both wrong, one right), so that it keeps
+    a width where the two agree on every example. Scores between 0 and 1 count as parts of examples.
+    Source: Agresti & Min, Statistics in Medicine 24 (2005), for binary scores.
+    """
+    differences = (scores - baseline).double()
+    count = len(differences)
+    estimate = differences.mean().item()
+    centre = differences.sum().item() / (count + 2)
+    variance = (differences.square().sum().item() + 1) / (count + 2) - centre**2
+    half = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(variance / (count + 2))
+    low, high = max(centre - half, -1.0), min(centre + half, 1.0)
+    return Interval(estimate, min(low, estimate), max(high, estimate), confidence, count, "Agresti-Min")
 
 
 def _time(times: Sequence[float], confidence: float) -> Interval | None:
