@@ -157,8 +157,14 @@ class Passes:
     def _place(self, modality: str, x: Tensor) -> Place:
         if modality not in self._places:
             site = self.adapter.sites[modality]
-            mask = None if site.mask is None else _tensor("mask", modality, site.mask(self.batch)).to(x.device).bool()
-            rows = None if site.rows is None else _tensor("rows", modality, site.rows(self.batch)).to(x.device)
+            mask = _read("mask", modality, site.mask, self.batch, x.device)
+            rows = _read("rows", modality, site.rows, self.batch, x.device)
+            if mask is not None and (mask.is_floating_point() or mask.is_complex()):
+                raise ShapeError(
+                    f"expected a mask of {modality!r} of bool or of whole numbers 0/1, True or 1 for real positions, "
+                    f"got {mask.dtype}; compare an additive mask with 0, as in mask == 0"
+                )
+            mask = None if mask is None else mask.bool()
             if mask is not None and tuple(mask.shape) != tuple(x.shape[: mask.ndim]):
                 raise ShapeError(
                     f"expected a mask of {modality!r} over the leading axes of {tuple(x.shape)}, got "
@@ -176,7 +182,9 @@ def input_gradients(
 
     Raises:
         SiteError: the objective does not depend on one of them.
+        ConfigurationError: it depends on nothing.
     """
+    _check_differentiable(objective)
     found = torch.autograd.grad(objective, list(leaves.values()), retain_graph=retain_graph, allow_unused=True)
     return all_found(dict(zip(leaves, found, strict=True)))
 
@@ -189,7 +197,9 @@ def accumulate(total: Tensor, backward: Backward | None) -> Tensor | None:
 
     Raises:
         SiteError: the caller's backward differentiates nothing.
+        ConfigurationError: nothing is to be differentiated.
     """
+    _check_differentiable(total)
     if backward is None:
         total.backward()  # type: ignore[no-untyped-call]
         return None
@@ -198,6 +208,14 @@ def accumulate(total: Tensor, backward: Backward | None) -> Tensor | None:
     if unit.grad is None:
         raise SiteError("expected backward to differentiate the loss it was given, but it did not")
     return unit.grad
+
+
+def _check_differentiable(objective: Tensor) -> None:
+    if not objective.requires_grad:
+        raise ConfigurationError(
+            "expected a loss that requires grad, got one that does not; let some parameter of the model require grad, "
+            "and compute the loss from the model's outputs without detach, item or no_grad"
+        )
 
 
 def all_found(gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
@@ -229,13 +247,25 @@ def _mean(losses: Tensor) -> Tensor:
     return losses.mean() if losses.numel() else losses.sum()  # of no rows: 0, with a graph
 
 
-def _tensor(what: str, modality: str, value: object) -> Tensor:
+def _read(
+    what: str, modality: str, read: Callable[[Batch], Tensor] | None, batch: Batch, device: torch.device
+) -> Tensor | None:
+    if read is None:
+        return None
+    try:
+        value = read(batch)
+    except KeyError as error:
+        got = f", which has {sorted(map(str, batch))}" if isinstance(batch, Mapping) else ""
+        raise SiteError(
+            f"expected {what} of the site of {modality!r} to find its field in the batch{got}, got no {error}; "
+            f"mend the site's {what}, or give the batch that field"
+        ) from error
     if not isinstance(value, Tensor):
         raise ShapeError(
             f"expected {what} of the site of {modality!r} to be a tensor, got {type(value).__name__}; "
             f"for a site without any, leave {what} out of it"
         )
-    return value
+    return value.to(device)
 
 
 def _effective(x: Tensor, delta: Tensor) -> Tensor:

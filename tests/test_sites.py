@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -233,6 +234,22 @@ def test_a_mask_of_another_shape_than_its_site_is_refused(shape: tuple[int, int]
         Attack(perturber("text"), PGD(1))(target, toy_batch())
 
 
+def test_a_floating_point_mask_is_refused() -> None:
+    sites = {"text": Site("words", mask=lambda batch: (~batch["mask"]).double() * -1e4)}
+    with pytest.raises(ShapeError, match=r"of bool or of whole numbers 0/1, .*, got torch\.float64; .* mask == 0"):
+        Attack(perturber("text"), PGD(1))(Adapter(ToyModel().double(), sites), toy_batch())
+
+
+@pytest.mark.parametrize("what", ["mask", "rows"])
+def test_a_field_that_a_site_does_not_find_is_named_with_its_modality(what: str) -> None:
+    target = Adapter(ToyModel().double(), {"text": Site("words", **{what: lambda batch: batch["attention_mask"]})})
+    with pytest.raises(
+        SiteError, match=f"expected {what} of the site of 'text' .*'ids'.*no 'attention_mask'"
+    ) as caught:
+        Attack(perturber("text"), PGD(1))(target, toy_batch())
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
 def test_an_integer_mask_is_read_as_a_boolean_one() -> None:
     model, batch = ToyModel().double(), toy_batch()
     sites = toy_sites()
@@ -336,12 +353,39 @@ def test_a_site_is_read_from_text() -> None:
     [
         ("expected a site at 'output' or 'input', got 'middle'", lambda: Site.parse("words:middle")),
         ("expected a firing of 0 or more, got -1", lambda: Site("words", firing=-1)),
+        ("expected mask as a function of the batch, or None, got Tensor", lambda: Site("w", mask=torch.ones(1))),
+        ("expected rows as a function of the batch, or None, got Tensor", lambda: Site("w", rows=torch.ones(1))),
+        ("expected the name of a module, .*, got Linear", lambda: Site(nn.Linear(1, 1))),
+        ("expected a model, got an adapter of ToyModel", lambda: adapt(toy())),
+        (r"expected a model \(nn.Module\) or its adapter, got dict", lambda: adapt({}, {"text": "words"})),
+        (
+            r"expected a model \(nn.Module\) or its adapter, got dict",
+            lambda: AdversarialTraining(perturber(), FreeLB(2)).step(toy_batch(), toy()),
+        ),
     ],
-    ids=["at", "firing"],
+    ids=["at", "firing", "mask", "rows", "module", "adapter", "model", "swapped"],
 )
 def test_a_site_that_makes_no_sense_is_refused(message: str, make: object) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("message", "sites"),
+    [
+        (r"expected sites as a mapping .*, got \['words'\]", ["words"]),
+        ("expected sites as a mapping from modality to Site, at least one, got {}", {}),
+        ("expected a Site, or the name of a module, for 'text', got Linear", {"text": nn.Linear(1, 1)}),
+    ],
+    ids=["list", "none", "module"],
+)
+def test_sites_that_are_none_are_refused(message: str, sites: Any) -> None:
+    with pytest.raises(SiteError, match=message):
+        adapt(ToyModel(), sites)
+
+
+def test_an_adapter_shows_its_model_and_sites() -> None:
+    assert repr(toy()) == "Adapter(ToyModel, {'text': 'words:output', 'image': 'project:input'})"
 
 
 def test_a_modality_that_the_adapter_lacks_is_an_error() -> None:

@@ -32,7 +32,8 @@ class Site:
         module: dotted name of the module, as `named_modules()` gives it; wrappers' prefixes (`module.`, `_orig_mod.`,
             `base_model.model.`) may be left out.
         at: whether the module's output or its first input is perturbed.
-        mask: from the batch to the `(B, T)` mask of real positions; None: all are real.
+        mask: from the batch to the `(B, T)` mask of real positions, of bool or whole numbers: True or 1 is a real
+            position, as in transformers' attention_mask; torch's key_padding_mask is the opposite. None: all are real.
         rows: for a packed tensor without a batch axis: from the batch to the sample of each row, `(N,)`.
         firing: which call counts, from 0, if the module runs several times in a forward.
     """
@@ -44,6 +45,16 @@ class Site:
     firing: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.module, str):
+            raise ConfigurationError(
+                f"expected the name of a module, as named_modules() gives it, got {type(self.module).__name__}"
+            )
+        for name, read in (("mask", self.mask), ("rows", self.rows)):
+            if read is not None and not callable(read):
+                raise ConfigurationError(
+                    f"expected {name} as a function of the batch, or None, got {type(read).__name__}; "
+                    f'as in {name}=lambda batch: batch["…"]'
+                )
         if self.at not in ("output", "input"):
             raise ConfigurationError(f"expected a site at 'output' or 'input', got {self.at!r}")
         if self.firing < 0:
@@ -168,7 +179,9 @@ class Adapter:
         loss: `(outputs, batch)` to a scalar or one loss a row `(B,)`; default: the outputs' own `.loss`.
 
     Raises:
-        SiteError: a module that the model does not have (with the nearest names that it has).
+        SiteError: a module that the model does not have (with the nearest names that it has); no sites, or something
+            else than sites.
+        ConfigurationError: something else than a model.
     """
 
     def __init__(
@@ -181,10 +194,9 @@ class Adapter:
         positions: Callable[[Batch], Tensor | None] | None = None,
         loss: Callable[[Outputs, Batch], Tensor] | None = None,
     ) -> None:
+        _check_model(model)
         self.model = model
-        self.sites: Mapping[str, Site] = {
-            modality: Site.parse(site) if isinstance(site, str) else site for modality, site in sites.items()
-        }
+        self.sites: Mapping[str, Site] = _sites(sites)
         self.call = call or _call
         self.logits = logits or _logits
         self.positions = positions or _all_positions
@@ -194,6 +206,10 @@ class Adapter:
         modules = {modality: _find(model, site.module) for modality, site in self.sites.items()}
         handles = [self._hook(modules[modality], modality, site.at) for modality, site in self.sites.items()]
         self._close = weakref.finalize(self, _remove, handles)
+
+    def __repr__(self) -> str:
+        sites = {modality: f"{site.module}:{site.at}" for modality, site in self.sites.items()}
+        return f"Adapter({type(_unwrapped(self.model)).__name__}, {sites})"
 
     def _hook(self, module: nn.Module, modality: str, at: str) -> torch.utils.hooks.RemovableHandle:
         if at == "output":
@@ -267,8 +283,9 @@ def adapt(
 
     Raises:
         SiteError: no sites given, and no adapter registered for the model's class; a module that it does not have.
-        ConfigurationError: callables given beside a registered adapter, without sites.
+        ConfigurationError: callables given beside a registered adapter, without sites; something else than a model.
     """
+    _check_model(model)
     options = {"call": call, "logits": logits, "positions": positions, "loss": loss}
     if sites is not None:
         return Adapter(model, sites, **options)  # type: ignore[arg-type]
@@ -298,6 +315,34 @@ def adapted(model: Adapter | nn.Module) -> Iterator[Adapter]:
         yield adapter
     finally:
         adapter.close()
+
+
+def _check_model(model: object) -> None:
+    if isinstance(model, Adapter):
+        raise ConfigurationError(
+            f"expected a model, got an adapter of {type(model.model).__name__}; use it as it is, or adapt its .model"
+        )
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(
+            f"expected a model (nn.Module) or its adapter, got {type(model).__name__}; the model comes before the batch"
+        )
+
+
+def _sites(sites: object) -> dict[str, Site]:
+    if not isinstance(sites, Mapping) or not sites:
+        raise SiteError(
+            f"expected sites as a mapping from modality to Site, at least one, got {sites!r}; "
+            'as in {"text": Site("…embeddings.word_embeddings")}'
+        )
+    found = {}
+    for modality, site in sites.items():
+        if not isinstance(site, Site | str):
+            raise SiteError(
+                f"expected a Site, or the name of a module, for {modality!r}, got {type(site).__name__}; "
+                "give the name that named_modules() gives it"
+            )
+        found[modality] = Site.parse(site) if isinstance(site, str) else site
+    return found
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
