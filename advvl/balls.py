@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar, get_args
 
 import torch
@@ -17,6 +18,11 @@ from torch import Tensor
 from advvl import ops
 from advvl.errors import ConfigurationError
 from advvl.ops import Box, Norm, Per, Rule, Stepped
+
+
+def is_number(value: object) -> bool:
+    """Whether a setting is a number, which text, a tensor, None and a bool are not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,8 @@ class _FusedBall(Ball):
     norm: ClassVar[Norm]
 
     def __post_init__(self) -> None:
+        if not is_number(self.radius):
+            raise ConfigurationError(f"expected a radius as a number (math.inf: no bound), got {self.radius!r}")
         if not self.radius >= 0:  # NaN fails too
             raise ConfigurationError(f"expected a radius of 0 or more (math.inf: no bound), got {self.radius!r}")
         if self.per not in get_args(Per):

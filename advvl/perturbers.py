@@ -15,7 +15,7 @@ from typing import ClassVar, get_args
 import torch
 from torch import Tensor
 
-from advvl.balls import Ball, Place
+from advvl.balls import Ball, Place, is_number
 from advvl.errors import ConfigurationError, ShapeError
 from advvl.ops import Box, Rule, Stepped
 
@@ -162,7 +162,9 @@ class Ascent:
     def __post_init__(self) -> None:
         if not isinstance(self.ball, Ball):
             raise ConfigurationError(f"expected a ball such as L2(radius), got {self.ball!r}")
-        if not (0 <= self.step_size < math.inf):
+        if not isinstance(self.start, Start):
+            raise ConfigurationError(f"expected a start such as Uniform(0.1), got {self.start!r}")
+        if not is_number(self.step_size) or not (0 <= self.step_size < math.inf):
             raise ConfigurationError(f"expected a finite step size above 0, got {self.step_size!r}")
         if self.step_size == 0 and not self.allow_zero_step:
             raise ConfigurationError(
@@ -171,9 +173,9 @@ class Ascent:
             )
         if self.rule not in get_args(Rule):
             raise ConfigurationError(f"expected rule to be one of {get_args(Rule)}, got {self.rule!r}")
-        if not (0 <= self.floor < math.inf):
+        if not is_number(self.floor) or not (0 <= self.floor < math.inf):
             raise ConfigurationError(f"expected a floor of 0 or more, got {self.floor!r}")
-        if self.box is not None and not self.box[0] < self.box[1]:
+        if self.box is not None and not _is_box(self.box):
             raise ConfigurationError(f"expected a box (low, high) with low < high, got {self.box!r}")
 
     def begin(self, start: Start, place: Place, generator: torch.Generator | None) -> Tensor:
@@ -275,8 +277,12 @@ class EmbeddingPerturber(Perturber):
         }
 
 
+def _is_box(box: Box) -> bool:
+    return isinstance(box, tuple | list) and len(box) == 2 and all(map(is_number, box)) and box[0] < box[1]
+
+
 def _check_magnitude(name: str, value: float) -> None:
-    if not (0 <= value < math.inf):
+    if not is_number(value) or not (0 <= value < math.inf):
         raise ConfigurationError(f"expected a finite {name} of 0 or more, got {value!r}")
 
 

@@ -199,6 +199,21 @@ def test_a_perturber_moves_each_modality_by_its_own_ascent() -> None:
             lambda: Ascent(L2(), step_size=1.0, box=(1, 0)),
             id="box",
         ),
+        pytest.param(
+            r"expected a start such as Uniform\(0.1\), got 0.1",
+            lambda: Ascent(L2(), step_size=1.0, start=0.1),
+            id="start",
+        ),
+        pytest.param(
+            r"expected a box \(low, high\) .*, got 1.0", lambda: Ascent(L2(), step_size=1.0, box=1.0), id="box-number"
+        ),
+        pytest.param(
+            r"expected a box \(low, high\) .*'1'", lambda: Ascent(L2(), step_size=1.0, box=("0", "1")), id="box-text"
+        ),
+        pytest.param("expected a finite step size .*'0.1'", lambda: Ascent(L2(), step_size="0.1"), id="step-text"),
+        pytest.param("expected a finite magnitude .*'0.1'", lambda: Uniform("0.1"), id="uniform-text"),
+        pytest.param("expected a radius as a number .*, got '0.5'", lambda: L2("0.5"), id="radius-text"),
+        pytest.param("expected a radius as a number .*, got None", lambda: Linf(None), id="radius-none"),
         pytest.param("expected at least one modality, .*, got none", lambda: EmbeddingPerturber(), id="none"),
         pytest.param(
             "expected an Ascent for the modality 'text', got 0.1", lambda: EmbeddingPerturber(text=0.1), id="no-ascent"
