@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from advvl.errors import RandomnessError
+from advvl.errors import ConfigurationError, RandomnessError
 from advvl.maximizers import Feedback, Probe
 from advvl.passes import Backward, Pass, Passes, Sync, accumulate, all_found, frozen_stats, input_gradients
 from advvl.perturbers import Start, Zero
@@ -183,7 +183,13 @@ class Round:
             against = clean.reference.detach()
         else:
             against = clean.logits if probe.update else clean.reference
-        return self.regularizer(against, logits, self.passes.adapter.positions(self.passes.batch))
+        penalty: object = self.regularizer(against, logits, self.passes.adapter.positions(self.passes.batch))
+        if not isinstance(penalty, Tensor) or penalty.ndim:
+            got = tuple(penalty.shape) if isinstance(penalty, Tensor) else type(penalty).__name__
+            raise ConfigurationError(
+                f"expected a scalar tensor from {type(self.regularizer).__name__}, got {got}; reduce over the rows in it"
+            )
+        return penalty
 
     def _learn(self, probe: Probe, run: Pass, objective: Tensor, clean: CleanBranch | None) -> dict[str, Tensor]:
         total, both = probe.weight * objective, False

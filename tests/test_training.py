@@ -567,3 +567,27 @@ def test_many_broken_rows_are_named_in_part_and_counted() -> None:
     batch["regions"][:23] = math.nan
     with pytest.raises(NonFiniteError, match=r"rows \[0, 1, .*19\] and 3 more.*the batch holds finite numbers"):
         AdversarialTraining(perturber(modalities=("text",)), FreeLB(2)).step(toy(), batch)
+
+
+def test_a_loss_without_a_gradient_is_named() -> None:
+    frozen = toy()
+    frozen.model.requires_grad_(False)
+    method = AdversarialTraining(perturber(), FreeAT(2, carry=False))
+    with pytest.raises(ConfigurationError, match="expected a loss that requires grad"):
+        AdversarialTraining(perturber(start=Uniform(0.1)), FreeLB(1)).step(frozen, toy_batch())
+    for call in (
+        lambda loss: method.step(toy(), toy_batch(), loss=loss, update=lambda: None),
+        lambda loss: Attack(perturber(), PGD(1), loss=loss)(toy(), toy_batch()),
+    ):
+        with pytest.raises(ConfigurationError, match=r"expected a loss that requires grad, .*without detach"):
+            call(lambda outputs, batch: outputs["loss"].detach())
+
+
+@pytest.mark.parametrize(("value", "got"), [(torch.ones(3), r"\(3,\)"), (0.5, "float")], ids=["vector", "number"])
+def test_a_regulariser_that_gives_no_scalar_is_named(value: Any, got: str) -> None:
+    class Odd(KL):
+        def __call__(self, *args: Any) -> Any:
+            return value
+
+    with pytest.raises(ConfigurationError, match=rf"expected a scalar tensor from Odd, got {got}"):
+        AdversarialTraining(perturber(), FreeLB(2), Odd()).step(toy(), toy_batch())
