@@ -21,7 +21,7 @@ from advvl.rounds import Round
 from advvl.states import kept_buffers, kept_modes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AttackResult:
     """What an attack found.
 
@@ -34,6 +34,11 @@ class AttackResult:
     deltas: Mapping[str, Tensor]
     losses: Tensor | None
     correct: Tensor | None
+
+    def __repr__(self) -> str:
+        deltas = {modality: tuple(delta.shape) for modality, delta in self.deltas.items()}
+        losses, correct = (None if rows is None else tuple(rows.shape) for rows in (self.losses, self.correct))
+        return f"AttackResult(deltas={deltas}, losses={losses}, correct={correct})"
 
 
 class Attack:

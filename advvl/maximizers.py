@@ -70,7 +70,7 @@ class Feedback:
         return {modality: stepped.delta for modality, stepped in self.stepped.items()}
 
 
-@dataclass
+@dataclass(repr=False)
 class AscentState:
     """What a maximiser carries from batch to batch: free AT's perturbations, local to their process.
 
@@ -79,6 +79,9 @@ class AscentState:
     """
 
     deltas: dict[str, Tensor] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"AscentState({ ({name: tuple(delta.shape) for name, delta in self.deltas.items()}) })"
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps; the tensors are not copied."""
@@ -90,8 +93,16 @@ class AscentState:
         Raises:
             ConfigurationError: something else.
         """
-        if not isinstance(state.get("deltas"), Mapping):
-            raise ConfigurationError(f"expected the state_dict() of an AscentState, got the keys {sorted(state)}")
+        keys = sorted(map(str, state)) if isinstance(state, Mapping) else None
+        if keys != ["deltas"] or not isinstance(state["deltas"], Mapping):
+            got = type(state).__name__ if keys is None else f"the keys {keys[:8]}"
+            raise ConfigurationError(
+                f"expected the state_dict() of an AscentState, {{'deltas': …}}, got {got}; "
+                "give the entry that it was saved under in the checkpoint"
+            )
+        wrong = {name: type(delta).__name__ for name, delta in state["deltas"].items() if not isinstance(delta, Tensor)}
+        if wrong:
+            raise ConfigurationError(f"expected a tensor for each modality, got {wrong}; give what state_dict() gave")
         self.deltas = dict(state["deltas"])
 
 
@@ -295,7 +306,10 @@ class _Best:
 
     def see(self, feedback: Feedback) -> None:
         if feedback.losses is None:
-            raise ConfigurationError("expected a loss for each row to keep the best of, got a single number")
+            raise ConfigurationError(
+                "expected a loss for each row to keep the best of, got a single number; have the loss return (B,), by "
+                "reduction='none' in Attack(loss=…), step(loss=…) or adapt(…, loss=…)"
+            )
         if self.losses is None:
             self.losses, self.deltas = feedback.losses, feedback.deltas
             return
@@ -323,7 +337,10 @@ def _rows(
 
 def _correct(feedback: Feedback) -> Tensor:
     if feedback.correct is None:
-        raise ConfigurationError("expected something that says which rows are correct to stop early at, got None")
+        raise ConfigurationError(
+            "expected correct=… to stop early by, from (outputs, batch) to the rows still correct (B,) bool, got None; "
+            "give it to the attack or the step"
+        )
     return feedback.correct
 
 

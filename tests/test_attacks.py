@@ -374,8 +374,14 @@ def test_an_attack_shows_how_it_was_made() -> None:
     )
 
 
+def test_a_result_shows_shapes() -> None:
+    target = toy()
+    result = attack(L2(1.0), PGD(1))(target, toy_batch())
+    assert repr(result) == "AttackResult(deltas={'text': (3, 5, 8), 'image': (3, 4, 5)}, losses=(3,), correct=(3,))"
+
+
 def test_stopping_early_needs_a_judge() -> None:
-    with pytest.raises(ConfigurationError, match=r"expected something that says which rows are correct.*, got None"):
+    with pytest.raises(ConfigurationError, match="expected correct=… to stop early by"):
         Attack(EmbeddingPerturber(text=Ascent(L2(), step_size=0.1)), PGD(2, early_stop=True))(toy(), toy_batch())
 
 

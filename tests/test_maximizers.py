@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from advvl import (
     AdversarialTraining,
     Ascent,
     AscentState,
+    Attack,
     EmbeddingPerturber,
     Feedback,
     FreeAT,
@@ -216,7 +218,7 @@ def test_packed_rows_stop_with_their_sample() -> None:
     ("maximizer", "message"),
     [
         (PGD(2, keep="best"), "expected a loss for each row to keep the best of, got a single number"),
-        (PGD(2, early_stop=True), "expected something that says which rows are correct.*, got None"),
+        (PGD(2, early_stop=True), "expected correct=… to stop early by.*, got None"),
     ],
     ids=["best", "early-stop"],
 )
@@ -273,6 +275,25 @@ def test_a_carried_perturbation_stays_inside_the_ball() -> None:
     for _ in range(2):
         Recorder(who).run(FreeAT(3), state=state)
     assert (state.deltas["text"] == 0.75).all()
+
+
+@pytest.mark.parametrize(
+    ("message", "state"),
+    [
+        ("got the keys .'model', 'state'.; give the entry", {"model": {}, "state": {"deltas": {}}}),
+        ("got the keys .'deltas', 'model'.; give the entry", {"model": {}, "deltas": {}}),
+        ("got list; give the entry", []),
+        ("expected a tensor for each modality, got {'text': 'list'}", {"deltas": {"text": [0.0]}}),
+    ],
+    ids=["checkpoint", "more", "list", "numbers"],
+)
+def test_free_ats_state_takes_up_nothing_else(message: str, state: Any) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        AscentState().load_state_dict(state)
+
+
+def test_free_ats_state_shows_shapes() -> None:
+    assert repr(AscentState({"text": torch.zeros(2, 3)})) == "AscentState({'text': (2, 3)})"
 
 
 def test_free_ats_state_makes_the_round_trip_through_its_state_dict() -> None:
@@ -434,3 +455,10 @@ def test_moves_are_left_in_the_feedback_for_whoever_reports() -> None:
     moved = feedback.move(who)
     assert torch.equal(feedback.stepped["text"].delta, moved["text"])
     torch.testing.assert_close(feedback.stepped["text"].delta_norm, torch.full((3,), 0.1, dtype=torch.float64))
+
+
+def test_keeping_the_best_says_how_to_get_a_loss_a_row() -> None:
+    target = toy()
+    target.loss = lambda outputs, batch: outputs["loss"].mean()
+    with pytest.raises(ConfigurationError, match="reduction='none' in"):
+        Attack(perturber(), PGD(1, keep="best"))(target, toy_batch())
