@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -24,14 +25,14 @@ from accelerate import Accelerator  # type: ignore[import-untyped]
 
 from advvl.config import identity
 from advvl.data.corpus import DigitsConfig, digits_corpus
-from advvl.errors import ConfigurationError, OutputDirectoryError
+from advvl.errors import CheckpointError, ConfigurationError, OutputDirectoryError
 from advvl.evaluation.report import curve_png, markdown, to_json
-from advvl.evaluation.summary import RunResult, summarise
+from advvl.evaluation.summary import Condition, Report, RunResult, summarise
 from advvl.jobs import share_out
 from advvl.options import ExperimentOptions
 from advvl.rows import BASELINE, Row, Start, adversary_of, rows_of, update_cost, updates_of
 from advvl.stages import Bench, finetune, pretrain
-from advvl.storage import OutputDirectory, read_json, write_bytes, write_json, write_text
+from advvl.storage import OWNER_FILE, OutputDirectory, read_json, write_bytes, write_json, write_text
 
 STARTS: Final[tuple[Start, ...]] = ("adversarial", "standard")
 
@@ -48,12 +49,20 @@ def run(options: ExperimentOptions, *, progress: bool = True) -> None:
     """Run what the options ask for and is not there yet, then print and write the table.
 
     Errors: `OutputDirectoryError` if the output directory is another configuration's, or holds results that are neither
-    to be taken up (`resume`) nor to be lost (`overwrite`); `ConfigurationError` if the options contradict each other.
+    to be taken up (`resume`) nor to be lost (`overwrite`); `ConfigurationError` if the options contradict each other or
+    name a device that is not there; `CheckpointError` for a checkpoint that is not there or does not fit.
     """
     if options.checkpoint is not None and options.stage == "pretrain":
         raise ConfigurationError("expected stage finetune or all with a checkpoint, got pretrain, which it replaces")
+    if options.checkpoint is not None and not Path(options.checkpoint).is_file():
+        raise CheckpointError(f"expected a file at {options.checkpoint!r}, got none; check --checkpoint")
+    device_of(options.device)
+    with _released_if_empty(options):
+        _run(options, claim(options), progress)
+
+
+def _run(options: ExperimentOptions, directory: OutputDirectory, progress: bool) -> None:
     began = time.monotonic()
-    directory = claim(options)
     tasks = tasks_of(options)
     print(f"{_label(options)}; {len(tasks)} models to train, {options.jobs} at a time, in {directory.path}", flush=True)
     if options.jobs == 1 or len(tasks) == 1:
@@ -64,7 +73,25 @@ def run(options: ExperimentOptions, *, progress: bool = True) -> None:
         share_out(open_worker, tasks, options, directory, progress, jobs=options.jobs)
     if options.stage != "pretrain":
         print("\n" + report(options, directory, time.monotonic() - began))
-    print(f"took {_duration(time.monotonic() - began)}; everything is in {directory.path}", flush=True)
+    trained = sum(read_json(record)["seconds"] for task in tasks if (record := _file(directory, task)).exists())
+    print(
+        f"this call took {_duration(time.monotonic() - began)}; the updates of all {len(tasks)} models, whichever call "
+        f"did them, {_duration(trained)}; everything is in {directory.path}",
+        flush=True,
+    )
+
+
+@contextmanager
+def _released_if_empty(options: ExperimentOptions) -> Iterator[None]:
+    """On an error, take back the claim on an output directory that was claimed within and got nothing to hold."""
+    owner = Path(options.output, OWNER_FILE)
+    claimed_before = owner.exists()
+    try:
+        yield
+    except BaseException:
+        if not claimed_before and owner.exists() and list(owner.parent.iterdir()) == [owner]:
+            owner.unlink()
+        raise
 
 
 def claim(options: ExperimentOptions) -> OutputDirectory:
@@ -101,10 +128,19 @@ def open_worker(
     """Make the corpus and find the device; then a function that does one task after another."""
     with reproducible(threads=options.threads):
         corpus = digits_corpus(DigitsConfig(**asdict(options.data)))
-        shows = progress and (index == 0 or sys.stderr.isatty())  # in a log, bars of several processes are a mess
-        bench = Bench(options, directory, corpus, accelerator_on(options.device), shows, index)
+        terminal = sys.stderr.isatty()  # in a log, bars are a mess: lines then say what begins and what is done
+        bench = Bench(options, directory, corpus, accelerator_on(options.device), progress and terminal, index)
 
         def handle(task: Task) -> None:
+            says = progress and not terminal and not _file(directory, task).exists()
+            if says:
+                print(f"{_name(task)}: started", file=sys.stderr, flush=True)
+            began = time.monotonic()
+            do(task)
+            if says:
+                print(f"{_name(task)}: done in {_duration(time.monotonic() - began)}", file=sys.stderr, flush=True)
+
+        def do(task: Task) -> None:
             if isinstance(task.what, Row):
                 finetune(bench, task.seed, task.what)
             else:
@@ -121,7 +157,7 @@ def report(options: ExperimentOptions, directory: OutputDirectory, seconds: floa
     names = [row.name for row in rows]
     summary = summarise(results, baseline=BASELINE if BASELINE in names else names[0])
     label = _label(options)
-    table = f"{label}\n\n{markdown(summary)}"
+    table = f"{label}\n\n{markdown(summary, caption=_caption(options, summary))}"
     kept = ("updates", "seconds", "loss", "start")
     facts = [
         {"method": name, "seed": seed} | {key: record[key] for key in kept} for (name, seed), record in records.items()
@@ -163,21 +199,36 @@ def accelerator_on(device: str) -> Accelerator:
 
     Errors: `ConfigurationError` for a device that torch does not know or this machine does not have.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-        if chosen.type == "cuda":
-            torch.cuda.set_device(chosen.index or 0)
-        elif chosen.type != "cpu":
-            raise ConfigurationError(f"expected device to be auto, cpu or cuda, got {device!r}")
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigurationError(f"expected a device of this machine, got {device!r}: {error}") from error
+    chosen = device_of(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
     return Accelerator(cpu=chosen.type == "cpu")
 
 
+def device_of(device: str) -> torch.device:
+    """The device of that name; errors: see `accelerator_on`."""
+    found = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    names = {"auto": found[min(1, len(found) - 1)], **({"cuda": "cuda:0"} if len(found) > 1 else {})}
+    name = names.get(device, device)
+    if name not in found:
+        raise ConfigurationError(
+            f"expected a device of this machine, {', '.join(['auto', *found])}, got {device!r}; change --device"
+        )
+    return torch.device(name)
+
+
+def _file(directory: OutputDirectory, task: Task) -> Path:
+    """Where the record of a finished task lies."""
+    key = task.what.key if isinstance(task.what, Row) else f"pretrained-{task.what}"
+    return directory / f"seed-{task.seed}" / f"{key}.json"
+
+
+def _name(task: Task) -> str:
+    return f"seed {task.seed}, {task.what.name if isinstance(task.what, Row) else f'{task.what} pre-training'}"
+
+
 def _record(directory: OutputDirectory, row: Row, seed: int) -> dict[str, Any]:
-    record: dict[str, Any] = read_json(directory / f"seed-{seed}" / f"{row.key}.json")
+    record: dict[str, Any] = read_json(_file(directory, Task(seed, row)))
     return record
 
 
@@ -204,6 +255,21 @@ def _label(options: ExperimentOptions) -> str:
     if options.preset == "demo":
         return f"Quick demo, {seeds}: not evidence"
     return f"Preset {options.preset}, {seeds}"
+
+
+def _caption(options: ExperimentOptions, summary: Report) -> str:
+    """On what the numbers rest: examples, attacks, seeds."""
+    attack = options.evaluation
+    attacked = [count for condition, count in summary.examples.items() if condition.modality]
+    examples = f"{summary.examples[Condition()]} {attack.split} examples"
+    seeds = f"seed{'s' * (len(options.seeds) > 1)} {', '.join(map(str, options.seeds))}"
+    if not attacked:
+        return f"Clean: {examples}; attacked: none; {seeds}."
+    return (
+        f"Clean: {examples}; attacked: the first {attacked[0]} of them; {seeds}.\n"
+        f"Attacks: L2 PGD on one modality at a time, {attack.steps} steps of {attack.step_fraction:g} of the radius, "
+        f"restarts: {attack.restarts}, objectives: {', '.join(attack.objectives)}; the worst of all counts."
+    )
 
 
 def _duration(seconds: float) -> str:

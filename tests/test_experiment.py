@@ -17,7 +17,7 @@ from tiny import tiny
 import advvl.stages
 from advvl.config import fingerprint, plain
 from advvl.errors import CheckpointError, ConfigurationError, OutputDirectoryError
-from advvl.experiment import STARTS, accelerator_on, reproducible, run, tasks_of
+from advvl.experiment import STARTS, accelerator_on, device_of, reproducible, run, tasks_of
 from advvl.models.checkpoints import save_checkpoint
 from advvl.models.uniter import UniterConfig, UniterModel
 from advvl.options import ExperimentOptions
@@ -75,7 +75,12 @@ def test_the_table_has_every_row_and_says_that_one_seed_is_no_evidence(
     assert all(f"| {row.name} " in table for row in ROWS)
     assert "image PGD, radius 0.5" in table
     assert "text PGD, radius 0.5" in table
-    assert "took 0 min" in said
+    assert "Clean: 24 test examples; attacked: the first 12 of them; seed 0.\n" in table
+    attacks = tiny(whole).evaluation
+    assert f"{attacks.steps} steps of {attacks.step_fraction:g} of the radius, restarts: {attacks.restarts}" in table
+    assert f"objectives: {', '.join(attacks.objectives)}" in table
+    assert "this call took 0 min" in said
+    assert f"the updates of all {len(MODELS)} models, whichever call did them, 0 min" in said
 
 
 def test_results_say_what_the_records_say(whole: Path) -> None:
@@ -88,7 +93,7 @@ def test_results_say_what_the_records_say(whole: Path) -> None:
         clean = method["conditions"][0]["accuracy"]["estimate"]
         assert clean == pytest.approx(sum(found["scores"]["clean"]) / 24)
         assert [len(found["scores"]["image"][radius]) for radius in ("0.5", "1.0")] == [12, 12]
-        assert facts["updates"] == found["updates"] == (6 * 5 if row.equal_compute else 6)
+        assert facts["updates"] == found["updates"] == (6 * 10 // 3 if row.equal_compute else 6)
 
 
 def test_all_rows_of_a_seed_start_from_the_checkpoint_they_name(whole: Path) -> None:
@@ -256,10 +261,52 @@ def test_stage_one_comes_before_its_rows_and_long_work_before_short(tmp_path: Pa
     assert names[5:] == ["standard", "villa pre-training, villa", "villa pre-training, standard"]
 
 
-@pytest.mark.parametrize("device", ["quantum", "mps:7", "meta"])
-def test_a_device_that_is_not_there_is_refused(device: str) -> None:
-    with pytest.raises(ConfigurationError, match="device"):
+@pytest.mark.parametrize("device", ["quantum", "mps:7", "meta", "cuda", "cuda:0"])
+def test_a_device_that_is_not_there_is_refused_with_what_there_is(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigurationError, match=f"device of this machine, auto, cpu, got '{device}'"):
         accelerator_on(device)
+
+
+def test_a_second_gpu_has_a_name_and_a_third_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    names = ["auto", "cuda", "cuda:1", "cpu"]
+    assert [str(device_of(name)) for name in names] == ["cuda:0", "cuda:0", "cuda:1", "cpu"]
+    with pytest.raises(ConfigurationError, match="auto, cpu, cuda:0, cuda:1, got 'cuda:2'"):
+        device_of("cuda:2")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"checkpoint": "missing.pt"}, {"device": "quantum"}, {"checkpoint": "broken.pt"}, {"stage": "finetune"}],
+    ids=["no-such-file", "no-such-device", "damaged-file", "nothing-to-start-from"],
+)  # fmt: skip
+def test_what_fails_before_any_result_leaves_the_directory_to_others(
+    wrong: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("broken.pt").write_text("no checkpoint")
+    with pytest.raises((CheckpointError, ConfigurationError)):
+        quietly(tiny(tmp_path / "out", **wrong))
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_what_fails_in_a_directory_of_results_leaves_it_claimed(whole: Path) -> None:
+    before = sorted(whole.rglob("*"))
+    with pytest.raises(OutputDirectoryError):
+        quietly(tiny(whole, villa={"steps": 3}))
+    assert sorted(whole.rglob("*")) == before
+
+
+def test_in_a_log_lines_say_what_begins_and_ends_and_no_bar_is_drawn(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(whole, output)
+    (output / "seed-0" / "villa.json").unlink()
+    run(tiny(output, resume=True), progress=True)
+    begun, done = capsys.readouterr().err.splitlines()
+    assert begun == "seed 0, villa: started"
+    assert done.startswith("seed 0, villa: done in 0 min ")
 
 
 def test_how_a_run_is_made_is_not_part_of_what_the_directory_holds(whole: Path, tmp_path: Path) -> None:
