@@ -3,35 +3,41 @@
     options = parse(ExperimentOptions, ["--config", "villa.yaml", "--finetune.epochs", "3"], presets=PRESETS)
 
 Flags win over the file, the file over the preset, the preset over the defaults. Metadata of a field that is read here:
-`help`, `flags` (further names of its flag), `parse` (from the flag's text to the value), `metavar`.
+`help`, `flags` (further names of its flag), `parse` (from the flag's text to the value), `metavar`. A tuple that has a
+`parse` and the metavar N is given by its length, a whole number of 1 or more.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from advvl.config import Layer, Leaf, build, leaves, read_yaml, unknown, without_none
 
 T = TypeVar("T")
 
 
-def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
+def add_flags(
+    parser: argparse.ArgumentParser, cls: type, *, presets: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
     """Add `--config FILE` and one flag for each field of `cls`, dotted where dataclasses nest.
 
-    A tuple is comma-separated and its flag may be repeated; a bool is `--name` or `--no-name`.
+    The help of a flag shows its default, and what `presets` would have instead. A tuple is comma-separated and its flag
+    may be repeated; a bool is `--name` or `--no-name`.
     """
     parser.add_argument("--config", metavar="FILE", help="YAML file of options; flags win over it")
+    instead = {name: _flat(values) for name, values in (presets or {}).items()}
     for leaf in leaves(cls):
         names = [f"--{leaf.name}", *leaf.metadata.get("flags", ())]
-        settings: dict[str, Any] = {"dest": leaf.name, "default": argparse.SUPPRESS, "help": _help(leaf)}
+        settings: dict[str, Any] = {"dest": leaf.name, "default": argparse.SUPPRESS, "help": _help(leaf, instead)}
         if leaf.annotation is bool:
             parser.add_argument(*names, action=argparse.BooleanOptionalAction, **settings)
             continue
-        settings["type"] = leaf.metadata.get("parse", _reader(leaf.annotation))
+        settings["type"] = _explained(leaf) if "parse" in leaf.metadata else _reader(leaf.annotation)
         settings["metavar"] = leaf.metadata.get("metavar", _kind(leaf.annotation))
         if get_origin(leaf.annotation) is tuple:
             settings["action"] = "extend"
@@ -70,9 +76,32 @@ def parse(
     description: str | None = None,
 ) -> T:
     """The configuration that a command line asks for; malformed flags end the process, as argparse does."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    add_flags(parser, cls)
-    return from_flags(cls, parser.parse_args(arguments), presets=presets)
+    parser = _Parser(
+        description=description,
+        epilog=_EPILOG,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_flags(parser, cls, presets=presets)
+    namespace, rest = parser.parse_known_args(arguments)
+    if rest:
+        parser.refuse(rest)
+    return from_flags(cls, namespace, presets=presets)
+
+
+_EPILOG = """Flags win over the file of --config, the file over the preset, the preset over the defaults shown here. The
+configuration that comes of it is written to configuration.yaml in the output directory."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def refuse(self, rest: Sequence[str]) -> NoReturn:
+        """End the process with what was not understood and, for a flag, the nearest that there is."""
+        message = f"unrecognized arguments: {' '.join(rest)}"
+        name = next((text.partition("=")[0] for text in rest if text.startswith("-")), None)
+        if name is not None:
+            nearest = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.0)
+            message += f"; the flag nearest to {name} is {nearest[0]}"
+        self.error(message)
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,9 +147,39 @@ def _kind(annotation: Any) -> str:
     return {int: "N", float: "X", str: "TEXT"}[annotation]
 
 
-def _help(leaf: Leaf) -> str:
-    default = leaf.default
-    if isinstance(default, tuple):
-        default = ",".join(map(str, default))
-    shown = "" if any(default is nothing for nothing in (MISSING, None, False)) else f"(default {default})"
-    return " ".join(filter(None, (leaf.metadata.get("help"), shown))).replace("%", "%%")
+def _explained(leaf: Leaf) -> Callable[[str], Any]:
+    """The field's own `parse`, whose ValueError becomes an error message that says what was expected."""
+    wanted = "a whole number of 1 or more" if _by_length(leaf) else leaf.metadata.get("metavar", _kind(leaf.annotation))
+
+    def read(text: str) -> Any:
+        try:
+            return leaf.metadata["parse"](text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from error
+
+    return read
+
+
+def _by_length(leaf: Leaf) -> bool:
+    return get_origin(leaf.annotation) is tuple and "parse" in leaf.metadata and leaf.metadata.get("metavar") == "N"
+
+
+def _help(leaf: Leaf, presets: Mapping[str, Mapping[str, Any]]) -> str:
+    def text(value: Any) -> str:
+        if isinstance(value, list | tuple):
+            return str(len(value)) if _by_length(leaf) else ",".join(map(str, value))
+        return str(value)
+
+    shown = (
+        [] if any(leaf.default is nothing for nothing in (MISSING, None, False)) else [f"default {text(leaf.default)}"]
+    )
+    shown += [f"{text(values[leaf.name])} by preset {name}" for name, values in presets.items() if leaf.name in values]
+    return " ".join(filter(None, (leaf.metadata.get("help"), f"({'; '.join(shown)})" * bool(shown)))).replace("%", "%%")
+
+
+def _flat(nested: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """`{"finetune": {"epochs": 3}}` as `{"finetune.epochs": 3}`."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        flat |= _flat(value, f"{path}{name}.") if isinstance(value, Mapping) else {f"{path}{name}": value}
+    return flat

@@ -24,6 +24,7 @@ from tiny import VALUES
 
 from advvl.cli import main
 from advvl.config import Layer, build, fingerprint, read_yaml
+from advvl.flags import parse
 from advvl.options import PRESETS, ExperimentOptions
 
 ROOT = Path(__file__).parents[1]
@@ -129,13 +130,31 @@ def test_told_to_stop_it_saves_and_says_so(config: Path, tmp_path: Path) -> None
     ("arguments", "message"),
     [
         (["--preset", "evidense"], "evidence"),
-        (["--villa.radius_image", "1"], "unrecognized arguments"),
+        (
+            ["--villa.image_stepp", "1"],
+            "--villa.image_stepp 1; the flag nearest to --villa.image_stepp is --villa.image_step",
+        ),
+        (["--metod=villa"], "the flag nearest to --metod is --method"),
+        (["villa"], "unrecognized arguments: villa"),
+        (["--seeds", "0"], "--seeds: expected a whole number of 1 or more, got '0'"),
+        (["--seeds", "two"], "--seeds: expected a whole number of 1 or more, got 'two'"),
         (["--config", "missing.yaml"], "missing.yaml"),
         (["--villa.image_step", "nan"], "image_step"),
         (["--resume", "--overwrite"], "resume or overwrite"),
         (["--device", "quantum"], "device"),
     ],
-    ids=["preset", "flag", "config", "value", "contradiction", "device"],
+    ids=[
+        "preset",
+        "flag",
+        "flag-with-value",
+        "no-flag",
+        "no-seeds",
+        "text-for-seeds",
+        "config",
+        "value",
+        "contradiction",
+        "device",
+    ],
 )
 def test_bad_input_ends_with_a_message_and_no_traceback(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -146,6 +165,19 @@ def test_bad_input_ends_with_a_message_and_no_traceback(
         status = int(left.code or 0)
     assert status == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_help_keeps_its_lines_and_shows_what_presets_change(capsys: pytest.CaptureFixture[str]) -> None:
+    description = "VILLA, end to end.\n\n    --seeds 5      five of them\n    --seeds 1      one"
+    with pytest.raises(SystemExit):
+        parse(ExperimentOptions, ["--help"], presets=PRESETS, description=description)
+    said = capsys.readouterr().out
+    assert description in said
+    words = " ".join(said.split())
+    assert "number of seeds, 0 to N-1 (default 1; 5 by preset evidence)" in words
+    assert "(default 2000; 1000 by preset demo)" in words
+    assert "--evaluation.examples N|none (200 by preset demo; 500 by preset evidence)" in words
+    assert "written to configuration.yaml in the output directory" in words
 
 
 def test_an_unknown_key_in_a_file_names_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
