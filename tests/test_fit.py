@@ -324,9 +324,12 @@ def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_ends_the_update_saves_and_exits(
-    tmp_path: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
-    handler = signal.getsignal(number)
+    # as a process in the foreground has it; one in the background of a shell is born ignoring SIGINT
+    handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    inherited = signal.signal(number, handler)
+    request.addfinalizer(lambda: signal.signal(number, inherited))
     whole, parts = toy(), toy()
     expected = run(whole)
     file = tmp_path / "run.pt"
