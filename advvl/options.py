@@ -83,8 +83,8 @@ class ModelOptions:
     """The UNITER that is trained from scratch; a checkpoint has to be of this size.
 
     Arguments:
-        initializer_range: standard deviation of new weights. The published 0.02 is for a width of 768; at a width of 64
-            it makes words so small that training hardly starts.
+        initializer_range: standard deviation of new weights. The published 0.02 is for a width of 768; in a
+            narrow model it makes words small, and training slow.
     """
 
     hidden_size: int = 64
