@@ -17,7 +17,7 @@ from torch import Tensor
 
 from advvl import ops
 from advvl.errors import ConfigurationError
-from advvl.ops import Box, Norm, Per, Rule, Stepped
+from advvl.ops import Box, Move, Norm, Per, Region, Rows, Rule, Stepped
 
 
 def is_number(value: object) -> bool:
@@ -56,6 +56,21 @@ class Ball(ABC):
         box: Box | None = None,
     ) -> Stepped:
         """Step `delta` along `grad`, then back into the ball and the box (see `ops.step_and_project`)."""
+
+    def move(
+        self,
+        delta: Tensor,
+        grad: Tensor,
+        place: Place,
+        *,
+        step_size: float,
+        rule: Rule = "normalised",
+        floor: float = 0.0,
+        box: Box | None = None,
+    ) -> Move | None:
+        """What `step` does, as a move that `ops` makes together with those of other modalities; None: only `step` can."""
+        del delta, grad, place, step_size, rule, floor, box
+        return None
 
     @abstractmethod
     def project(self, delta: Tensor, place: Place, *, box: Box | None = None) -> Tensor:
@@ -98,20 +113,22 @@ class _FusedBall(Ball):
         floor: float = 0.0,
         box: Box | None = None,
     ) -> Stepped:
-        return ops.step_and_project(
-            delta,
-            grad,
-            step_size=step_size,
-            radius=self.radius,
-            norm=self.norm,
-            rule=rule,
-            per=self.per,
-            mask=place.mask,
-            segments=place.segments,
-            x=place.x if box else None,
-            box=box,
-            floor=floor,
-        )
+        return ops.move([self.move(delta, grad, place, step_size=step_size, rule=rule, floor=floor, box=box)])[0]
+
+    def move(
+        self,
+        delta: Tensor,
+        grad: Tensor,
+        place: Place,
+        *,
+        step_size: float,
+        rule: Rule = "normalised",
+        floor: float = 0.0,
+        box: Box | None = None,
+    ) -> Move:
+        rows = Rows(norm=self.norm, per=self.per, mask=place.mask, segments=place.segments)
+        region = Region(radius=self.radius, box=box, x=place.x if box else None)
+        return Move(delta=delta, grad=grad, step_size=step_size, rows=rows, region=region, rule=rule, floor=floor)
 
     def project(self, delta: Tensor, place: Place, *, box: Box | None = None) -> Tensor:
         return ops.project(

@@ -15,9 +15,10 @@ from typing import ClassVar, get_args
 import torch
 from torch import Tensor
 
+from advvl import ops
 from advvl.balls import Ball, Place, is_number
 from advvl.errors import ConfigurationError, ShapeError
-from advvl.ops import Box, Rule, Stepped
+from advvl.ops import Box, Move, Rule, Stepped
 
 
 def delta_dtype(x: Tensor) -> torch.dtype:
@@ -188,6 +189,12 @@ class Ascent:
             delta, grad, place, step_size=self.step_size, rule=self.rule, floor=self.floor, box=self.box
         )
 
+    def move(self, delta: Tensor, grad: Tensor, place: Place) -> Move | None:
+        """The same, as a move to be made together with those of other modalities; None where the ball steps alone."""
+        return self.ball.move(
+            delta, grad, place, step_size=self.step_size, rule=self.rule, floor=self.floor, box=self.box
+        )
+
 
 class Perturber(ABC):
     """Starts and moves the perturbations of named modalities."""
@@ -271,10 +278,10 @@ class EmbeddingPerturber(Perturber):
     def move(
         self, deltas: Mapping[str, Tensor], gradients: Mapping[str, Tensor], places: Mapping[str, Place]
     ) -> dict[str, Stepped]:
-        return {
-            modality: self.ascents[modality].step(deltas[modality], gradient, places[modality])
-            for modality, gradient in gradients.items()
-        }
+        moves = {m: self.ascents[m].move(deltas[m], gradient, places[m]) for m, gradient in gradients.items()}
+        fused = {modality: move for modality, move in moves.items() if move is not None}
+        stepped = dict(zip(fused, ops.move(list(fused.values())), strict=True))
+        return {m: stepped.get(m) or self.ascents[m].step(deltas[m], gradients[m], places[m]) for m in gradients}
 
 
 def _is_box(box: Box) -> bool:

@@ -1,7 +1,8 @@
 """The arithmetic on perturbations: norms, projection, and the fused ascent step.
 
-One signature, one choice of back end. `_reference.py` is the definition; a faster back end has the same functions
-with the same arguments and is held to it by the tests.
+One signature, three back ends: `reference` is the definition, plain PyTorch on any device; `cpu` goes row by row through
+the cache; `triton` is a kernel for CUDA. `auto` takes the fastest that can do the work at hand and, while a graph is
+being compiled, the reference, which the compiler fuses itself. The others are held to the reference by the tests.
 
 Shapes: a perturbation is `(B, ...)`, or `(N, ...)` packed, with `segments` `(N,)` giving the sample of each of its rows.
 A *row* is what one norm is taken over: all of a sample's entries (`per="sample"`), or the last axis of one position
@@ -10,22 +11,57 @@ A *row* is what one norm is taken over: all of a sample's entries (`per="sample"
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from types import ModuleType
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from advvl.errors import ConfigurationError, ShapeError
-from advvl.ops import _reference
-from advvl.ops._types import Backend, Box, Norm, Per, Rule, Stepped
+from advvl.ops import _cpu, _reference
+from advvl.ops._types import Backend, Box, Implementation, Move, Norm, Per, Region, Rows, Rule, Stepped
 
-__all__ = ["Backend", "Box", "Norm", "Per", "Rule", "Stepped", "norms", "project", "step_and_project"]
-
-_BACKENDS: dict[str, ModuleType] = {"reference": _reference}
+__all__ = [
+    "Backend",
+    "Box",
+    "Move",
+    "Norm",
+    "Per",
+    "Region",
+    "Rows",
+    "Rule",
+    "Stepped",
+    "move",
+    "norms",
+    "project",
+    "step_and_project",
+]
 
 
 @torch.no_grad()
+def move(moves: Sequence[Move], *, inplace: bool = False, backend: Backend = "auto") -> list[Stepped]:
+    """Take the ascent step of several perturbations, those of all modalities, in one call; see `step_and_project`.
+
+    Raises:
+        ShapeError: a gradient, mask, segments or `x` do not fit their perturbation; one to be changed in place shares
+            its memory with itself.
+        ConfigurationError: the back end is unknown or cannot do one of them, or a box comes without `x`.
+    """
+    for one in moves:
+        _check(one.delta, one.rows, one.region)
+        if one.grad.shape != one.delta.shape:
+            raise ShapeError(f"expected a gradient of shape {tuple(one.delta.shape)}, got {tuple(one.grad.shape)}")
+        if inplace and _overlaps(one.delta):
+            raise ShapeError(
+                f"expected a perturbation that owns each of its entries to change it in place, got one of shape "
+                f"{tuple(one.delta.shape)} and strides {one.delta.stride()}; make it contiguous, or use inplace=False"
+            )
+    return _choose(backend, [(one.delta, one.rows) for one in moves]).move(moves, inplace=inplace)
+
+
 def step_and_project(
     delta: Tensor,
     grad: Tensor,
@@ -52,16 +88,14 @@ def step_and_project(
     VILLA's and FreeLB's update (step, then projection), defined at zero where the published form is not.
 
     Raises:
-        ShapeError: the gradient, mask, segments or `x` do not fit the perturbation.
-        ConfigurationError: the back end is unknown, or a box comes without `x`.
+        ShapeError: the gradient, mask, segments or `x` do not fit the perturbation; `inplace` and a perturbation that
+            shares its memory with itself (an expanded one).
+        ConfigurationError: the back end is unknown or cannot do this, or a box comes without `x`.
     """
-    _check(delta, per=per, mask=mask, segments=segments, x=x, box=box)
-    if grad.shape != delta.shape:
-        raise ShapeError(f"expected a gradient of shape {tuple(delta.shape)}, got {tuple(grad.shape)}")
-    stepped: Stepped = _choose(backend).step_and_project(
-        delta, grad, step_size, radius, norm, rule, per, mask, segments, x, box, floor
-    )
-    return stepped._replace(delta=delta.copy_(stepped.delta)) if inplace else stepped
+    rows = Rows(norm=norm, per=per, mask=mask, segments=segments)
+    region = Region(radius=radius, box=box, x=x)
+    one = Move(delta=delta, grad=grad, step_size=step_size, rows=rows, region=region, rule=rule, floor=floor)
+    return move([one], inplace=inplace, backend=backend)[0]
 
 
 @torch.no_grad()
@@ -83,11 +117,12 @@ def project(
 
     Raises:
         ShapeError: the mask, segments or `x` do not fit the perturbation.
-        ConfigurationError: the back end is unknown, or a box comes without `x`.
+        ConfigurationError: the back end is unknown or cannot do this, or a box comes without `x`.
     """
-    _check(delta, per=per, mask=mask, segments=segments, x=x, box=box)
-    projected: Tensor = _choose(backend).project(delta, radius, norm, per, mask, segments, x, box)
-    return projected
+    rows = Rows(norm=norm, per=per, mask=mask, segments=segments)
+    region = Region(radius=radius, box=box, x=x)
+    _check(delta, rows, region)
+    return _choose(backend, [(delta, rows)]).project(delta, rows, region)
 
 
 @torch.no_grad()
@@ -104,25 +139,56 @@ def norms(
 
     Raises:
         ShapeError: the mask or segments do not fit the perturbation.
-        ConfigurationError: the back end is unknown.
+        ConfigurationError: the back end is unknown or cannot do this.
     """
-    _check(delta, per=per, mask=mask, segments=segments, x=None, box=None)
-    values: Tensor = _choose(backend).norms(delta, norm, per, mask, segments)
-    return values
+    rows = Rows(norm=norm, per=per, mask=mask, segments=segments)
+    _check(delta, rows, Region())
+    return _choose(backend, [(delta, rows)]).norms(delta, rows)
 
 
-def _choose(backend: str) -> ModuleType:
+def _choose(backend: str, work: Sequence[tuple[Tensor, Rows]]) -> Implementation:
+    """The back end of this name, or the fastest that can do all of this work."""
     if backend == "auto":
-        return _reference
+        if torch.compiler.is_compiling():
+            return _reference
+        fast = "triton" if any(delta.is_cuda for delta, _ in work) else "cpu"
+        return _reference if _refusal(fast, work) else _BACKENDS[fast]()
     if backend not in _BACKENDS:
-        raise ConfigurationError(f"expected a back end among {['auto', *_BACKENDS]}, got {backend!r}")
-    return _BACKENDS[backend]
+        raise ConfigurationError(f"expected a back end among {list(get_args(Backend))}, got {backend!r}")
+    reason = _refusal(backend, work)
+    if reason:
+        able = [name for name in _BACKENDS if not _refusal(name, work)]
+        raise ConfigurationError(f"expected a back end that can do this, got {backend!r}: {reason}; available: {able}")
+    return _BACKENDS[backend]()
 
 
-def _check(
-    delta: Tensor, *, per: Per, mask: Tensor | None, segments: Tensor | None, x: Tensor | None, box: Box | None
-) -> None:
-    shape = tuple(delta.shape)
+def _refusal(backend: str, work: Sequence[tuple[Tensor, Rows]]) -> str | None:
+    if backend == "triton" and not _triton_installed():
+        return "triton is not installed (it comes with the CUDA builds of torch)"
+    implementation = _BACKENDS[backend]()
+    return next((reason for delta, rows in work if (reason := implementation.refusal(delta, rows))), None)
+
+
+@cache
+def _triton_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _load_triton() -> Implementation:
+    from advvl.ops import _triton  # type: ignore[attr-defined]  # here: it imports triton, which takes a while
+
+    return _triton
+
+
+_BACKENDS: Mapping[str, Callable[[], Implementation]] = {
+    "reference": lambda: _reference,
+    "cpu": lambda: _cpu,
+    "triton": _load_triton,
+}
+
+
+def _check(delta: Tensor, rows: Rows, region: Region) -> None:
+    shape, mask, segments, x = tuple(delta.shape), rows.mask, rows.segments, region.x
     if not delta.is_floating_point():
         raise ShapeError(f"expected a floating-point perturbation, got {delta.dtype}")
     if delta.ndim < 2:
@@ -134,7 +200,12 @@ def _check(
         )
     if segments is not None and tuple(segments.shape) != shape[:1]:
         raise ShapeError(f"expected segments of shape {shape[:1]}, got {tuple(segments.shape)}")
-    if box is not None and x is None:
+    if region.box is not None and x is None:
         raise ConfigurationError("expected x beside a box, got None; the box bounds x + delta")
     if x is not None and x.shape != delta.shape:
         raise ShapeError(f"expected x of shape {shape}, got {tuple(x.shape)}")
+
+
+def _overlaps(delta: Tensor) -> bool:
+    """Whether two entries share one place in memory."""
+    return any(stride == 0 and size > 1 for stride, size in zip(delta.stride(), delta.shape, strict=True))

@@ -10,21 +10,21 @@ entry. Division, product and cast add less than that back. So the stored row is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from advvl.ops._types import Box, Norm, Per, Rule, Stepped
+from advvl.ops._types import Move, Norm, Region, Rows, Stepped
 
 
-class _Rows:
+class _Reduction:
     """Reduces a perturbation over its rows and spreads a value a row back over it."""
 
-    def __init__(self, like: Tensor, per: Per, segments: Tensor | None) -> None:
-        self.per, self.segments, self.ndim = per, segments, like.ndim
-        count = like.shape[-1] if per == "token" else math.prod(like.shape[1:])
-        self.size = count * (like.shape[0] if segments is not None and per == "sample" else 1)
+    def __init__(self, like: Tensor, rows: Rows) -> None:
+        self.per, self.segments, self.ndim = rows.per, rows.segments, like.ndim
+        count = like.shape[-1] if self.per == "token" else math.prod(like.shape[1:])
+        self.size = count * (like.shape[0] if self.segments is not None and self.per == "sample" else 1)
 
     def amax(self, values: Tensor) -> Tensor:
         return self._reduce(values, lambda t, dim: t.amax(dim), "amax")
@@ -53,61 +53,53 @@ class _Rows:
         return like.new_zeros(like.shape[:-1] if self.per == "token" else like.shape[:1])
 
 
-def step_and_project(
-    delta: Tensor,
-    grad: Tensor,
-    step_size: float,
-    radius: float,
-    norm: Norm,
-    rule: Rule,
-    per: Per,
-    mask: Tensor | None,
-    segments: Tensor | None,
-    x: Tensor | None,
-    box: Box | None,
-    floor: float,
-) -> Stepped:
-    rows = _Rows(delta, per, segments)
-    d, g = _masked(_compute(delta), mask), _masked(_compute(grad), mask)
+def refusal(delta: Tensor, rows: Rows) -> str | None:
+    del delta, rows
+    return None
+
+
+def move(moves: Sequence[Move], *, inplace: bool) -> list[Stepped]:
+    stepped = [_move(one) for one in moves]
+    if inplace:
+        return [made._replace(delta=one.delta.copy_(made.delta)) for one, made in zip(moves, stepped, strict=True)]
+    return stepped
+
+
+def _move(one: Move) -> Stepped:
+    delta, rows, norm, floor = one.delta, one.rows, one.rows.norm, one.floor
+    over = _Reduction(delta, rows)
+    d, g = _masked(_compute(delta), rows.mask), _masked(_compute(one.grad), rows.mask)
     if d.numel() == 0:
-        zero = rows.empty(d)
+        zero = over.empty(d)
         return Stepped(delta.clone(), zero, zero, torch.ones_like(zero, dtype=torch.bool))
-    biggest = rows.amax(g.abs())
+    biggest = over.amax(g.abs())
     finite = biggest.isfinite()
     moves = finite & (biggest > 0)
-    one = torch.ones_like(biggest)
-    unit = g / rows.spread(torch.where(moves, biggest, one))  # entries of at most 1: no overflow, no underflow
-    length = rows.sum(unit.square()).sqrt().to(d.dtype) if norm == "l2" else one
-    if rule == "sign":
+    unity = torch.ones_like(biggest)
+    unit = g / over.spread(torch.where(moves, biggest, unity))  # entries of at most 1: no overflow, no underflow
+    length = over.sum(unit.square()).sqrt().to(d.dtype) if norm == "l2" else unity
+    if one.rule == "sign":
         direction = g.sign()
     else:
         # biggest * length is the norm; one over max(norm, floor), without forming a norm that may underflow
-        inverse = torch.minimum(1 / torch.where(moves, length, one), biggest / floor if floor else one * math.inf)
-        direction = unit * rows.spread(inverse)
-    d = d + (step_size * torch.where(rows.spread(moves), direction, torch.zeros_like(direction))).to(d.dtype)
-    d = _into(d, radius, norm, rows, mask, x, box, delta.dtype)
-    return Stepped(d, torch.where(biggest > 0, biggest * length, biggest), _norm(_compute(d), norm, rows), finite)
+        inverse = torch.minimum(1 / torch.where(moves, length, unity), biggest / floor if floor else unity * math.inf)
+        direction = unit * over.spread(inverse)
+    d = d + (one.step_size * torch.where(over.spread(moves), direction, torch.zeros_like(direction))).to(d.dtype)
+    d = _into(d, one.region, norm, over, rows.mask, delta.dtype)
+    return Stepped(d, torch.where(biggest > 0, biggest * length, biggest), _norm(_compute(d), norm, over), finite)
 
 
-def project(
-    delta: Tensor,
-    radius: float,
-    norm: Norm,
-    per: Per,
-    mask: Tensor | None,
-    segments: Tensor | None,
-    x: Tensor | None,
-    box: Box | None,
-) -> Tensor:
+def project(delta: Tensor, rows: Rows, region: Region) -> Tensor:
     if delta.numel() == 0:
         return delta.clone()
-    return _into(_masked(_compute(delta), mask), radius, norm, _Rows(delta, per, segments), mask, x, box, delta.dtype)
+    d = _masked(_compute(delta), rows.mask)
+    return _into(d, region, rows.norm, _Reduction(delta, rows), rows.mask, delta.dtype)
 
 
-def norms(delta: Tensor, norm: Norm, per: Per, mask: Tensor | None, segments: Tensor | None) -> Tensor:
-    rows = _Rows(delta, per, segments)
-    d = _masked(_compute(delta), mask)
-    return _norm(d, norm, rows) if d.numel() else rows.empty(d)
+def norms(delta: Tensor, rows: Rows) -> Tensor:
+    over = _Reduction(delta, rows)
+    d = _masked(_compute(delta), rows.mask)
+    return _norm(d, rows.norm, over) if d.numel() else over.empty(d)
 
 
 def _compute(values: Tensor) -> Tensor:
@@ -120,34 +112,26 @@ def _masked(values: Tensor, mask: Tensor | None) -> Tensor:
     return torch.where(mask.reshape(*mask.shape, *[1] * (values.ndim - mask.ndim)), values, torch.zeros_like(values))
 
 
-def _norm(d: Tensor, norm: Norm, rows: _Rows) -> Tensor:
-    return rows.amax(d.abs()) if norm == "linf" else _l2(d, rows).to(d.dtype)
+def _norm(d: Tensor, norm: Norm, over: _Reduction) -> Tensor:
+    return over.amax(d.abs()) if norm == "linf" else _l2(d, over).to(d.dtype)
 
 
-def _l2(d: Tensor, rows: _Rows) -> Tensor:
+def _l2(d: Tensor, over: _Reduction) -> Tensor:
     """The norm of every row, in fp64."""
-    biggest = rows.amax(d.abs())
-    unit = d / rows.spread(torch.where(biggest > 0, biggest, torch.ones_like(biggest)))
-    return biggest * rows.sum(unit.square()).sqrt()
+    biggest = over.amax(d.abs())
+    unit = d / over.spread(torch.where(biggest > 0, biggest, torch.ones_like(biggest)))
+    return biggest * over.sum(unit.square()).sqrt()
 
 
-def _into(
-    d: Tensor,
-    radius: float,
-    norm: Norm,
-    rows: _Rows,
-    mask: Tensor | None,
-    x: Tensor | None,
-    box: Box | None,
-    storage: torch.dtype,
-) -> Tensor:
+def _into(d: Tensor, region: Region, norm: Norm, over: _Reduction, mask: Tensor | None, storage: torch.dtype) -> Tensor:
     """The perturbation inside ball and box, in its storage dtype."""
+    radius, box, x = region.radius, region.box, region.x
     if math.isfinite(radius):
-        d = (
-            d.clamp(-(bound := _not_above(radius, storage)), bound)
-            if norm == "linf"
-            else _rescaled(d, radius, rows, storage)
-        )
+        if norm == "linf":
+            bound = not_above(radius, storage)
+            d = d.clamp(-bound, bound)
+        else:
+            d = _rescaled(d, radius, over, storage)
     d = d.to(storage)
     if box is not None and x is not None:
         # Only entries outside the box change, and towards zero: (x + d) - x would round d out of its ball. Where x itself
@@ -161,23 +145,23 @@ def _into(
     return d
 
 
-def _rescaled(d: Tensor, radius: float, rows: _Rows, storage: torch.dtype) -> Tensor:
+def _rescaled(d: Tensor, radius: float, over: _Reduction, storage: torch.dtype) -> Tensor:
     ulp, stored = torch.finfo(d.dtype).eps, torch.finfo(storage)
     subnormal = stored.smallest_normal * stored.eps
-    packed = 0 if rows.segments is None else d.shape[0] / 4  # summed one after another
+    packed = 0 if over.segments is None else d.shape[0] / 4  # summed one after another
     slack = ulp * (16 + packed if d.dtype == torch.float64 else 1.5)
     limit = radius * (1 - slack)
-    target = radius * (1 - 3 * slack - 0.5 * ulp - 0.5 * stored.eps) - 0.5 * subnormal * math.sqrt(rows.size)
-    length = _l2(d, rows)
+    target = radius * (1 - 3 * slack - 0.5 * ulp - 0.5 * stored.eps) - 0.5 * subnormal * math.sqrt(over.size)
+    length = _l2(d, over)
     outside = length > limit
     if storage != d.dtype:  # rounded to storage, a row may grow out of its ball
-        outside |= _l2(_compute(d.to(storage)), rows) > limit
+        outside |= _l2(_compute(d.to(storage)), over) > limit
     # A tensor over a tensor: a number over one is its product with a reciprocal, which a tiny length overflows.
     scale = torch.where(outside, torch.full_like(length, max(target, 0.0)) / length, torch.ones_like(length))
-    return (d * rows.spread(scale)).to(d.dtype)
+    return (d * over.spread(scale)).to(d.dtype)
 
 
-def _not_above(radius: float, storage: torch.dtype) -> float:
+def not_above(radius: float, storage: torch.dtype) -> float:
     """The largest number of the storage dtype that does not exceed the radius."""
     nearest = torch.tensor(radius, dtype=storage)
     if nearest.item() <= radius:

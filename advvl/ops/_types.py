@@ -2,19 +2,66 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
 Norm = Literal["l2", "linf"]
 Rule = Literal["normalised", "sign"]
 Per = Literal["sample", "token"]
-Backend = Literal["auto", "reference"]
+Backend = Literal["auto", "reference", "cpu", "triton"]
 Box = tuple[float, float]
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Rows:
+    """What the rows of a perturbation are, and which of its positions are real.
+
+    Arguments:
+        norm, per: which norm, and what one is taken over.
+        mask: `(B, T)` bool or any leading axes of the perturbation; None: every position is real.
+        segments: `(N,)` long, the sample of each row of a packed perturbation, or None.
+    """
+
+    norm: Norm = "l2"
+    per: Per = "sample"
+    mask: Tensor | None = None
+    segments: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Region:
+    """Where a perturbation has to stay: a ball around zero and, for `x + delta`, a box.
+
+    Arguments:
+        radius: of the ball, in the norm of the rows; `math.inf`: none.
+        box: (low, high), or None.
+        x: of the perturbation's shape; needed with a box.
+    """
+
+    radius: float = math.inf
+    box: Box | None = None
+    x: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Move:
+    """One perturbation and the ascent step that it is to take; see `step_and_project`."""
+
+    delta: Tensor
+    grad: Tensor
+    step_size: float
+    rows: Rows = Rows()
+    region: Region = Region()
+    rule: Rule = "normalised"
+    floor: float = 0.0
+
+
 class Stepped(NamedTuple):
-    """What `step_and_project` gives back: the moved perturbation and, per row, what was computed on the way.
+    """What a move gives back: the moved perturbation and, per row, what was computed on the way.
 
     `grad_norm` and `delta_norm` are the ball's norm of the gradient and of the new perturbation; `finite` says whether
     the row's gradient was finite. Each has the shape `(B,)` for `per="sample"`, `(N,)` with `segments` (entry i is
@@ -26,3 +73,16 @@ class Stepped(NamedTuple):
     grad_norm: Tensor
     delta_norm: Tensor
     finite: Tensor
+
+
+class Implementation(Protocol):
+    """What a back end's module has."""
+
+    def refusal(self, delta: Tensor, rows: Rows) -> str | None:
+        """Why this back end cannot work on such a perturbation here; None where it can."""
+
+    def move(self, moves: Sequence[Move], *, inplace: bool) -> list[Stepped]: ...
+
+    def project(self, delta: Tensor, rows: Rows, region: Region) -> Tensor: ...
+
+    def norms(self, delta: Tensor, rows: Rows) -> Tensor: ...
