@@ -2,8 +2,10 @@
 
 A regulariser compares perturbed passes with a clean one, and its gradient flows into both. That gradient is exact and
 costs one backward of the clean graph however many passes compare with it: each comparison is made with a leaf that
-stands for the clean logits and collects their cotangent, and the last perturbed graph and the clean graph are left
-together in one backward. (Two would be one all-reduce too many under DDP, and wrong there.)
+stands for the clean logits and collects their cotangent, which the clean graph gets at the end. Where gradients are
+reduced over processes as they come, the last perturbed graph and the clean graph are left together in one backward:
+two would be one all-reduce too many under DDP, and wrong there. Elsewhere each has its own, which adds into `.grad` in
+place, where one over both sums every parameter's two gradients in new memory first.
 
 With `dropout="shared"` every pass replays the random state of the first. A pass that starts at zero is then the clean
 pass itself and is not run again: its perturbation's gradient is taken from the clean graph by one input-only backward.
@@ -92,6 +94,7 @@ class Round:
         clean_weight: of the clean pass's own task loss in the parameter gradient.
         shared: replay the first pass's randomness in every later one.
         freeze_stats: keep perturbed passes out of BatchNorm's running statistics.
+        jointly: leave the last perturbed and the clean graph in one backward.
         backward: accumulates parameter gradients; may scale its argument. None: `Tensor.backward`.
         trace: is told of every pass.
     """
@@ -105,12 +108,13 @@ class Round:
         clean_weight: float = 0.0,
         shared: bool = False,
         freeze_stats: bool = False,
+        jointly: bool = False,
         backward: Backward | None = None,
         trace: Callable[[PassTrace], object] | None = None,
     ) -> None:
         self.passes, self.regularizer, self.clean_weight = passes, regularizer, clean_weight
         self.shared, self.freeze_stats, self.quiet, self.trace = shared, freeze_stats, quiet, trace
-        self._backward = backward
+        self._jointly, self._backward = jointly, backward
         self._clean: CleanBranch | None = None
         self._random: RandomState | None = None
         self.loss: Tensor | None = None
@@ -182,7 +186,7 @@ class Round:
         if not clean.live or not probe.weight:
             against = clean.reference.detach()
         else:
-            against = clean.logits if probe.update else clean.reference
+            against = clean.logits if probe.update and self._jointly else clean.reference
         penalty: object = self.regularizer(against, logits, self.passes.adapter.positions(self.passes.batch))
         if not isinstance(penalty, Tensor) or penalty.ndim:
             got = tuple(penalty.shape) if isinstance(penalty, Tensor) else type(penalty).__name__
@@ -192,22 +196,32 @@ class Round:
         return penalty
 
     def _learn(self, probe: Probe, run: Pass, objective: Tensor, clean: CleanBranch | None) -> dict[str, Tensor]:
-        total, both = probe.weight * objective, False
-        if probe.update:
-            remainder = None if clean is None else clean.remainder()
+        total, joint = probe.weight * objective, clean is not None and probe.update and self._jointly
+        if clean is not None and joint:
+            remainder = clean.remainder()
             total = total if remainder is None else total + remainder
-            both = clean is not None and (clean.live or remainder is not None)
-        run.binding.begin_backward(refusal=_CHECKPOINTED if both else None)
+            joint = clean.live or remainder is not None
+        run.binding.begin_backward(refusal=_CHECKPOINTED if joint else None)
         factor = accumulate(total, self._backward)
-        if clean is not None and not probe.update:
+        if clean is not None and not joint:
             clean.collect(factor)
         if probe.update:
+            if clean is not None and not self._jointly:
+                self._finish(clean)
             self._clean = self._random = None
         if not probe.delta_gradients:
             return {}
         gradients = all_found({modality: leaf.grad for modality, leaf in run.leaves.items()})
         scale = probe.weight if factor is None else factor * probe.weight
         return {modality: gradient / scale for modality, gradient in gradients.items()}
+
+    def _finish(self, clean: CleanBranch) -> None:
+        """Give the clean graph its backward."""
+        remainder = clean.remainder()
+        if remainder is not None:
+            with self.passes.adapter.bound(clean.run.binding):
+                clean.run.binding.begin_backward()
+                accumulate(remainder, self._backward)
 
     def _forward(self, deltas: Mapping[str, Tensor | Start], *, wants: bool, clean: bool = False) -> Pass:
         self.count += 1
@@ -282,8 +296,9 @@ class Round:
 
 _CHECKPOINTED = (
     "expected the site of {modality!r} outside any activation-checkpointed region, but it was run again in a backward "
-    "that covers both the clean and the last perturbed pass, where it cannot be told which of them it belongs to; "
-    "checkpoint only layers above the site, or train without a regulariser through the clean branch"
+    "that covers both the clean and the last perturbed pass, as one under DDP or sync=… does, where it cannot be told "
+    "which of them it belongs to; checkpoint only layers above the site, or train without a regulariser through the "
+    "clean branch"
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -137,6 +137,7 @@ class AdversarialTraining:
                     clean_weight=self.clean_weight,
                     shared=self.dropout == "shared",
                     freeze_stats=self.track_stats == "clean",
+                    jointly=quiet is not nullcontext,
                     backward=backward,
                     quiet=quiet,
                     trace=trace,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -527,12 +528,25 @@ def test_activation_checkpointing_around_a_site_changes_no_attack() -> None:
 
 
 @pytest.mark.parametrize("maximizer", [FreeLB(2), PGD(2)], ids=["FreeLB", "PGD"])
-def test_activation_checkpointing_around_a_site_under_a_live_clean_branch_is_refused(maximizer: InnerMaximizer) -> None:
+def test_one_backward_over_checkpointed_sites_of_two_passes_is_refused(maximizer: InnerMaximizer) -> None:
+    """As under DDP, where the clean and the last perturbed graph share one."""
     _, target = checkpointed()
+    method = AdversarialTraining(perturber(), maximizer, SymmetricKL())
     with pytest.raises(
         SiteError, match=r"outside any activation-checkpointed region.* both the clean and the last perturbed"
     ):
-        AdversarialTraining(perturber(), maximizer, SymmetricKL()).step(target, toy_batch())
+        method.step(target, toy_batch(), sync=lambda: nullcontext())
+
+
+@pytest.mark.parametrize("dropout", ["fresh", "shared"])
+@pytest.mark.parametrize("maximizer", [FreeLB(2), PGD(2)], ids=["FreeLB", "PGD"])
+def test_activation_checkpointing_goes_with_a_live_clean_branch(maximizer: InnerMaximizer, dropout: Any) -> None:
+    plain, again = checkpointed()
+    for target in (plain, again):
+        AdversarialTraining(perturber(), maximizer, SymmetricKL(), dropout=dropout).step(target, toy_batch())
+    expected, got = gradients(plain), gradients(again)
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-12, atol=1e-15)
 
 
 def test_activation_checkpointing_goes_with_a_detached_clean_branch() -> None:

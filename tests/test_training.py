@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -126,6 +126,28 @@ def test_the_clean_branch_costs_what_the_algebra_says(masks: str, order: str, fo
     AdversarialTraining(perturber(), FreeLB(3, order), SymmetricKL(), dropout=masks).step(target, batch)  # type: ignore[arg-type]
     report = AdversarialTraining(perturber(), FreeLB(3, order), SymmetricKL(), dropout=masks).step(target, batch)  # type: ignore[arg-type]
     assert report.passes == forwards
+
+
+@pytest.mark.parametrize("masks", ["fresh", "shared"])
+@pytest.mark.parametrize("maximizer", [FreeLB(3), FreeLB(3, "in turn"), PGD(2)], ids=repr)
+def test_one_backward_over_both_graphs_and_one_each_give_the_same_gradient(maximizer: Any, masks: Any) -> None:
+    """Under DDP (whose `no_sync` the argument stands for) it is one, elsewhere one each; a scaled backward in both."""
+    found = []
+    for sync in (None, lambda: nullcontext()):
+        target, calls = toy(dropout=0.3), []
+        torch.manual_seed(7)
+        method = AdversarialTraining(perturber(), maximizer, SymmetricKL(1.5), clean_weight=0.5, dropout=masks)
+
+        def backward(loss: Tensor, calls: list[Tensor] = calls) -> None:
+            calls.append(loss)
+            (4 * loss).backward()
+
+        method.step(target, toy_batch(), sync=sync, backward=backward)
+        found.append((gradients(target), len(calls)))
+    (apart, more), (jointly, fewer) = found
+    assert more == fewer + 1
+    for name, gradient in jointly.items():
+        close(apart[name], gradient)
 
 
 def test_a_clean_weight_adds_the_clean_task_gradient() -> None:
