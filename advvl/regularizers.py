@@ -10,16 +10,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from advvl.divergences import Direction, Head, Kind, divergences
 from advvl.errors import ConfigurationError, ShapeError
-
-Head = Literal["softmax", "sigmoid"]
-Direction = Literal["clean||perturbed", "perturbed||clean"]
 
 
 class Regularizer(ABC):
@@ -75,21 +71,15 @@ class _Divergence(Regularizer):
         if mask is not None and mask.shape != clean.shape[:-1]:
             raise ShapeError(f"expected a mask of shape {tuple(clean.shape[:-1])}, got {tuple(mask.shape)}")
         clean = clean.detach() if self.detach_clean else clean
-        if mask is not None:  # rows that do not count may hold anything
-            counts = mask.bool()[..., None]
-            clean, perturbed = (torch.where(counts, x, torch.zeros_like(x)) for x in (clean, perturbed))
-        if self.head == "softmax":
-            rows = self._between(_log_softmax(clean), _log_softmax(perturbed)).sum(-1)
-        else:
-            (on_c, off_c), (on_p, off_p) = _log_sigmoids(clean), _log_sigmoids(perturbed)
-            rows = (self._between(on_c, on_p) + self._between(off_c, off_p)).sum(-1)
+        rows = divergences(clean, perturbed, mask, kind=self._kind, head=self.head)
         if mask is None:
             return self.weight * rows.sum() / max(rows.numel(), 1)
         return self.weight * rows.sum() / mask.sum().clamp(min=1)
 
+    @property
     @abstractmethod
-    def _between(self, log_clean: Tensor, log_perturbed: Tensor) -> Tensor:
-        """The term of each class, from log-probabilities."""
+    def _kind(self) -> Kind:
+        """Which divergence it is."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +103,9 @@ class KL(_Divergence):
         if self.direction not in get_args(Direction):
             raise ConfigurationError(f"expected direction to be one of {get_args(Direction)}, got {self.direction!r}")
 
-    def _between(self, log_clean: Tensor, log_perturbed: Tensor) -> Tensor:
-        if self.direction == "clean||perturbed":
-            return log_clean.exp() * (log_clean - log_perturbed)
-        return log_perturbed.exp() * (log_perturbed - log_clean)
+    @property
+    def _kind(self) -> Kind:
+        return self.direction
 
 
 @dataclass(frozen=True)
@@ -132,18 +121,6 @@ class SymmetricKL(_Divergence):
         ConfigurationError: a weight that is not above 0, an unknown head.
     """
 
-    def _between(self, log_clean: Tensor, log_perturbed: Tensor) -> Tensor:
-        return (log_perturbed.exp() - log_clean.exp()) * (log_perturbed - log_clean)
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    return F.log_softmax(_wide(logits), dim=-1)
-
-
-def _log_sigmoids(logits: Tensor) -> tuple[Tensor, Tensor]:
-    wide = _wide(logits)
-    return F.logsigmoid(wide), F.logsigmoid(-wide)
+    @property
+    def _kind(self) -> Kind:
+        return "symmetric"
