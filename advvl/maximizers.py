@@ -12,7 +12,7 @@ The driver (`passes`, under `training` or `attacks`) closes the generator on any
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -33,15 +33,18 @@ class Probe:
 
     Arguments:
         deltas: the perturbation of each modality, or the start to make it from; a modality not named stays clean.
-        weight: of this pass's loss in the parameter gradient; 0: no parameter gradient is wanted.
+        apart: each modality in a pass of its own, the others clean; the passes do not depend on each other, so that
+            the driver may run them as one batch.
+        weight: of a pass's loss in the parameter gradient; 0: no parameter gradient is wanted.
         delta_gradients: whether the gradients of the perturbations are wanted.
-        update: the parameter gradients are complete after this pass: reduce them over processes, and update.
+        update: the parameter gradients are complete after this: reduce them over processes, and update.
     """
 
     deltas: Mapping[str, Tensor | Start]
     weight: float = 0.0
     delta_gradients: bool = True
     update: bool = False
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ class Feedback:
         deltas: the perturbations of the pass, starts made.
         gradients: of the pass's own loss with respect to each perturbation; empty if not wanted.
         places: where each perturbation lives.
-        losses: `(B,)`, one a row, or None where the loss is a single number.
-        correct: `(B,)` bool, or None where nothing judges.
+        losses: `(B,)`, one a row, or None where the loss is a single number; of the last of several passes.
+        correct: `(B,)` bool, or None where nothing judges; of the last of several passes.
         stepped: filled in by `move`; the driver reads norms and flags from it.
     """
 
@@ -68,6 +71,18 @@ class Feedback:
         """The perturbations after one ascent step along these gradients."""
         self.stepped.update(perturber.move(self.deltas, self.gradients, self.places))
         return {modality: stepped.delta for modality, stepped in self.stepped.items()}
+
+
+def merged(answers: Sequence[Feedback]) -> Feedback:
+    """What several passes gave, as one."""
+    deltas: dict[str, Tensor] = {}
+    gradients: dict[str, Tensor] = {}
+    places: dict[str, Place] = {}
+    for answer in answers:
+        deltas |= answer.deltas
+        gradients |= answer.gradients
+        places |= answer.places
+    return Feedback(deltas, gradients, places, answers[-1].losses, answers[-1].correct)
 
 
 @dataclass(repr=False)
@@ -169,19 +184,13 @@ class FreeLB(InnerMaximizer):
         self, perturber: Perturber, *, generator: torch.Generator | None = None, state: AscentState | None = None
     ) -> Probes:
         del generator, state
-        turns = _turns(perturber, self.modalities)
-        deltas: dict[str, Any] = dict(perturber.starts())
+        apart, passes = self.modalities == "in turn", len(_turns(perturber, self.modalities))
+        deltas: Mapping[str, Any] = perturber.starts()
         for step in range(self.steps):
-            last = step == self.steps - 1
-            for turn in turns:
-                feedback = yield Probe(
-                    {modality: deltas[modality] for modality in turn},
-                    weight=1 / (self.steps * len(turns)),
-                    delta_gradients=not last,
-                    update=last and turn == turns[-1],
-                )
-                deltas.update(feedback.deltas if last else feedback.move(perturber))
-        return deltas
+            last, weight = step == self.steps - 1, 1 / (self.steps * passes)
+            feedback = yield Probe(deltas, weight, delta_gradients=not last, update=last, apart=apart)
+            deltas = feedback.deltas if last else feedback.move(perturber)
+        return dict(deltas)
 
 
 @dataclass(frozen=True)
@@ -278,24 +287,17 @@ class FreeAT(InnerMaximizer):
                 "expected state=AscentState() for FreeAT(carry=True), got None; make one before the loop, pass it to "
                 "every step, and keep its state_dict() in checkpoints"
             )
-        turns = _turns(perturber, self.modalities)
+        apart, turns = self.modalities == "in turn", len(_turns(perturber, self.modalities))
         carried = {} if state is None or not self.carry else state.deltas
-        deltas: dict[str, Any] = perturber.starts() | {m: Carried(d) for m, d in carried.items()}
-        passes = self.replays if self.carry else self.replays + 1
-        weight = 1 / len(turns) if self.carry else 1 / (passes * len(turns))
+        deltas: Mapping[str, Any] = perturber.starts() | {m: Carried(d) for m, d in carried.items()}
+        weight = 1 / turns if self.carry else 1 / ((self.replays + 1) * turns)
         for replay in range(self.replays):
             moves = self.carry or replay < self.replays - 1
-            for turn in turns:
-                feedback = yield Probe(
-                    {modality: deltas[modality] for modality in turn},
-                    weight=weight,
-                    delta_gradients=moves,
-                    update=turn == turns[-1],
-                )
-                deltas.update(feedback.move(perturber) if moves else feedback.deltas)
+            feedback = yield Probe(deltas, weight, delta_gradients=moves, update=True, apart=apart)
+            deltas = feedback.move(perturber) if moves else feedback.deltas
         if self.carry and state is not None:
             state.deltas = dict(deltas)
-        return deltas
+        return dict(deltas)
 
 
 class _Best:

@@ -7,8 +7,8 @@ left together in one backward, is `rounds`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,9 @@ Sync = Callable[[], AbstractContextManager[object]]
 
 @dataclass
 class Pass:
-    """One forward with its graph."""
+    """One forward with its graph; with `apart`, of the batch repeated for each of its modalities."""
 
+    batch: Batch
     outputs: Outputs
     losses: Tensor | None  # one a row, where the loss gives that
     task: Tensor  # a scalar
@@ -74,7 +75,7 @@ class Passes:
             )
         adapter.check_modalities(perturber.modalities)
         self.adapter, self.batch, self.perturber = adapter, batch, perturber
-        self._loss, self._correct, self._reduce = loss or adapter.loss, correct, reduce or _mean
+        self._loss, self._correct, self.reduce = loss or adapter.loss, correct, reduce or _mean
         # forked before any pass, so that drawing a start leaves a replayed random state alone
         random = any(start.random for start in perturber.starts().values())
         self._generator = forked(generator) if random else generator
@@ -87,8 +88,10 @@ class Passes:
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
 
-    def forward(self, deltas: Mapping[str, Tensor | Start], *, wants: bool) -> Pass:
+    def forward(self, deltas: Mapping[str, Tensor | Start], *, wants: bool, apart: bool = False) -> Pass:
         """Run the model under `deltas`, which stay bound until the next forward.
+
+        With `apart` it is run on its rows once for each modality, and each is perturbed in its own copy of them.
 
         Raises:
             SiteError: a site did not fire, or holds something that cannot be perturbed.
@@ -111,18 +114,19 @@ class Passes:
             return make
 
         makers = {modality: maker(modality, value) for modality, value in deltas.items()}
-        binding = Binding(self.adapter.sites, makers, required=self.perturber.modalities)
+        batch = self.adapter.repeat(self.batch, len(deltas)) if apart and self.adapter.repeat else self.batch
+        binding = Binding(self.adapter.sites, makers, required=self.perturber.modalities, apart=apart)
         self._stack.close()
         self._stack.enter_context(self.adapter.bound(binding))
-        outputs = self.adapter.forward(self.batch)
+        outputs = self.adapter.forward(batch)
         binding.end_forward()
-        loss = self._loss(outputs, self.batch)
+        loss = self._loss(outputs, batch)
         if not isinstance(loss, Tensor) or loss.ndim > 1:
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ShapeError(f"expected a loss as a scalar tensor or one a row (B,), got {got}")
         losses = loss if loss.ndim == 1 else None
-        task = loss if losses is None else self._reduce(losses)
-        return Pass(outputs, losses, task, leaves, places, binding, effective)
+        task = loss if losses is None else self.reduce(losses)
+        return Pass(batch, outputs, losses, task, leaves, places, binding, effective)
 
     def comparable(self, outputs: Outputs) -> Tensor:
         """The logits, or the loss of a model that gives nothing else: what tells whether a pass was repeated."""
@@ -134,14 +138,17 @@ class Passes:
     def logits(self, run: Pass) -> Tensor:
         return self.adapter.logits(run.outputs)
 
-    def feedback(self, run: Pass, gradients: Mapping[str, Tensor], modalities: tuple[str, ...]) -> Feedback:
-        """What a maximiser is told of a pass; nothing in it holds a graph."""
+    def feedback(
+        self, run: Pass, gradients: Mapping[str, Tensor], modalities: tuple[str, ...], *, of: int = 1
+    ) -> Feedback:
+        """What a maximiser is told of a pass, the last `of` so many in its batch; nothing in it holds a graph."""
+        correct = None if self._correct is None else self._correct(run.outputs, run.batch)
         return Feedback(
             deltas={modality: run.leaves[modality].detach() for modality in modalities},
             gradients={modality: gradients[modality].detach() for modality in modalities if modality in gradients},
             places={modality: run.places[modality] for modality in modalities},
-            losses=None if run.losses is None else run.losses.detach(),
-            correct=None if self._correct is None else self._correct(run.outputs, self.batch),
+            losses=None if run.losses is None else run.losses.detach().tensor_split(of)[-1],
+            correct=None if correct is None else correct.tensor_split(of)[-1],
         )
 
     def _begin(self, modality: str, value: Tensor | Start, place: Place) -> Tensor:
@@ -280,20 +287,3 @@ def no_sync(model: nn.Module) -> Sync:
     """The wrapper's own way of putting off the reduction of gradients (DDP, FSDP), or nothing."""
     found: Any = getattr(model, "no_sync", None)
     return found if callable(found) else nullcontext
-
-
-@contextmanager
-def frozen_stats(model: nn.Module) -> Iterator[None]:
-    """Keep what runs within out of BatchNorm's running statistics."""
-    norms: list[Any] = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and module.track_running_stats
-    ]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True

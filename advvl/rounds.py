@@ -13,20 +13,20 @@ pass itself and is not run again: its perturbation's gradient is taken from the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from advvl.errors import ConfigurationError, RandomnessError
-from advvl.maximizers import Feedback, Probe
-from advvl.passes import Backward, Pass, Passes, Sync, accumulate, all_found, frozen_stats, input_gradients
+from advvl.maximizers import Feedback, Probe, merged
+from advvl.passes import Backward, Pass, Passes, Sync, accumulate, all_found, input_gradients
 from advvl.perturbers import Start, Zero
 from advvl.randomness import RandomState
 from advvl.regularizers import Regularizer
-from advvl.states import kept_buffers
+from advvl.states import frozen_stats, kept_buffers, uses_batch_statistics
 
 
 @dataclass(frozen=True)
@@ -122,21 +122,36 @@ class Round:
         self.regularization: Tensor | None = None
         self.effective: dict[str, Tensor] = {}
         self.count = 0
+        self._rows: int | None = None  # losses of a forward, where there is one a row
 
     def run(self, probe: Probe) -> Feedback:
         """Answer a probe."""
-        modalities = tuple(probe.deltas)
         if self._needs_clean() and self._clean is None:
             with self.quiet():
                 self._clean = self._run_clean()
-        clean = self._clean
+        if not probe.apart or len(probe.deltas) < 2 or self._one_batch_does():
+            return self._answer(probe)
+        last = list(probe.deltas)[-1]
+        answers = [
+            self._answer(replace(probe, deltas={m: delta}, update=probe.update and m == last, apart=False))
+            for m, delta in probe.deltas.items()
+        ]
+        return merged(answers)
+
+    def _answer(self, probe: Probe) -> Feedback:
+        """One forward; with `apart`, of a batch that holds the rows once for each modality."""
+        modalities, clean = tuple(probe.deltas), self._clean
         if clean is not None and not probe.update and self._is_clean_pass(probe):
             return self._serve(clean, probe, modalities)
+        groups = [(modality,) for modality in modalities] if probe.apart else [modalities]
         with nullcontext() if probe.update else self.quiet(), _grad(probe):
-            run = self._forward(probe.deltas, wants=probe.delta_gradients)
-            logits = None if self.regularizer is None and self.trace is None else self.passes.logits(run)
-            penalty = self._penalty(clean, logits, probe)
-            objective = run.task if penalty is None else run.task + penalty
+            run = self._forward(probe.deltas, wants=probe.delta_gradients, apart=probe.apart)
+            tasks = [run.task] if not probe.apart else [self.passes.reduce(own) for own in self._parts(run, probe)]
+            logits: Sequence[Tensor | None] = [None] * len(groups)
+            if self.regularizer is not None or self.trace is not None:
+                logits = self.passes.logits(run).tensor_split(len(groups))
+            penalties = [self._penalty(clean, own, probe) for own in logits]
+            objective = sum([*tasks[1:], *(penalty for penalty in penalties if penalty is not None)], tasks[0])
             if probe.weight:
                 gradients = self._learn(probe, run, objective, clean)
             elif probe.delta_gradients:
@@ -144,10 +159,36 @@ class Round:
                 gradients = input_gradients(objective, run.leaves)
             else:
                 gradients = {}
-        self._account(probe.weight, run.task, penalty)
-        self._tell(modalities, probe.weight, logits, run, penalty, gradients)
+        for group, task, penalty, own in zip(groups, tasks, penalties, logits, strict=True):
+            self._account(probe.weight, task, penalty)
+            self._tell(group, probe.weight, own, task, run, penalty, gradients)
         self.effective.update(run.effective)
-        return self.passes.feedback(run, gradients, modalities)
+        return self.passes.feedback(run, gradients, modalities, of=len(groups))
+
+    def _one_batch_does(self) -> bool:
+        """Whether passes that do not depend on each other may be run as one, on the rows of all of them.
+
+        Not with shared randomness, which a batch of other rows draws otherwise; nor before a forward has shown that
+        there is one loss a row.
+        """
+        adapter = self.passes.adapter
+        return (
+            adapter.repeat is not None
+            and not self.shared
+            and self._rows is not None
+            and not uses_batch_statistics(adapter.model)
+        )
+
+    def _parts(self, run: Pass, probe: Probe) -> Sequence[Tensor]:
+        """The losses of each copy of the batch."""
+        count = len(probe.deltas)
+        if run.losses is None or self._rows is None or len(run.losses) != count * self._rows:
+            got = "a single number" if run.losses is None else f"{len(run.losses)}"
+            raise ConfigurationError(
+                f"expected {count} x {self._rows} losses from a batch repeated {count} times, got {got}; see that the "
+                "adapter's repeat repeats every field that has a row for each example"
+            )
+        return run.losses.tensor_split(count)
 
     def _needs_clean(self) -> bool:
         return self.regularizer is not None or self.clean_weight > 0
@@ -168,7 +209,7 @@ class Round:
         branch.task_weight = self.clean_weight
         if self.clean_weight:
             self._account(self.clean_weight, run.task, None)
-        self._tell((), self.clean_weight, logits, run, None, {})
+        self._tell((), self.clean_weight, logits, run.task, run, None, {})
         return branch
 
     def _serve(self, clean: CleanBranch, probe: Probe, modalities: tuple[str, ...]) -> Feedback:
@@ -177,7 +218,7 @@ class Round:
         clean.task_weight += probe.weight
         penalty = None if self.regularizer is None else clean.run.task.detach() * 0
         self._account(probe.weight, clean.run.task, penalty)
-        self._tell(modalities, probe.weight, clean.logits, clean.run, penalty, gradients)
+        self._tell(modalities, probe.weight, clean.logits, clean.run.task, clean.run, penalty, gradients)
         return self.passes.feedback(clean.run, gradients, modalities)
 
     def _penalty(self, clean: CleanBranch | None, logits: Tensor | None, probe: Probe) -> Tensor | None:
@@ -223,25 +264,23 @@ class Round:
                 clean.run.binding.begin_backward()
                 accumulate(remainder, self._backward)
 
-    def _forward(self, deltas: Mapping[str, Tensor | Start], *, wants: bool, clean: bool = False) -> Pass:
+    def _forward(
+        self, deltas: Mapping[str, Tensor | Start], *, wants: bool, clean: bool = False, apart: bool = False
+    ) -> Pass:
         self.count += 1
-        model = self.passes.adapter.model
-        if self.shared and self._random is not None:
+        first = self.shared and self._random is None
+        if first:
+            self._random = RandomState.of(self.passes.adapter.model)
+        elif self._random is not None:
             self._random.replay()
-            return self._perturbed(deltas, wants=wants)
-        if not self.shared:
-            return self._perturbed(deltas, wants=wants) if not clean else self.passes.forward(deltas, wants=wants)
-        self._random = RandomState.of(model)
-        run = self.passes.forward(deltas, wants=wants)
-        if not self.passes.adapter.replay_verified:
+        frozen = self.freeze_stats and not clean
+        with frozen_stats(self.passes.adapter.model) if frozen else nullcontext():
+            run = self.passes.forward(deltas, wants=wants, apart=apart)
+        if self._random is not None and first and not self.passes.adapter.replay_verified:
             self._verify(self._random, run)
+        if not apart:
+            self._rows = None if run.losses is None else len(run.losses)
         return run
-
-    def _perturbed(self, deltas: Mapping[str, Tensor | Start], *, wants: bool) -> Pass:
-        if not self.freeze_stats:
-            return self.passes.forward(deltas, wants=wants)
-        with frozen_stats(self.passes.adapter.model):
-            return self.passes.forward(deltas, wants=wants)
 
     def _verify(self, random: RandomState, run: Pass) -> None:
         """Run the first pass again, without a graph, and see that replay gives the same logits."""
@@ -275,6 +314,7 @@ class Round:
         modalities: tuple[str, ...],
         weight: float,
         logits: Tensor | None,
+        task: Tensor,
         run: Pass,
         penalty: Tensor | None,
         gradients: Mapping[str, Tensor],
@@ -286,7 +326,7 @@ class Round:
                 modalities,
                 weight,
                 None if logits is None else logits.detach(),
-                run.task.detach(),
+                task.detach(),
                 None if penalty is None else penalty.detach(),
                 {modality: run.leaves[modality].detach() for modality in modalities},
                 {modality: gradients[modality].detach() for modality in modalities if modality in gradients},

@@ -1,4 +1,4 @@
-"""Leaving a model as found: its modes, and its buffers."""
+"""A model's modes and buffers: leaving them as found, and what in them couples the rows of a batch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @contextmanager
@@ -34,3 +35,25 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
             # By `data`, which counts as no change: a graph that is alive may have saved a buffer for its backward.
             buffer.data.copy_(value)
             setattr(module, name, buffer)
+
+
+@contextmanager
+def frozen_stats(model: nn.Module) -> Iterator[None]:
+    """Keep what runs within out of BatchNorm's running statistics."""
+    norms = [norm for norm in _norms(model) if norm.training and norm.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def uses_batch_statistics(model: nn.Module) -> bool:
+    """Whether a row's outputs depend on the other rows, by a BatchNorm that normalises with the statistics of its batch."""
+    return any(norm.training or norm.running_mean is None for norm in _norms(model))
+
+
+def _norms(model: nn.Module) -> list[_BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]

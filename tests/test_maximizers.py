@@ -33,7 +33,7 @@ from advvl import (
     Zero,
 )
 from advvl.errors import ConfigurationError, ShapeError
-from advvl.maximizers import Probes
+from advvl.maximizers import Probes, merged
 from advvl.perturbers import Carried
 
 SHAPES = {"text": (3, 5, 2), "image": (3, 4, 7)}
@@ -95,9 +95,21 @@ class Recorder:
         probe = next(generator)
         while True:
             try:
-                probe = generator.send(self.answer(probe))
+                probe = generator.send(self.answers(probe))
             except StopIteration as stop:
                 return stop.value
+
+    def answers(self, probe: Probe) -> Feedback:
+        """Pass by pass where modalities are perturbed apart, as the driver may do it."""
+        if not probe.apart:
+            return self.answer(probe)
+        last = list(probe.deltas)[-1]
+        return merged(
+            [
+                self.answer(replace(probe, deltas={m: delta}, update=probe.update and m == last, apart=False))
+                for m, delta in probe.deltas.items()
+            ]
+        )
 
     @property
     def modalities(self) -> list[tuple[str, ...]]:

@@ -73,11 +73,20 @@ Maker = Callable[[Tensor], Tensor]
 class Binding:
     """What one pass adds at each site; bound until the backward of that pass has ended.
 
-    Activation checkpointing runs a site again in the backward, and must find the same perturbation there.
+    Activation checkpointing runs a site again in the backward, and must find the same perturbation there. With `apart`
+    the batch holds its rows once for each modality, and a modality is perturbed in its own copy alone.
     """
 
-    def __init__(self, sites: Mapping[str, Site], makers: Mapping[str, Maker], *, required: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        sites: Mapping[str, Site],
+        makers: Mapping[str, Maker],
+        *,
+        required: tuple[str, ...],
+        apart: bool = False,
+    ) -> None:
         self._sites, self._makers, self._required = sites, makers, required
+        self._order = list(makers) if apart else []
         self._fired = dict.fromkeys(sites, 0)
         self._deltas: dict[str, Tensor] = {}
         self._refusal: str | None = None
@@ -95,6 +104,14 @@ class Binding:
                 f"expected a floating-point tensor at the site of {modality!r} ({self._sites[modality].module}), got "
                 f"{x.dtype}; name the module that embeds it, or perturb its output instead of its input"
             )
+        if not self._order:
+            return self._added(modality, x)
+        copies = list(x.tensor_split(len(self._order)))
+        own = self._order.index(modality)
+        copies[own] = self._added(modality, copies[own])
+        return torch.cat(copies)
+
+    def _added(self, modality: str, x: Tensor) -> Tensor:
         if modality not in self._deltas:
             self._deltas[modality] = self._makers[modality](x)
         return (x + self._deltas[modality]).to(x.dtype)
@@ -177,6 +194,9 @@ class Adapter:
         logits: from the outputs to what a regulariser compares; default: `.logits`, or the outputs themselves.
         positions: from the batch to the mask of the logits' rows that count (masked-token positions); None: all.
         loss: `(outputs, batch)` to a scalar or one loss a row `(B,)`; default: the outputs' own `.loss`.
+        repeat: `(batch, n)` to the batch that holds all its rows n times, copy after copy. Giving it declares that no
+            row's outputs depend on other rows (batch statistics are looked for and need not be thought of), so that
+            passes which do not depend on each other may be run as one.
 
     Raises:
         SiteError: a module that the model does not have (with the nearest names that it has); no sites, or something
@@ -193,6 +213,7 @@ class Adapter:
         logits: Callable[[Outputs], Tensor] | None = None,
         positions: Callable[[Batch], Tensor | None] | None = None,
         loss: Callable[[Outputs, Batch], Tensor] | None = None,
+        repeat: Callable[[Batch, int], Batch] | None = None,
     ) -> None:
         _check_model(model)
         self.model = model
@@ -201,6 +222,7 @@ class Adapter:
         self.logits = logits or _logits
         self.positions = positions or _all_positions
         self.loss = loss or _own_loss
+        self.repeat = repeat
         self.replay_verified = False  # whether replayed randomness was seen to give the same logits
         self._holder = _Holder()
         modules = {modality: _find(model, site.module) for modality, site in self.sites.items()}
@@ -278,6 +300,7 @@ def adapt(
     logits: Callable[[Outputs], Tensor] | None = None,
     positions: Callable[[Batch], Tensor | None] | None = None,
     loss: Callable[[Outputs, Batch], Tensor] | None = None,
+    repeat: Callable[[Batch, int], Batch] | None = None,
 ) -> Adapter:
     """The adapter of a model: its registered one, or one with these sites; call it once, before any `torch.compile`.
 
@@ -286,11 +309,11 @@ def adapt(
         ConfigurationError: callables given beside a registered adapter, without sites; something else than a model.
     """
     _check_model(model)
-    options = {"call": call, "logits": logits, "positions": positions, "loss": loss}
+    options = {"call": call, "logits": logits, "positions": positions, "loss": loss, "repeat": repeat}
     if sites is not None:
         return Adapter(model, sites, **options)  # type: ignore[arg-type]
     if any(option is not None for option in options.values()):
-        raise ConfigurationError("expected sites beside call, logits, positions or loss, got none; give the sites too")
+        raise ConfigurationError(f"expected sites beside {' or '.join(options)}, got none; give the sites too")
     inner = _unwrapped(model)
     for cls in type(inner).__mro__:
         factory = _REGISTRY.get(f"{cls.__module__}.{cls.__qualname__}")

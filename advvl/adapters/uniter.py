@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from advvl.adapters.base import Adapter, Batch, Outputs, Site
 from advvl.errors import DataError, SiteError
@@ -42,7 +43,17 @@ def uniter_adapter(model: nn.Module) -> Adapter:
             "image": Site(f"{prefix}img_embeddings.img_linear", at="input", mask=region_mask),
         },
         call=call,
+        repeat=repeat,
     )
+
+
+def repeat(batch: Batch, count: int) -> Batch:
+    """The batch with all its rows `count` times, copy after copy; fields without a row for each example stay as they are."""
+    rows = batch["img_feat"].shape[:1]
+    return {
+        name: torch.cat([value] * count) if isinstance(value, Tensor) and value.shape[:1] == rows else value
+        for name, value in batch.items()
+    }
 
 
 def _fields(module: Any) -> frozenset[str] | None:
