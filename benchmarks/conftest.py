@@ -1,0 +1,49 @@
+"""Shared by the benchmarks: the device, the seed, the races of the session, and the size of it all.
+
+pytest benchmarks/ --benchmark-only [--device cpu] [--full]
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from measures import device_of, facts
+from pytest_benchmark.fixture import BenchmarkFixture  # type: ignore[import-untyped]
+from races import Race, Races
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("advvl benchmarks")
+    group.addoption("--device", help="what to measure on; ADVVL_BENCH_DEVICE; default: cuda if there is one, else cpu")
+    group.addoption(
+        "--full", action="store_true", help="larger batches and every case, which take an hour on two cores"
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"benchmarks on: {device_of(config)}"
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> torch.device:
+    return device_of(pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def full(pytestconfig: pytest.Config) -> bool:
+    return bool(pytestconfig.getoption("--full", default=False))
+
+
+@pytest.fixture(scope="session")
+def races(device: torch.device) -> Races:
+    return Races(device, facts(device))
+
+
+@pytest.fixture
+def race(races: Races, benchmark: BenchmarkFixture) -> Race:
+    return Race(races, benchmark)
