@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from advvl.adapters.base import Adapter, Batch, adapted
 from advvl.balls import Place
 from advvl.errors import ConfigurationError
-from advvl.maximizers import InnerMaximizer
+from advvl.maximizers import Feedback, InnerMaximizer, Probe
 from advvl.ops import Box
 from advvl.passes import Correct, Loss, Passes, check_parts, no_sync
 from advvl.perturbers import Perturber
@@ -27,8 +28,9 @@ class AttackResult:
 
     Arguments:
         deltas: modality to its final perturbation, of the shape of the site's tensor.
-        losses: `(B,)` at the final perturbation (in turn: at the last modality's), or None for a scalar loss.
-        correct: `(B,)` bool there, or None where nothing judges.
+        losses: `(B,)` at the final perturbation (in turn: at the last modality's), or None for a scalar loss and without
+            an end pass.
+        correct: `(B,)` bool there, or None where nothing judges and without an end pass.
     """
 
     deltas: Mapping[str, Tensor]
@@ -51,6 +53,8 @@ class Attack:
             None: the model's own loss.
         correct: from outputs and batch to the rows still classified correctly, `(B,)` bool.
         train_mode: attack the model in the modes it is in, not in eval mode; its buffers are put back all the same.
+        end_pass: run the final perturbations once more, for their losses and verdicts; False: those are None, and one
+            forward is saved.
         seed: of the generator that random starts are drawn from; it advances from call to call.
 
     Differentiates with respect to the perturbations alone, and leaves parameters, buffers, `.grad`, modes, hooks and the
@@ -68,11 +72,13 @@ class Attack:
         loss: Loss | None = None,
         correct: Correct | None = None,
         train_mode: bool = False,
+        end_pass: bool = True,
         seed: int = 0,
     ) -> None:
         check_parts(perturber, maximizer)
         self.perturber, self.maximizer = perturber, maximizer
         self.loss, self.correct, self.train_mode, self.seed = loss, correct, train_mode, seed
+        self.end_pass = end_pass
         self._generator = torch.Generator().manual_seed(seed)
 
     def __repr__(self) -> str:
@@ -96,24 +102,41 @@ class Attack:
             return self._run(adapter, batch)
 
     def _run(self, adapter: Adapter, batch: Batch) -> AttackResult:
-        options = {"loss": self.loss, "correct": self.correct, "generator": self._generator, "reduce": torch.sum}
         with (
-            Passes(adapter, batch, self.perturber, **options) as passes,  # type: ignore[arg-type]
+            Passes(
+                adapter,
+                batch,
+                self.perturber,
+                loss=self.loss,
+                correct=self.correct,
+                generator=self._generator,
+                reuse=not self.train_mode,
+                reduce=torch.sum,
+            ) as passes,
             closing(self.maximizer.probes(self.perturber, generator=self._generator)) as probes,
         ):
             round_ = Round(passes, quiet=no_sync(adapter.model))
             probe = next(probes)
-            checked: set[str] = set()
+            places: dict[str, Place] = {}
             while True:
-                feedback = round_.run(replace(probe, weight=0.0, update=False))
+                if not self.end_pass and _is_end(probe):
+                    feedback = Feedback(cast("Mapping[str, Tensor]", probe.deltas), {}, places)
+                else:
+                    feedback = round_.run(replace(probe, weight=0.0, update=False))
                 for modality, place in feedback.places.items():
-                    if modality not in checked:
+                    if modality not in places:
                         _check_inside(modality, place, self.perturber.box(modality))
-                        checked.add(modality)
+                        places[modality] = place
                 try:
                     probe = probes.send(feedback)
                 except StopIteration as stop:
                     return AttackResult(stop.value, feedback.losses, feedback.correct)
+
+
+def _is_end(probe: Probe) -> bool:
+    """Whether training would only learn from this pass, at perturbations that are there already."""
+    final = bool(probe.weight) and not probe.delta_gradients
+    return final and all(isinstance(delta, Tensor) for delta in probe.deltas.values())
 
 
 def _check_inside(modality: str, place: Place, box: Box | None) -> None:

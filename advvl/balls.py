@@ -113,7 +113,7 @@ class _FusedBall(Ball):
         floor: float = 0.0,
         box: Box | None = None,
     ) -> Stepped:
-        return ops.move([self.move(delta, grad, place, step_size=step_size, rule=rule, floor=floor, box=box)])[0]
+        return ops.move([self._move(delta, grad, place, step_size, rule, floor, box)])[0]
 
     def move(
         self,
@@ -125,6 +125,13 @@ class _FusedBall(Ball):
         rule: Rule = "normalised",
         floor: float = 0.0,
         box: Box | None = None,
+    ) -> Move | None:
+        if type(self).step is not _FusedBall.step:  # a subclass that steps in its own way
+            return None
+        return self._move(delta, grad, place, step_size, rule, floor, box)
+
+    def _move(
+        self, delta: Tensor, grad: Tensor, place: Place, step_size: float, rule: Rule, floor: float, box: Box | None
     ) -> Move:
         rows = Rows(norm=self.norm, per=self.per, mask=place.mask, segments=place.segments)
         region = Region(radius=self.radius, box=box, x=place.x if box else None)

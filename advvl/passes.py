@@ -20,6 +20,7 @@ from advvl.balls import Place
 from advvl.errors import ConfigurationError, ShapeError, SiteError
 from advvl.maximizers import Feedback, InnerMaximizer
 from advvl.perturbers import Perturber, Start
+from advvl.prefix import Prefix
 from advvl.randomness import forked
 
 Loss = Callable[[Outputs, Batch], Tensor]
@@ -50,6 +51,7 @@ class Passes:
         loss: from outputs and batch to a scalar or one loss a row.
         correct: judges rows, for maximisers that stop early; None: nothing judges.
         generator: random starts are drawn from it; None: from one seeded from torch's own.
+        reuse: compute what runs before the first perturbed site once; for a model that nobody changes meanwhile.
         reduce: from losses a row `(B,)` to the scalar that is differentiated; None: their mean.
 
     Raises:
@@ -66,6 +68,7 @@ class Passes:
         loss: Loss | None = None,
         correct: Correct | None = None,
         generator: torch.Generator | None = None,
+        reuse: bool = False,
         reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if torch.is_inference_mode_enabled():
@@ -81,6 +84,8 @@ class Passes:
         self._generator = forked(generator) if random else generator
         self._stack = ExitStack()
         self._places: dict[str, tuple[Tensor | None, Tensor | None]] = {}
+        self._reuse = reuse
+        self._prefixes: dict[tuple[str, ...], Prefix] = {}
 
     def __enter__(self) -> Passes:
         return self
@@ -118,7 +123,8 @@ class Passes:
         binding = Binding(self.adapter.sites, makers, required=self.perturber.modalities, apart=apart)
         self._stack.close()
         self._stack.enter_context(self.adapter.bound(binding))
-        outputs = self.adapter.forward(batch)
+        with self._prefix(tuple(deltas), binding) if self._reuse and not apart else nullcontext():
+            outputs = self.adapter.forward(batch)
         binding.end_forward()
         loss = self._loss(outputs, batch)
         if not isinstance(loss, Tensor) or loss.ndim > 1:
@@ -127,6 +133,11 @@ class Passes:
         losses = loss if loss.ndim == 1 else None
         task = loss if losses is None else self.reduce(losses)
         return Pass(batch, outputs, losses, task, leaves, places, binding, effective)
+
+    def _prefix(self, modalities: tuple[str, ...], binding: Binding) -> AbstractContextManager[None]:
+        if modalities not in self._prefixes:
+            self._prefixes[modalities] = Prefix(self.adapter.model)
+        return self._prefixes[modalities].reused(lambda: binding.perturbed)
 
     def comparable(self, outputs: Outputs) -> Tensor:
         """The logits, or the loss of a model that gives nothing else: what tells whether a pass was repeated."""

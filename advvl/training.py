@@ -146,8 +146,8 @@ class AdversarialTraining:
                     probe = next(probes)
                     while True:
                         feedback = round_.run(probe)
-                        watch.gradients(feedback)
-                        if probe.update:
+                        if probe.update:  # before the update, which comes before the move
+                            watch.gradients(feedback)
                             watch.read(round_.loss)
                             if update is not None:
                                 before = _gradients(adapter.model) if self.maximizer.updates > 1 else []
@@ -158,7 +158,7 @@ class AdversarialTraining:
                         except StopIteration:
                             break
                         finally:
-                            watch.moved(feedback)
+                            watch.moved(feedback, seen=probe.update)
                         probe = following
         return _report(round_, watch)
 
@@ -204,19 +204,30 @@ class _Watch:
         self.raises = raises
         self.bad: dict[str, Tensor] = {}
         self.norms: dict[str, Tensor] = {}
-        self._pending: dict[str, Tensor] = {}
 
     def gradients(self, feedback: Feedback) -> None:
+        """Look at the gradients themselves, of those modalities that did not move: a move looks at them on its way."""
         for modality, gradient in feedback.gradients.items():
+            place = feedback.places[modality]
+            if modality in feedback.stepped and place.segments is None:
+                continue
             finite = gradient.isfinite()
-            mask = feedback.places[modality].mask
-            if mask is not None:
-                finite = finite | ~mask.reshape(*mask.shape, *[1] * (finite.ndim - mask.ndim))
-            bad = ~finite.flatten(1).all(1)
-            self.bad[modality] = bad if modality not in self.bad else self.bad[modality] | bad
+            if place.mask is not None:
+                finite = finite | ~place.mask.reshape(*place.mask.shape, *[1] * (finite.ndim - place.mask.ndim))
+            self._see(modality, ~finite.flatten(1).all(1))
 
-    def moved(self, feedback: Feedback) -> None:
+    def moved(self, feedback: Feedback, *, seen: bool) -> None:
+        """Take what the moves have found; `seen`: the gradients were looked at before."""
         self.norms.update({modality: stepped.delta_norm for modality, stepped in feedback.stepped.items()})
+        if seen:
+            return
+        self.gradients(feedback)
+        for modality, stepped in feedback.stepped.items():
+            if feedback.places[modality].segments is None:  # else it is told by sample, and the report by packed row
+                self._see(modality, ~stepped.finite.flatten(1).all(1) if stepped.finite.ndim > 1 else ~stepped.finite)
+
+    def _see(self, modality: str, bad: Tensor) -> None:
+        self.bad[modality] = bad if modality not in self.bad else self.bad[modality] | bad
 
     def read(self, loss: Tensor | None) -> None:
         """Raise NonFiniteError if anything was not finite, naming modality and rows."""

@@ -116,6 +116,11 @@ class Binding:
             self._deltas[modality] = self._makers[modality](x)
         return (x + self._deltas[modality]).to(x.dtype)
 
+    @property
+    def perturbed(self) -> bool:
+        """Whether anything has been added yet."""
+        return bool(self._deltas)
+
     def end_forward(self) -> None:
         """Check that every site that should have fired did.
 

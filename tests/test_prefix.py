@@ -1,0 +1,113 @@
+"""What runs before the first site of an attack: once for all its passes, and only where that changes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from test_attacks import close
+from torch import Tensor, nn
+
+from advvl import L2, PGD, Adapter, Ascent, Attack, AttackResult, EmbeddingPerturber, FreeLB, InnerMaximizer
+
+
+class Layer(nn.Module):
+    """Counts how often it is run."""
+
+    def __init__(self, runs: Counter[str], name: str) -> None:
+        super().__init__()
+        self.linear, self.runs, self.name = nn.Linear(6, 6), runs, name
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs[self.name] += 1
+        return x + torch.tanh(self.linear(x))
+
+
+class Deep(nn.Module):
+    """Layers a, b, c, d one after another, the first two in a module of their own; `again` is run before and after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs: Counter[str] = Counter()
+        self.lower = nn.Sequential(Layer(self.runs, "a"), Layer(self.runs, "b"))
+        self.c, self.d, self.again = (Layer(self.runs, name) for name in ("c", "d", "again"))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        hidden = self.again(self.c(self.changed(self.lower(self.again(x)))))
+        logits = self.head(self.d(hidden).mean(1))
+        return {"logits": logits, "loss": nn.functional.cross_entropy(logits, labels, reduction="none")}
+
+    def changed(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+
+class Overwrites(Deep):
+    """Changes a layer's output in place."""
+
+    def changed(self, hidden: Tensor) -> Tensor:
+        return hidden.mul_(2.0)
+
+
+def attacked(
+    kind: type[Deep], site: str, maximizer: InnerMaximizer, **options: Any
+) -> tuple[AttackResult, Counter[str], Deep]:
+    torch.manual_seed(0)
+    model = kind().double()
+    batch = {"x": torch.randn(4, 2, 6, dtype=torch.float64), "labels": torch.tensor([0, 1, 2, 0])}
+    attack = Attack(EmbeddingPerturber(hidden=Ascent(L2(1.0), step_size=0.4)), maximizer, **options)
+    result = attack(Adapter(model, {"hidden": site}), batch)
+    return result, model.runs, model
+
+
+@pytest.mark.parametrize("maximizer", [PGD(4), PGD(4, keep="best"), FreeLB(4)], ids=repr)
+@pytest.mark.parametrize("site", ["c", "c:input", "d:input", "lower.1", "again"])
+@pytest.mark.parametrize("kind", [Deep, Overwrites])
+def test_an_attack_finds_the_same_with_and_without(kind: type[Deep], site: str, maximizer: InnerMaximizer) -> None:
+    with_, _, model = attacked(kind, site, maximizer)
+    without, _, _ = attacked(kind, site, maximizer, train_mode=True)  # the model has nothing that training changes
+    close(with_.deltas["hidden"], without.deltas["hidden"])
+    close(with_.losses, without.losses)
+    assert "forward" not in {name for module in model.modules() for name in vars(module)}
+    assert not any(module._forward_hooks for module in model.modules() if not isinstance(module, Layer))
+
+
+def test_what_lies_below_the_site_runs_once() -> None:
+    _, runs, _ = attacked(Deep, "c:input", PGD(4))
+    assert runs == {"a": 1, "b": 1, "c": 5, "d": 5, "again": 10}, "a module that runs twice is always run"
+    _, runs, _ = attacked(Deep, "d:input", PGD(4))
+    assert runs == {"a": 1, "b": 1, "c": 1, "d": 5, "again": 10}
+    _, runs, _ = attacked(Deep, "lower.1", PGD(4))
+    assert runs == {"a": 1, "b": 5, "c": 5, "d": 5, "again": 10}
+
+
+def test_it_is_run_again_where_that_may_give_something_else() -> None:
+    _, runs, _ = attacked(Overwrites, "c:input", PGD(4))
+    assert runs["a"] == 1, "its own output was not touched"
+    assert runs["b"] == 5, "its output was changed in place, and would be changed again"
+    _, runs, _ = attacked(Deep, "c:input", PGD(4), train_mode=True)
+    assert runs["a"] == runs["b"] == 5, "what trains may draw"
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # read by dynamo itself
+def test_a_compiled_model_is_left_alone() -> None:
+    torch.manual_seed(0)
+    model = Deep().double()
+    model.lower.compile(backend="eager")
+    batch = {"x": torch.randn(4, 2, 6, dtype=torch.float64), "labels": torch.tensor([0, 1, 2, 0])}
+    Attack(EmbeddingPerturber(hidden=Ascent(L2(1.0), step_size=0.4)), PGD(2))(Adapter(model, {"hidden": "c"}), batch)
+    assert model.runs["c"] == 3
+    assert model.runs["d"] == 3
+
+
+def test_the_end_pass_can_be_saved() -> None:
+    whole, runs, _ = attacked(Deep, "c:input", PGD(4))
+    short, fewer, _ = attacked(Deep, "c:input", PGD(4), end_pass=False)
+    assert (runs["d"], fewer["d"]) == (5, 4)
+    assert torch.equal(short.deltas["hidden"], whole.deltas["hidden"])
+    assert short.losses is None
+    assert whole.losses is not None
+    best, runs, _ = attacked(Deep, "c:input", PGD(4, keep="best"), end_pass=False)
+    assert runs["d"] == 5, "to choose the best, the last has to be judged"
+    assert torch.equal(best.deltas["hidden"], attacked(Deep, "c:input", PGD(4, keep="best"))[0].deltas["hidden"])
