@@ -51,7 +51,7 @@ class Overwrites(Deep):
 
 
 def attacked(
-    kind: type[Deep], site: str, maximizer: InnerMaximizer, **options: Any
+    kind: type[Deep], site: str, maximizer: InnerMaximizer, **options: bool
 ) -> tuple[AttackResult, Counter[str], Deep]:
     torch.manual_seed(0)
     model = kind().double()
