@@ -1,17 +1,30 @@
-"""Floating-point operations of a step against the published loop's, counted as they are dispatched."""
+"""What a step costs against the published loop: floating-point operations as dispatched, and graphs alive at once."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from conftest import toy, toy_batch
 from published import villa as published_villa
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from advvl import L2, AdversarialTraining, Ascent, EmbeddingPerturber, FreeLB, SymmetricKL, adapt
+from advvl import (
+    L2,
+    PGD,
+    Adapter,
+    AdversarialTraining,
+    Ascent,
+    Attack,
+    EmbeddingPerturber,
+    FreeLB,
+    SymmetricKL,
+    adapt,
+)
 from advvl.models.uniter import UniterConfig, gather_index
 from advvl.tasks.vqa import UniterForVQA
 
@@ -64,3 +77,76 @@ def test_villa_costs_what_the_algebra_saves(dropout: Any, most: float) -> None:
     with Flops() as published:
         published_villa(target, inputs, {"text": torch.zeros(1, 20, 768)}, step_sizes={"text": 1e-3})
     assert ours.total / published.total <= most
+
+
+class Ledger:
+    """How many rows have a graph alive, and the most there were."""
+
+    def __init__(self) -> None:
+        self.live = self.peak = 0
+
+
+class Counted(torch.autograd.Function):
+    """Enters its rows in the ledger for as long as the graph that it is in lives."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ledger: Ledger) -> Tensor:
+        class Held:
+            rows = len(x)
+
+            def __del__(self) -> None:
+                ledger.live -= self.rows
+
+        ctx.held = Held()
+        ledger.live += len(x)
+        ledger.peak = max(ledger.peak, ledger.live)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient, None
+
+
+def peak_graphs(run: Callable[[Adapter], object], *, stacks: bool = True) -> float:
+    """The most graphs of a pass over the batch that are alive at once."""
+    ledger = Ledger()
+    target = toy()
+    target.repeat = repeat if stacks else None
+    target.model.head.register_forward_hook(lambda module, args, output: Counted.apply(output, ledger))
+    run(target)
+    assert ledger.live == 0
+    return ledger.peak / 3
+
+
+def repeat(batch: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    return {name: torch.cat([value] * count) for name, value in batch.items()}
+
+
+@pytest.mark.parametrize("steps", [2, 3, 6])
+@pytest.mark.parametrize("dropout", ["fresh", "shared"])
+@pytest.mark.parametrize(
+    ("modalities", "order", "most"),
+    [(["text"], "together", 2), (["image"], "together", 2), (["text", "image"], "together", 2),
+     (["text", "image"], "in turn", 3)],
+)  # fmt: skip
+def test_two_graphs_live_at_once_or_three_in_turn_whatever_the_steps(
+    modalities: list[str], order: Any, most: int, dropout: Any, steps: int
+) -> None:
+    """The published loop holds three: the clean one, this pass's, and the one before's until it is overwritten."""
+    perturber = EmbeddingPerturber(**{m: Ascent(L2(), step_size=0.3) for m in modalities})
+    method = AdversarialTraining(perturber, FreeLB(steps, order), SymmetricKL(1.5), dropout=dropout)
+    assert peak_graphs(lambda target: method.step(target, toy_batch())) <= most
+    assert peak_graphs(lambda target: method.step(target, toy_batch()), stacks=False) <= 2
+    shapes = {"text": (3, 5, 8), "image": (3, 4, 5)}
+    zeros = {m: torch.zeros(shapes[m], dtype=torch.float64) for m in modalities}
+    sizes = dict.fromkeys(modalities, 0.3)
+    alter = order == "in turn"
+    theirs = peak_graphs(
+        lambda target: published_villa(target, toy_batch(), zeros, step_sizes=sizes, steps=steps, alter=alter)
+    )
+    assert theirs >= 3
+
+
+def test_the_graphs_of_an_attack_live_one_at_a_time() -> None:
+    perturber = EmbeddingPerturber(text=Ascent(L2(1.0), step_size=0.3))
+    assert peak_graphs(lambda target: Attack(perturber, PGD(4))(target, toy_batch())) == 1
