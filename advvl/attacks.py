@@ -10,7 +10,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from advvl.adapters.base import Adapter, Batch, adapted
+from advvl.adapters.base import Adapter, adapted
+from advvl.adapters.injection import Batch
 from advvl.balls import Place
 from advvl.errors import ConfigurationError
 from advvl.maximizers import Feedback, InnerMaximizer, Probe

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advvl.adapters.base import Adapter, Batch, Binding, Maker, Outputs
+from advvl.adapters.base import Adapter, Outputs
+from advvl.adapters.injection import Batch, Binding, Maker
 from advvl.balls import Place
 from advvl.errors import ConfigurationError, ShapeError, SiteError
 from advvl.maximizers import Feedback, InnerMaximizer

@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from advvl.adapters.base import Adapter, Batch, adapted
+from advvl.adapters.base import Adapter, adapted
+from advvl.adapters.injection import Batch
 from advvl.errors import ConfigurationError, NonFiniteError
 from advvl.maximizers import AscentState, Feedback, InnerMaximizer
 from advvl.passes import Backward, Correct, Loss, Passes, Sync, check_parts, no_sync

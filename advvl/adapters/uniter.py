@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advvl.adapters.base import Adapter, Batch, Outputs, Site
+from advvl.adapters.base import Adapter, Outputs
+from advvl.adapters.injection import Batch, Site
 from advvl.errors import DataError, SiteError
 from advvl.models.layout import region_mask, text_mask
 from advvl.models.uniter import UniterModel
