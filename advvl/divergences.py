@@ -16,7 +16,7 @@ divergence is the sum of both directions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -73,13 +73,11 @@ class _Divergences(torch.autograd.Function):
         cotangent = cotangent.reshape(-1, 1)
         for block, a, b in _blocks(clean, perturbed, mask):
             gap = a - b
-            if ctx.head == "softmax":
-                a, b = a.softmax(-1), b.softmax(-1)
+            x, y = (a.softmax(-1), b.softmax(-1)) if ctx.head == "softmax" else (a, b)
             if into_clean is not None:
-                into_clean.view(-1, a.shape[-1])[block] = slope(a, b, gap, forward, backward).mul_(cotangent[block])
+                _put(into_clean, block, slope(x, y, gap, forward, backward).mul_(cotangent[block]))
             if into_perturbed is not None:
-                gap.neg_()
-                into_perturbed.view(-1, a.shape[-1])[block] = slope(b, a, gap, backward, forward).mul_(cotangent[block])
+                _put(into_perturbed, block, slope(y, x, gap.neg_(), backward, forward).mul_(cotangent[block]))
         return into_clean, into_perturbed, None, None, None
 
 
@@ -94,23 +92,34 @@ def _blocks(clean: Tensor, perturbed: Tensor, mask: Tensor | None) -> Iterator[t
     wide, classes = _wide(clean, perturbed), clean.shape[-1]
     clean, perturbed = clean.reshape(-1, classes), perturbed.reshape(-1, classes)
     counts = None if mask is None else mask.reshape(-1).bool()
-    for block in _cut(clean, counts, wide.itemsize):
+    blocks: Sequence[slice | Tensor]
+    if torch.compiler.is_compiling():  # the compiler fuses and blocks by itself
+        blocks = [slice(None)]
+    else:
+        size = _rows_at_once(clean, wide.itemsize)
+        blocks = [slice(start, start + size) for start in range(0, len(clean), size)]
+        if counts is not None and clean.is_cpu:
+            chosen = counts.nonzero().squeeze(1)  # elsewhere this would wait for the device
+            blocks = torch.split(chosen, size) if len(chosen) < len(clean) else blocks
+            counts = None
+    for block in blocks:
         a, b = clean[block].to(wide), perturbed[block].to(wide)
-        if counts is not None and isinstance(block, slice):
+        if counts is not None:
             a, b = (torch.where(counts[block, None], x, 0) for x in (a, b))
         yield block, a, b
 
 
-def _cut(logits: Tensor, counts: Tensor | None, itemsize: int) -> list[slice] | tuple[Tensor, ...]:
-    rows, classes = logits.shape
-    if torch.compiler.is_compiling():  # the compiler fuses and blocks by itself
-        return [slice(None)]
+def _put(into: Tensor, block: slice | Tensor, values: Tensor) -> None:
+    rows = into.view(-1, into.shape[-1])
+    if isinstance(block, slice):
+        rows[block] = values
+    else:
+        rows.index_copy_(0, block, values.to(into.dtype))
+
+
+def _rows_at_once(logits: Tensor, itemsize: int) -> int:
     bound = CPU_BLOCK_PER_THREAD * torch.get_num_threads() if logits.is_cpu else DEVICE_BLOCK
-    size = max(1, bound // (classes * itemsize))
-    if counts is not None and logits.is_cpu:
-        chosen = counts.nonzero().squeeze(1)  # elsewhere this would wait for the device
-        return torch.split(chosen, size)
-    return [slice(start, start + size) for start in range(0, rows, size)]
+    return max(1, bound // (logits.shape[-1] * itemsize))
 
 
 def _softmax_rows(a: Tensor, b: Tensor, kind: Kind) -> Tensor:
