@@ -43,6 +43,7 @@ _TILE = 1024  # entries of a program of several short rows
 _BLOCK = 4096  # entries of a block of a long row; up to four times that once a row has more than _BLOCKS of them
 _BLOCKS = 128
 _TRUSTED = 0.25  # of (||d|| + a||h||)^2: where the algebra gives the norm; see above
+fp64 = tl.float64  # as an annotation: an argument of that type
 _NORMAL = tl.constexpr(2.0**-126)  # the smallest fp32 number that has all its bits
 
 
@@ -52,12 +53,17 @@ def _read(values, offset, real):
 
 
 @triton.jit
-def _real(mask, row, column, inside, share, each, COVER: tl.constexpr):
-    """Which entries exist: one entry of the mask covers COVER of a row, or a row and its `share - 1` neighbours."""
-    real = inside
+def _real(mask, row, column, inside, each, COVER: tl.constexpr):
+    """Which entries are real: `each` entries of the mask to a row, each for COVER of its own; COVER 0: one to `each` rows.
+
+    The row is one that exists.
+    """
     if mask is not None:
-        real = inside & (tl.load(mask + (row // share) * each + column // COVER, mask=inside, other=0) != 0)
-    return real
+        if COVER > 0:
+            inside = inside & (tl.load(mask + row * each + column // COVER, mask=inside, other=0) != 0)
+        else:
+            inside = tl.where(tl.load(mask + row // each) != 0, inside, False)
+    return inside
 
 
 @triton.jit
@@ -78,11 +84,8 @@ def _joined(parts, row, count, slot, SLOTS: tl.constexpr, L2: tl.constexpr, PART
     """One measure of a row from those of its parts."""
     part = tl.arange(0, PARTS)
     values = tl.load(parts + (row * count + part) * SLOTS + slot, mask=part < count, other=0.0)
-    if not L2:
-        values = tl.max(values.to(tl.int64, bitcast=True), 0).to(tl.float64, bitcast=True)
-    else:
-        values = tl.sum(values, 0)
-    return values
+    largest = tl.max(values.to(tl.int64, bitcast=True), 0).to(tl.float64, bitcast=True)
+    return tl.sum(values, 0) if L2 else largest
 
 
 @triton.jit
@@ -106,11 +109,8 @@ def _split(factor):
 def _pace(length, step, floor, SIGN: tl.constexpr):
     """Whether a row with a gradient of this length moves, and the factor of its direction."""
     moves = (length > 0) & (length < float("inf"))
-    if SIGN:
-        factor = moves.to(tl.float64) * step
-    else:
-        factor = step / tl.where(moves, tl.maximum(length, floor), 1.0)
-    m, p = _split(factor)
+    over = 1.0 if SIGN else tl.maximum(length, floor)
+    m, p = _split(step / tl.where(moves, over, 1.0).to(tl.float64))
     return moves, m, p
 
 
@@ -147,8 +147,8 @@ def _fitted(w, x, offset, real, low, high, STORED: tl.constexpr):
 @triton.jit
 def _rows_kernel(
     delta, grad, x, mask, out, grad_norm, finite, delta_norm,
-    rows, size, share, each,
-    step: tl.float64, floor: tl.float64, limit: tl.float64, target: tl.float64, bound, low, high,
+    rows, size, each,
+    step: fp64, floor: fp64, limit: fp64, target: fp64, bound, low, high,
     L2: tl.constexpr, SIGN: tl.constexpr, BALL: tl.constexpr,
     COVER: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
@@ -157,7 +157,7 @@ def _rows_kernel(
     there = row < rows
     inside = there[:, None] & (column < size)
     offset = row[:, None] * size + column
-    real = _real(mask, row[:, None], column, inside, share, each, COVER)
+    real = _real(mask, tl.minimum(row, rows - 1)[:, None], column, inside, each, COVER)
     w = _read(delta, offset, real)
     if grad is not None:
         g = _read(grad, offset, real)
@@ -183,22 +183,22 @@ def _rows_kernel(
 
 
 @triton.jit
-def _block(program, mask, size, share, each, blocks, COVER: tl.constexpr, BLOCK: tl.constexpr):
-    """The row that a program works on, and where its block of it lies."""
+def _block(program, mask, size, each, blocks, COVER: tl.constexpr, BLOCK: tl.constexpr):
+    """Where a program's block of its row lies."""
     row = program // blocks
     column = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
     inside = column < size
-    return row, row * size + column, inside, _real(mask, row, column, inside, share, each, COVER)
+    return row * size + column, inside, _real(mask, row, column, inside, each, COVER)
 
 
 @triton.jit
 def _sums_kernel(
-    delta, grad, mask, sums, size, share, each, blocks,
+    delta, grad, mask, sums, size, each, blocks,
     L2: tl.constexpr, SIGN: tl.constexpr, SLOTS: tl.constexpr, COVER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A block's measure of g and, with four slots, ||d||^2, <d, h> and ||h||^2."""
     program = tl.program_id(0).to(tl.int64)
-    row, offset, inside, real = _block(program, mask, size, share, each, blocks, COVER, BLOCK)
+    offset, _, real = _block(program, mask, size, each, blocks, COVER, BLOCK)
     sums += program * SLOTS
     if grad is not None:
         g = _read(grad, offset, real)
@@ -239,8 +239,8 @@ def _verdict(
 
 @triton.jit
 def _again_kernel(
-    delta, grad, mask, out, sums, again, size, share, each, blocks, parts,
-    step: tl.float64, floor: tl.float64, limit: tl.float64, safe: tl.float64, trusted: tl.float64,
+    delta, grad, mask, out, sums, again, size, each, blocks, parts,
+    step: fp64, floor: fp64, limit: fp64, safe: fp64, trusted: fp64,
     SIGN: tl.constexpr, COVER: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """For rows in doubt the sums of squares of the moved block, before and after the cast."""
@@ -249,7 +249,7 @@ def _again_kernel(
         sums, program // blocks, parts, step, floor, limit, safe, trusted, grad is not None, True, SIGN, 4, PARTS
     )
     if doubtful:
-        row, offset, inside, real = _block(program, mask, size, share, each, blocks, COVER, BLOCK)
+        offset, _, real = _block(program, mask, size, each, blocks, COVER, BLOCK)
         w = _read(delta, offset, real)
         if grad is not None:
             w = _moved(w, _read(grad, offset, real), moves, m, p, SIGN)
@@ -259,16 +259,16 @@ def _again_kernel(
 
 @triton.jit
 def _apply_kernel(
-    delta, grad, x, mask, out, sums, again, stored, size, share, each, blocks, parts,
-    step: tl.float64, floor: tl.float64, limit: tl.float64, safe: tl.float64, trusted: tl.float64, target: tl.float64, bound, low, high,
+    delta, grad, x, mask, out, sums, again, stored, size, each, blocks, parts,
+    step: fp64, floor: fp64, limit: fp64, safe: fp64, trusted: fp64, target: fp64, bound, low, high,
     L2: tl.constexpr, SIGN: tl.constexpr, BALL: tl.constexpr,
     SLOTS: tl.constexpr, COVER: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     # Backwards: what was summed last is still in the cache.
     program = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64)
-    row, offset, inside, real = _block(program, mask, size, share, each, blocks, COVER, BLOCK)
+    offset, inside, real = _block(program, mask, size, each, blocks, COVER, BLOCK)
     moves, m, p, length, doubtful = _verdict(
-        sums, row, parts, step, floor, limit, safe, trusted, grad is not None, L2, SIGN, SLOTS, PARTS
+        sums, program // blocks, parts, step, floor, limit, safe, trusted, grad is not None, L2, SIGN, SLOTS, PARTS
     )
     w = _read(delta, offset, real)
     if grad is not None:
@@ -276,8 +276,8 @@ def _apply_kernel(
     if BALL and L2:
         over = length > limit
         if doubtful:
-            length = tl.sqrt(_joined(again, row, parts, 0, 2, True, PARTS))
-            over = (length > limit) | (tl.sqrt(_joined(again, row, parts, 1, 2, True, PARTS)) > limit)
+            length = tl.sqrt(_joined(again, program // blocks, parts, 0, 2, True, PARTS))
+            over = (length > limit) | (tl.sqrt(_joined(again, program // blocks, parts, 1, 2, True, PARTS)) > limit)
         m, p = _split(target / tl.where(over, length, 1.0))
         w = tl.where(over, (w * m) * p, w)
     elif BALL:
@@ -400,14 +400,14 @@ def _run(job: _Job) -> None:
 
 
 def _run_rows(job: _Job, size: int) -> None:
-    ball, mask, share, each, cover = _prepared(job, size, size)
+    ball, mask, each, cover = _prepared(job, size, size)
     width = triton.next_power_of_2(size)
     together = max(1, _TILE // width)
     rows = job.delta.numel() // size
     low, high, x = _boxed(job)
     _rows_kernel[(triton.cdiv(rows, together),)](
         job.delta, job.grad, x, mask, job.out, job.grad_norm, _bytes(job.finite), job.delta_norm,
-        rows, size, share, each,
+        rows, size, each,
         float(job.step_size), float(job.floor), ball.limit, ball.target, ball.bound, low, high,
         L2=job.rows.norm == "l2", SIGN=job.rule == "sign", BALL=math.isfinite(job.region.radius),
         COVER=cover, ROWS=together, SIZE=width, num_warps=_warps(together * width),
@@ -418,7 +418,7 @@ def _run_blocks(job: _Job, size: int, segments: Tensor | None) -> None:
     delta, grad, l2, sign = job.delta, job.grad, job.rows.norm == "l2", job.rule == "sign"
     within = math.isfinite(job.region.radius)
     rows = delta.numel() // size
-    ball, mask, share, each, cover = _prepared(job, size, size if segments is None else delta.numel())
+    ball, mask, each, cover = _prepared(job, size, size if segments is None else delta.numel())
     width = min(max(_BLOCK, triton.next_power_of_2(triton.cdiv(size, _BLOCKS))), 4 * _BLOCK)
     blocks = triton.cdiv(size, width)
     grid, warps = (rows * blocks,), _warps(width)
@@ -433,7 +433,7 @@ def _run_blocks(job: _Job, size: int, segments: Tensor | None) -> None:
     if grad is not None or slots == 4:
         sums = empty(slots)
         _sums_kernel[grid](
-            delta, grad, mask, sums, size, share, each, blocks,
+            delta, grad, mask, sums, size, each, blocks,
             L2=l2, SIGN=sign, SLOTS=slots, COVER=cover, BLOCK=width, num_warps=warps,
         )  # fmt: skip
         sums, samples = _gathered(sums, segments, l2)
@@ -441,21 +441,21 @@ def _run_blocks(job: _Job, size: int, segments: Tensor | None) -> None:
     if slots == 4:
         again = empty(2)
         _again_kernel[grid](
-            delta, grad, mask, job.out, sums, again, size, share, each, blocks, parts, *judged,
+            delta, grad, mask, job.out, sums, again, size, each, blocks, parts, *judged,
             SIGN=sign, COVER=cover, BLOCK=width, PARTS=joins, num_warps=warps,
         )  # fmt: skip
         again, _ = _gathered(again, segments, l2)
     if job.out is None:
         stored = empty(1)
         _sums_kernel[grid](
-            None, delta, mask, stored, size, share, each, blocks,
+            None, delta, mask, stored, size, each, blocks,
             L2=l2, SIGN=False, SLOTS=1, COVER=cover, BLOCK=width, num_warps=warps,
         )  # fmt: skip
     else:
         stored = empty(1) if job.delta_norm is not None else None
         low, high, x = _boxed(job)
         _apply_kernel[grid](
-            delta, grad, x, mask, job.out, sums, again, stored, size, share, each, blocks, parts, *judged,
+            delta, grad, x, mask, job.out, sums, again, stored, size, each, blocks, parts, *judged,
             ball.target, ball.bound, low, high,
             L2=l2, SIGN=sign, BALL=within, SLOTS=slots, COVER=cover, BLOCK=width, PARTS=joins, num_warps=warps,
         )  # fmt: skip
@@ -483,12 +483,12 @@ def _gathered(parts: Tensor, segments: Tensor | None, l2: bool) -> tuple[Tensor,
     return samples[segments], samples
 
 
-def _prepared(job: _Job, size: int, entries: int) -> tuple[_Ball, Tensor | None, int, int, int]:
+def _prepared(job: _Job, size: int, entries: int) -> tuple[_Ball, Tensor | None, int, int]:
     """The ball, and the mask with how it lies over rows of this size; `entries`: that one norm is taken over."""
-    mask, share, each, cover = job.rows.mask, 1, 1, size
+    mask, each, cover = job.rows.mask, 1, 0
     if mask is not None:
         covered = job.delta.numel() // mask.numel()
-        share, each, cover = max(1, covered // size), max(1, size // covered), min(size, covered)
+        each, cover = (covered // size, 0) if covered >= size else (size // covered, covered)
     storage = job.delta.dtype
     stored, radius, u = torch.finfo(storage), job.region.radius, 2.0**-24
     half = storage != torch.float32
@@ -503,7 +503,7 @@ def _prepared(job: _Job, size: int, entries: int) -> tuple[_Ball, Tensor | None,
         trusted=_TRUSTED if radius > 2.0**-100 else math.inf,
         bound=not_above(radius, storage) if math.isfinite(radius) else 0.0,
     )
-    return ball, _bytes(mask), share, each, cover
+    return ball, _bytes(mask), each, cover
 
 
 def _boxed(job: _Job) -> tuple[float, float, Tensor | None]:
