@@ -175,7 +175,7 @@ def _triton_installed() -> bool:
 
 
 def _load_triton() -> Implementation:
-    from advvl.ops import _triton  # type: ignore[attr-defined]  # here: it imports triton, which takes a while
+    from advvl.ops import _triton  # here: it imports triton, which takes a while
 
     return _triton
 
