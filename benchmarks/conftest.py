@@ -1,6 +1,6 @@
 """Shared by the benchmarks: the device, the seed, the races of the session, and the size of it all.
 
-pytest benchmarks/ --benchmark-only [--device cpu] [--full]
+pytest benchmarks/ --benchmark-only [--device cpu] [--smoke | --full]
 """
 
 from __future__ import annotations
@@ -35,13 +35,8 @@ def device(pytestconfig: pytest.Config) -> torch.device:
 
 
 @pytest.fixture(scope="session")
-def full(pytestconfig: pytest.Config) -> bool:
-    return bool(pytestconfig.getoption("--full", default=False))
-
-
-@pytest.fixture(scope="session")
-def races(device: torch.device) -> Races:
-    return Races(device, facts(device))
+def races(device: torch.device, pytestconfig: pytest.Config) -> Races:
+    return Races(device, facts(device), smoke=bool(pytestconfig.getoption("--smoke", default=False)))
 
 
 @pytest.fixture

@@ -27,7 +27,8 @@ class Entry:
     """One lane, ready to run.
 
     Arguments:
-        call: what is timed, once a round or several times in a row.
+        call: what is timed, once a round or several times in a row; it has been called before, and is once more to
+            warm up.
         check: asserts on what the calls have left, after the last round.
         role: ours, what it is compared with, or what nothing can be faster than.
         facts: for `extra_info`.
@@ -91,8 +92,8 @@ def _played(seconds: list[float]) -> Callable[[], None]:
 class Races:
     """The races of a session, each run once."""
 
-    def __init__(self, device: torch.device, facts: Mapping[str, Any]) -> None:
-        self.device, self.facts = device, facts
+    def __init__(self, device: torch.device, facts: Mapping[str, Any], *, smoke: bool = False) -> None:
+        self.device, self.facts, self.smoke = device, facts, smoke
         self._run: dict[str, dict[str, Lane]] = {}
 
     def of(self, title: str, build: Build, pace: Pace) -> dict[str, Lane]:
@@ -110,8 +111,9 @@ class Races:
                 entries[name] = make()
             except (Exception, pytest.skip.Exception) as failure:  # kept for the benchmark of this lane
                 lanes[name].failure = failure
-        warm = {name: self._seconds(entry, 1) for name, entry in entries.items()}  # the first call warms up,
-        warm = {name: self._seconds(entry, 1) for name, entry in entries.items()}  # the second tells how long one takes
+        warm = {name: self._seconds(entry, 1) for name, entry in entries.items()}
+        if self.smoke:
+            pace = Pace(budget=0.0, least=1, most=1, shortest=0.0)
         loops = {name: max(1, math.ceil(pace.shortest / seconds)) for name, seconds in warm.items()}
         total = sum(warm[name] * loops[name] for name in entries)
         rounds = min(pace.most, max(pace.least, round(pace.budget / total))) if entries else 0
