@@ -21,15 +21,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from advvl.errors import ConfigurationError
 
 Head = Literal["softmax", "sigmoid"]
 Direction = Literal["clean||perturbed", "perturbed||clean"]
 Kind = Direction | Literal["symmetric"]
 
-# Bytes of one block, in the dtype computed in. Measured on a CPU with 1 MB of second-level cache a core: half of it is
-# as good, a quarter and eightfold are 20 % slower. A GPU wants few launches, and temporaries of a bounded size.
+# Bytes of one side's block, in the dtype computed in; about five of them live at one time. For rows of 28,996 on two CPU
+# cores of 1 MB of second-level cache each and 32 MB of third, twice as much was as good, half and fourfold cost a sixth to
+# a quarter more, and no blocks at all three times as much. A GPU wants few launches, and temporaries of a bounded size.
 CPU_BLOCK_PER_THREAD = 2**20
 DEVICE_BLOCK = 2**26
 
@@ -42,6 +44,9 @@ def divergences(clean: Tensor, perturbed: Tensor, mask: Tensor | None = None, *,
         mask: the rows that count, `(...)`; the others may hold anything, and are 0 with a gradient of 0.
         kind: `"clean||perturbed"` is KL(clean‖perturbed); `"symmetric"` the sum of both directions.
         head: `"softmax"` over the last axis, or `"sigmoid"`: one Bernoulli variable a class, summed over classes.
+
+    Raises:
+        ConfigurationError: in a backward with `create_graph=True`.
     """
     rows: Tensor = _Divergences.apply(clean, perturbed, mask, kind, head)  # type: ignore[no-untyped-call]
     return rows
@@ -59,8 +64,13 @@ class _Divergences(torch.autograd.Function):
         return rows.view(clean.shape[:-1])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        # torch's once_differentiable would drop the second derivative in silence where the cotangent has no graph
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise ConfigurationError(
+                "expected a backward without create_graph through a divergence, got one with it; its gradients have no "
+                "derivative: write the divergence out in log_softmax where a second one is needed"
+            )
         clean, perturbed, mask = ctx.saved_tensors
         slope = _softmax_slope if ctx.head == "softmax" else _sigmoid_slope
         forward, backward = ctx.kind != "perturbed||clean", ctx.kind != "clean||perturbed"
@@ -103,7 +113,8 @@ def _blocks(clean: Tensor, perturbed: Tensor, mask: Tensor | None) -> Iterator[t
             blocks = torch.split(chosen, size) if len(chosen) < len(clean) else blocks
             counts = None
     for block in blocks:
-        a, b = clean[block].to(wide), perturbed[block].to(wide)
+        a, b = (x[block] if isinstance(block, slice) else x.index_select(0, block) for x in (clean, perturbed))
+        a, b = a.to(wide), b.to(wide)
         if counts is not None:
             a, b = (torch.where(counts[block, None], x, 0) for x in (a, b))
         yield block, a, b

@@ -1,0 +1,359 @@
+"""The divergences of row blocks and their gradients are those of the expressions written out, in bounded memory."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from conftest import TOLERANCE
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from advvl import KL, SymmetricKL, divergences
+from advvl.divergences import Head, Kind
+from advvl.errors import ConfigurationError
+
+HEADS: list[Head] = ["softmax", "sigmoid"]
+KINDS: list[Kind] = ["clean||perturbed", "perturbed||clean", "symmetric"]
+each_head = pytest.mark.parametrize("head", HEADS)
+each_kind = pytest.mark.parametrize("kind", KINDS)
+compute = divergences.divergences
+
+
+def written_out(clean: Tensor, perturbed: Tensor, mask: Tensor | None, *, kind: Kind, head: Head) -> Tensor:
+    """The rows' divergences as one expression of whole tensors, for autograd to differentiate."""
+    wide = torch.promote_types(clean.dtype, torch.float32)
+    if mask is not None:
+        clean, perturbed = (torch.where(mask.bool()[..., None], x, 0) for x in (clean, perturbed))
+    clean, perturbed = clean.to(wide), perturbed.to(wide)
+    if head == "softmax":
+        outcomes = [(clean.log_softmax(-1), perturbed.log_softmax(-1))]
+    else:
+        outcomes = [(F.logsigmoid(s * clean), F.logsigmoid(s * perturbed)) for s in (1, -1)]
+    rows = torch.zeros((), dtype=wide)
+    for c, p in outcomes:
+        terms = {
+            "clean||perturbed": c.exp() * (c - p),
+            "perturbed||clean": p.exp() * (p - c),
+            "symmetric": (c.exp() - p.exp()) * (c - p),
+        }[kind]
+        rows = rows + terms.sum(-1)
+    return rows
+
+
+def logits(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    drawn = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (3 * drawn).to(dtype).requires_grad_()
+
+
+def with_gradients(compute: Any, *inputs: Any, cotangent: Tensor, **options: Any) -> list[Tensor]:
+    value = compute(*inputs, **options)
+    return [value.detach(), *torch.autograd.grad(value, inputs[:2], cotangent)]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor | None, Tensor, int]:
+    """Both sides' logits, a mask, a cotangent of the rows, and the rows of a block."""
+    leading = tuple(draw(st.lists(st.integers(0, 4), max_size=3)))
+    shape, seed = (*leading, draw(st.integers(1, 9))), draw(st.integers(0, 2**31))
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(leading, generator=generator) < draw(st.sampled_from([0.0, 0.5, 1.0]))
+    cotangent = torch.randn(leading, generator=generator, dtype=torch.float64)
+    sides = logits(*shape, seed=seed + 1), logits(*shape, seed=seed + 2)
+    return *sides, draw(st.sampled_from([None, mask, mask.long()])), cotangent, draw(st.integers(1, 70))
+
+
+@settings(max_examples=200, deadline=None)
+@given(cases(), st.sampled_from(KINDS), st.sampled_from(HEADS))
+def test_values_and_gradients_are_those_of_the_expression_written_out(case: Any, kind: Kind, head: Head) -> None:
+    clean, perturbed, mask, cotangent, at_once = case
+    with patch.object(divergences, "_rows_at_once", lambda *_: at_once):
+        ours = with_gradients(compute, clean, perturbed, mask, cotangent=cotangent, kind=kind, head=head)
+    plain = with_gradients(written_out, clean, perturbed, mask, cotangent=cotangent, kind=kind, head=head)
+    for mine, expected in zip(ours, plain, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("arrange", [lambda x: x.mT, lambda x: x[:, ::2], lambda x: x[:1].expand(4, -1, -1)])
+@each_head
+def test_logits_may_lie_in_memory_as_they_like(head: Head, arrange: Any) -> None:
+    sides, cotangent = (logits(4, 6, 6, seed=1), logits(4, 6, 6, seed=2)), torch.randn(4, 6, dtype=torch.float64)
+
+    def of(compute: Any) -> list[Tensor]:
+        value = compute(*map(arrange, sides), None, kind="symmetric", head=head)
+        return [value.detach(), *torch.autograd.grad(value, sides, cotangent[:, : value.shape[1]])]
+
+    for mine, expected in zip(of(compute), of(written_out), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-12)
+
+
+@each_kind
+@each_head
+def test_gradients_are_those_of_the_value(kind: Kind, head: Head) -> None:
+    clean, perturbed = logits(3, 4, seed=1), logits(3, 4, seed=2)
+    for sides in ((clean, perturbed), (clean, perturbed.detach()), (clean.detach(), perturbed)):
+        assert torch.autograd.gradcheck(lambda c, p: compute(c, p, None, kind=kind, head=head), sides)
+
+
+@each_kind
+@each_head
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+@pytest.mark.parametrize("dtypes", [("bfloat16",) * 2, ("float16",) * 2, ("float32", "bfloat16")], ids="-".join)
+def test_narrow_logits_are_widened_and_get_gradients_of_their_dtype(
+    kind: Kind, head: Head, masked: bool, dtypes: tuple[str, str]
+) -> None:
+    clean, perturbed = (logits(5, 7, seed=i, dtype=getattr(torch, d)) for i, d in enumerate(dtypes))
+    mask = torch.tensor([1, 0, 1, 1, 0]) if masked else None
+    ours = with_gradients(compute, clean, perturbed, mask, cotangent=torch.ones(5), kind=kind, head=head)
+    sides = [x.detach().double().requires_grad_() for x in (clean, perturbed)]
+    plain = with_gradients(written_out, *sides, mask, cotangent=torch.ones(5).double(), kind=kind, head=head)
+    assert [x.dtype for x in ours] == [torch.float32, clean.dtype, perturbed.dtype]
+    for mine, expected in zip(ours, plain, strict=True):
+        tolerance = TOLERANCE[mine.dtype]
+        torch.testing.assert_close(mine.double(), expected, rtol=tolerance, atol=tolerance * 1e-2)
+
+
+@each_head
+def test_a_loss_scale_keeps_fp16_gradients_from_vanishing(head: Head) -> None:
+    clean = logits(2, 9, seed=1, dtype=torch.float16)
+    perturbed = (clean.detach() + 2**-8).requires_grad_()
+    perturbed.data[:, 0] -= 2**-7
+    scale, average = 2.0**16, 1e-4
+    ours = with_gradients(
+        compute, clean, perturbed, cotangent=torch.full((2,), scale * average), kind="symmetric", head=head
+    )
+    sides = [x.detach().double().requires_grad_() for x in (clean, perturbed)]
+    plain = with_gradients(
+        written_out, *sides, None, cotangent=torch.full((2,), average).double(), kind="symmetric", head=head
+    )
+    for mine, expected in zip(ours[1:], plain[1:], strict=True):
+        assert expected.abs().min() < 2**-24  # the least that fp16 holds
+        torch.testing.assert_close(mine.double() / scale, expected, rtol=2e-3, atol=expected.abs().max().item() * 1e-3)
+
+
+@each_kind
+@each_head
+def test_fp32_is_as_near_to_the_truth_as_the_expression_written_out(kind: Kind, head: Head) -> None:
+    clean = logits(4, 5000, seed=1, dtype=torch.float32)
+    perturbed = (clean.detach() + 0.1 * logits(4, 5000, seed=2, dtype=torch.float32).detach()).requires_grad_()
+    ones = torch.ones(4)
+    ours = with_gradients(compute, clean, perturbed, cotangent=ones, kind=kind, head=head)
+    plain = with_gradients(written_out, clean, perturbed, None, cotangent=ones, kind=kind, head=head)
+    wide = [x.detach().double().requires_grad_() for x in (clean, perturbed)]
+    truth = with_gradients(written_out, *wide, None, cotangent=ones.double(), kind=kind, head=head)
+    for mine, theirs, expected in zip(ours, plain, truth, strict=True):
+        assert (mine - expected).norm() <= 2 * (theirs - expected).norm() + 1e-7 * expected.norm()
+
+
+def test_an_offset_that_both_sides_share_changes_nothing() -> None:
+    clean, perturbed = logits(3, 50, seed=1, dtype=torch.float32), logits(3, 50, seed=2, dtype=torch.float32)
+    on_a_grid = [(x.detach() * 256).round() / 256 for x in (clean, perturbed)]  # so that adding is exact
+    for kind in KINDS:
+        at_zero = compute(*on_a_grid, kind=kind, head="softmax")
+        torch.testing.assert_close(compute(*(x + 8192 for x in on_a_grid), kind=kind, head="softmax"), at_zero)
+
+
+class Watched(TorchDispatchMode):
+    """Counts the bytes of storages made inside it while they live, and the rows that softmaxes see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = self.rows = 0
+        self._known = weakref.WeakSet[Any]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._softmax.default:
+            self.rows += len(args[0])
+        for storage in self._storages(out):
+            if id(storage) not in known and storage not in self._known:
+                self._known.add(storage)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._free, storage.nbytes())
+        return out
+
+    def _storages(self, out: Any) -> Iterator[Any]:
+        return (x.untyped_storage() for x in tree_leaves(out) if isinstance(x, Tensor))
+
+    def _free(self, size: int) -> None:
+        self.now -= size
+
+
+ROWS, CLASSES, AT_ONCE = 256, 512, 4
+TEMPORARIES = 10 * AT_ONCE * CLASSES * 4 + 8 * ROWS * 8  # of a block, and vectors of a number a row
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True), (False, False)], ids=str)
+@each_kind
+@each_head
+def test_only_wanted_gradients_are_of_the_logits_size(
+    kind: Kind, head: Head, wanted: tuple[bool, bool], dtype: torch.dtype, masked: bool
+) -> None:
+    sides = [logits(ROWS, CLASSES, seed=i, dtype=dtype).detach().requires_grad_(w) for i, w in enumerate(wanted)]
+    mask = torch.arange(ROWS) % 3 == 0 if masked else None
+    with patch.object(divergences, "_rows_at_once", lambda *_: AT_ONCE):
+        with Watched() as forward:
+            value = compute(*sides, mask, kind=kind, head=head).sum()
+        assert forward.peak <= TEMPORARIES
+        assert forward.now <= 2 * ROWS * 8  # the rows, and nothing kept for the backward but what was given
+        if any(wanted):
+            with Watched() as backward:
+                gradients = torch.autograd.grad(value, [x for x in sides if x.requires_grad])
+            assert backward.peak <= sum(wanted) * sides[0].nbytes + TEMPORARIES
+            assert len(gradients) == sum(wanted)
+
+
+def test_the_watch_sees_what_the_expression_written_out_makes() -> None:
+    sides = [logits(ROWS, CLASSES, seed=i, dtype=torch.float32) for i in (1, 2)]
+    with Watched() as watched:
+        value = written_out(*sides, None, kind="symmetric", head="softmax").sum()
+        torch.autograd.grad(value, sides)
+    assert watched.peak >= 6 * sides[0].nbytes
+
+
+def test_blocks_are_bounded_and_small_logits_are_one() -> None:
+    limit = divergences.CPU_BLOCK_PER_THREAD * torch.get_num_threads()
+    for shape in ((64, 300), (1, 10**7), (512, 28996)):
+        at_once = divergences._rows_at_once(torch.empty(shape, device="meta"), 4)
+        assert at_once == max(1, divergences.DEVICE_BLOCK // (4 * shape[1]))
+    assert divergences._rows_at_once(torch.empty(512, 28996), 4) * 28996 * 4 <= limit
+    with Watched() as watched:
+        compute(logits(64, 300, seed=1), logits(64, 300, seed=2), kind="symmetric", head="softmax")
+    assert watched.rows == 2 * 64
+
+
+@pytest.mark.parametrize("junk", [torch.nan, torch.inf, -torch.inf])
+@each_kind
+@each_head
+def test_rows_that_do_not_count_are_not_computed_and_may_hold_anything(kind: Kind, head: Head, junk: float) -> None:
+    mask = torch.tensor([[True, False, True], [False, False, True]])
+    sides = [logits(2, 3, 4, seed=i).detach() for i in (1, 2)]
+    for x in sides:
+        x[~mask] = junk
+        x.requires_grad_()
+    cotangent = torch.where(mask, 1.0, torch.nan).double()
+    with Watched() as watched:
+        value, *gradients = with_gradients(compute, *sides, mask, cotangent=cotangent, kind=kind, head=head)
+    assert watched.rows == (4 * 3 if head == "softmax" else 0)  # two sides, forward and backward
+    assert not value[~mask].any()
+    assert value[mask].isfinite().all()
+    for gradient in gradients:
+        assert not gradient[~mask].any()
+        assert gradient[mask].isfinite().all()
+
+
+@each_head
+def test_each_side_may_want_no_gradient(head: Head) -> None:
+    clean, perturbed = logits(3, 4, seed=1), logits(3, 4, seed=2)
+    both = with_gradients(compute, clean, perturbed, cotangent=torch.ones(3).double(), kind="symmetric", head=head)
+    for wanted, (c, p) in enumerate([(clean, perturbed.detach()), (clean.detach(), perturbed)]):
+        value = compute(c, p, kind="symmetric", head=head).sum()
+        gradient = torch.autograd.grad(value, [clean, perturbed][wanted])[0]
+        torch.testing.assert_close(gradient, both[1 + wanted], rtol=0, atol=0)
+    with torch.no_grad():
+        assert not compute(clean, perturbed, kind="symmetric", head=head).requires_grad
+    assert not compute(clean.detach(), perturbed.detach(), kind="symmetric", head=head).requires_grad
+
+
+def test_a_retained_graph_gives_the_same_gradients_again_and_leaves_add_them_up() -> None:
+    clean, perturbed = logits(3, 4, seed=1), logits(3, 4, seed=2)
+    value = SymmetricKL()(clean, perturbed)
+    value.backward(retain_graph=True)
+    once = clean.grad.clone()
+    (2 * value).backward()
+    torch.testing.assert_close(clean.grad, 3 * once, rtol=1e-12, atol=0)
+
+
+def test_one_tensor_on_both_sides_gets_both_gradients() -> None:
+    x = logits(3, 4, seed=1)
+    assert not torch.autograd.grad(SymmetricKL()(2 * x, x.detach()) - SymmetricKL()(x.detach(), 2 * x), x)[0].any()
+    value = KL()(x, x)
+    assert value == 0
+    torch.testing.assert_close(torch.autograd.grad(value, x)[0], torch.zeros_like(x), rtol=0, atol=1e-16)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    clean, perturbed = logits(3, 4, seed=1), logits(3, 4, seed=2)
+    with pytest.raises(ConfigurationError, match="expected a backward without create_graph"):
+        torch.autograd.grad(SymmetricKL()(clean, perturbed), clean, create_graph=True)
+
+
+@each_kind
+@each_head
+def test_autocast_narrows_nothing(kind: Kind, head: Head) -> None:
+    clean, perturbed = logits(3, 40, seed=1, dtype=torch.float32), logits(3, 40, seed=2, dtype=torch.float32)
+    options: Any = {"cotangent": torch.ones(3), "kind": kind, "head": head}
+    outside = with_gradients(compute, clean, perturbed, **options)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = with_gradients(compute, clean, perturbed, **options)
+    for mine, expected in zip(inside, outside, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler's own doing
+@each_head
+def test_it_compiles_into_one_graph(head: Head) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(compute, fullgraph=True, backend="aot_eager")
+    mask, sides = torch.tensor([True, False, True]), [logits(3, 4, seed=i).detach() for i in (1, 2)]
+    sides[0][1] = torch.nan
+    inputs = [x.requires_grad_() for x in sides]
+    options: Any = {"cotangent": torch.ones(3).double(), "kind": "symmetric", "head": head}
+    inside = with_gradients(compiled, *inputs, mask, **options)
+    outside = with_gradients(compute, *inputs, mask, **options)
+    for mine, expected in zip(inside, outside, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, which this machine has not")
+@pytest.mark.parametrize("at_once", [2, 100])
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+@each_kind
+@each_head
+def test_on_a_gpu_it_is_that_of_the_cpu_without_waiting_also_inside_a_cuda_graph(
+    kind: Kind, head: Head, masked: bool, at_once: int
+) -> None:
+    mask = torch.tensor([True, False, True, True, False]) if masked else None
+    sides, cotangent = [logits(5, 40, seed=i).detach() for i in (1, 2)], torch.randn(5, dtype=torch.float64)
+    if mask is not None:
+        for x in sides:
+            x[~mask] = torch.nan
+    options: Any = {"kind": kind, "head": head}
+    expected = with_gradients(compute, *(x.requires_grad_() for x in sides), mask, cotangent=cotangent, **options)
+    on_device = [x.detach().cuda().requires_grad_() for x in sides]
+    mask, cotangent = None if mask is None else mask.cuda(), cotangent.cuda()
+
+    def run() -> list[Tensor]:
+        return with_gradients(compute, *on_device, mask, cotangent=cotangent, **options)
+
+    with patch.object(divergences, "_rows_at_once", lambda *_: at_once):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            found = run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            run()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = run()
+        graph.replay()
+    for values in (found, captured):
+        for mine, theirs in zip(values, expected, strict=True):
+            torch.testing.assert_close(mine.cpu(), theirs, rtol=1e-10, atol=1e-12)
