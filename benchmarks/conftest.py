@@ -15,9 +15,13 @@ from races import Race, Races
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("advvl benchmarks")
     group.addoption("--device", help="what to measure on; ADVVL_BENCH_DEVICE; default: cuda if there is one, else cpu")
-    group.addoption(
-        "--full", action="store_true", help="larger batches and every case, which take an hour on two cores"
-    )
+    group.addoption("--smoke", action="store_true", help="one round of each: does it run?")
+    group.addoption("--full", action="store_true", help="on a CPU, larger batches and every case: an hour on two cores")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # What is skipped or has failed before it was timed has said why; a second complaint would be an error here.
+    config.addinivalue_line("filterwarnings", "ignore:Benchmark fixture was not used")
 
 
 def pytest_report_header(config: pytest.Config) -> str:

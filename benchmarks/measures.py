@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_costs import Flops
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 PACKAGES = ("torch", "triton", "transformers", "pytest-benchmark", "captum", "foolbox", "torchattacks")
 
@@ -47,9 +47,9 @@ def device_name(device: torch.device) -> str:
 
 def flops(work: Callable[[], object]) -> int:
     """Floating-point operations of what torch's registry has a formula for: matrix products, convolutions, attention."""
-    with Flops() as counted:
+    with FlopCounterMode(display=False) as counted:
         work()
-    return int(counted.total)
+    return int(counted.get_total_flops())
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:

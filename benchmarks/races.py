@@ -161,7 +161,6 @@ class Race:
         """Report the lane `name` of the race `title`; its skip or failure is that of the test."""
         lane = self.races.of(f"{suite}: {title}", build, pace or Pace())[name]
         if lane.failure is not None:
-            self.benchmark.skipped = True
             raise lane.failure
         self.report(suite, title, name, lane)
         return lane
