@@ -13,6 +13,7 @@ import torch
 from conftest import ToyModel, gradients, toy, toy_batch, toy_sites
 from published import villa as published_villa
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from advvl import (
     KL,
@@ -33,6 +34,7 @@ from advvl import (
     SymmetricKL,
     Uniform,
     adapt,
+    ops,
 )
 from advvl.errors import ConfigurationError, NonFiniteError, RandomnessError, ShapeError, SiteError
 from advvl.randomness import RandomState
@@ -613,3 +615,56 @@ def test_a_regulariser_that_gives_no_scalar_is_named(value: Any, got: str) -> No
 
     with pytest.raises(ConfigurationError, match=rf"expected a scalar tensor from Odd, got {got}"):
         AdversarialTraining(perturber(), FreeLB(2), Odd()).step(toy(), toy_batch())
+
+
+# --- what a step asks of the machine ---
+
+
+class HostReads(TorchDispatchMode):
+    """Counts what makes the host wait for a device: reads of a number, and shapes that depend on numbers."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "unique")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func._overloadpacket.__name__ in self.WAITS
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("masks", ["fresh", "shared"])
+@pytest.mark.parametrize("order", ["together", "in turn"])
+@pytest.mark.parametrize(("nonfinite", "reads"), [("raise", 1), ("keep", 0)])
+def test_a_step_reads_one_number_from_the_device_at_most(
+    nonfinite: Any, reads: int, order: Any, masks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ops._BACKENDS, "cpu", ops._BACKENDS["reference"])  # on a CPU nothing waits, and it may read
+    method = AdversarialTraining(
+        perturber(radius=0.4), FreeLB(3, order), SymmetricKL(), clean_weight=0.5, dropout=masks, nonfinite=nonfinite
+    )
+    target, batch = toy(dropout=0.3), toy_batch()
+    method.step(target, batch)  # with shared masks the first step sees whether replay works
+    with HostReads() as seen:
+        method.step(target, batch)
+    assert seen.count == reads
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # read by dynamo itself
+@pytest.mark.parametrize("maximizer", [FreeLB(3), FreeLB(2, "in turn"), PGD(2)], ids=repr)
+def test_a_compiled_model_takes_the_same_step(maximizer: Any) -> None:
+    found = []
+    for compiles in (False, True):
+        torch._dynamo.reset()
+        target = toy()
+        if compiles:
+            target.model.compile(backend="aot_eager")
+        method = AdversarialTraining(perturber(radius=0.4), maximizer, SymmetricKL(1.5))
+        for _ in range(2):
+            method.step(target, toy_batch())
+        found.append(gradients(target))
+    plain, compiled = found
+    assert plain.keys() == compiled.keys()
+    for name, gradient in plain.items():
+        close(compiled[name], gradient)
