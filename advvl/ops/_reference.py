@@ -133,32 +133,42 @@ def _into(d: Tensor, region: Region, norm: Norm, over: _Reduction, mask: Tensor 
         else:
             d = _rescaled(d, radius, over, storage)
     d = d.to(storage)
-    if box is not None and x is not None:
-        # Only entries outside the box change, and towards zero: (x + d) - x would round d out of its ball. Where x itself
-        # is outside, what would bring it in may be longer than d: it gets the length of d, and the ball wins.
-        low, high = box
-        wide = _compute(x)
-        moved = wide + _compute(d)
-        down = torch.minimum(d, torch.maximum((high - wide).to(storage), -d.abs()))
-        up = torch.maximum(d, torch.minimum((low - wide).to(storage), d.abs()))
-        d = _masked(torch.where(moved > high, down, torch.where(moved < low, up, d)), mask)
-    return d
+    return _masked(boxed(d, x, box), mask) if box is not None and x is not None else d
+
+
+def boxed(d: Tensor, x: Tensor, box: tuple[float, float]) -> Tensor:
+    """The perturbation with `x + d` in the box as far as that lengthens no entry."""
+    # Only entries outside the box change, and towards zero: (x + d) - x would round d out of its ball. Where x itself
+    # is outside, what would bring it in may be longer than d: it gets the length of d, and the ball wins.
+    low, high = box
+    wide = _compute(x)
+    moved = wide + _compute(d)
+    down = torch.minimum(d, torch.maximum((high - wide).to(d.dtype), -d.abs()))
+    up = torch.maximum(d, torch.minimum((low - wide).to(d.dtype), d.abs()))
+    return torch.where(moved > high, down, torch.where(moved < low, up, d))
 
 
 def _rescaled(d: Tensor, radius: float, over: _Reduction, storage: torch.dtype) -> Tensor:
-    ulp, stored = torch.finfo(d.dtype).eps, torch.finfo(storage)
-    subnormal = stored.smallest_normal * stored.eps
-    packed = 0 if over.segments is None else d.shape[0] / 4  # summed one after another
-    slack = ulp * (16 + packed if d.dtype == torch.float64 else 1.5)
-    limit = radius * (1 - slack)
-    target = radius * (1 - 3 * slack - 0.5 * ulp - 0.5 * stored.eps) - 0.5 * subnormal * math.sqrt(over.size)
+    packed = 0 if over.segments is None else d.shape[0]
+    limit, target = bounds(radius, over.size, d.dtype, storage, packed=packed)
     length = _l2(d, over)
     outside = length > limit
     if storage != d.dtype:  # rounded to storage, a row may grow out of its ball
         outside |= _l2(_compute(d.to(storage)), over) > limit
     # A tensor over a tensor: a number over one is its product with a reciprocal, which a tiny length overflows.
-    scale = torch.where(outside, torch.full_like(length, max(target, 0.0)) / length, torch.ones_like(length))
+    scale = torch.where(outside, torch.full_like(length, target) / length, torch.ones_like(length))
     return (d * over.spread(scale)).to(d.dtype)
+
+
+def bounds(
+    radius: float, size: int, wide: torch.dtype, storage: torch.dtype, *, packed: int = 0
+) -> tuple[float, float]:
+    """The computed norm above which a row is rescaled, and the one that it is rescaled to; see the module's docstring."""
+    ulp, stored = torch.finfo(wide).eps, torch.finfo(storage)
+    slack = ulp * (16 + packed / 4 if wide == torch.float64 else 1.5)  # packed rows are summed one after another
+    subnormal = stored.smallest_normal * stored.eps
+    target = radius * (1 - 3 * slack - 0.5 * ulp - 0.5 * stored.eps) - 0.5 * subnormal * math.sqrt(size)
+    return radius * (1 - slack), max(target, 0.0)
 
 
 def not_above(radius: float, storage: torch.dtype) -> float:
