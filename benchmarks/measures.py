@@ -32,6 +32,7 @@ def facts(device: torch.device) -> dict[str, Any]:
     """Where and with what a figure was taken."""
     return {
         "device": device_name(device),
+        "kind": device.type,
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "commit": _commit(),

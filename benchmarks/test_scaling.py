@@ -27,7 +27,7 @@ from advvl.tasks.vqa import UniterForVQA
 pytestmark = pytest.mark.benchmark(timer=recorded)
 
 REGIONS, WIDTH = 16, 128
-AXES = {"K": (2, 3, 4, 6, 8), "rows": (1, 2, 4, 8), "words": (16, 32, 64, 128)}
+AXES = {"K": (3, 4, 6, 8, 12), "rows": (1, 2, 4, 8), "words": (16, 32, 64, 128)}
 DEFAULTS = {"K": 3, "rows": 4, "words": 20}
 EXACT, FLAT = 1e-3, 0.02  # relative: of operations, which are counted; of memory, where K adds a number or two
 

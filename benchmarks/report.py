@@ -1,0 +1,117 @@
+"""Writes docs/benchmarks.md, its plots and its data from what `make bench` measured.
+
+    python benchmarks/report.py
+
+Every JSON of pytest-benchmark in benchmarks/results is reduced to what the page needs, one file a device in
+docs/benchmarks; the page is then written from all files there, so that a run on another machine can be added.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from plots import draw_bars, draw_memory, draw_ops, draw_scaling
+from records import Run, collect, load
+from tables import attack, ops, plain, scaling, step, table
+from targets import targets
+
+HERE = Path(__file__).parent
+RESULTS, PAGE = HERE / "results", HERE.parent / "docs" / "benchmarks.md"
+DATA = PAGE.with_suffix("")
+
+NOTES = {
+    "ops": (
+        "The update of one perturbation",
+        "A step along the gradient and back into the ball; ours in place. Under each time: its share of the speed of the "
+        "copy in the last column, which moves as many bytes (1.5 tensors: read the perturbation and its gradient, write "
+        "the perturbation; with a box, x is read too, 2 tensors). Every row ends outside its ball and is projected. "
+        "torchattacks, foolbox and captum keep x + δ, so that they read x as well and clamp to [0, 1].",
+    ),
+    "step": (
+        "One VILLA update",
+        "K = 3 passes, on UNITER in training mode. *Unavoidable* are the passes of an exact update with the gradients "
+        "that they have to give: K+1 forwards and backwards with fresh dropout masks; with shared ones K of each and "
+        "a backward towards the perturbations alone (in turn: 2K+1, and 2K-1 with it). FreeLB's limit is the bare passes "
+        "(in turn it runs 2K). *Graphs at once*: peak memory beyond that of one pass whose graph is kept, in graphs of "
+        "one pass, plus one; a backward through two graphs also holds a gradient of every parameter, which it counts.",
+    ),
+    "attack": (
+        "Attacks of ten steps",
+        "With equal radius, steps and start. Ours also runs an eleventh forward, which gives the losses and verdicts at "
+        "the end; the others return the perturbed tensors only. captum's L2 attack steps along the sign of the gradient, "
+        "with a step of equal length.",
+    ),
+    "scaling": (
+        "Growth with size",
+        "A small UNITER; operations are counted and their growth is asserted, times are what they are. An update costs "
+        "K+1 passes of the model with fresh masks and K and a third with shared ones, at every size, and its memory does "
+        "not depend on K.",
+    ),
+    "regularizer": (
+        "The symmetric divergence",
+        "Of two tensors of logits, with its gradients to both.",
+    ),
+}
+
+
+def section(slug: str, run: Run, plt: Any) -> str:
+    parts = [f"## {run.device}", "### Targets", _targets_table(run)]
+    draw = {
+        "ops": lambda path: draw_ops(run, path, plt),
+        "step": lambda path: draw_bars(
+            run,
+            "step",
+            "time of an update over K bare passes (dashed), which a VILLA update needs more than",
+            path,
+            plt,
+        ),
+        "memory": lambda path: draw_memory(run, path, plt),
+        "attack": lambda path: draw_bars(run, "attack", "time over ten bare passes (dashed)", path, plt),
+        "scaling": lambda path: draw_scaling(run, path, plt),
+    }
+    tables = {"ops": ops, "step": step, "attack": attack, "scaling": scaling}
+    suites = dict.fromkeys(row.suite for row in run.rows)
+    for suite in [*(name for name in NOTES if name in suites), *(name for name in suites if name not in NOTES)]:
+        title, note = NOTES.get(suite, (suite, ""))
+        parts += [f"### {title}", note]
+        for plot in [suite, "memory"] if suite == "step" else [suite]:
+            if plot in draw:
+                draw[plot](DATA / f"{slug}-{plot}.png")
+                parts.append(f"![{title}: {plot}]({DATA.name}/{slug}-{plot}.png)")
+        parts.append(tables.get(suite, plain(suite))(run))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _targets_table(run: Run) -> str:
+    word = {True: "yes", False: "**no**", None: ""}
+    rows = [[t.measure, t.goal, t.measured, word[t.reached]] for t in targets(run)]
+    return table(["measure", "at least", "measured", "reached"], rows)
+
+
+def machine(run: Run) -> str:
+    facts = run.facts
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items() if number)
+    return f"| {run.device} | {facts['taken']} | {facts['threads']} | {facts['commit']} | {versions} |"
+
+
+def main() -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    collect(RESULTS, DATA)
+    runs = load(DATA)
+    if not runs:
+        raise SystemExit(f"expected measurements in {RESULTS} or {DATA}, got none; run make bench first")
+    page = Template((HERE / "report.md").read_text()).substitute(
+        machines="\n".join(machine(run) for run in runs.values()),
+        sections="\n\n".join(section(slug, run, plt) for slug, run in runs.items()),
+    )
+    PAGE.write_text(page)
+
+
+if __name__ == "__main__":
+    main()
