@@ -12,8 +12,8 @@ from matplotlib import image
 
 from advvl.errors import DataError, MissingExtraError
 from advvl.evaluation.report import curve_figure, curve_png, markdown, to_json
-from advvl.evaluation.statistics import difference_interval, mean_interval, proportion_interval
-from advvl.evaluation.summary import Condition, Report, RunResult, paired_interval, summarise
+from advvl.evaluation.statistics import difference_interval, mean_interval, paired_interval, proportion_interval
+from advvl.evaluation.summary import Condition, Report, RunResult, summarise
 
 EXAMPLES = 50
 
@@ -63,32 +63,11 @@ def test_with_one_seed_intervals_are_over_examples_and_differences_paired_by_exa
     report = summarise(ONE_SEED, baseline="standard")
     assert (report.over, report.seeds) == ("examples", (1,))
     assert row(report, "villa").accuracy[ATTACKED] == proportion_interval(22, 40)
-    pair = [torch.tensor(scores(right, 40), dtype=torch.float64) for right in (22, 12)]
-    assert row(report, "villa").difference[ATTACKED] == paired_interval(*pair)
+    assert row(report, "villa").difference[ATTACKED] == paired_interval(scores(22, 40), scores(12, 40))
     assert "paired by example, Agresti-Min interval" in markdown(report)
     assert report.examples[CLEAN] == 50
     assert report.examples[ATTACKED] == 40
     assert "seed 1 alone, Wilson interval over test examples" in markdown(report)
-
-
-@pytest.mark.parametrize(
-    ("only_here", "only_there", "neither", "low", "high"),
-    [
-        pytest.param(0, 0, 60, -0.0316123, 0.0316123, id="they-agree-on-all"),
-        pytest.param(8, 3, 29, -0.0385472, 0.2766424, id="they-disagree"),
-        pytest.param(60, 0, 0, 0.9135797, 1.0, id="they-disagree-on-all"),
-    ],
-)
-def test_a_paired_interval_adds_half_an_example_to_each_outcome(
-    only_here: int, only_there: int, neither: int, low: float, high: float
-) -> None:
-    """By hand: with b, c discordant of n, centre (b - c)/(n + 2), variance ((b + c + 1)/(n + 2) - centre^2)/(n + 2)."""
-    zeros = [0.0] * neither
-    here = torch.tensor([1.0] * only_here + [0.0] * only_there + zeros, dtype=torch.float64)
-    there = torch.tensor([0.0] * only_here + [1.0] * only_there + zeros, dtype=torch.float64)
-    found = paired_interval(here, there)
-    assert found.estimate == pytest.approx((only_here - only_there) / len(here))
-    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-7)
 
 
 def test_the_text_says_what_stars_and_intervals_without_width_do_not_say() -> None:

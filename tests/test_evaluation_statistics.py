@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from advvl.errors import ConfigurationError, DataError
-from advvl.evaluation.statistics import difference_interval, mean_interval, proportion_interval
+from advvl.evaluation.statistics import difference_interval, mean_interval, paired_interval, proportion_interval
 
 
 def test_the_interval_of_a_mean_is_that_of_the_t_distribution() -> None:
@@ -111,3 +111,22 @@ def test_a_confidence_outside_zero_to_one_is_refused(confidence: float) -> None:
         mean_interval([1.0, 2.0], confidence=confidence)
     with pytest.raises(ConfigurationError, match="confidence"):
         proportion_interval(1, 2, confidence=confidence)
+
+
+@pytest.mark.parametrize(
+    ("only_here", "only_there", "neither", "low", "high"),
+    [
+        pytest.param(0, 0, 60, -0.0316123, 0.0316123, id="they-agree-on-all"),
+        pytest.param(8, 3, 29, -0.0385472, 0.2766424, id="they-disagree"),
+        pytest.param(60, 0, 0, 0.9135797, 1.0, id="they-disagree-on-all"),
+    ],
+)
+def test_a_paired_interval_adds_half_an_example_to_each_outcome(
+    only_here: int, only_there: int, neither: int, low: float, high: float
+) -> None:
+    """By hand: with b, c discordant of n, centre (b - c)/(n + 2), variance ((b + c + 1)/(n + 2) - centre^2)/(n + 2)."""
+    here = [1.0] * only_here + [0.0] * (only_there + neither)
+    there = [0.0] * only_here + [1.0] * only_there + [0.0] * neither
+    found = paired_interval(here, there)
+    assert found.estimate == pytest.approx((only_here - only_there) / len(here))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-7)

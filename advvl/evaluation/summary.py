@@ -10,14 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from advvl.errors import DataError
-from advvl.evaluation.statistics import Interval, difference_interval, mean_interval, proportion_interval
+from advvl.evaluation.statistics import (
+    Interval,
+    difference_interval,
+    mean_interval,
+    paired_interval,
+    proportion_interval,
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -161,26 +166,9 @@ def _accuracy(scores: Sequence[Tensor], confidence: float) -> Interval:
 
 def _difference(scores: Sequence[Tensor], base: Sequence[Tensor], confidence: float) -> Interval:
     if len(scores) == 1:
-        return paired_interval(scores[0], base[0], confidence=confidence)
+        return paired_interval(scores[0].tolist(), base[0].tolist(), confidence=confidence)
     pairs = [seed.mean().item() for seed in scores], [seed.mean().item() for seed in base]
     return difference_interval(*pairs, confidence=confidence)
-
-
-def paired_interval(scores: Tensor, baseline: Tensor, *, confidence: float = 0.95) -> Interval:
-    """Agresti and Min's interval of the mean of `scores - baseline`, both (N,) in [0, 1], paired by example.
-
-    Half an example is added to each of the four outcomes of a pair (both right, both wrong, one right), so that it keeps
-    a width where the two agree on every example. Scores between 0 and 1 count as parts of examples.
-    Source: Agresti & Min, Statistics in Medicine 24 (2005), for binary scores.
-    """
-    differences = (scores - baseline).double()
-    count = len(differences)
-    estimate = differences.mean().item()
-    centre = differences.sum().item() / (count + 2)
-    variance = (differences.square().sum().item() + 1) / (count + 2) - centre**2
-    half = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(variance / (count + 2))
-    low, high = max(centre - half, -1.0), min(centre + half, 1.0)
-    return Interval(estimate, min(low, estimate), max(high, estimate), confidence, count, "Agresti-Min")
 
 
 def _time(times: Sequence[float], confidence: float) -> Interval | None:
