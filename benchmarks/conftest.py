@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from measures import device_of, facts
+from measures import device_of, extent_of, facts
 from pytest_benchmark.fixture import BenchmarkFixture  # type: ignore[import-untyped]
 from races import Race, Races
 
@@ -15,7 +15,7 @@ from races import Race, Races
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("advvl benchmarks")
     group.addoption("--device", help="what to measure on; ADVVL_BENCH_DEVICE; default: cuda if there is one, else cpu")
-    group.addoption("--smoke", action="store_true", help="one round of each: does it run?")
+    group.addoption("--smoke", action="store_true", help="one round of the smallest cases: does it run?")
     group.addoption("--full", action="store_true", help="on a CPU, larger batches and every case: an hour on two cores")
 
 
@@ -40,7 +40,7 @@ def device(pytestconfig: pytest.Config) -> torch.device:
 
 @pytest.fixture(scope="session")
 def races(device: torch.device, pytestconfig: pytest.Config) -> Races:
-    return Races(device, facts(device), smoke=bool(pytestconfig.getoption("--smoke", default=False)))
+    return Races(device, facts(device), smoke=extent_of(pytestconfig) == "smoke")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+Extent = Literal["smoke", "usual", "full"]
 PACKAGES = ("torch", "triton", "transformers", "pytest-benchmark", "captum", "foolbox", "torchattacks")
 
 
@@ -26,6 +27,12 @@ def device_of(config: pytest.Config) -> torch.device:
     """What to measure on."""
     chosen = config.getoption("--device", default=None) or os.environ.get("ADVVL_BENCH_DEVICE")
     return torch.device(chosen or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def extent_of(config: pytest.Config) -> Extent:
+    """How much to measure."""
+    chosen = [extent for extent in get_args(Extent) if config.getoption(f"--{extent}", default=False)]
+    return chosen[0] if chosen else "usual"
 
 
 def facts(device: torch.device) -> dict[str, Any]:

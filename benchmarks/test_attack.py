@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from measures import device_of
+from measures import Extent, device_of, extent_of
 from peers import peer
 from races import Entry, Pace, Race, recorded
 from torch import Tensor, nn
@@ -48,8 +48,8 @@ class Case:
         return self.radius / 4
 
 
-def cases(device: torch.device, full: bool) -> list[Case]:
-    rows = 256 if device.type == "cuda" else 64 if full else 16
+def cases(device: torch.device, extent: Extent) -> list[Case]:
+    rows = 4 if extent == "smoke" else 256 if device.type == "cuda" else 64 if extent == "full" else 16
     return [
         Case("LXMERT", "Linf", 0.005, rows),
         Case("LXMERT", "L2", 0.2, rows),
@@ -252,8 +252,8 @@ def lanes(case: Case) -> dict[str, Callable[[Bench], Entry]]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    full = bool(metafunc.config.getoption("--full", default=False))
-    pairs = [(case, name) for case in cases(device_of(metafunc.config), full) for name in lanes(case)]
+    found = cases(device_of(metafunc.config), extent_of(metafunc.config))
+    pairs = [(case, name) for case in found for name in lanes(case)]
     metafunc.parametrize(("case", "name"), pairs, ids=[f"{case}-{name}" for case, name in pairs])
 
 

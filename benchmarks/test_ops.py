@@ -16,7 +16,7 @@ from typing import Any, Literal
 import peers
 import pytest
 import torch
-from measures import device_of, launches
+from measures import Extent, device_of, extent_of, launches
 from published import moved
 from races import Entry, Pace, Race, recorded
 from torch import Tensor
@@ -27,7 +27,7 @@ from advvl.ops import step_and_project
 pytestmark = pytest.mark.benchmark(timer=recorded)
 
 TOKENS = [(64, 20, 768), (64, 36, 2048), (256, 100, 768), (8, 100, 2048), (4096, 20, 768)]
-PIXELS = (64, 3, 224, 224)
+PIXELS, FEW_PIXELS = (64, 3, 224, 224), (4, 3, 224, 224)
 STEP_SIZE, RADIUS = 0.3, 1.0  # from a row on the ball along a random gradient: every step ends outside it
 LINF_STEP_SIZE, LINF_RADIUS = 0.01, 0.03
 REPEATS = 20  # calls in one CUDA graph
@@ -62,7 +62,9 @@ class Case:
         return self.region.endswith("box")
 
 
-def cases(device: torch.device) -> list[Case]:
+def cases(device: torch.device, extent: Extent) -> list[Case]:
+    if extent == "smoke":
+        return [Case(TOKENS[0], "no ball"), Case(TOKENS[0], "L2 ball"), Case(FEW_PIXELS, "L2 ball and box")]
     found = [Case(shape, region) for shape in TOKENS for region in ("no ball", "L2 ball")]
     found += [Case(PIXELS, region) for region in ("no ball", "L2 ball", "L2 ball and box", "Linf ball and box")]
     if device.type != "cuda":
@@ -219,7 +221,7 @@ def lanes(case: Case, device: torch.device) -> dict[str, Callable[[Bench], Entry
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     device = device_of(metafunc.config)
-    pairs = [(case, name) for case in cases(device) for name in lanes(case, device)]
+    pairs = [(case, name) for case in cases(device, extent_of(metafunc.config)) for name in lanes(case, device)]
     metafunc.parametrize(("case", "name"), pairs, ids=[f"{case}-{name}" for case, name in pairs])
 
 

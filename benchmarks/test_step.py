@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from measures import LiveBytes, device_of, flops, peak_bytes
+from measures import Extent, LiveBytes, device_of, extent_of, flops, peak_bytes
 from published import villa as published_villa
 from races import Entry, Pace, Race, recorded
 from torch import Tensor
@@ -62,12 +62,14 @@ class Case:
         return {modality: STEP_SIZE for turn in self.turns for modality in turn}
 
 
-def cases(device: torch.device, full: bool) -> list[Case]:
+def cases(device: torch.device, extent: Extent) -> list[Case]:
     modes: tuple[Mode, ...] = ("text", "both", "in turn")
+    if extent == "smoke":
+        return [Case("tiny", mode, rows=2) for mode in modes]
     if device.type == "cuda":
         dtypes = (torch.float32, torch.bfloat16)
         return [Case(size, mode, dtype, 32) for size in CONFIGS for mode in modes for dtype in dtypes]
-    if full:
+    if extent == "full":
         return [Case(size, mode, rows=rows) for size in CONFIGS for mode in modes for rows in (8, 32)]
     quick = [Case(size, mode) for size in ("tiny", "base, 6 layers") for mode in modes]
     return [*quick, Case("base, 12 layers", "text")]
@@ -254,8 +256,8 @@ def attending(model: UniterForVQA, attention: str) -> Iterator[None]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    device, full = device_of(metafunc.config), bool(metafunc.config.getoption("--full", default=False))
-    pairs = [(case, name) for case in cases(device, full) for name in lanes(device)]
+    device, extent = device_of(metafunc.config), extent_of(metafunc.config)
+    pairs = [(case, name) for case in cases(device, extent) for name in lanes(device)]
     metafunc.parametrize(("case", "name"), pairs, ids=[f"{case}-{name}" for case, name in pairs])
 
 
