@@ -153,6 +153,16 @@ def test_fp32_is_as_near_to_the_truth_as_the_expression_written_out(kind: Kind, 
         assert (mine - expected).norm() <= 2 * (theirs - expected).norm() + 1e-7 * expected.norm()
 
 
+@each_kind
+def test_sigmoids_near_one_keep_their_digits(kind: Kind) -> None:
+    sides = [torch.tensor([[x, -x]], requires_grad=True) for x in (12.0, 12.5)]
+    found = with_gradients(compute, *sides, cotangent=torch.ones(1), kind=kind, head="sigmoid")
+    wide = [x.detach().double().requires_grad_() for x in sides]
+    expected = with_gradients(written_out, *wide, None, cotangent=torch.ones(1).double(), kind=kind, head="sigmoid")
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=TOLERANCE[torch.float32], atol=0)
+
+
 def test_an_offset_that_both_sides_share_changes_nothing() -> None:
     clean, perturbed = logits(3, 50, seed=1, dtype=torch.float32), logits(3, 50, seed=2, dtype=torch.float32)
     on_a_grid = [(x.detach() * 256).round() / 256 for x in (clean, perturbed)]  # so that adding is exact
@@ -309,8 +319,8 @@ def test_it_compiles_into_one_graph(head: Head) -> None:
     compiled = torch.compile(compute, fullgraph=True, backend="aot_eager")
     mask, sides = torch.tensor([True, False, True]), [logits(3, 4, seed=i).detach() for i in (1, 2)]
     sides[0][1] = torch.nan
-    inputs = [x.requires_grad_() for x in sides]
-    options: Any = {"cotangent": torch.ones(3).double(), "kind": "symmetric", "head": head}
+    inputs, cotangent = [x.requires_grad_() for x in sides], torch.tensor([1.0, torch.nan, 2.0]).double()
+    options: Any = {"cotangent": cotangent, "kind": "symmetric", "head": head}
     inside = with_gradients(compiled, *inputs, mask, **options)
     outside = with_gradients(compute, *inputs, mask, **options)
     for mine, expected in zip(inside, outside, strict=True):
