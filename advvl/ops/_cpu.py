@@ -3,18 +3,17 @@
 A block is `(rows, chunks, entries)` and a problem of its own. One that is out of the ordinary (gradients that are not
 finite, or of a size that fp32 cannot step along) goes to the definition as it is, and so does every block in fp64.
 
-How a result stays inside its ball. First squares are summed in fp32 within a chunk of n entries, and chunks in fp64. In
-whatever order the n are added, the norm is off by less than n / 4 + 1 units in the last place (ulp) of fp32, squares that
-overflow or drown being excluded. A row that this leaves in doubt is measured again in fp64, where squares of fp32 are exact
-and their sum is off by far less than an ulp, and rescaled on that. The factor rounded to fp32 and its product add an ulp,
-of the 4.5 that `_reference.bounds` has for them.
+How a result stays inside its ball. Where fp32 squares neither overflow nor drown, they are summed by fours in fp32 and the
+fours in fp64: four roundings at most, so the norm is off by no more than one unit in the last place (ulp). Elsewhere all of
+it is fp64. The factor rounded to fp32 and its product add an ulp, of the 4.5 that `_reference.bounds` has for them.
+Norms that are only reported, or divided by, are summed in fp32 within a short chunk: a few ulp.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -27,7 +26,7 @@ from advvl.ops._types import Move, Region, Rows, Stepped
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _BYTES = 1 << 23  # of delta and gradient: they stay in the cache that the threads share, and calls are few
 _CHUNK = 256  # the most entries whose squares are summed in fp32
-_ULP = torch.finfo(torch.float32).eps
+_MANY = 1 << 15  # entries of a block, from which on fp64 costs more than the calls that avoid it
 
 
 def refusal(delta: Tensor, rows: Rows) -> str | None:
@@ -76,13 +75,12 @@ def norms(delta: Tensor, rows: Rows) -> Tensor:
     return torch.cat([sweep.norms(*block) for block in sweep.blocks(delta)]).reshape(sweep.rows).to(wide)
 
 
-@dataclass(frozen=True, eq=False)
-class _Hidden:
+class _Hidden(NamedTuple):
     """The masked positions of a block."""
 
     chunks: Tensor  # (rows, chunks) bool
     rows: Tensor  # (rows,) bool: those with no position left
-    places: Tensor  # the masked chunks, counted through the block
+    bits: Tensor  # (rows, chunks, 1) int32: what entries of fp32 are left, all of their bits or none
 
 
 class _Lengths(NamedTuple):
@@ -91,6 +89,11 @@ class _Lengths(NamedTuple):
     values: Tensor
     low: float
     high: float
+
+    @classmethod
+    def of(cls, values: Tensor, hidden: _Hidden | None = None) -> _Lengths:
+        low, high = torch.aminmax(values if hidden is None else values.masked_fill(hidden.rows, values.amax()))
+        return cls(values, low.item(), high.item())
 
 
 class _Sweep:
@@ -109,10 +112,9 @@ class _Sweep:
         self.chunk = _chunk(entries)
         self.shape = (count, self.size // self.chunk, self.chunk)
         self.height = max(1, min(count, _BYTES // (8 * self.size)))
-        self.hidden = None if mask is None else (~mask).repeat_interleave(entries // self.chunk, 1)
+        self.hidden = None if mask is None else _hide(mask.repeat_interleave(entries // self.chunk, 1))
         self.least = math.sqrt(self.size) * 1e-15  # squares that drown in fp32 are nothing to a row as long as this
         self.finite = torch.ones(self.height, dtype=torch.bool)
-        self.outside = False
         self.scratch: dict[str, Tensor] = {}
 
     def blocks(self, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
@@ -120,7 +122,7 @@ class _Sweep:
         height, count = self.height, self.shape[0]
         nothing = [None] * math.ceil(count / height)
         cut = [nothing if t is None else torch.split(t.reshape(self.shape), height) for t in tensors]
-        hidden = nothing if self.hidden is None else map(_hide, torch.split(self.hidden, height))
+        hidden = nothing if self.hidden is None else map(_Hidden, *(torch.split(t, height) for t in self.hidden))
         return zip(*cut, hidden, strict=True)
 
     def move(
@@ -167,50 +169,53 @@ class _Sweep:
         self, work: Tensor, x: Tensor | None, out: Tensor, hidden: _Hidden | None, region: Region
     ) -> Tensor | None:
         """Into the ball and the box, in the dtype of `out`; `work` ends as what `out` has. Its norms, if they are known."""
-        ball = region.radius if math.isfinite(region.radius) else None
-        lengths = None
+        radius, lengths = region.radius, None
+        shrinks = self.norm == "l2" and math.isfinite(radius)
         _clear(work, hidden)
-        if ball is not None and self.norm == "linf":
-            bound = _reference.not_above(ball, out.dtype)
+        if shrinks:
+            lengths, _ = self._shrink(work, radius, out.dtype)
+        elif math.isfinite(radius):
+            bound = _reference.not_above(radius, out.dtype)
             work.clamp_(-bound, bound)
-        elif ball is not None:
-            lengths, _ = self._shrink(work, ball, hidden, out.dtype)
         if work is not out:
             work.copy_(out.copy_(work))
-            if lengths is not None and ball is not None:  # rounded to storage, a row may have grown out of its ball
-                lengths, outside = self._shrink(work, ball, hidden, out.dtype)
+            if shrinks:  # rounded to storage, a row may have grown out of its ball
+                lengths, outside = self._shrink(work, radius, out.dtype)
                 if outside:
                     work.copy_(out.copy_(work))
                     lengths = None
         if region.box is not None and x is not None:
-            out.copy_(_reference.boxed(out, x, region.box))
-            _clear(out, hidden)
+            _clear(work.copy_(_reference.boxed(out, x, region.box)), hidden)
             if work is not out:
-                work.copy_(out)
+                out.copy_(work)
             lengths = None
         return lengths
 
-    def _shrink(
-        self, work: Tensor, radius: float, hidden: _Hidden | None, storage: torch.dtype
-    ) -> tuple[Tensor | None, bool]:
+    def _shrink(self, work: Tensor, radius: float, storage: torch.dtype) -> tuple[Tensor | None, bool]:
         """Rescale the rows outside the ball: the norms, where they are known, and whether there were such rows."""
-        if not self.outside:  # as in the block before, most likely
-            lengths = self._measure(work, hidden)
-            if lengths.high <= radius * (1 - (self.chunk / 2 + 2) * _ULP):
-                return lengths.values, False
         limit, target = _reference.bounds(radius, self.size, torch.float32, storage)
-        exact = self._exactly(work, hidden)
-        length = exact.values
-        self.outside = exact.high > limit
-        if not self.outside:
-            return length, False
-        # A tensor over a tensor, since a number over one is its product with a reciprocal; an infinite row stays as it is.
+        length, low, high = self._decide(work, radius)
+        if high <= limit:
+            return (length if low >= self.least else None), False
+        # A tensor over a tensor: a number over one is its product with a reciprocal. A row that is infinite stays so.
         scale = torch.where((length > limit) & length.isfinite(), torch.full_like(length, target) / length, 1.0)
-        if target < exact.high * 1e-30:  # as a number of fp32, the scale would be short of digits
-            torch.mul(self._room(work, "exact", torch.float64), scale.view(-1, 1, 1), out=work)
-        else:
+        if target >= high * 1e-30:
             work.mul_(scale.to(work.dtype).view(-1, 1, 1))
-        return length * scale if target >= self.least else None, True
+        else:  # as a number of fp32, the scale would be short of digits
+            torch.mul(work.to(torch.float64), scale.view(-1, 1, 1), out=work)
+        return (length * scale if min(low, target) >= self.least else None), True
+
+    def _decide(self, work: Tensor, radius: float) -> _Lengths:
+        """The norms that tell whether a row is in its ball; see the module's docstring. Masked positions are zero by now."""
+        if radius >= self.least and self.size % 4 == 0 and work.numel() >= _MANY:
+            first, *others = work.view(len(work), -1).chunk(4, 1)
+            fours = torch.mul(first, first, out=self._room(first, "fours"))
+            for other in others:
+                fours.addcmul_(other, other)
+            lengths = _Lengths.of(fours.sum(1, dtype=torch.float64).sqrt())
+            if math.isfinite(lengths.high):
+                return lengths
+        return _Lengths.of(torch.linalg.vector_norm(work, dim=(1, 2), dtype=torch.float64))
 
     def _measure(self, values: Tensor, hidden: _Hidden | None) -> _Lengths:
         if self.norm == "linf":
@@ -219,39 +224,33 @@ class _Sweep:
             lengths = _over_chunks(torch.linalg.vector_norm(values, dim=2), hidden, 2.0)
             if self.least <= lengths.low and lengths.high <= 1e18:
                 return lengths  # no square has overflown, and those that drowned are nothing beside the sum
-        return self._exactly(values, hidden)
-
-    def _exactly(self, values: Tensor, hidden: _Hidden | None) -> _Lengths:
-        wide = self._room(values, "exact", torch.float64).copy_(values)
-        return _over_chunks(torch.linalg.vector_norm(wide, dim=2), hidden, 2.0)
+        return _over_chunks(torch.linalg.vector_norm(values, dim=2, dtype=torch.float64), hidden, 2.0)
 
     def _single(self, values: Tensor, use: str) -> Tensor:
         return values if values.dtype == torch.float32 else self._room(values, use).copy_(values)
 
-    def _room(self, like: Tensor, use: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    def _room(self, like: Tensor, use: str) -> Tensor:
         """Memory for a block, the same for every block."""
         if use not in self.scratch:
-            self.scratch[use] = torch.empty(like.shape, dtype=dtype)  # the first block: none is larger
+            self.scratch[use] = torch.empty(like.shape)  # the first block: none is larger
         return self.scratch[use][: len(like)]
 
 
-def _hide(chunks: Tensor) -> _Hidden | None:
-    places = chunks.flatten().nonzero().flatten()
-    return _Hidden(chunks, chunks.all(1), places) if len(places) else None
+def _hide(mask: Tensor) -> _Hidden:
+    return _Hidden(~mask, ~mask.any(1), mask.to(torch.int32).neg_().unsqueeze(-1))
 
 
-def _clear(block: Tensor, hidden: _Hidden | None) -> None:
+def _clear(work: Tensor, hidden: _Hidden | None) -> None:
     if hidden is not None:
-        block.view(-1, block.shape[-1]).index_fill_(0, hidden.places, 0.0)
+        work.view(torch.int32).bitwise_and_(
+            hidden.bits
+        )  # NaN too; to fill where a mask says so takes ten times as long
 
 
 def _over_chunks(parts: Tensor, hidden: _Hidden | None, order: float) -> _Lengths:
     if hidden is not None:
-        parts = parts.masked_fill_(hidden.chunks, 0.0)
-    lengths = torch.linalg.vector_norm(parts, order, dim=1, dtype=torch.float64)
-    shown = lengths if hidden is None else lengths.masked_fill(hidden.rows, lengths.amax())
-    low, high = torch.aminmax(shown)
-    return _Lengths(lengths, low.item(), high.item())
+        parts.masked_fill_(hidden.chunks, 0.0)
+    return _Lengths.of(torch.linalg.vector_norm(parts, order, dim=1, dtype=torch.float64), hidden)
 
 
 def _factors(lengths: _Lengths, one: Move) -> Tensor | None:
