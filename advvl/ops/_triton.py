@@ -5,9 +5,10 @@ the new row is written once. Short rows share a program. Longer rows are cut int
 chip: one launch sums every block, one applies the step, one joins the norms. Every perturbation of a call has launches of
 its own, one in the first case, three or four in the second. None waits for the host, so all can be captured in a graph.
 
-Entries are computed in fp32, sums of squares in fp64: squares of fp32 numbers neither over- nor underflow there, so a
-gradient of 1e-30 needs no pass for its maximum, and the order of summation, which is the compiler's, does not matter.
-A row's fp64 factor is applied as m * p, m in [1/2, 1) and p a power of two, which loses nothing at either end of fp32.
+Entries are computed in fp32, a gradient of fp64 rounded to it first, and sums of squares in fp64: squares of fp32 numbers
+neither over- nor underflow there, so a gradient of 1e-30 needs no pass for its maximum, and the order of summation, which
+is the compiler's, does not matter. A row's fp64 factor is applied as m * p, m in [1/2, 1) and p a power of two, which
+loses nothing at either end of fp32.
 
 How a result stays inside its ball. Let u = 2^-24, half a unit in the last place of fp32; e the rounding to the storage
 dtype (0 for fp32), at most 2^-11 or 2^-8; w = fl(d + fl(a h)) the moved row, h the gradient or its sign. Norms of w known
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -43,7 +45,7 @@ _TILE = 1024  # entries of a program of several short rows
 _BLOCK = 4096  # entries of a block of a long row; up to four times that once a row has more than _BLOCKS of them
 _BLOCKS = 128
 _TRUSTED = 0.25  # of (||d|| + a||h||)^2: where the algebra gives the norm; see above
-fp64 = tl.float64  # as an annotation: an argument of that type
+_NEVER = 2.0
 _NORMAL = tl.constexpr(2.0**-126)  # the smallest fp32 number that has all its bits
 
 
@@ -84,8 +86,11 @@ def _joined(parts, row, count, slot, SLOTS: tl.constexpr, L2: tl.constexpr, PART
     """One measure of a row from those of its parts."""
     part = tl.arange(0, PARTS)
     values = tl.load(parts + (row * count + part) * SLOTS + slot, mask=part < count, other=0.0)
-    largest = tl.max(values.to(tl.int64, bitcast=True), 0).to(tl.float64, bitcast=True)
-    return tl.sum(values, 0) if L2 else largest
+    if L2:  # noqa: SIM108
+        joined = tl.sum(values, 0)
+    else:
+        joined = tl.max(values.to(tl.int64, bitcast=True), 0).to(tl.float64, bitcast=True)
+    return joined
 
 
 @triton.jit
@@ -148,7 +153,7 @@ def _fitted(w, x, offset, real, low, high, STORED: tl.constexpr):
 def _rows_kernel(
     delta, grad, x, mask, out, grad_norm, finite, delta_norm,
     rows, size, each,
-    step: fp64, floor: fp64, limit: fp64, target: fp64, bound, low, high,
+    step: tl.float64, floor: tl.float64, limit: tl.float64, target: tl.float64, bound, low, high,
     L2: tl.constexpr, SIGN: tl.constexpr, BALL: tl.constexpr,
     COVER: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
@@ -198,7 +203,7 @@ def _sums_kernel(
 ):  # fmt: skip
     """A block's measure of g and, with four slots, ||d||^2, <d, h> and ||h||^2."""
     program = tl.program_id(0).to(tl.int64)
-    offset, _, real = _block(program, mask, size, each, blocks, COVER, BLOCK)
+    offset, _inside, real = _block(program, mask, size, each, blocks, COVER, BLOCK)
     sums += program * SLOTS
     if grad is not None:
         g = _read(grad, offset, real)
@@ -226,7 +231,7 @@ def _verdict(
         square = _joined(sums, row, parts, 1, SLOTS, True, PARTS)
         longest = tl.sqrt(square)
         if MOVES:
-            a = m.to(tl.float64) * p.to(tl.float64)
+            a = tl.cast(m, tl.float64) * tl.cast(p, tl.float64)
             dh = _joined(sums, row, parts, 2, SLOTS, True, PARTS)
             hh = _joined(sums, row, parts, 3, SLOTS, True, PARTS)
             square += tl.where(moves, a * (2.0 * dh + a * hh), 0.0)
@@ -240,16 +245,16 @@ def _verdict(
 @triton.jit
 def _again_kernel(
     delta, grad, mask, out, sums, again, size, each, blocks, parts,
-    step: fp64, floor: fp64, limit: fp64, safe: fp64, trusted: fp64,
+    step: tl.float64, floor: tl.float64, limit: tl.float64, safe: tl.float64, trusted: tl.float64,
     SIGN: tl.constexpr, COVER: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """For rows in doubt the sums of squares of the moved block, before and after the cast."""
     program = tl.program_id(0).to(tl.int64)
-    moves, m, p, _, doubtful = _verdict(
+    moves, m, p, _moved_length, doubtful = _verdict(
         sums, program // blocks, parts, step, floor, limit, safe, trusted, grad is not None, True, SIGN, 4, PARTS
     )
     if doubtful:
-        offset, _, real = _block(program, mask, size, each, blocks, COVER, BLOCK)
+        offset, _inside, real = _block(program, mask, size, each, blocks, COVER, BLOCK)
         w = _read(delta, offset, real)
         if grad is not None:
             w = _moved(w, _read(grad, offset, real), moves, m, p, SIGN)
@@ -260,7 +265,8 @@ def _again_kernel(
 @triton.jit
 def _apply_kernel(
     delta, grad, x, mask, out, sums, again, stored, size, each, blocks, parts,
-    step: fp64, floor: fp64, limit: fp64, safe: fp64, trusted: fp64, target: fp64, bound, low, high,
+    step: tl.float64, floor: tl.float64, limit: tl.float64, safe: tl.float64, trusted: tl.float64,
+    target: tl.float64, bound, low, high,
     L2: tl.constexpr, SIGN: tl.constexpr, BALL: tl.constexpr,
     SLOTS: tl.constexpr, COVER: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
@@ -400,7 +406,8 @@ def _run(job: _Job) -> None:
 
 
 def _run_rows(job: _Job, size: int) -> None:
-    ball, mask, each, cover = _prepared(job, size, size)
+    ball = _ball(job.region.radius, job.delta.dtype, size, job.grad is not None)
+    mask, each, cover = _masked(job, size)
     width = triton.next_power_of_2(size)
     together = max(1, _TILE // width)
     rows = job.delta.numel() // size
@@ -418,7 +425,8 @@ def _run_blocks(job: _Job, size: int, segments: Tensor | None) -> None:
     delta, grad, l2, sign = job.delta, job.grad, job.rows.norm == "l2", job.rule == "sign"
     within = math.isfinite(job.region.radius)
     rows = delta.numel() // size
-    ball, mask, each, cover = _prepared(job, size, size if segments is None else delta.numel())
+    ball = _ball(job.region.radius, delta.dtype, size if segments is None else delta.numel(), grad is not None)
+    mask, each, cover = _masked(job, size)
     width = min(max(_BLOCK, triton.next_power_of_2(triton.cdiv(size, _BLOCKS))), 4 * _BLOCK)
     blocks = triton.cdiv(size, width)
     grid, warps = (rows * blocks,), _warps(width)
@@ -483,27 +491,29 @@ def _gathered(parts: Tensor, segments: Tensor | None, l2: bool) -> tuple[Tensor,
     return samples[segments], samples
 
 
-def _prepared(job: _Job, size: int, entries: int) -> tuple[_Ball, Tensor | None, int, int]:
-    """The ball, and the mask with how it lies over rows of this size; `entries`: that one norm is taken over."""
-    mask, each, cover = job.rows.mask, 1, 0
-    if mask is not None:
-        covered = job.delta.numel() // mask.numel()
-        each, cover = (covered // size, 0) if covered >= size else (size // covered, covered)
-    storage = job.delta.dtype
-    stored, radius, u = torch.finfo(storage), job.region.radius, 2.0**-24
-    half = storage != torch.float32
+@cache
+def _ball(radius: float, storage: torch.dtype, entries: int, moves: bool) -> _Ball:
+    """The ball of rows of this many entries; a row that does not move is stored as it was, so its cast is exact."""
+    stored, u, half, root = torch.finfo(storage), 2.0**-24, storage != torch.float32, math.sqrt(entries)
     e, subnormal = (stored.eps / 2, stored.smallest_normal * stored.eps) if half else (0.0, 0.0)
-    root = math.sqrt(entries)
     limit = radius * (1 - 4 * u)
-    ball = _Ball(
+    return _Ball(
         limit=limit,
-        safe=(limit - subnormal / 2 * root) / (1 + e + 8 * u) if half and job.grad is not None else limit,
+        safe=(limit - subnormal / 2 * root) / (1 + e + 8 * u) if half and moves else limit,
         # Where the product is subnormal it is off by half of one, and before it by a quarter.
         target=max(0.0, radius * (1 - 10 * u - e) - (subnormal / 2 + 0.75 * 2.0**-149) * root),
-        trusted=_TRUSTED if radius > 2.0**-100 else math.inf,
+        trusted=_TRUSTED if radius > 2.0**-100 else _NEVER,
         bound=not_above(radius, storage) if math.isfinite(radius) else 0.0,
     )
-    return ball, _bytes(mask), each, cover
+
+
+def _masked(job: _Job, size: int) -> tuple[Tensor | None, int, int]:
+    """The mask, and how it lies over rows of this size; see `_real`."""
+    mask = job.rows.mask
+    if mask is None:
+        return None, 1, 0
+    covered = job.delta.numel() // mask.numel()
+    return _bytes(mask), *((covered // size, 0) if covered >= size else (size // covered, covered))
 
 
 def _boxed(job: _Job) -> tuple[float, float, Tensor | None]:
