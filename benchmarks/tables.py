@@ -18,9 +18,19 @@ def ops_table(cases: Mapping[str, Mapping[str, Row]]) -> str:
     rows = []
     for lanes in cases.values():
         limit = next(row for name, row in lanes.items() if is_copy(name))
-        cells = [f"{lanes[n].time}<br>{limit.median / lanes[n].median:.0%}" if n in lanes else "" for n in names]
+        cells = [_ops_cell(lanes[n], limit) if n in lanes else "" for n in names]
         rows.append(["x".join(map(str, limit.facts["shape"])), *cells, limit.time])
     return table(["shape", *names, "copy"], rows)
+
+
+def _ops_cell(row: Row, limit: Row) -> str:
+    launches = row.facts.get("launches") if row.facts["timing"] == "call" else None
+    kernels = "" if launches is None else f", {launches} kernel{'s' if launches != 1 else ''}"
+    return f"{row.time}<br>{percent(limit.median / row.median)}{kernels}"
+
+
+def percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}"
 
 
 def ops(run: Run) -> str:

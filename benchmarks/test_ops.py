@@ -230,4 +230,5 @@ def test_update(race: Race, device: torch.device, case: Case, name: str) -> None
         bench = Bench(case, device)
         return {lane: partial(make, bench) for lane, make in lanes(case, device).items()}
 
-    race("ops", str(case), name, build, Pace(budget=4.0, least=7, most=60))
+    large = device.type != "cuda" and math.prod(case.shape) > 2**25
+    race("ops", str(case), name, build, Pace(budget=3.0, least=3 if large else 5, most=60))
