@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 import weakref
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -108,9 +109,11 @@ class LiveBytes(TorchDispatchMode):
 
 def launches(call: Callable[[], object]) -> int:
     """Kernels and copies that one call puts on the GPU."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
-        call()
-        torch.cuda.synchronize()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the profiler's own
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+            call()
+            torch.cuda.synchronize()
     return sum(event.count for event in seen.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA)
 
 
@@ -122,7 +125,9 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str:
-    """The commit that is measured, with a plus if files have changed since."""
+    """The commit that is measured, with a plus if files have changed since; ADVVL_BENCH_COMMIT where there is no git."""
+    if "ADVVL_BENCH_COMMIT" in os.environ:
+        return os.environ["ADVVL_BENCH_COMMIT"]
     root = Path(__file__).parent
     try:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
