@@ -153,7 +153,8 @@ class Bench:
         """Against what the peer reached, which has run before."""
         ball, rule = (Linf, "sign") if self.case.norm == "Linf" else (L2, "normalised")
         ascent = Ascent(ball(self.case.radius), step_size=self.case.step_size, rule=rule, box=self.scene.box)  # type: ignore[arg-type]
-        attack = Attack(EmbeddingPerturber(**dict.fromkeys(self.scene.clean, ascent)), PGD(STEPS))
+        parts = EmbeddingPerturber(**dict.fromkeys(self.scene.clean, ascent)), PGD(STEPS)
+        attack = Attack(*parts, end_pass=False)  # the peers do not judge what they have found either
         results = list[AttackResult]()
 
         def call() -> None:
