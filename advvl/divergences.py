@@ -4,7 +4,8 @@ Written out in tensors, a symmetric divergence and its gradients hold a dozen te
 write memory as often. Here a block of rows is taken through the whole computation before the next, forward and
 backward, so nothing of that size is made but the gradients that are wanted. The backward computes the block's
 probabilities anew, for an exponential is cheaper than reading a probability back; the incoming cotangent is multiplied
-in before the cast to the logits' dtype, so that a loss scale keeps small fp16 gradients from vanishing.
+in before the cast to the logits' dtype, so that a loss scale keeps small fp16 gradients from vanishing. Small logits,
+second derivatives and compiled code have the expression written out.
 
 With p, q the probabilities of logits a, b, and E_p the mean under p (softmax head):
 
@@ -23,8 +24,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from advvl.errors import ConfigurationError
-
 Head = Literal["softmax", "sigmoid"]
 Direction = Literal["clean||perturbed", "perturbed||clean"]
 Kind = Direction | Literal["symmetric"]
@@ -35,19 +34,22 @@ Kind = Direction | Literal["symmetric"]
 CPU_BLOCK_PER_THREAD = 2**20
 DEVICE_BLOCK = 2**26
 
+# Up to so many bytes of one side the expression written out is the faster, for it takes half as many operations.
+SMALL = 2**19
+
 
 def divergences(clean: Tensor, perturbed: Tensor, mask: Tensor | None = None, *, kind: Kind, head: Head) -> Tensor:
-    """The divergence of each row, in fp32 (fp64 for fp64), differentiable once in both arguments.
+    """The divergence of each row, in fp32 (fp64 for fp64).
 
     Arguments:
         clean, perturbed: logits, `(..., C)`.
         mask: the rows that count, `(...)`; the others may hold anything, and are 0 with a gradient of 0.
         kind: `"clean||perturbed"` is KL(clean‖perturbed); `"symmetric"` the sum of both directions.
         head: `"softmax"` over the last axis, or `"sigmoid"`: one Bernoulli variable a class, summed over classes.
-
-    Raises:
-        ConfigurationError: in a backward with `create_graph=True`.
     """
+    small = clean.numel() * _wide(clean, perturbed).itemsize <= SMALL
+    if torch.compiler.is_compiling() or small:  # a compiler fuses and blocks by itself
+        return _written_out(clean, perturbed, mask, kind, head)
     rows: Tensor = _Divergences.apply(clean, perturbed, mask, kind, head)  # type: ignore[no-untyped-call]
     return rows
 
@@ -65,13 +67,10 @@ class _Divergences(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        # torch's once_differentiable would drop the second derivative in silence where the cotangent has no graph
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            raise ConfigurationError(
-                "expected a backward without create_graph through a divergence, got one with it; its gradients have no "
-                "derivative: write the divergence out in log_softmax where a second one is needed"
-            )
         clean, perturbed, mask = ctx.saved_tensors
+        if torch.is_grad_enabled():  # these gradients are to be differentiated in turn
+            into = _twice_differentiable(clean, perturbed, mask, ctx.kind, ctx.head, cotangent, ctx.needs_input_grad)
+            return into[0], into[1], None, None, None
         slope = _softmax_slope if ctx.head == "softmax" else _sigmoid_slope
         forward, backward = ctx.kind != "perturbed||clean", ctx.kind != "clean||perturbed"
         into_clean, into_perturbed = (
@@ -91,6 +90,41 @@ class _Divergences(torch.autograd.Function):
         return into_clean, into_perturbed, None, None, None
 
 
+def _written_out(clean: Tensor, perturbed: Tensor, mask: Tensor | None, kind: Kind, head: Head) -> Tensor:
+    """The rows' divergences as one expression of whole tensors, for autograd or a compiler to differentiate."""
+    wide = _wide(clean, perturbed)
+    if mask is not None:
+        clean, perturbed = (torch.where(mask.bool()[..., None], x, 0) for x in (clean, perturbed))
+    a, b = clean.to(wide), perturbed.to(wide)
+    if head == "softmax":
+        return _terms(a.log_softmax(-1), b.log_softmax(-1), kind).sum(-1)
+    on, off = (_terms(F.logsigmoid(x), F.logsigmoid(y), kind) for x, y in ((a, b), (-a, -b)))
+    return (on + off).sum(-1)
+
+
+def _terms(log_p: Tensor, log_q: Tensor, kind: Kind) -> Tensor:
+    gap = log_p - log_q
+    if kind == "symmetric":
+        return (log_p.exp() - log_q.exp()) * gap
+    return log_p.exp() * gap if kind == "clean||perturbed" else -log_q.exp() * gap
+
+
+def _twice_differentiable(
+    clean: Tensor,
+    perturbed: Tensor,
+    mask: Tensor | None,
+    kind: Kind,
+    head: Head,
+    cotangent: Tensor,
+    wanted: tuple[bool, ...],
+) -> list[Tensor | None]:
+    """The gradients to both sides with a graph of their own."""
+    rows = _written_out(clean, perturbed, mask, kind, head)
+    inputs = [x for x, want in zip((clean, perturbed), wanted, strict=False) if want]
+    found = iter(torch.autograd.grad(rows, inputs, cotangent, create_graph=True))
+    return [next(found) if want else None for want in wanted[:2]]
+
+
 def _wide(clean: Tensor, perturbed: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(clean.dtype, perturbed.dtype), torch.float32)
 
@@ -102,16 +136,12 @@ def _blocks(clean: Tensor, perturbed: Tensor, mask: Tensor | None) -> Iterator[t
     wide, classes = _wide(clean, perturbed), clean.shape[-1]
     clean, perturbed = clean.reshape(-1, classes), perturbed.reshape(-1, classes)
     counts = None if mask is None else mask.reshape(-1).bool()
-    blocks: Sequence[slice | Tensor]
-    if torch.compiler.is_compiling():  # the compiler fuses and blocks by itself
-        blocks = [slice(None)]
-    else:
-        size = _rows_at_once(clean, wide.itemsize)
-        blocks = [slice(start, start + size) for start in range(0, len(clean), size)]
-        if counts is not None and clean.is_cpu:
-            chosen = counts.nonzero().squeeze(1)  # elsewhere this would wait for the device
-            blocks = torch.split(chosen, size) if len(chosen) < len(clean) else blocks
-            counts = None
+    size = _rows_at_once(clean, wide.itemsize)
+    blocks: Sequence[slice | Tensor] = [slice(start, start + size) for start in range(0, len(clean), size)]
+    if counts is not None and _readable(counts):
+        chosen = counts.nonzero().squeeze(1)
+        blocks = torch.split(chosen, size) if len(chosen) < len(clean) else blocks
+        counts = None
     for block in blocks:
         a, b = (x[block] if isinstance(block, slice) else x.index_select(0, block) for x in (clean, perturbed))
         a, b = a.to(wide), b.to(wide)
@@ -126,6 +156,11 @@ def _put(into: Tensor, block: slice | Tensor, values: Tensor) -> None:
         rows[block] = values
     else:
         rows.index_copy_(0, block, values.to(into.dtype))
+
+
+def _readable(counts: Tensor) -> bool:
+    """Whether the host can look at it without waiting for a device."""
+    return counts.is_cpu
 
 
 def _rows_at_once(logits: Tensor, itemsize: int) -> int:

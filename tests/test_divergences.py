@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -19,13 +20,17 @@ from torch.utils._pytree import tree_leaves
 
 from advvl import KL, SymmetricKL, divergences
 from advvl.divergences import Head, Kind
-from advvl.errors import ConfigurationError
 
 HEADS: list[Head] = ["softmax", "sigmoid"]
 KINDS: list[Kind] = ["clean||perturbed", "perturbed||clean", "symmetric"]
 each_head = pytest.mark.parametrize("head", HEADS)
 each_kind = pytest.mark.parametrize("kind", KINDS)
 compute = divergences.divergences
+
+
+@pytest.fixture(autouse=True)
+def _always_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(divergences, "SMALL", -1)
 
 
 def written_out(clean: Tensor, perturbed: Tensor, mask: Tensor | None, *, kind: Kind, head: Head) -> Tensor:
@@ -72,10 +77,14 @@ def cases(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor | None, Tensor, int]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(cases(), st.sampled_from(KINDS), st.sampled_from(HEADS))
-def test_values_and_gradients_are_those_of_the_expression_written_out(case: Any, kind: Kind, head: Head) -> None:
+@given(cases(), st.sampled_from(KINDS), st.sampled_from(HEADS), st.booleans(), st.booleans())
+def test_values_and_gradients_are_those_of_the_expression_written_out(
+    case: Any, kind: Kind, head: Head, small: bool, readable: bool
+) -> None:
     clean, perturbed, mask, cotangent, at_once = case
-    with patch.object(divergences, "_rows_at_once", lambda *_: at_once):
+    as_small = patch.object(divergences, "SMALL", 2**19) if small else nullcontext()
+    on_host = patch.object(divergences, "_readable", lambda _: readable)
+    with as_small, on_host, patch.object(divergences, "_rows_at_once", lambda *_: at_once):
         ours = with_gradients(compute, clean, perturbed, mask, cotangent=cotangent, kind=kind, head=head)
     plain = with_gradients(written_out, clean, perturbed, mask, cotangent=cotangent, kind=kind, head=head)
     for mine, expected in zip(ours, plain, strict=True):
@@ -233,21 +242,30 @@ def test_the_watch_sees_what_the_expression_written_out_makes() -> None:
     assert watched.peak >= 6 * sides[0].nbytes
 
 
-def test_blocks_are_bounded_and_small_logits_are_one() -> None:
+def test_blocks_are_bounded_in_bytes_but_for_single_rows() -> None:
     limit = divergences.CPU_BLOCK_PER_THREAD * torch.get_num_threads()
-    for shape in ((64, 300), (1, 10**7), (512, 28996)):
-        at_once = divergences._rows_at_once(torch.empty(shape, device="meta"), 4)
-        assert at_once == max(1, divergences.DEVICE_BLOCK // (4 * shape[1]))
-    assert divergences._rows_at_once(torch.empty(512, 28996), 4) * 28996 * 4 <= limit
-    with Watched() as watched:
-        compute(logits(64, 300, seed=1), logits(64, 300, seed=2), kind="symmetric", head="softmax")
-    assert watched.rows == 2 * 64
+    for shape in ((64, 300), (512, 28996), (1, 10**7)):
+        for device, most in (("cpu", limit), ("meta", divergences.DEVICE_BLOCK)):
+            at_once = divergences._rows_at_once(torch.empty(shape, device=device), 4)
+            assert at_once == 1 or at_once * shape[1] * 4 <= most < (at_once + 1) * shape[1] * 4
+
+
+def test_small_logits_are_compared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    sides = logits(64, 300, seed=1), logits(64, 300, seed=2)
+    assert "Divergences" not in str(compute(*sides, kind="symmetric", head="softmax").grad_fn)
+    sides = logits(64, 3129, seed=1), logits(64, 3129, seed=2)
+    assert "Divergences" in str(compute(*sides, kind="symmetric", head="softmax").grad_fn)
 
 
 @pytest.mark.parametrize("junk", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("readable", [True, False], ids=["host", "device"])
 @each_kind
 @each_head
-def test_rows_that_do_not_count_are_not_computed_and_may_hold_anything(kind: Kind, head: Head, junk: float) -> None:
+def test_rows_that_do_not_count_may_hold_anything_and_on_the_host_are_not_computed(
+    kind: Kind, head: Head, readable: bool, junk: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(divergences, "_readable", lambda _: readable)
     mask = torch.tensor([[True, False, True], [False, False, True]])
     sides = [logits(2, 3, 4, seed=i).detach() for i in (1, 2)]
     for x in sides:
@@ -256,7 +274,8 @@ def test_rows_that_do_not_count_are_not_computed_and_may_hold_anything(kind: Kin
     cotangent = torch.where(mask, 1.0, torch.nan).double()
     with Watched() as watched:
         value, *gradients = with_gradients(compute, *sides, mask, cotangent=cotangent, kind=kind, head=head)
-    assert watched.rows == (4 * 3 if head == "softmax" else 0)  # two sides, forward and backward
+    computed = 3 if readable else 6
+    assert watched.rows == (4 * computed if head == "softmax" else 0)  # two sides, forward and backward
     assert not value[~mask].any()
     assert value[mask].isfinite().all()
     for gradient in gradients:
@@ -294,10 +313,13 @@ def test_one_tensor_on_both_sides_gets_both_gradients() -> None:
     torch.testing.assert_close(torch.autograd.grad(value, x)[0], torch.zeros_like(x), rtol=0, atol=1e-16)
 
 
-def test_a_second_derivative_is_refused() -> None:
-    clean, perturbed = logits(3, 4, seed=1), logits(3, 4, seed=2)
-    with pytest.raises(ConfigurationError, match="expected a backward without create_graph"):
-        torch.autograd.grad(SymmetricKL()(clean, perturbed), clean, create_graph=True)
+@each_kind
+@each_head
+def test_gradients_can_be_differentiated_in_turn(kind: Kind, head: Head) -> None:
+    clean, perturbed, mask = logits(3, 4, seed=1), logits(3, 4, seed=2), torch.tensor([True, False, True])
+    for sides in ((clean, perturbed), (clean, perturbed.detach()), (clean.detach(), perturbed)):
+        assert torch.autograd.gradgradcheck(lambda c, p: compute(c, p, mask, kind=kind, head=head), sides)
+    assert torch.autograd.gradgradcheck(lambda x: compute(x, x, kind=kind, head=head), (clean,), atol=1e-9)
 
 
 @each_kind
@@ -312,7 +334,6 @@ def test_autocast_narrows_nothing(kind: Kind, head: Head) -> None:
         torch.testing.assert_close(mine, expected, rtol=0, atol=0)
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler's own doing
 @each_head
 def test_it_compiles_into_one_graph(head: Head) -> None:
     torch.compiler.reset()
