@@ -2,10 +2,10 @@
 
 Written out in tensors, a symmetric divergence and its gradients hold a dozen tensors of the logits' size, and read and
 write memory as often. Here a block of rows is taken through the whole computation before the next, forward and
-backward, so nothing of that size is made but the gradients that are wanted. The backward computes the block's
-probabilities anew, for an exponential is cheaper than reading a probability back; the incoming cotangent is multiplied
-in before the cast to the logits' dtype, so that a loss scale keeps small fp16 gradients from vanishing. Small logits,
-second derivatives and compiled code have the expression written out.
+backward, so nothing of that size is made but the gradients that are wanted. The backward keeps the logits alone and
+computes a block's probabilities anew; the incoming cotangent is multiplied in before the cast to the logits' dtype, so
+that a loss scale keeps small fp16 gradients from vanishing. Small logits, second derivatives and compiled code have the
+expression written out.
 
 With p, q the probabilities of logits a, b, and E_p the mean under p (softmax head):
 
