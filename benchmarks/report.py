@@ -39,8 +39,8 @@ NOTES = {
     ),
     "attack": (
         "Attacks of ten steps",
-        "With equal radius, steps and start. Ours runs without the end pass that gives losses and verdicts, which the others "
-        "do not have either. captum's L2 attack steps along the sign of the gradient, "
+        "With equal radius, steps and start. Ours runs without the end pass that gives losses and verdicts, since the "
+        "others have none. captum's L2 attack steps along the sign of the gradient, "
         "with a step of equal length.",
     ),
     "scaling": (
