@@ -31,13 +31,13 @@ _MANY = 1 << 15  # entries of a block, from which on fp64 costs more than the ca
 
 def refusal(delta: Tensor, rows: Rows) -> str | None:
     if not delta.is_cpu:
-        return f"the perturbation is on {delta.device}"
+        return f"it is on {delta.device}, not in the memory of the CPU"
     if delta.dtype not in _DTYPES:
-        return f"the perturbation is {delta.dtype}"
+        return f"it is of {delta.dtype}, not of one of {_DTYPES}"
     if not delta.is_contiguous():
-        return "the perturbation is not contiguous"
+        return "it is not contiguous"
     if rows.segments is not None and rows.per == "sample":
-        return "the perturbation is packed, and the rows of a sample may lie anywhere"
+        return "it is packed, and what belongs to a sample may lie anywhere"
     return None
 
 

@@ -167,8 +167,9 @@ def bounds(
     ulp, stored = torch.finfo(wide).eps, torch.finfo(storage)
     slack = ulp * (16 + packed / 4 if wide == torch.float64 else 1.5)  # packed rows are summed one after another
     subnormal = stored.smallest_normal * stored.eps
-    target = radius * (1 - 3 * slack - 0.5 * ulp - 0.5 * stored.eps) - 0.5 * subnormal * math.sqrt(size)
-    return radius * (1 - slack), max(target, 0.0)
+    rounded = subnormal if wide == torch.float64 else 0.0  # of a norm: it is kept in fp64, where no fp32 is subnormal
+    target = radius * (1 - 3 * slack - 0.5 * ulp - 0.5 * stored.eps) - 0.5 * subnormal * math.sqrt(size) - 2 * rounded
+    return max(radius * (1 - slack) - rounded, 0.0), max(target, 0.0)
 
 
 def not_above(radius: float, storage: torch.dtype) -> float:
