@@ -170,9 +170,11 @@ def assert_same(got: Stepped, expected: Stepped, size: float = 1.0) -> None:
 
 
 def check(triton_ops: ModuleType, device: str, one: Move, size: float = 1.0) -> Stepped:
-    """The move of the reference."""
+    """The move of the reference, and the norm of what was stored."""
     (got,) = triton_ops.move([on(one, device)], inplace=False)
     assert_same(got, _reference.move([one], inplace=False)[0], size)
+    stored = _reference.norms(got.delta.cpu(), one.rows)
+    torch.testing.assert_close(got.delta_norm.cpu(), stored, rtol=3 * 2**-23, atol=1e-45)
     return got
 
 
@@ -205,7 +207,7 @@ def test_the_kernels_do_what_the_reference_does(
     one = Move(delta=delta.to(dtype), grad=grad.to(dtype), step_size=0.1, rows=Rows(norm=norm, per=per, mask=mask))
     plain = replace(one, delta=one.delta.nan_to_num(), grad=one.grad.nan_to_num(), rows=Rows(norm=norm, per=per))
     ball = Region(radius=0.4 if norm == "l2" else 0.25)
-    boxed = replace(one, region=replace(ball, x=x.to(dtype), box=(-0.3, 0.35)))
+    boxed = replace(one, region=replace(ball, x=x.to(dtype), box=(-0.2, 0.25)))  # x is outside it in places
     check(triton_ops, device, plain)
     check(triton_ops, device, replace(plain, region=ball, rule="sign"))
     check(triton_ops, device, boxed)
@@ -310,6 +312,12 @@ def test_perturbations_and_radii_of_any_size(triton_ops: ModuleType, device: str
             torch.testing.assert_close(got, expected, rtol=1e-6, atol=3 * 2.0**-149)
 
 
+def test_a_row_longer_than_any_factor_can_scale_ends_inside_its_ball(triton_ops: ModuleType, device: str) -> None:
+    delta = torch.full((1, 20), 3e38, device=device)
+    for radius in (1.1e-42, 1.3e-42, 1.7e-42, 2.3e-42, 3.1e-42):
+        assert lengths(triton_ops.project(delta, Rows(), Region(radius=radius)))[0] <= radius
+
+
 @each_path
 @each_norm
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -322,6 +330,11 @@ def test_subnormal_radii_are_kept_to(triton_ops: ModuleType, device: str, norm: 
         rows = lengths(kept) if norm == "l2" else kept.abs().amax(1).tolist()
         assert max(rows) <= region.radius
         assert torch.equal(triton_ops.project(kept, Rows(norm=norm), region), kept)
+        short, zero = region.radius * (1 - 1e-6), torch.zeros_like(kept)  # of the surface, before rounding
+        step = Move(delta=zero, grad=randn(4, 3).to(device), step_size=short, rows=Rows(norm=norm), region=region)
+        (moved,) = triton_ops.move([step], inplace=False)
+        rows = lengths(moved.delta) if norm == "l2" else moved.delta.abs().amax(1).tolist()
+        assert max(rows) <= region.radius
         longest = delta[3].double().norm() if norm == "l2" else delta.max().double()
         if longest <= region.radius * (1 - 1e-6):
             assert torch.equal(kept.cpu(), delta)
@@ -364,7 +377,7 @@ def test_a_row_ends_inside_its_ball(triton_ops: ModuleType, device: str, dtype: 
         zero = torch.zeros_like(start)
         for one in (
             Move(delta=start, grad=grad.to(device), step_size=0.1 * radius, region=region),
-            Move(delta=zero, grad=grad.to(device), step_size=radius * (1 - 0.4 * half), region=region),
+            Move(delta=zero, grad=grad.to(device), step_size=radius * (1 - 0.02 * half), region=region),
         ):
             (got,) = triton_ops.move([one], inplace=False)
             assert max(lengths(got.delta)) <= radius
