@@ -111,7 +111,7 @@ class Attack:
                 loss=self.loss,
                 correct=self.correct,
                 generator=self._generator,
-                reuse=not self.train_mode,
+                reuse=adapter.pure and not self.train_mode,
                 reduce=torch.sum,
             ) as passes,
             closing(self.maximizer.probes(self.perturber, generator=self._generator)) as probes,

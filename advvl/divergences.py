@@ -81,7 +81,7 @@ class _Divergences(torch.autograd.Function):
             cotangent = torch.where(mask.bool(), cotangent, 0)
         cotangent = cotangent.reshape(-1, 1)
         for block, a, b in _blocks(clean, perturbed, mask):
-            gap = a - b
+            gap = _gap(a, b) if ctx.head == "softmax" else a - b
             x, y = (a.softmax(-1), b.softmax(-1)) if ctx.head == "softmax" else (a, b)
             if into_clean is not None:
                 _put(into_clean, block, slope(x, y, gap, forward, backward).mul_(cotangent[block]))
@@ -119,6 +119,8 @@ def _twice_differentiable(
     wanted: tuple[bool, ...],
 ) -> list[Tensor | None]:
     """The gradients to both sides with a graph of their own."""
+    # as aliases: where one side was computed from the other, the path between them is not to be counted here
+    clean, perturbed = clean.view_as(clean), perturbed.view_as(perturbed)
     rows = _written_out(clean, perturbed, mask, kind, head)
     inputs = [x for x, want in zip((clean, perturbed), wanted, strict=False) if want]
     found = iter(torch.autograd.grad(rows, inputs, cotangent, create_graph=True))
@@ -170,14 +172,16 @@ def _rows_at_once(logits: Tensor, itemsize: int) -> int:
 
 def _softmax_rows(a: Tensor, b: Tensor, kind: Kind) -> Tensor:
     p, q = a.softmax(-1), b.softmax(-1)
-    # log p − log q; log p = a − max a + log max p spares an exponential, and is exact where the logits share an offset
-    gap = a - b
-    gap -= (a.amax(-1, keepdim=True) - b.amax(-1, keepdim=True)) - (
-        p.amax(-1, keepdim=True).log() - q.amax(-1, keepdim=True).log()
-    )
+    # log p − log q; log p = a − max a + log max p spares an exponential
+    gap = _gap(a, b).add_(p.amax(-1, keepdim=True).log() - q.amax(-1, keepdim=True).log())
     if kind == "symmetric":
         return p.sub_(q).mul_(gap).sum(-1)
     return p.mul_(gap).sum(-1) if kind == "clean||perturbed" else -q.mul_(gap).sum(-1)
+
+
+def _gap(a: Tensor, b: Tensor) -> Tensor:
+    """a − b less a number a row; each side's maximum comes off first, so that an offset of its own costs no digits."""
+    return (a - a.amax(-1, keepdim=True)).sub_(b - b.amax(-1, keepdim=True))
 
 
 def _sigmoid_rows(a: Tensor, b: Tensor, kind: Kind) -> Tensor:
@@ -196,7 +200,7 @@ def _sigmoid_difference(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _softmax_slope(p: Tensor, q: Tensor, gap: Tensor, first: bool, second: bool) -> Tensor:
-    """The gradient to a of first·KL(p‖q) + second·KL(q‖p), from the probabilities and a − b."""
+    """The gradient to a of first·KL(p‖q) + second·KL(q‖p), from the probabilities and a − b but for a number a row."""
     if not first:
         return p - q
     slope = p * gap

@@ -280,5 +280,5 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
         "finetune": {"epochs": 8},
         "evaluation": {"restarts": 1, "examples": 200},
     },
-    "evidence": {"seeds": (0, 1, 2, 3, 4), "evaluation": {"examples": 500}},
+    "evidence": {"seeds": (0, 1, 2, 3, 4), "finetune": {"epochs": 50}, "evaluation": {"examples": 500}},
 }

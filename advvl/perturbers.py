@@ -190,7 +190,9 @@ class Ascent:
         )
 
     def move(self, delta: Tensor, grad: Tensor, place: Place) -> Move | None:
-        """The same, as a move to be made together with those of other modalities; None where the ball steps alone."""
+        """The same, as a move to be made together with those of other modalities; None where only `step` can make it."""
+        if type(self).step is not Ascent.step:  # a subclass that steps in its own way
+            return None
         return self.ball.move(
             delta, grad, place, step_size=self.step_size, rule=self.rule, floor=self.floor, box=self.box
         )
@@ -281,7 +283,10 @@ class EmbeddingPerturber(Perturber):
         moves = {m: self.ascents[m].move(deltas[m], gradient, places[m]) for m, gradient in gradients.items()}
         fused = {modality: move for modality, move in moves.items() if move is not None}
         stepped = dict(zip(fused, ops.move(list(fused.values())), strict=True))
-        return {m: stepped.get(m) or self.ascents[m].step(deltas[m], gradients[m], places[m]) for m in gradients}
+        return {
+            m: stepped[m] if m in stepped else self.ascents[m].step(deltas[m], gradients[m], places[m])
+            for m in gradients
+        }
 
 
 def _is_box(box: Box) -> bool:

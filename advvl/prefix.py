@@ -1,7 +1,8 @@
 """The part of a model that runs before its first perturbed site: computed once for all passes of an attack.
 
-Nothing there depends on a perturbation, and an attack changes no parameter, so in eval mode every pass would compute the
-same again. The modules that have finished when the first site fires are noted in the first pass; later ones get their
+Nothing there depends on a perturbation, and an attack changes no parameter, so every pass computes the same again, provided
+that modules compute what they give from what they are given alone. That cannot be seen from outside: an adapter declares
+it (`pure`). The modules that have finished when the first site fires are noted in the first pass; later ones get their
 outputs back instead of running them. Where this pays is a site in a hidden layer.
 """
 
@@ -9,71 +10,94 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class _Finished:
-    """A module that ran before the first site, with what it gave."""
+    """What a module gave before the first site: its leaves, how often each had been changed in place, and its structure."""
 
-    module: nn.Module
-    output: Any
+    leaves: list[Any]
     versions: list[int]
+    structure: TreeSpec
+
+    @classmethod
+    def of(cls, output: object) -> _Finished:
+        leaves, structure = tree_flatten(output)
+        return cls(leaves, _versions(leaves), structure)
+
+    def answer(self) -> Any:
+        """The output anew: tensors without their graph, in containers of their own."""
+        return tree_unflatten([x.detach() if isinstance(x, Tensor) else x for x in self.leaves], self.structure)
+
+    @property
+    def untouched(self) -> bool:
+        return self.versions == _versions(self.leaves)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is all tensors and numbers, and has a tensor."""
+        known = all(isinstance(leaf, Tensor | int | float | str | None) for leaf in self.leaves)
+        return known and any(isinstance(leaf, Tensor) for leaf in self.leaves)
 
 
 class Prefix:
-    """What finishes before the first site; for passes on one batch, of a model in eval mode whose parameters stay.
+    """What finishes before the first site; for passes on one batch, of a pure model in eval mode whose parameters stay.
 
     Arguments:
-        model: the model. What is in training mode is always run, and so is all of a model that is compiled or scripted.
+        model: the model. What trains, carries hooks or is a site is always run, and so is all of a compiled or scripted
+            model.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._finished: list[_Finished] | None = [] if any(map(_opaque, model.modules())) else None
+        self._looked = any(map(_opaque, model.modules()))
+        self._answers: dict[nn.Module, _Finished] = {}
 
-    @contextmanager
-    def reused(self, fired: Callable[[], bool]) -> Iterator[None]:
+    def reused(self, fired: Callable[[], bool]) -> AbstractContextManager[None]:
         """Around a forward: the first is looked at, later ones are given the outputs that it found.
 
         Arguments:
             fired: whether a site has been perturbed yet in this forward.
         """
+        return self._answering() if self._looked else self._looking(fired)
+
+    @contextmanager
+    def _looking(self, fired: Callable[[], bool]) -> Iterator[None]:
+        candidates = [module for module in self._model.modules() if _repeatable(module)]
+        runs: Counter[nn.Module] = Counter()
+        early: dict[nn.Module, _Finished] = {}
+
+        def look(module: nn.Module, args: object, output: object) -> None:
+            runs[module] += 1
+            if not fired():
+                early[module] = _Finished.of(output)
+
         with ExitStack() as stack:
-            if self._finished is None:
-                runs: Counter[nn.Module] = Counter()
-                early: dict[nn.Module, _Finished] = {}
+            for module in candidates:
+                stack.callback(module.register_forward_hook(look).remove)
+            yield
+        self._answers, self._looked = _topmost(runs, early), True
 
-                def look(module: nn.Module, args: object, output: object) -> None:
-                    runs[module] += 1
-                    if not fired():
-                        early[module] = _Finished(module, output, _versions(output))
-
-                for module in self._model.modules():
-                    stack.callback(module.register_forward_hook(look).remove)
-                yield
-                self._finished = _topmost(runs, early)
-                return
-            for one in self._finished:
-                stack.enter_context(_answering(one.module, one.output))
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for module, finished in self._answers.items():
+                stack.enter_context(_replaced(module, finished.answer))
             yield
 
 
-def _topmost(runs: Mapping[nn.Module, int], early: Mapping[nn.Module, _Finished]) -> list[_Finished]:
-    """Those that ran once and would give the same again, their outputs not changed in place since; not what they hold."""
-    usable = {
-        module: _Finished(module, tree_map_only(Tensor, torch.detach, one.output), one.versions)
-        for module, one in early.items()
-        if runs[module] == 1 and one.versions == _versions(one.output) and _repeatable(module, one.output)
-    }
+def _topmost(runs: Mapping[nn.Module, int], early: Mapping[nn.Module, _Finished]) -> dict[nn.Module, _Finished]:
+    """Those that ran once and whose output is as they gave it; not what they hold."""
+    usable = {m: found for m, found in early.items() if runs[m] == 1 and found.untouched and found.plain}
     inner = {part for module in usable for part in module.modules() if part is not module}
-    return [one for module, one in usable.items() if module not in inner]
+    return {module: found for module, found in usable.items() if module not in inner}
 
 
 def _opaque(module: nn.Module) -> bool:
@@ -82,20 +106,19 @@ def _opaque(module: nn.Module) -> bool:
     return compiled or isinstance(module, torch.jit.ScriptModule)
 
 
-def _repeatable(module: nn.Module, output: object) -> bool:
-    plain = all(isinstance(leaf, Tensor | int | float | str | None) for leaf in tree_flatten(output)[0])
-    return plain and not any(part.training for part in module.modules())
+def _repeatable(module: nn.Module) -> bool:
+    return not any(part.training or part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 
-def _versions(output: Any) -> list[int]:
-    return [leaf._version for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
+def _versions(leaves: list[Any]) -> list[int]:
+    return [leaf._version for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 @contextmanager
-def _answering(module: nn.Module, output: Any) -> Iterator[None]:
-    """Have the module give this output; its hooks run as ever."""
+def _replaced(module: nn.Module, answer: Callable[[], Any]) -> Iterator[None]:
+    """Have the module give this answer."""
     before = module.__dict__.get("forward")
-    module.forward = lambda *args, **kwargs: output
+    module.forward = lambda *args, **kwargs: answer()
     try:
         yield
     finally:

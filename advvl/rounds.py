@@ -129,7 +129,9 @@ class Round:
         if self._needs_clean() and self._clean is None:
             with self.quiet():
                 self._clean = self._run_clean()
-        if not probe.apart or len(probe.deltas) < 2 or self._one_batch_does():
+        if len(probe.deltas) < 2:
+            probe = replace(probe, apart=False)
+        if not probe.apart or self._one_batch_does():
             return self._answer(probe)
         last = list(probe.deltas)[-1]
         answers = [
@@ -213,8 +215,9 @@ class Round:
         return branch
 
     def _serve(self, clean: CleanBranch, probe: Probe, modalities: tuple[str, ...]) -> Feedback:
-        clean.run.binding.begin_backward()
-        gradients = clean.gradients() if probe.delta_gradients else {}
+        with self.passes.adapter.bound(clean.run.binding):
+            clean.run.binding.begin_backward()
+            gradients = clean.gradients() if probe.delta_gradients else {}
         clean.task_weight += probe.weight
         penalty = None if self.regularizer is None else clean.run.task.detach() * 0
         self._account(probe.weight, clean.run.task, penalty)
@@ -237,18 +240,19 @@ class Round:
         return penalty
 
     def _learn(self, probe: Probe, run: Pass, objective: Tensor, clean: CleanBranch | None) -> dict[str, Tensor]:
-        total, joint = probe.weight * objective, clean is not None and probe.update and self._jointly
-        if clean is not None and joint:
-            remainder = clean.remainder()
+        total, refusal = probe.weight * objective, None
+        last = clean if probe.update else None  # the clean graph, if it is due
+        if last is not None and self._jointly:
+            remainder = last.remainder()
             total = total if remainder is None else total + remainder
-            joint = clean.live or remainder is not None
-        run.binding.begin_backward(refusal=_CHECKPOINTED if joint else None)
+            refusal = _CHECKPOINTED if last.live or remainder is not None else None
+        run.binding.begin_backward(refusal=refusal)
         factor = accumulate(total, self._backward)
-        if clean is not None and not joint:
+        if clean is not None:
             clean.collect(factor)
+        if last is not None and not self._jointly:
+            self._finish(last)
         if probe.update:
-            if clean is not None and not self._jointly:
-                self._finish(clean)
             self._clean = self._random = None
         if not probe.delta_gradients:
             return {}

@@ -138,7 +138,7 @@ class AdversarialTraining:
                     clean_weight=self.clean_weight,
                     shared=self.dropout == "shared",
                     freeze_stats=self.track_stats == "clean",
-                    jointly=quiet is not nullcontext,
+                    jointly=sync is not None or quiet is not nullcontext or _over_processes(),
                     backward=backward,
                     quiet=quiet,
                     trace=trace,
@@ -147,8 +147,8 @@ class AdversarialTraining:
                     probe = next(probes)
                     while True:
                         feedback = round_.run(probe)
-                        if probe.update:  # before the update, which comes before the move
-                            watch.gradients(feedback)
+                        watch.gradients(feedback)
+                        if probe.update:
                             watch.read(round_.loss)
                             if update is not None:
                                 before = _gradients(adapter.model) if self.maximizer.updates > 1 else []
@@ -159,7 +159,7 @@ class AdversarialTraining:
                         except StopIteration:
                             break
                         finally:
-                            watch.moved(feedback, seen=probe.update)
+                            watch.moved(feedback)
                         probe = following
         return _report(round_, watch)
 
@@ -180,6 +180,11 @@ class AdversarialTraining:
                 "expected a DDP model without static_graph, got static_graph=True: a step runs several passes before "
                 "one reduction, and a static graph reduces after the first; wrap the model with static_graph=False"
             )
+
+
+def _over_processes() -> bool:
+    """Whether gradients may be reduced over processes, if only by a wrapper somewhere inside the model."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _gradients(model: nn.Module) -> list[tuple[nn.Parameter, Tensor, int]]:
@@ -207,28 +212,17 @@ class _Watch:
         self.norms: dict[str, Tensor] = {}
 
     def gradients(self, feedback: Feedback) -> None:
-        """Look at the gradients themselves, of those modalities that did not move: a move looks at them on its way."""
+        """Look at the gradients themselves: a perturber of the user's own may change what it moves along."""
         for modality, gradient in feedback.gradients.items():
-            place = feedback.places[modality]
-            if modality in feedback.stepped and place.segments is None:
-                continue
             finite = gradient.isfinite()
-            if place.mask is not None:
-                finite = finite | ~place.mask.reshape(*place.mask.shape, *[1] * (finite.ndim - place.mask.ndim))
-            self._see(modality, ~finite.flatten(1).all(1))
+            mask = feedback.places[modality].mask
+            if mask is not None:
+                finite = finite | ~mask.reshape(*mask.shape, *[1] * (finite.ndim - mask.ndim))
+            bad = ~finite.flatten(1).all(1)
+            self.bad[modality] = bad if modality not in self.bad else self.bad[modality] | bad
 
-    def moved(self, feedback: Feedback, *, seen: bool) -> None:
-        """Take what the moves have found; `seen`: the gradients were looked at before."""
+    def moved(self, feedback: Feedback) -> None:
         self.norms.update({modality: stepped.delta_norm for modality, stepped in feedback.stepped.items()})
-        if seen:
-            return
-        self.gradients(feedback)
-        for modality, stepped in feedback.stepped.items():
-            if feedback.places[modality].segments is None:  # else it is told by sample, and the report by packed row
-                self._see(modality, ~stepped.finite.flatten(1).all(1) if stepped.finite.ndim > 1 else ~stepped.finite)
-
-    def _see(self, modality: str, bad: Tensor) -> None:
-        self.bad[modality] = bad if modality not in self.bad else self.bad[modality] | bad
 
     def read(self, loss: Tensor | None) -> None:
         """Raise NonFiniteError if anything was not finite, naming modality and rows."""

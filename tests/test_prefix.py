@@ -8,8 +8,11 @@ import pytest
 import torch
 from test_attacks import close
 from torch import Tensor, nn
+from uniter_batches import uniter_batch
 
-from advvl import L2, PGD, Adapter, Ascent, Attack, AttackResult, EmbeddingPerturber, FreeLB, InnerMaximizer
+from advvl import L2, PGD, Adapter, Ascent, Attack, AttackResult, EmbeddingPerturber, FreeLB, InnerMaximizer, adapt
+from advvl.models.uniter import UniterConfig
+from advvl.tasks.vqa import UniterForVQA
 
 
 class Layer(nn.Module):
@@ -57,7 +60,7 @@ def attacked(
     model = kind().double()
     batch = {"x": torch.randn(4, 2, 6, dtype=torch.float64), "labels": torch.tensor([0, 1, 2, 0])}
     attack = Attack(EmbeddingPerturber(hidden=Ascent(L2(1.0), step_size=0.4)), maximizer, **options)
-    result = attack(Adapter(model, {"hidden": site}), batch)
+    result = attack(Adapter(model, {"hidden": site}, pure=True), batch)
     return result, model.runs, model
 
 
@@ -96,7 +99,9 @@ def test_a_compiled_model_is_left_alone() -> None:
     model = Deep().double()
     model.lower.compile(backend="eager")
     batch = {"x": torch.randn(4, 2, 6, dtype=torch.float64), "labels": torch.tensor([0, 1, 2, 0])}
-    Attack(EmbeddingPerturber(hidden=Ascent(L2(1.0), step_size=0.4)), PGD(2))(Adapter(model, {"hidden": "c"}), batch)
+    Attack(EmbeddingPerturber(hidden=Ascent(L2(1.0), step_size=0.4)), PGD(2))(
+        Adapter(model, {"hidden": "c"}, pure=True), batch
+    )
     assert model.runs["c"] == 3
     assert model.runs["d"] == 3
 
@@ -111,3 +116,60 @@ def test_the_end_pass_can_be_saved() -> None:
     best, runs, _ = attacked(Deep, "c:input", PGD(4, keep="best"), end_pass=False)
     assert runs["d"] == 5, "to choose the best, the last has to be judged"
     assert torch.equal(best.deltas["hidden"], attacked(Deep, "c:input", PGD(4, keep="best"))[0].deltas["hidden"])
+
+
+def test_nothing_is_reused_of_a_model_that_is_not_declared_pure() -> None:
+    torch.manual_seed(0)
+    model = Deep().double()
+    batch = {"x": torch.randn(4, 2, 6, dtype=torch.float64), "labels": torch.tensor([0, 1, 2, 0])}
+    attack = Attack(EmbeddingPerturber(hidden=Ascent(L2(1.0), step_size=0.4)), PGD(4))
+    attack(Adapter(model, {"hidden": "c:input"}), batch)
+    assert model.runs["a"] == 5
+
+
+class Contained(Deep):
+    """Hands hidden states on in a dictionary, and replaces an entry of it."""
+
+    def changed(self, hidden: Tensor) -> Tensor:
+        found = self.wrap(hidden)
+        found["h"] = found["h"] * 2 + 1
+        return found["h"]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wrap = Wrap()
+
+
+class Wrap(nn.Module):
+    def forward(self, hidden: Tensor) -> dict[str, Tensor]:
+        return {"h": hidden * 3}
+
+
+def test_a_container_is_handed_out_anew() -> None:
+    with_, runs, _ = attacked(Contained, "c:input", PGD(4))
+    without, _, _ = attacked(Contained, "c:input", PGD(4), train_mode=True)
+    assert runs["a"] == 1
+    close(with_.deltas["hidden"], without.deltas["hidden"])
+
+
+def test_a_module_with_hooks_is_run_so_that_they_see_what_they_should() -> None:
+    torch.manual_seed(0)
+    model, seen = Deep().double(), []
+    model.lower[0].register_forward_hook(lambda module, args, output: seen.append(1) or output * 2)
+    batch = {"x": torch.randn(4, 2, 6, dtype=torch.float64), "labels": torch.tensor([0, 1, 2, 0])}
+    attack = Attack(EmbeddingPerturber(hidden=Ascent(L2(1.0), step_size=0.4)), PGD(4))
+    with_ = attack(Adapter(model, {"hidden": "c:input"}, pure=True), batch)
+    assert len(seen) == model.runs["a"] == 5
+    assert model.runs["b"] == 1
+    close(with_.deltas["hidden"], attack(Adapter(model, {"hidden": "c:input"}), batch).deltas["hidden"])
+
+
+def test_in_turn_every_site_still_fires() -> None:
+    """The words' embeddings have finished when the regions are perturbed, and hold a site."""
+    target = adapt(UniterForVQA(UniterConfig.tiny(), num_answers=5).double())
+    batch = {**uniter_batch(), "targets": torch.rand(4, 5, dtype=torch.float64)}
+    parts = EmbeddingPerturber(**{m: Ascent(L2(1.0), step_size=0.4) for m in ("text", "image")}), PGD(3, "in turn")
+    plain = Attack(*parts)(target, batch)
+    target.pure = True
+    for modality, delta in Attack(*parts)(target, batch).deltas.items():
+        close(delta, plain.deltas[modality])

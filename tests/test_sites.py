@@ -610,7 +610,7 @@ def test_a_registered_class_and_its_subclasses_are_adapted_without_sites() -> No
         target = adapt(model)
         assert target.model is model
         assert set(target.sites) == {"text", "image"}
-    with pytest.raises(ConfigurationError, match=r"expected sites beside call or logits or .* or repeat, got none"):
+    with pytest.raises(ConfigurationError, match=r"expected sites beside call, logits, .* or pure, got none"):
         adapt(Registered(), logits=lambda outputs: outputs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from uniter_batches import uniter_batch
 
 from advvl import Adapter, AdversarialTraining, AscentState, FreeAT, FreeLB, PassTrace, SymmetricKL, Uniform, adapt
 from advvl.adapters.uniter import repeat as repeat_uniter
-from advvl.errors import ConfigurationError
+from advvl.errors import ConfigurationError, SiteError
 from advvl.models.uniter import UniterConfig
 from advvl.tasks.vqa import UniterForVQA
 
@@ -121,8 +122,30 @@ def test_an_empty_batch_is_stacked_too() -> None:
     assert method.step(target(stacks=True), toy_batch(rows=0)).loss == 0
 
 
+def test_a_batch_that_is_not_repeated_is_refused() -> None:
+    ours = target(stacks=True)
+    ours.repeat = lambda batch, count: batch
+    with pytest.raises(SiteError, match="expected 2 copies of the batch at the site of 'text', got 3 rows"):
+        forwards(ours)
+
+
+@pytest.mark.parametrize("loss", [None, lambda outputs, batch: outputs["loss"].mean()], ids=["rows", "scalar"])
+@pytest.mark.parametrize("maximizer", [FreeLB(3, "in turn"), FreeAT(2, "in turn", carry=False)], ids=repr)
+def test_one_modality_in_turn_is_one_modality(maximizer: Any, loss: Any) -> None:
+    found = []
+    for order in ("in turn", "together"):
+        ours = target(stacks=True)
+        method = AdversarialTraining(perturber(modalities=("text",)), replace(maximizer, modalities=order))
+        method.step(
+            ours, toy_batch(), loss=loss, update=lambda ours=ours: [p.grad.mul_(1) for p in ours.model.parameters()]
+        )
+        found.append(gradients(ours))
+    for name, gradient in found[0].items():
+        close(found[1][name], gradient)
+
+
 def test_a_uniter_repeats_what_has_a_row_for_each_example() -> None:
-    batch = {**uniter_batch(), "targets": torch.rand(4, 5), "note": "kept"}
+    batch = {**uniter_batch(), "targets": torch.rand(4, 5), "feat_targets": torch.rand(7, 3), "note": "kept"}
     twice = repeat_uniter(batch, 2)
     assert twice.keys() == batch.keys()
     for name, value in batch.items():

@@ -31,6 +31,9 @@ class Adapter:
         repeat: `(batch, n)` to the batch that holds all its rows n times, copy after copy. Giving it declares that no
             row's outputs depend on other rows (batch statistics are looked for and need not be thought of), so that
             passes which do not depend on each other may be run as one.
+        pure: declares that in eval mode every module computes what it gives from what it is given alone: it draws nothing,
+            changes nothing in place that it was given, and is not run by activation checkpointing. An attack then
+            computes what runs before its first site once.
 
     Raises:
         SiteError: a module that the model does not have (with the nearest names that it has); no sites, or something
@@ -48,6 +51,7 @@ class Adapter:
         positions: Callable[[Batch], Tensor | None] | None = None,
         loss: Callable[[Outputs, Batch], Tensor] | None = None,
         repeat: Callable[[Batch, int], Batch] | None = None,
+        pure: bool = False,
     ) -> None:
         _check_model(model)
         self.model = model
@@ -56,7 +60,7 @@ class Adapter:
         self.logits = logits or _logits
         self.positions = positions or _all_positions
         self.loss = loss or _own_loss
-        self.repeat = repeat
+        self.repeat, self.pure = repeat, pure
         self.replay_verified = False  # whether replayed randomness was seen to give the same logits
         self._holder = Holder()
         modules = {modality: _find(model, site.module) for modality, site in self.sites.items()}
@@ -135,6 +139,7 @@ def adapt(
     positions: Callable[[Batch], Tensor | None] | None = None,
     loss: Callable[[Outputs, Batch], Tensor] | None = None,
     repeat: Callable[[Batch, int], Batch] | None = None,
+    pure: bool = False,
 ) -> Adapter:
     """The adapter of a model: its registered one, or one with these sites; call it once, before any `torch.compile`.
 
@@ -145,9 +150,9 @@ def adapt(
     _check_model(model)
     options = {"call": call, "logits": logits, "positions": positions, "loss": loss, "repeat": repeat}
     if sites is not None:
-        return Adapter(model, sites, **options)  # type: ignore[arg-type]
-    if any(option is not None for option in options.values()):
-        raise ConfigurationError(f"expected sites beside {' or '.join(options)}, got none; give the sites too")
+        return Adapter(model, sites, pure=pure, **options)  # type: ignore[arg-type]
+    if pure or any(option is not None for option in options.values()):
+        raise ConfigurationError(f"expected sites beside {', '.join(options)} or pure, got none; give the sites too")
     inner = _unwrapped(model)
     for cls in type(inner).__mro__:
         factory = _REGISTRY.get(f"{cls.__module__}.{cls.__qualname__}")

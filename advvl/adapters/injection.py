@@ -100,6 +100,11 @@ class Binding:
             )
         if not self._order:
             return self._added(modality, x)
+        if len(x) % len(self._order):
+            raise SiteError(
+                f"expected {len(self._order)} copies of the batch at the site of {modality!r}, got {len(x)} rows; see that "
+                "the adapter's repeat repeats every field that has a row for each example"
+            )
         copies = list(x.tensor_split(len(self._order)))
         own = self._order.index(modality)
         copies[own] = self._added(modality, copies[own])

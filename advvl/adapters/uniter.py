@@ -49,12 +49,15 @@ def uniter_adapter(model: nn.Module) -> Adapter:
 
 
 def repeat(batch: Batch, count: int) -> Batch:
-    """The batch with all its rows `count` times, copy after copy; fields without a row for each example stay as they are."""
-    rows = batch["img_feat"].shape[:1]
-    return {
-        name: torch.cat([value] * count) if isinstance(value, Tensor) and value.shape[:1] == rows else value
-        for name, value in batch.items()
-    }
+    """The batch with all its rows `count` times, copy after copy: of examples, and of masked regions' packed targets."""
+    return {name: torch.cat([value] * count) if _has_rows(name, value) else value for name, value in batch.items()}
+
+
+def _has_rows(name: str, value: object) -> bool:
+    """Whether a field is told example by example; positions may be given once for all of them."""
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return False
+    return name != "position_ids" or len(value) > 1
 
 
 def _fields(module: Any) -> frozenset[str] | None:

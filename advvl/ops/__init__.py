@@ -48,10 +48,12 @@ def move(moves: Sequence[Move], *, inplace: bool = False, backend: Backend = "au
     Raises:
         ShapeError: a gradient, mask, segments or `x` do not fit their perturbation; one to be changed in place shares
             its memory with itself.
-        ConfigurationError: the back end is unknown or cannot do one of them, or a box comes without `x`.
+        ConfigurationError: the back end is unknown or cannot do one of them, a norm, rule or granularity is unknown, or
+            a box comes without `x`.
     """
     for one in moves:
         _check(one.delta, one.rows, one.region)
+        _check_choice("rule", one.rule, Rule)
         if one.grad.shape != one.delta.shape:
             raise ShapeError(f"expected a gradient of shape {tuple(one.delta.shape)}, got {tuple(one.grad.shape)}")
         if inplace and _overlaps(one.delta):
@@ -187,8 +189,15 @@ _BACKENDS: Mapping[str, Callable[[], Implementation]] = {
 }
 
 
+def _check_choice(name: str, value: object, literal: object) -> None:
+    if value not in get_args(literal):
+        raise ConfigurationError(f"expected {name} to be one of {get_args(literal)}, got {value!r}")
+
+
 def _check(delta: Tensor, rows: Rows, region: Region) -> None:
     shape, mask, segments, x = tuple(delta.shape), rows.mask, rows.segments, region.x
+    _check_choice("norm", rows.norm, Norm)
+    _check_choice("per", rows.per, Per)
     if not delta.is_floating_point():
         raise ShapeError(f"expected a floating-point perturbation, got {delta.dtype}")
     if delta.ndim < 2:
@@ -207,5 +216,12 @@ def _check(delta: Tensor, rows: Rows, region: Region) -> None:
 
 
 def _overlaps(delta: Tensor) -> bool:
-    """Whether two entries share one place in memory."""
-    return any(stride == 0 and size > 1 for stride, size in zip(delta.stride(), delta.shape, strict=True))
+    """Whether two entries share one place in memory, or might: an axis steps within what smaller ones span."""
+    span = 1
+    if delta.numel() == 0:
+        return False
+    for stride, size in sorted(zip(delta.stride(), delta.shape, strict=True)):
+        if size > 1 and stride < span:
+            return True
+        span += (size - 1) * stride
+    return False
