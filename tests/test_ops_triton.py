@@ -113,10 +113,16 @@ def device(monkeypatch: pytest.MonkeyPatch) -> str:
         pytest.skip("runs in the process with the interpreter, see the first test")
     from triton.runtime.interpreter import InterpretedFunction
 
-    # As it stands a call from kernel to helper patches triton.language anew, which takes most of the time; the launch has.
-    monkeypatch.setattr(
-        InterpretedFunction, "__call__", lambda self, *args, **options: self.rewrite()(*args, **options)
-    )
+    call, known = InterpretedFunction.__call__, {"advvl.ops._triton"}
+
+    def quick(self: InterpretedFunction, *args: object, **options: object) -> object:
+        """Every call of a helper patches what its module sees of triton anew, most of the time taken; once is enough."""
+        if self.fn.__module__ in known:
+            return self.rewrite()(*args, **options)
+        known.add(self.fn.__module__)
+        return call(self, *args, **options)
+
+    monkeypatch.setattr(InterpretedFunction, "__call__", quick)
     return "cpu"
 
 
