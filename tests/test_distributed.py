@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,7 +45,18 @@ def method_of(name: str):  # type: ignore[no-untyped-def]
     return advvl.AdversarialTraining(advvl.EmbeddingPerturber(image=ascent), advvl.FreeAT(2, carry=False))
 
 
-def one_step(name: str, target, batch):  # type: ignore[no-untyped-def]
+class Task(torch.nn.Module):
+    """A model with the wrapper inside it, where a step does not see its `no_sync`."""
+
+    def __init__(self, backbone: torch.nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, **fields: torch.Tensor) -> object:
+        return self.backbone(**fields)
+
+
+def one_step(name: str, target, batch, **options):  # type: ignore[no-untyped-def]
     optimizer = torch.optim.SGD(target.model.parameters(), lr=0.1)
 
     def update() -> None:
@@ -51,8 +64,11 @@ def one_step(name: str, target, batch):  # type: ignore[no-untyped-def]
         if name == "free_at":
             optimizer.zero_grad()
 
-    method_of(name).step(target, batch, update=update)
-    return {n.removeprefix("module."): p.detach().clone() for n, p in target.model.named_parameters()}
+    method_of(name).step(target, batch, update=update, **options)
+    return {
+        n.removeprefix("backbone.").removeprefix("module."): p.detach().clone()
+        for n, p in target.model.named_parameters()
+    }
 
 
 def worker(rank: int, folder: str) -> None:
@@ -82,6 +98,14 @@ def worker(rank: int, folder: str) -> None:
         reductions[name] = len(counts)
         if rank == 0:
             torch.save(parameters, f"{folder}/{name}.pt")
+    torch.manual_seed(0)
+    inside = {m: replace(site, module=f"backbone.{site.module}") for m, site in toy_sites().items()}
+    parameters = one_step("villa", Adapter(Task(DistributedDataParallel(ToyModel().double())), inside), mine)
+    torch.save(parameters, f"{folder}/inside{rank}.pt")
+    torch.manual_seed(0)
+    wrapped = DistributedDataParallel(ToyModel().double())
+    parameters = one_step("villa", Adapter(wrapped, toy_sites()), mine, sync=nullcontext)
+    torch.save(parameters, f"{folder}/nullcontext{rank}.pt")
     accumulating = DistributedDataParallel(ToyModel().double())
     with accumulating.no_sync():
         method_of("villa").step(Adapter(accumulating, toy_sites()), mine)
@@ -120,6 +144,20 @@ def test_ddp_gives_the_gradient_of_the_concatenated_batch(folder: Path, name: st
     assert expected.keys() == found.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("case", ["inside", "nullcontext"])
+def test_a_wrapper_that_no_pass_is_held_back_from_gives_it_too(folder: Path, case: str) -> None:
+    from conftest import ToyModel, toy_batch, toy_sites
+
+    from advvl import Adapter
+
+    torch.manual_seed(0)
+    expected = one_step("villa", Adapter(ToyModel().double(), toy_sites()), toy_batch(rows=ROWS * PROCESSES))
+    for rank in range(PROCESSES):
+        found = torch.load(folder / f"{case}{rank}.pt", weights_only=True)
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-12, atol=1e-14)
 
 
 def test_an_update_takes_one_reduction_a_bucket(folder: Path) -> None:

@@ -172,6 +172,37 @@ def test_sigmoids_near_one_keep_their_digits(kind: Kind) -> None:
         torch.testing.assert_close(mine.double(), theirs, rtol=TOLERANCE[torch.float32], atol=0)
 
 
+@pytest.mark.parametrize("offset", [100.0, 1e4])
+@each_kind
+def test_an_offset_of_one_side_costs_no_digits(kind: Any, offset: float) -> None:
+    """In fp32, far above the size of the gap: what is lost is what the logits themselves had lost."""
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.randn(8, 1000, generator=generator).add(offset).requires_grad_()
+    perturbed = (clean.detach() - offset + 1e-2 * torch.randn(8, 1000, generator=generator)).requires_grad_()
+    found, expected = [], []
+    for into, dtype in ((found, torch.float32), (expected, torch.float64)):
+        a, b = (x.detach().to(dtype).requires_grad_() for x in (clean, perturbed))
+        rows = compute(a, b, kind=kind, head="softmax")
+        into += [rows.detach(), *torch.autograd.grad(rows.sum(), [a, b])]
+    # a divergence is of second order in the gap, so the terms of one direction all but cancel in its value
+    for one, other, allowed in zip(found, expected, (3e-2, 1e-3, 1e-3), strict=True):
+        assert (one - other).norm() <= allowed * other.norm()
+
+
+@each_head
+def test_a_side_made_from_the_other_is_differentiated_once_for_each_path(head: Any) -> None:
+    x = torch.randn(6, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+
+    def value(x: Tensor) -> Tensor:
+        clean = 2 * x
+        return compute(clean, 3 * clean.sin(), kind="symmetric", head=head).sum()
+
+    (plain,) = torch.autograd.grad(value(x), x)
+    (again,) = torch.autograd.grad(value(x), x, create_graph=True)
+    torch.testing.assert_close(again, plain, rtol=1e-12, atol=1e-14)
+    assert torch.autograd.gradgradcheck(value, (x[:2].detach().requires_grad_(),))
+
+
 def test_an_offset_that_both_sides_share_changes_nothing() -> None:
     clean, perturbed = logits(3, 50, seed=1, dtype=torch.float32), logits(3, 50, seed=2, dtype=torch.float32)
     on_a_grid = [(x.detach() * 256).round() / 256 for x in (clean, perturbed)]  # so that adding is exact
