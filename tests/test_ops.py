@@ -253,7 +253,7 @@ def test_a_long_packed_sample_is_inside_too(on: On, dtype: torch.dtype) -> None:
 def test_a_step_that_storage_would_round_out_of_the_ball_stays_inside(on: On, dtype: torch.dtype, entries: int) -> None:
     short = torch.finfo(dtype).eps
     for seed in range(50):
-        grad = randn(1, entries, seed=seed)
+        grad = randn(1, entries, seed=seed, dtype=dtype)
         for shorter in (0.1 * short, 0.2 * short, 0.4 * short):
             radius = 0.37 * (1 + 1e-2 * seed)
             stepped = on.step_and_project(
@@ -292,6 +292,17 @@ def test_long_rows_are_inside_too(on: On, dtype: torch.dtype, entries: int) -> N
             assert torch.equal(on.project(projected, radius=radius), projected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("scale", [1e-30, 1e-23, 1e20, 1e37])
+def test_long_rows_whose_squares_fp32_does_not_hold_are_inside_too(on: On, dtype: torch.dtype, scale: float) -> None:
+    delta = randn(2, 65_536) * scale
+    for radius in (10 * scale, 1000 * scale):
+        projected = on.project(delta.to(dtype), radius=radius).double()
+        assert all(math.hypot(*row) <= radius for row in projected.tolist())
+        expected = delta.to(dtype).double() * min(1.0, radius / (256 * scale))
+        torch.testing.assert_close(projected, expected, rtol=0.02, atol=0.0)
+
+
 @each_dtype
 def test_subnormal_radii_are_kept_to(on: On, dtype: torch.dtype) -> None:
     smallest = torch.finfo(dtype).tiny * torch.finfo(dtype).eps
@@ -316,9 +327,21 @@ def test_half_precision_norms_do_not_overflow(on: On, dtype: torch.dtype) -> Non
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_a_huge_perturbation_keeps_its_direction_when_projected(on: On, dtype: torch.dtype) -> None:
-    delta = torch.full((1, 100), 3e38, dtype=dtype)
-    projected = on.project(delta, radius=1.0)
-    torch.testing.assert_close(projected.float(), torch.full((1, 100), 0.1), rtol=2e-2, atol=0.0)
+    delta = 3e38 * (1 - torch.arange(100.0) / 200).reshape(1, 100).to(dtype)
+    for radius in (1.0, 1e-6):
+        projected = on.project(delta, radius=radius).double()
+        direction = delta.double() / delta.double().norm()
+        torch.testing.assert_close(projected, radius * direction, rtol=TOLERANCE[dtype], atol=0.0)
+        assert math.hypot(*projected.flatten().tolist()) <= radius
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan], ids=str)
+def test_a_row_that_is_not_finite_keeps_no_other_out_of_its_ball(on: On, bad: float) -> None:
+    delta = randn(3, 40, dtype=torch.float32)
+    delta[1, 7] = bad
+    projected = on.project(delta, radius=0.5)
+    torch.testing.assert_close(projected[1], delta[1], rtol=0.0, atol=0.0, equal_nan=True)
+    torch.testing.assert_close(projected[[0, 2]], on.project(delta[[0, 2]], radius=0.5), rtol=3e-7, atol=0.0)
 
 
 @each_norm
@@ -335,6 +358,19 @@ def test_the_direction_of_a_step_does_not_depend_on_the_size_of_the_gradient(
     ]
     for step in steps:
         torch.testing.assert_close(step, steps[2], rtol=2 * TOLERANCE[dtype], atol=1e-8)
+
+
+@each_norm
+@pytest.mark.parametrize("scale", [1e-40, 1e37])
+@pytest.mark.parametrize("step_size", [1e-4, 1e4])
+def test_no_gradient_is_too_small_or_too_large_to_step_along(on: On, norm: str, scale: float, step_size: float) -> None:
+    grad = (randn(3, 5, 7) * scale).float()
+    wide = grad.double().flatten(1)
+    length = wide.norm(dim=1) if norm == "l2" else wide.abs().amax(1)
+    stepped = on.step_and_project(torch.zeros_like(grad), grad, step_size=step_size, norm=norm)
+    expected = step_size * wide / length[:, None]
+    torch.testing.assert_close(stepped.delta.flatten(1).double(), expected, rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(stepped.grad_norm.double(), length, rtol=1e-5, atol=1e-44)
 
 
 # --- law 2: zeros, infinities, nothing at all ---
@@ -774,7 +810,7 @@ def test_many_blocks_are_stepped_as_defined(
     monkeypatch.setattr(_cpu, "_MANY", 1)
     delta, grad = randn(9, 8, 768, dtype=dtype), randn(9, 8, 768, seed=1, dtype=dtype)
     delta[0] = 0.0
-    delta[1, 0] = 1e-24
+    delta[1, 0] = delta[2] = 1e-24
     delta[5, 1] *= 1000
     grad[2] = 0.0
     grad[3, 7, 5] = math.nan

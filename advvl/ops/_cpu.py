@@ -185,7 +185,7 @@ class _Sweep:
                     work.copy_(out.copy_(work))
                     lengths = None
         if region.box is not None and x is not None:
-            _clear(work.copy_(_reference.boxed(out, x, region.box)), hidden)
+            work.copy_(_reference.boxed(out, x, region.box))
             if work is not out:
                 out.copy_(work)
             lengths = None
