@@ -318,6 +318,29 @@ def test_perturbations_and_radii_of_any_size(triton_ops: ModuleType, device: str
             torch.testing.assert_close(got, expected, rtol=1e-6, atol=3 * 2.0**-149)
 
 
+@each_path
+@each_norm
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_perturbation_that_is_not_finite_stays_as_it_is(
+    triton_ops: ModuleType, device: str, norm: ops.Norm, dtype: torch.dtype
+) -> None:
+    delta = randn(3, 7, dtype=dtype)
+    delta[0, 3], delta[1, 4] = math.inf, math.nan
+    for step_size in (0.0, 0.1):
+        one = Move(delta=delta, grad=randn(3, 7, seed=1), step_size=step_size, rows=Rows(norm=norm))
+        one = replace(one, region=Region(radius=0.5))
+        (got,) = triton_ops.move([on(one, device)], inplace=False)
+        expected = _reference.move([one], inplace=False)[0].delta
+        torch.testing.assert_close(got.delta.cpu(), expected, rtol=1e-3, atol=0.0, equal_nan=True)
+
+
+def test_a_half_precision_row_that_the_cast_overflows_is_not_lengthened(triton_ops: ModuleType, device: str) -> None:
+    delta, grad = torch.tensor([[6e4, 1.0]], dtype=torch.float16), torch.tensor([[1.0, 0.0]])
+    one = Move(delta=delta, grad=grad, step_size=1e4, region=Region(radius=1e5))
+    (got,) = triton_ops.move([on(one, device)], inplace=False)
+    assert got.delta.tolist() == [[math.inf, 1.0]]
+
+
 def test_a_row_longer_than_any_factor_can_scale_ends_inside_its_ball(triton_ops: ModuleType, device: str) -> None:
     delta = torch.full((1, 20), 3e38, device=device)
     for radius in (1.1e-42, 1.3e-42, 1.7e-42, 2.3e-42, 3.1e-42):

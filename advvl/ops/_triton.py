@@ -132,6 +132,11 @@ def _moved(d, g, moves, m, p, SIGN: tl.constexpr):
 
 
 @triton.jit
+def _outside(length, limit):
+    return (length > limit) & (length < float("inf"))  # a row that is not finite stays as it is
+
+
+@triton.jit
 def _clamped(w, bound):
     return tl.where(w > bound, bound, tl.where(w < -bound, -bound, w))  # NaN stays
 
@@ -173,9 +178,9 @@ def _rows_kernel(
         tl.store(finite + row, (length < float("inf")).to(tl.uint8), mask=there)
     if BALL and L2:
         length = tl.sqrt(_measure(w, L2, 1))
-        over = length > limit
+        over = _outside(length, limit)
         if out.dtype.element_ty != tl.float32:  # the cast may lengthen a row
-            over = over | (tl.sqrt(_measure(w.to(out.dtype.element_ty).to(tl.float32), L2, 1)) > limit)
+            over = over | _outside(tl.sqrt(_measure(w.to(out.dtype.element_ty).to(tl.float32), L2, 1)), limit)
         m, p = _split(target / tl.where(over, length, 1.0))
         w = tl.where(over[:, None], (w * m[:, None]) * p[:, None], w)
     elif BALL:
@@ -280,10 +285,11 @@ def _apply_kernel(
     if grad is not None:
         w = _moved(w, _read(grad, offset, real), moves, m, p, SIGN)
     if BALL and L2:
-        over = length > limit
+        over = _outside(length, limit)
         if doubtful:
             length = tl.sqrt(_joined(again, program // blocks, parts, 0, 2, True, PARTS))
-            over = (length > limit) | (tl.sqrt(_joined(again, program // blocks, parts, 1, 2, True, PARTS)) > limit)
+            cast = tl.sqrt(_joined(again, program // blocks, parts, 1, 2, True, PARTS))
+            over = _outside(length, limit) | _outside(cast, limit)
         m, p = _split(target / tl.where(over, length, 1.0))
         w = tl.where(over, (w * m) * p, w)
     elif BALL:
