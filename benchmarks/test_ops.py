@@ -82,7 +82,8 @@ class Bench:
         d = torch.randn(case.shape, generator=generator)
         d = d * (LINF_RADIUS / 4 if case.linf else RADIUS / d.flatten(1).norm(dim=1).view(-1, *[1] * (d.ndim - 1)))
         self.delta = d.to(device, case.dtype)
-        self.grad = (1e-3 * torch.randn(case.shape, generator=generator)).to(device, case.dtype)
+        g = torch.randn(case.shape, generator=generator)
+        self.grad = (1e-3 * (g + g.sign())).to(device, case.dtype)  # none below 1e-6, which captum does not step along
         self.x0 = torch.full_like(self.delta, 0.5)
         self.radius = math.inf if case.region == "no ball" else LINF_RADIUS if case.linf else RADIUS
         self.step_size = LINF_STEP_SIZE if case.linf else STEP_SIZE
