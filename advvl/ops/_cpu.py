@@ -212,7 +212,8 @@ class _Sweep:
             fours = torch.mul(first, first, out=self._room(first, "fours"))
             for other in others:
                 fours.addcmul_(other, other)
-            lengths = _Lengths.of(fours.sum(1, dtype=torch.float64).sqrt())
+            wide = self._room(first, "sums", torch.float64).copy_(fours)  # sum(dtype=...) would take new memory for it
+            lengths = _Lengths.of(wide.sum(1).sqrt())
             if math.isfinite(lengths.high):
                 return lengths
         return _Lengths.of(torch.linalg.vector_norm(work, dim=(1, 2), dtype=torch.float64))
@@ -229,10 +230,10 @@ class _Sweep:
     def _single(self, values: Tensor, use: str) -> Tensor:
         return values if values.dtype == torch.float32 else self._room(values, use).copy_(values)
 
-    def _room(self, like: Tensor, use: str) -> Tensor:
+    def _room(self, like: Tensor, use: str, dtype: torch.dtype = torch.float32) -> Tensor:
         """Memory for a block, the same for every block."""
         if use not in self.scratch:
-            self.scratch[use] = torch.empty(like.shape)  # the first block: none is larger
+            self.scratch[use] = torch.empty(like.shape, dtype=dtype)  # the first block: none is larger
         return self.scratch[use][: len(like)]
 
 
