@@ -273,8 +273,9 @@ def test_a_box_only_ever_shortens(on: On, stored: torch.dtype, kept: torch.dtype
     torch.testing.assert_close(boxed.double(), beyond, rtol=0.0, atol=TOLERANCE[kept] + 2e-7)
 
 
-def test_padding_outside_the_box_is_left_alone(on: On) -> None:
-    x = torch.tensor([[[0.5, 0.2], [-9.0, 9.0]]])
+@pytest.mark.parametrize("padding", [(-9.0, 9.0), (math.nan, math.inf)], ids=str)
+def test_padding_outside_the_box_is_left_alone(on: On, padding: tuple[float, float]) -> None:
+    x = torch.tensor([[[0.5, 0.2], padding]])
     mask = torch.tensor([[True, False]])
     boxed = on.project(torch.ones(1, 2, 2), radius=9.0, mask=mask, x=x, box=(0.0, 1.0))
     torch.testing.assert_close(boxed, torch.tensor([[[0.5, 0.8], [0.0, 0.0]]]))

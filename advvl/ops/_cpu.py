@@ -1,7 +1,8 @@
 """The CPU back end: blocks of whole rows, each taken from memory once and finished while it is in the cache.
 
-A block is `(rows, chunks, entries)` and a problem of its own. One that is out of the ordinary (gradients that are not
-finite, or of a size that fp32 cannot step along) goes to the definition as it is, and so does every block in fp64.
+A block is `(rows, entries)` and a problem of its own. One that is out of the ordinary (gradients that are not finite, or of
+a size that fp32 cannot step along) goes to the definition as it is, and so does every block in fp64. What small tensors
+cost is the number of calls, so there are few, and a tensor of one block is never cut.
 
 How a result stays inside its ball. Where fp32 squares neither overflow nor drown, they are summed by fours in fp32 and the
 fours in fp64: four roundings at most, so the norm is off by no more than one unit in the last place (ulp). Elsewhere all of
@@ -19,14 +20,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from advvl.ops import _reference
-from advvl.ops._types import Move, Region, Rows, Stepped
+from advvl.ops._types import Box, Move, Region, Rows, Stepped
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _BYTES = 1 << 23  # of delta and gradient: they stay in the cache that the threads share, and calls are few
 _CHUNK = 256  # the most entries whose squares are summed in fp32
-_MANY = 1 << 15  # entries of a block, from which on fp64 costs more than the calls that avoid it
+_MANY = 1 << 17  # entries of a block, from which on fp64 costs more than the calls that avoid it
 
 
 def refusal(delta: Tensor, rows: Rows) -> str | None:
@@ -50,12 +52,8 @@ def _move(one: Move, moved: Tensor) -> Stepped:
         return _reference.move([one], inplace=False)[0]._replace(delta=moved)
     sweep = _Sweep(one.delta, one.rows)
     blocks = sweep.blocks(one.delta, one.grad, one.region.x, moved)
-    grad_norm, delta_norm, finite = (
-        torch.cat(parts).reshape(sweep.rows)
-        for parts in zip(*(sweep.move(one, *block) for block in blocks), strict=True)
-    )
-    wide = [torch.float64 if t.dtype == torch.float64 else torch.float32 for t in (one.grad, moved)]
-    return Stepped(moved, grad_norm.to(wide[0]), delta_norm.to(wide[1]), finite)
+    grad_norm, delta_norm, finite = map(sweep.joined, zip(*(sweep.move(one, *block) for block in blocks), strict=True))
+    return Stepped(moved, grad_norm.to(_wide(one.grad)), delta_norm.to(_wide(moved)), finite)
 
 
 def project(delta: Tensor, rows: Rows, region: Region) -> Tensor:
@@ -71,28 +69,26 @@ def norms(delta: Tensor, rows: Rows) -> Tensor:
     if delta.numel() == 0:
         return _reference.norms(delta, rows)
     sweep = _Sweep(delta, rows)
-    wide = torch.float64 if delta.dtype == torch.float64 else torch.float32
-    return torch.cat([sweep.norms(*block) for block in sweep.blocks(delta)]).reshape(sweep.rows).to(wide)
+    return sweep.joined([sweep.norms(*block) for block in sweep.blocks(delta)]).to(_wide(delta))
 
 
 class _Hidden(NamedTuple):
     """The masked positions of a block."""
 
-    chunks: Tensor  # (rows, chunks) bool
-    rows: Tensor  # (rows,) bool: those with no position left
-    bits: Tensor  # (rows, chunks, 1) int32: what entries of fp32 are left, all of their bits or none
+    flags: Tensor  # (rows, positions, 1) bool
+    bits: Tensor  # (rows, positions, 1) int32: what entries of fp32 are left, all of their bits or none
 
 
 class _Lengths(NamedTuple):
-    """The norms of a block's rows, in fp64, and their extremes over rows that are not hidden."""
+    """The norms of a block's rows, and the least and the largest of them."""
 
     values: Tensor
     low: float
     high: float
 
     @classmethod
-    def of(cls, values: Tensor, hidden: _Hidden | None = None) -> _Lengths:
-        low, high = torch.aminmax(values if hidden is None else values.masked_fill(hidden.rows, values.amax()))
+    def of(cls, values: Tensor) -> _Lengths:
+        low, high = torch.aminmax(values)
         return cls(values, low.item(), high.item())
 
 
@@ -102,28 +98,33 @@ class _Sweep:
     def __init__(self, like: Tensor, rows: Rows) -> None:
         axes = like.ndim - 1 if rows.per == "token" else 1
         self.rows, self.norm = like.shape[:axes], rows.norm
-        count = math.prod(self.rows)
-        self.size = like.numel() // count
-        mask = None if rows.mask is None or bool(rows.mask.all()) else rows.mask
+        self.count = math.prod(self.rows)
+        self.size = like.numel() // self.count
+        mask = None if rows.mask is None or rows.mask.all() else rows.mask
         if mask is not None:
             mask = mask.reshape(*mask.shape, *[1] * (axes - mask.ndim)).expand(*self.rows, *mask.shape[axes:])
-            mask = mask.reshape(count, -1)
-        entries = self.size if mask is None else self.size // mask.shape[1]
-        self.chunk = _chunk(entries)
-        self.shape = (count, self.size // self.chunk, self.chunk)
-        self.height = max(1, min(count, _BYTES // (8 * self.size)))
-        self.hidden = None if mask is None else _hide(mask.repeat_interleave(entries // self.chunk, 1))
+            mask = mask.reshape(self.count, -1, 1)
+        self.positions = 1 if mask is None else mask.shape[1]
+        self.hidden = None if mask is None else _Hidden(~mask, mask.to(torch.int32).neg_())
+        self.chunk = _chunk(self.size // self.positions)
+        self.height = max(1, _BYTES // (8 * self.size))
         self.least = math.sqrt(self.size) * 1e-15  # squares that drown in fp32 are nothing to a row as long as this
-        self.finite = torch.ones(self.height, dtype=torch.bool)
         self.scratch: dict[str, Tensor] = {}
 
     def blocks(self, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
         """The same rows of every tensor (None of None), and what of them is hidden."""
-        height, count = self.height, self.shape[0]
-        nothing = [None] * math.ceil(count / height)
-        cut = [nothing if t is None else torch.split(t.reshape(self.shape), height) for t in tensors]
-        hidden = nothing if self.hidden is None else map(_Hidden, *(torch.split(t, height) for t in self.hidden))
-        return zip(*cut, hidden, strict=True)
+        whole = [None if t is None else t.reshape(self.count, self.size) for t in tensors]
+        if self.count <= self.height:
+            yield (*whole, self.hidden)
+            return
+        for start in range(0, self.count, self.height):
+            block = slice(start, start + self.height)
+            hidden = None if self.hidden is None else _Hidden(*(t[block] for t in self.hidden))
+            yield (*(None if t is None else t[block] for t in whole), hidden)
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """What came of every block, in the shape of the rows."""
+        return (parts[0] if len(parts) == 1 else torch.cat(tuple(parts))).view(self.rows)
 
     def move(
         self, one: Move, delta: Tensor, grad: Tensor, x: Tensor | None, out: Tensor, hidden: _Hidden | None
@@ -132,38 +133,49 @@ class _Sweep:
         lengths = factors = None
         if torch.float64 not in (delta.dtype, grad.dtype):
             grad = self._single(grad, "gradient")
-            lengths = self._measure(grad, hidden)
+            lengths = self._lengths(grad, hidden)
             factors = _factors(lengths, one)
         if lengths is None or factors is None:
-            region = replace(one.region, x=x)
-            same = replace(one, delta=delta, grad=grad, rows=self._rows(hidden), region=region)
+            region = replace(one.region, x=None if x is None else self._apart(x))
+            same = replace(
+                one, delta=self._apart(delta), grad=self._apart(grad), rows=self._rows(hidden), region=region
+            )
             made = _reference.move([same], inplace=False)[0]
-            out.copy_(made.delta)
+            self._apart(out).copy_(made.delta)
             return made.grad_norm, made.delta_norm, made.finite
+        fresh = out.dtype == torch.float32 and out.data_ptr() != delta.data_ptr()
         delta = self._single(delta, "delta")
         work = out if out.dtype == torch.float32 else delta
-        direction = torch.sign(grad, out=self._room(grad, "sign")) if one.rule == "sign" else grad
-        torch.addcmul(delta, direction, factors, out=work)
+        if one.rule == "sign":
+            direction = torch.sign(grad, out=work if fresh else self._room(grad, "sign"))
+            torch.add(delta, direction, alpha=one.step_size, out=work)
+        else:
+            torch.addcmul(delta, grad, factors, out=work)
         moved = self._contain(work, x, out, hidden, one.region)
         if moved is None:
-            moved = self._measure(work, hidden).values
-        return lengths.values, moved, self.finite[: len(moved)]
+            moved = self._lengths(work, None).values
+        return lengths.values, moved, torch.ones(len(out), dtype=torch.bool)
 
     def project(self, delta: Tensor, x: Tensor | None, out: Tensor, hidden: _Hidden | None, region: Region) -> None:
         if delta.dtype == torch.float64:
-            out.copy_(_reference.project(delta, self._rows(hidden), replace(region, x=x)))
+            region = replace(region, x=None if x is None else self._apart(x))
+            self._apart(out).copy_(_reference.project(self._apart(delta), self._rows(hidden), region))
         else:
             work = out if out.dtype == torch.float32 else self._room(delta, "delta")
             self._contain(work.copy_(delta), x, out, hidden, region)
 
     def norms(self, delta: Tensor, hidden: _Hidden | None) -> Tensor:
         if delta.dtype == torch.float64:
-            return _reference.norms(delta, self._rows(hidden))
-        return self._measure(self._single(delta, "delta"), hidden).values
+            return _reference.norms(self._apart(delta), self._rows(hidden))
+        return self._lengths(self._single(delta, "delta"), hidden).values
+
+    def _apart(self, values: Tensor) -> Tensor:
+        """A block with its positions in an axis of their own, as the definition has them."""
+        return values.view(len(values), self.positions, -1)
 
     def _rows(self, hidden: _Hidden | None) -> Rows:
         """A block's rows, as the definition knows them."""
-        return Rows(norm=self.norm, mask=None if hidden is None else ~hidden.chunks)
+        return Rows(norm=self.norm, mask=None if hidden is None else ~hidden.flags.squeeze(2))
 
     def _contain(
         self, work: Tensor, x: Tensor | None, out: Tensor, hidden: _Hidden | None, region: Region
@@ -171,7 +183,7 @@ class _Sweep:
         """Into the ball and the box, in the dtype of `out`; `work` ends as what `out` has. Its norms, if they are known."""
         radius, lengths = region.radius, None
         shrinks = self.norm == "l2" and math.isfinite(radius)
-        _clear(work, hidden)
+        self._clear(work, hidden)
         if shrinks:
             lengths, _ = self._shrink(work, radius, out.dtype)
         elif math.isfinite(radius):
@@ -185,47 +197,68 @@ class _Sweep:
                     work.copy_(out.copy_(work))
                     lengths = None
         if region.box is not None and x is not None:
-            work.copy_(_reference.boxed(out, x, region.box))
-            if work is not out:
-                out.copy_(work)
+            if work is out:
+                self._box(work, self._single(x, "x"), region.box)
+                self._clear(work, hidden)  # x may be NaN there
+            else:
+                work.copy_(out.copy_(_reference.boxed(out, x, region.box)))
             lengths = None
         return lengths
+
+    def _clear(self, work: Tensor, hidden: _Hidden | None) -> None:
+        if hidden is not None:  # NaN too; to fill where a mask says so takes ten times as long
+            self._apart(work).view(torch.int32).bitwise_and_(hidden.bits)
 
     def _shrink(self, work: Tensor, radius: float, storage: torch.dtype) -> tuple[Tensor | None, bool]:
         """Rescale the rows outside the ball: the norms, where they are known, and whether there were such rows."""
         limit, target = _reference.bounds(radius, self.size, torch.float32, storage)
-        length, low, high = self._decide(work, radius)
+        length, _, high = self._exact(work, radius)
         if high <= limit:
-            return (length if low >= self.least else None), False
-        # A tensor over a tensor: a number over one is its product with a reciprocal. A row that is infinite stays so.
-        scale = torch.where((length > limit) & length.isfinite(), torch.full_like(length, target) / length, 1.0)
+            return length, False
+        outside = length > limit
+        if not math.isfinite(high):  # a row that is infinite stays so
+            outside &= length.isfinite()
+        scale = torch.where(outside, target / length, 1.0)
         if target >= high * 1e-30:
-            work.mul_(scale.to(work.dtype).view(-1, 1, 1))
+            work.mul_(scale.to(work.dtype).view(-1, 1))
         else:  # as a number of fp32, the scale would be short of digits
-            torch.mul(work.to(torch.float64), scale.view(-1, 1, 1), out=work)
-        return (length * scale if min(low, target) >= self.least else None), True
+            torch.mul(work.to(torch.float64), scale.view(-1, 1), out=work)
+        return (length * scale if target >= self.least else None), True
 
-    def _decide(self, work: Tensor, radius: float) -> _Lengths:
+    def _box(self, work: Tensor, x: Tensor, box: Box) -> None:
+        """As `_reference.boxed`, without its comparisons: an entry that only rounds to the edge is brought to it."""
+        low, high = (x.new_tensor(bound) for bound in box)
+        edge, size = self._room(x, "edge"), torch.abs(work, out=self._room(x, "size"))
+        torch.minimum(work, torch.maximum(torch.sub(high, x, out=edge), size.neg_(), out=edge), out=work)
+        torch.maximum(work, torch.minimum(torch.sub(low, x, out=edge), size.neg_(), out=edge), out=work)
+
+    def _exact(self, work: Tensor, radius: float) -> _Lengths:
         """The norms that tell whether a row is in its ball; see the module's docstring. Masked positions are zero by now."""
         if radius >= self.least and self.size % 4 == 0 and work.numel() >= _MANY:
-            first, *others = work.view(len(work), -1).chunk(4, 1)
+            first, *others = work.chunk(4, 1)
             fours = torch.mul(first, first, out=self._room(first, "fours"))
             for other in others:
                 fours.addcmul_(other, other)
             wide = self._room(first, "sums", torch.float64).copy_(fours)  # sum(dtype=...) would take new memory for it
             lengths = _Lengths.of(wide.sum(1).sqrt())
-            if math.isfinite(lengths.high):
+            if self.least <= lengths.low and math.isfinite(lengths.high):
                 return lengths
-        return _Lengths.of(torch.linalg.vector_norm(work, dim=(1, 2), dtype=torch.float64))
+        return _Lengths.of(vector_norm(work, dim=1, dtype=torch.float64))
 
-    def _measure(self, values: Tensor, hidden: _Hidden | None) -> _Lengths:
+    def _lengths(self, values: Tensor, hidden: _Hidden | None) -> _Lengths:
+        """The norms of a block's rows, in fp64 or, Linf, in fp32, which holds them."""
         if self.norm == "linf":
-            return _over_chunks(torch.maximum(values.amax(2), -values.amin(2)), hidden, math.inf)
-        if self.chunk <= _CHUNK:
-            lengths = _over_chunks(torch.linalg.vector_norm(values, dim=2), hidden, 2.0)
+            values = self._apart(values)
+            return _Lengths.of(_visible(torch.maximum(values.amax(2), values.amin(2).neg_()), hidden).amax(1))
+        if values.numel() >= _MANY and self.chunk <= _CHUNK:
+            parts = _visible(vector_norm(values.view(len(values), -1, self.chunk), dim=2), hidden)
+            lengths = _Lengths.of(vector_norm(parts, dim=1, dtype=torch.float64))
             if self.least <= lengths.low and lengths.high <= 1e18:
                 return lengths  # no square has overflown, and those that drowned are nothing beside the sum
-        return _over_chunks(torch.linalg.vector_norm(values, dim=2, dtype=torch.float64), hidden, 2.0)
+        if hidden is None:
+            return _Lengths.of(vector_norm(values, dim=1, dtype=torch.float64))
+        parts = vector_norm(self._apart(values), dim=2, dtype=torch.float64)
+        return _Lengths.of(vector_norm(_visible(parts, hidden), dim=1))
 
     def _single(self, values: Tensor, use: str) -> Tensor:
         return values if values.dtype == torch.float32 else self._room(values, use).copy_(values)
@@ -237,31 +270,21 @@ class _Sweep:
         return self.scratch[use][: len(like)]
 
 
-def _hide(mask: Tensor) -> _Hidden:
-    return _Hidden(~mask, ~mask.any(1), mask.to(torch.int32).neg_().unsqueeze(-1))
-
-
-def _clear(work: Tensor, hidden: _Hidden | None) -> None:
+def _visible(parts: Tensor, hidden: _Hidden | None) -> Tensor:
+    """What was measured of the parts of a block's positions, 0 at those that are masked."""
     if hidden is not None:
-        work.view(torch.int32).bitwise_and_(
-            hidden.bits
-        )  # NaN too; to fill where a mask says so takes ten times as long
-
-
-def _over_chunks(parts: Tensor, hidden: _Hidden | None, order: float) -> _Lengths:
-    if hidden is not None:
-        parts.masked_fill_(hidden.chunks, 0.0)
-    return _Lengths.of(torch.linalg.vector_norm(parts, order, dim=1, dtype=torch.float64), hidden)
+        parts.view(len(parts), hidden.flags.shape[1], -1).masked_fill_(hidden.flags, 0.0)
+    return parts
 
 
 def _factors(lengths: _Lengths, one: Move) -> Tensor | None:
-    """What the direction of every row is multiplied by, `(rows, 1, 1)`; None where fp32 cannot tell."""
+    """What the direction of every row is multiplied by, `(rows, 1)`; None where fp32 cannot tell."""
     values, low, high = lengths
     step = abs(one.step_size)
     if not math.isfinite(high):
         return None
     if one.rule == "sign":
-        return torch.full((1, 1, 1), one.step_size)
+        return values
     if one.floor:
         values, low, high = values.clamp(min=one.floor), max(low, one.floor), max(high, one.floor)
     elif low == 0:  # such a row does not move
@@ -269,7 +292,11 @@ def _factors(lengths: _Lengths, one: Move) -> Tensor | None:
         low = values.amin().item()
     if high > step * 1e30 or low < step * 1e-30:
         return None
-    return (one.step_size / values).to(torch.float32).view(-1, 1, 1)
+    return (one.step_size / values).to(torch.float32).view(-1, 1)
+
+
+def _wide(values: Tensor) -> torch.dtype:
+    return torch.float64 if values.dtype == torch.float64 else torch.float32
 
 
 @cache
