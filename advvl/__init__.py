@@ -12,7 +12,7 @@
      └──────▲─────────────┬──────┘  losses                           └────────────┘
      probes │             │ feedback                used by training.py (a step) and attacks.py (an attack)
        ┌────┴─────────────▼────┐
-       │     inner maximiser   │  maximizers.py
+       │     inner maximiser   │  maximizers.py, probes.py
        └────▲─────────────┬────┘
       start │             │ step along the gradient, back into the ball and the box
           perturber ──► ball ──► ops          perturbers.py, balls.py, ops/
@@ -35,11 +35,9 @@ from advvl.balls import Place as Place
 from advvl.errors import AdvVLError as AdvVLError
 from advvl.maximizers import PGD as PGD
 from advvl.maximizers import AscentState as AscentState
-from advvl.maximizers import Feedback as Feedback
 from advvl.maximizers import FreeAT as FreeAT
 from advvl.maximizers import FreeLB as FreeLB
 from advvl.maximizers import InnerMaximizer as InnerMaximizer
-from advvl.maximizers import Probe as Probe
 from advvl.perturbers import Ascent as Ascent
 from advvl.perturbers import EmbeddingPerturber as EmbeddingPerturber
 from advvl.perturbers import Given as Given
@@ -48,6 +46,8 @@ from advvl.perturbers import Perturber as Perturber
 from advvl.perturbers import Start as Start
 from advvl.perturbers import Uniform as Uniform
 from advvl.perturbers import Zero as Zero
+from advvl.probes import Feedback as Feedback
+from advvl.probes import Probe as Probe
 from advvl.recipes import free_at as free_at
 from advvl.recipes import freelb as freelb
 from advvl.recipes import pgd as pgd
@@ -55,6 +55,6 @@ from advvl.recipes import villa as villa
 from advvl.regularizers import KL as KL
 from advvl.regularizers import Regularizer as Regularizer
 from advvl.regularizers import SymmetricKL as SymmetricKL
-from advvl.rounds import PassTrace as PassTrace
+from advvl.traces import PassTrace as PassTrace
 from advvl.training import AdversarialTraining as AdversarialTraining
 from advvl.training import StepReport as StepReport

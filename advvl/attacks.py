@@ -14,10 +14,11 @@ from advvl.adapters.base import Adapter, adapted
 from advvl.adapters.injection import Batch
 from advvl.balls import Place
 from advvl.errors import ConfigurationError
-from advvl.maximizers import Feedback, InnerMaximizer, Probe
+from advvl.maximizers import InnerMaximizer
 from advvl.ops import Box
 from advvl.passes import Correct, Loss, Passes, check_parts, no_sync
 from advvl.perturbers import Perturber
+from advvl.probes import Feedback, Probe
 from advvl.randomness import preserved
 from advvl.rounds import Round
 from advvl.states import kept_buffers, kept_modes

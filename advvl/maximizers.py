@@ -3,16 +3,12 @@
 A maximiser is a generator. It yields a `Probe`, a pass it wants, and is sent a `Feedback`, what that pass gave; at the
 end it returns the final perturbations. It never sees a model, so each is a handful of lines and is tested without one.
 The driver (`passes`, under `training` or `attacks`) closes the generator on any exception.
-
-    probes = FreeLB(steps=3).probes(perturber)
-    probe = next(probes)                  # run a pass at probe.deltas
-    probe = probes.send(feedback)         # and so on, until StopIteration carries the final deltas
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -21,68 +17,10 @@ from torch import Tensor
 
 from advvl.balls import Place
 from advvl.errors import ConfigurationError, ShapeError
-from advvl.ops import Stepped
-from advvl.perturbers import Carried, Perturber, Start, Zero
+from advvl.perturbers import Carried, Perturber, Zero
+from advvl.probes import Feedback, Probe, Probes
 
 Order = Literal["together", "in turn"]
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A pass that a maximiser asks for.
-
-    Arguments:
-        deltas: the perturbation of each modality, or the start to make it from; a modality not named stays clean.
-        apart: each modality in a pass of its own, the others clean; the passes do not depend on each other, so that
-            the driver may run them as one batch.
-        weight: of a pass's loss in the parameter gradient; 0: no parameter gradient is wanted.
-        delta_gradients: whether the gradients of the perturbations are wanted.
-        update: the parameter gradients are complete after this: reduce them over processes, and update.
-    """
-
-    deltas: Mapping[str, Tensor | Start]
-    weight: float = 0.0
-    delta_gradients: bool = True
-    update: bool = False
-    apart: bool = False
-
-
-@dataclass(frozen=True)
-class Feedback:
-    """What a pass gave; it depends neither on the probe's weight nor on any loss scale.
-
-    Arguments:
-        deltas: the perturbations of the pass, starts made.
-        gradients: of the pass's own loss with respect to each perturbation; empty if not wanted.
-        places: where each perturbation lives.
-        losses: `(B,)`, one a row, or None where the loss is a single number; of the last of several passes.
-        correct: `(B,)` bool, or None where nothing judges; of the last of several passes.
-        stepped: filled in by `move`; the driver reads norms and flags from it.
-    """
-
-    deltas: Mapping[str, Tensor]
-    gradients: Mapping[str, Tensor]
-    places: Mapping[str, Place]
-    losses: Tensor | None = None
-    correct: Tensor | None = None
-    stepped: dict[str, Stepped] = field(default_factory=dict)
-
-    def move(self, perturber: Perturber) -> dict[str, Tensor]:
-        """The perturbations after one ascent step along these gradients."""
-        self.stepped.update(perturber.move(self.deltas, self.gradients, self.places))
-        return {modality: stepped.delta for modality, stepped in self.stepped.items()}
-
-
-def merged(answers: Sequence[Feedback]) -> Feedback:
-    """What several passes gave, as one."""
-    deltas: dict[str, Tensor] = {}
-    gradients: dict[str, Tensor] = {}
-    places: dict[str, Place] = {}
-    for answer in answers:
-        deltas |= answer.deltas
-        gradients |= answer.gradients
-        places |= answer.places
-    return Feedback(deltas, gradients, places, answers[-1].losses, answers[-1].correct)
 
 
 @dataclass(repr=False)
@@ -119,9 +57,6 @@ class AscentState:
         if wrong:
             raise ConfigurationError(f"expected a tensor for each modality, got {wrong}; give what state_dict() gave")
         self.deltas = dict(state["deltas"])
-
-
-Probes = Generator[Probe, Feedback, dict[str, Tensor]]
 
 
 class InnerMaximizer(ABC):

@@ -19,9 +19,10 @@ from advvl.adapters.base import Adapter, Outputs
 from advvl.adapters.injection import Batch, Binding, Maker
 from advvl.balls import Place
 from advvl.errors import ConfigurationError, ShapeError, SiteError
-from advvl.maximizers import Feedback, InnerMaximizer
+from advvl.maximizers import InnerMaximizer
 from advvl.perturbers import Perturber, Start
 from advvl.prefix import Prefix
+from advvl.probes import Feedback
 from advvl.randomness import forked
 
 Loss = Callable[[Outputs, Batch], Tensor]

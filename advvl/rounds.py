@@ -13,75 +13,22 @@ pass itself and is not run again: its perturbation's gradient is taken from the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from advvl.branches import CleanBranch
 from advvl.errors import ConfigurationError, RandomnessError
-from advvl.maximizers import Feedback, Probe, merged
 from advvl.passes import Backward, Pass, Passes, Sync, accumulate, all_found, input_gradients
 from advvl.perturbers import Start, Zero
+from advvl.probes import Feedback, Probe, merged
 from advvl.randomness import RandomState
 from advvl.regularizers import Regularizer
 from advvl.states import frozen_stats, kept_buffers, uses_batch_statistics
-
-
-@dataclass(frozen=True)
-class PassTrace:
-    """What one pass was: for parity tests and for looking inside.
-
-    Arguments:
-        modalities: those perturbed; empty for the clean pass.
-        weight: of the pass in the parameter gradient.
-        logits, task_loss, regularization: as they came out; unweighted by `weight`.
-        deltas, gradients: of the perturbations, unscaled; gradients are of `task_loss + regularization`.
-    """
-
-    modalities: tuple[str, ...]
-    weight: float
-    logits: Tensor | None
-    task_loss: Tensor
-    regularization: Tensor | None
-    deltas: Mapping[str, Tensor] = field(default_factory=dict)
-    gradients: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-class CleanBranch:
-    """The clean pass of one round, and the cotangent that waits for its backward."""
-
-    def __init__(self, run: Pass, logits: Tensor, *, live: bool) -> None:
-        wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        self.run, self.live = run, live
-        self.logits = logits
-        self.reference = logits.detach().to(wide, copy=True).requires_grad_(live)
-        self.task_weight = 0.0
-        self._cotangent: Tensor | None = None
-        self._served: dict[str, Tensor] | None = None
-
-    def collect(self, factor: Tensor | None) -> None:
-        """Take the cotangent that a backward left on the reference, freed of the loss scale."""
-        gradient, self.reference.grad = self.reference.grad, None
-        if gradient is not None:
-            gradient = gradient if factor is None else gradient / factor
-            self._cotangent = gradient if self._cotangent is None else self._cotangent + gradient
-
-    def gradients(self) -> dict[str, Tensor]:
-        """The gradients at the zero perturbations of the clean pass, by one input-only backward of its graph."""
-        if self._served is None:
-            self._served = input_gradients(self.run.task, self.run.leaves, retain_graph=True)
-        return self._served
-
-    def remainder(self) -> Tensor | None:
-        """What the clean graph still owes the parameters: its task loss and ⟨collected cotangent, clean logits⟩."""
-        parts = []
-        if self.task_weight:
-            parts.append(self.task_weight * self.run.task)
-        if self._cotangent is not None:
-            parts.append((self._cotangent * self.logits.to(self._cotangent.dtype)).sum())
-        return sum(parts[1:], parts[0]) if parts else None
+from advvl.traces import Tally, Trace
 
 
 class Round:
@@ -110,16 +57,14 @@ class Round:
         freeze_stats: bool = False,
         jointly: bool = False,
         backward: Backward | None = None,
-        trace: Callable[[PassTrace], object] | None = None,
+        trace: Trace | None = None,
     ) -> None:
         self.passes, self.regularizer, self.clean_weight = passes, regularizer, clean_weight
-        self.shared, self.freeze_stats, self.quiet, self.trace = shared, freeze_stats, quiet, trace
+        self.shared, self.freeze_stats, self.quiet = shared, freeze_stats, quiet
         self._jointly, self._backward = jointly, backward
         self._clean: CleanBranch | None = None
         self._random: RandomState | None = None
-        self.loss: Tensor | None = None
-        self.task_loss: Tensor | None = None
-        self.regularization: Tensor | None = None
+        self.tally = Tally(trace)
         self.effective: dict[str, Tensor] = {}
         self.count = 0
         self._rows: int | None = None  # losses of a forward, where there is one a row
@@ -150,7 +95,7 @@ class Round:
             run = self._forward(probe.deltas, wants=probe.delta_gradients, apart=probe.apart)
             tasks = [run.task] if not probe.apart else [self.passes.reduce(own) for own in self._parts(run, probe)]
             logits: Sequence[Tensor | None] = [None] * len(groups)
-            if self.regularizer is not None or self.trace is not None:
+            if self.regularizer is not None or self.tally.trace is not None:
                 logits = self.passes.logits(run).tensor_split(len(groups))
             penalties = [self._penalty(clean, own, probe) for own in logits]
             objective = sum([*tasks[1:], *(penalty for penalty in penalties if penalty is not None)], tasks[0])
@@ -162,8 +107,7 @@ class Round:
             else:
                 gradients = {}
         for group, task, penalty, own in zip(groups, tasks, penalties, logits, strict=True):
-            self._account(probe.weight, task, penalty)
-            self._tell(group, probe.weight, own, task, run, penalty, gradients)
+            self.tally.add(group, probe.weight, own, task, penalty, run.leaves, gradients)
         self.effective.update(run.effective)
         return self.passes.feedback(run, gradients, modalities, of=len(groups))
 
@@ -206,12 +150,10 @@ class Round:
         serves = self.shared and bool(zeros)  # then later probes at zero are answered from this graph
         with torch.enable_grad() if live or serves else torch.no_grad():
             run = self._forward(zeros if serves else {}, wants=True, clean=True)
-        logits = self.passes.logits(run) if self.regularizer is not None or self.trace is not None else run.task
+        logits = self.passes.logits(run) if self.regularizer is not None or self.tally.trace is not None else run.task
         branch = CleanBranch(run, logits, live=self.regularizer is not None and self.regularizer.through_clean)
         branch.task_weight = self.clean_weight
-        if self.clean_weight:
-            self._account(self.clean_weight, run.task, None)
-        self._tell((), self.clean_weight, logits, run.task, run, None, {})
+        self.tally.add((), self.clean_weight, logits, run.task, None, {}, {})
         return branch
 
     def _serve(self, clean: CleanBranch, probe: Probe, modalities: tuple[str, ...]) -> Feedback:
@@ -220,8 +162,7 @@ class Round:
             gradients = clean.gradients() if probe.delta_gradients else {}
         clean.task_weight += probe.weight
         penalty = None if self.regularizer is None else clean.run.task.detach() * 0
-        self._account(probe.weight, clean.run.task, penalty)
-        self._tell(modalities, probe.weight, clean.logits, clean.run.task, clean.run, penalty, gradients)
+        self.tally.add(modalities, probe.weight, clean.logits, clean.run.task, penalty, clean.run.leaves, gradients)
         return self.passes.feedback(clean.run, gradients, modalities)
 
     def _penalty(self, clean: CleanBranch | None, logits: Tensor | None, probe: Probe) -> Tensor | None:
@@ -305,38 +246,6 @@ class Round:
             )
         adapter.replay_verified = True
 
-    def _account(self, weight: float, task: Tensor, penalty: Tensor | None) -> None:
-        if not weight:
-            return
-        self.task_loss = _plus(self.task_loss, weight * task.detach())
-        if penalty is not None:
-            self.regularization = _plus(self.regularization, weight * penalty.detach())
-        self.loss = self.task_loss if self.regularization is None else self.task_loss + self.regularization
-
-    def _tell(
-        self,
-        modalities: tuple[str, ...],
-        weight: float,
-        logits: Tensor | None,
-        task: Tensor,
-        run: Pass,
-        penalty: Tensor | None,
-        gradients: Mapping[str, Tensor],
-    ) -> None:
-        if self.trace is None:
-            return
-        self.trace(
-            PassTrace(
-                modalities,
-                weight,
-                None if logits is None else logits.detach(),
-                task.detach(),
-                None if penalty is None else penalty.detach(),
-                {modality: run.leaves[modality].detach() for modality in modalities},
-                {modality: gradients[modality].detach() for modality in modalities if modality in gradients},
-            )
-        )
-
 
 _CHECKPOINTED = (
     "expected the site of {modality!r} outside any activation-checkpointed region, but it was run again in a backward "
@@ -349,7 +258,3 @@ _CHECKPOINTED = (
 def _grad(probe: Probe) -> AbstractContextManager[object]:
     """A graph only where something is differentiated."""
     return torch.enable_grad() if probe.weight or probe.delta_gradients else torch.no_grad()
-
-
-def _plus(sum_: Tensor | None, term: Tensor) -> Tensor:
-    return term if sum_ is None else sum_ + term

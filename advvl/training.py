@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from advvl.adapters.base import Adapter, adapted
 from advvl.adapters.injection import Batch
 from advvl.errors import ConfigurationError, NonFiniteError
-from advvl.maximizers import AscentState, Feedback, InnerMaximizer
+from advvl.maximizers import AscentState, InnerMaximizer
 from advvl.passes import Backward, Correct, Loss, Passes, Sync, check_parts, no_sync
 from advvl.perturbers import Perturber
+from advvl.probes import Feedback
 from advvl.regularizers import Regularizer
-from advvl.rounds import PassTrace, Round
+from advvl.rounds import Round
+from advvl.traces import Trace
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class AdversarialTraining:
         generator: torch.Generator | None = None,
         state: AscentState | None = None,
         correct: Correct | None = None,
-        trace: Callable[[PassTrace], object] | None = None,
+        trace: Trace | None = None,
     ) -> StepReport:
         """Run every pass of one step and leave the parameters' gradients, added to what was there, in `.grad`.
 
@@ -149,7 +151,7 @@ class AdversarialTraining:
                         feedback = round_.run(probe)
                         watch.gradients(feedback)
                         if probe.update:
-                            watch.read(round_.loss)
+                            watch.read(round_.tally.loss)
                             if update is not None:
                                 before = _gradients(adapter.model) if self.maximizer.updates > 1 else []
                                 update()
@@ -247,12 +249,13 @@ def _some(rows: list[int]) -> str:
 
 
 def _report(round_: Round, watch: _Watch) -> StepReport:
-    if round_.loss is None or round_.task_loss is None:
+    tally = round_.tally
+    if tally.loss is None or tally.task_loss is None:
         raise ConfigurationError("expected a maximiser that asks for a pass to learn from, got none with a weight")
     return StepReport(
-        loss=round_.loss,
-        task_loss=round_.task_loss,
-        regularization=round_.regularization,
+        loss=tally.loss,
+        task_loss=tally.task_loss,
+        regularization=tally.regularization,
         passes=round_.count,
         delta_norms=watch.norms,
         nonfinite={modality: bad.sum() for modality, bad in watch.bad.items()},

@@ -33,8 +33,8 @@ from advvl import (
     Zero,
 )
 from advvl.errors import ConfigurationError, ShapeError
-from advvl.maximizers import Probes, merged
 from advvl.perturbers import Carried
+from advvl.probes import Probes, merged
 
 SHAPES = {"text": (3, 5, 2), "image": (3, 4, 7)}
 STEP = 0.5

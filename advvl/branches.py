@@ -1,0 +1,43 @@
+"""The clean branch of a round: one graph, what is asked of it while other passes run, and what it owes at the end."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from advvl.passes import Pass, input_gradients
+
+
+class CleanBranch:
+    """The clean pass of one round, and the cotangent that waits for its backward."""
+
+    def __init__(self, run: Pass, logits: Tensor, *, live: bool) -> None:
+        wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        self.run, self.live = run, live
+        self.logits = logits
+        self.reference = logits.detach().to(wide, copy=True).requires_grad_(live)
+        self.task_weight = 0.0
+        self._cotangent: Tensor | None = None
+        self._served: dict[str, Tensor] | None = None
+
+    def collect(self, factor: Tensor | None) -> None:
+        """Take the cotangent that a backward left on the reference, freed of the loss scale."""
+        gradient, self.reference.grad = self.reference.grad, None
+        if gradient is not None:
+            gradient = gradient if factor is None else gradient / factor
+            self._cotangent = gradient if self._cotangent is None else self._cotangent + gradient
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The gradients at the zero perturbations of the clean pass, by one input-only backward of its graph."""
+        if self._served is None:
+            self._served = input_gradients(self.run.task, self.run.leaves, retain_graph=True)
+        return self._served
+
+    def remainder(self) -> Tensor | None:
+        """What the clean graph still owes the parameters: its task loss and ⟨collected cotangent, clean logits⟩."""
+        parts = []
+        if self.task_weight:
+            parts.append(self.task_weight * self.run.task)
+        if self._cotangent is not None:
+            parts.append((self._cotangent * self.logits.to(self._cotangent.dtype)).sum())
+        return sum(parts[1:], parts[0]) if parts else None
