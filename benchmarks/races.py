@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -117,13 +118,17 @@ class Races:
         loops = {name: max(1, math.ceil(pace.shortest / seconds)) for name, seconds in warm.items()}
         total = sum(warm[name] * loops[name] for name in entries)
         rounds = min(pace.most, max(pace.least, round(pace.budget / total))) if entries else 0
-        names = list(entries)
-        for turn in range(rounds):
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+        order = random.Random(0)
+        for _ in range(rounds):
+            for name in order.sample(list(entries), len(entries)):  # so that none always follows the same one
                 entry, lane = entries[name], lanes[name]
                 lane.seconds.append(self._seconds(entry, loops[name]) / (loops[name] * entry.repeats))
         for name, entry in entries.items():
-            lanes[name].facts = {"role": entry.role, "loops": loops[name], **self.facts, **entry.facts}
+            others = [other for other in entries if entry.role == "ours" and entries[other].role != "ours"]
+            over = {other: interval(lanes[name].seconds, lanes[other].seconds) for other in others}
+            lanes[name].facts = {
+                "role": entry.role, "loops": loops[name], "over": over, **self.facts, **entry.facts
+            }  # fmt: skip
             try:
                 entry.check()
             except Exception as failure:
@@ -148,6 +153,14 @@ class Races:
     def synchronise(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def interval(ours: list[float], theirs: list[float], *, draws: int = 2000) -> tuple[float, float]:
+    """95 % of the ratio of medians, over rounds drawn anew; a round is drawn with both of its times."""
+    drawn = torch.randint(len(ours), (draws, len(ours)), generator=torch.Generator().manual_seed(0))
+    medians = [torch.tensor(seconds, dtype=torch.float64)[drawn].quantile(0.5, dim=1) for seconds in (ours, theirs)]
+    low, high = (medians[0] / medians[1]).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return float(f"{low:.4g}"), float(f"{high:.4g}")
 
 
 @dataclass(frozen=True)

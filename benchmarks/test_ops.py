@@ -84,7 +84,8 @@ class Bench:
         self.delta = d.to(device, case.dtype)
         g = torch.randn(case.shape, generator=generator)
         self.grad = (1e-3 * (g + g.sign())).to(device, case.dtype)  # none below 1e-6, which captum does not step along
-        self.x0 = torch.full_like(self.delta, 0.5)
+        self.x0 = torch.rand(case.shape, generator=generator) if case.boxed else torch.full(case.shape, 0.5)
+        self.x0 = self.x0.to(device, case.dtype)
         self.radius = math.inf if case.region == "no ball" else LINF_RADIUS if case.linf else RADIUS
         self.step_size = LINF_STEP_SIZE if case.linf else STEP_SIZE
         self.options: dict[str, Any] = {"step_size": self.step_size, "radius": self.radius}
