@@ -53,7 +53,7 @@ def move(moves: Sequence[Move], *, inplace: bool = False, backend: Backend = "au
     """
     for one in moves:
         _check(one.delta, one.rows, one.region)
-        _check_choice("rule", one.rule, Rule)
+        _check_choice("rule", one.rule, _RULES)
         if one.grad.shape != one.delta.shape:
             raise ShapeError(f"expected a gradient of shape {tuple(one.delta.shape)}, got {tuple(one.grad.shape)}")
         if inplace and _overlaps(one.delta):
@@ -189,15 +189,18 @@ _BACKENDS: Mapping[str, Callable[[], Implementation]] = {
 }
 
 
-def _check_choice(name: str, value: object, literal: object) -> None:
-    if value not in get_args(literal):
-        raise ConfigurationError(f"expected {name} to be one of {get_args(literal)}, got {value!r}")
+_NORMS, _PERS, _RULES = get_args(Norm), get_args(Per), get_args(Rule)  # once: a step is to cost little
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigurationError(f"expected {name} to be one of {choices}, got {value!r}")
 
 
 def _check(delta: Tensor, rows: Rows, region: Region) -> None:
     shape, mask, segments, x = tuple(delta.shape), rows.mask, rows.segments, region.x
-    _check_choice("norm", rows.norm, Norm)
-    _check_choice("per", rows.per, Per)
+    _check_choice("norm", rows.norm, _NORMS)
+    _check_choice("per", rows.per, _PERS)
     if not delta.is_floating_point():
         raise ShapeError(f"expected a floating-point perturbation, got {delta.dtype}")
     if delta.ndim < 2:
@@ -218,7 +221,7 @@ def _check(delta: Tensor, rows: Rows, region: Region) -> None:
 def _overlaps(delta: Tensor) -> bool:
     """Whether two entries share one place in memory, or might: an axis steps within what smaller ones span."""
     span = 1
-    if delta.numel() == 0:
+    if delta.is_contiguous() or delta.numel() == 0:
         return False
     for stride, size in sorted(zip(delta.stride(), delta.shape, strict=True)):
         if size > 1 and stride < span:

@@ -414,11 +414,11 @@ def _run(job: _Job) -> None:
 def _run_rows(job: _Job, size: int) -> None:
     ball = _ball(job.region.radius, job.delta.dtype, size, job.grad is not None)
     mask, each, cover = _masked(job, size)
-    width = triton.next_power_of_2(size)
+    width = _power_of_2(size)
     together = max(1, _TILE // width)
     rows = job.delta.numel() // size
     low, high, x = _boxed(job)
-    _rows_kernel[(triton.cdiv(rows, together),)](
+    _rows_kernel[(_ratio(rows, together),)](
         job.delta, job.grad, x, mask, job.out, job.grad_norm, _bytes(job.finite), job.delta_norm,
         rows, size, each,
         float(job.step_size), float(job.floor), ball.limit, ball.target, ball.bound, low, high,
@@ -433,12 +433,12 @@ def _run_blocks(job: _Job, size: int, segments: Tensor | None) -> None:
     rows = delta.numel() // size
     ball = _ball(job.region.radius, delta.dtype, size if segments is None else delta.numel(), grad is not None)
     mask, each, cover = _masked(job, size)
-    width = min(max(_BLOCK, triton.next_power_of_2(triton.cdiv(size, _BLOCKS))), 4 * _BLOCK)
-    blocks = triton.cdiv(size, width)
+    width = min(max(_BLOCK, _power_of_2(_ratio(size, _BLOCKS))), 4 * _BLOCK)
+    blocks = _ratio(size, width)
     grid, warps = (rows * blocks,), _warps(width)
     slots = 4 if l2 and within else 1
     parts = blocks if segments is None else 1
-    joins = triton.next_power_of_2(parts)
+    joins = _power_of_2(parts)
 
     def empty(count: int) -> Tensor:
         return torch.empty(rows, blocks, count, dtype=torch.float64, device=delta.device)
@@ -531,6 +531,16 @@ def _boxed(job: _Job) -> tuple[float, float, Tensor | None]:
 
 def _bytes(flags: Tensor | None) -> Tensor | None:
     return None if flags is None else flags.contiguous().view(torch.uint8)
+
+
+# Triton's own two of these may be called in kernels as well, and take longer than all else that the host does.
+def _power_of_2(least: int) -> int:
+    return 1 << (least - 1).bit_length()
+
+
+def _ratio(whole: int, part: int) -> int:
+    """Rounded up."""
+    return -(-whole // part)
 
 
 def _warps(entries: int) -> int:
