@@ -72,12 +72,13 @@ def attack(run: Run) -> str:
                 row.name,
                 row.time,
                 f"{row.median / bare.median:.3f}" if bare else "",
+                f"{row.facts['flops'] / 1e9:.4g}",
                 f"{row.facts['loss_before']:.3f} → {row.facts['loss']:.3f}" if "loss" in row.facts else "",
                 f"{row.facts['share_at_least']:.1%}" if "share_at_least" in row.facts else "",
             ]
             for row in lanes.values()
         ]
-        heads = ["way", "time", "over ten bare passes", "mean loss", "loss at least the peer's"]
+        heads = ["way", "time", "over ten bare passes", "GFLOP", "mean loss", "loss at least the peer's"]
         parts += [f"**{case}**", table(heads, rows)]
     return "\n\n".join(parts)
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from measures import Extent, device_of, extent_of
+from measures import Extent, device_of, extent_of, flops
 from peers import peer
 from races import Entry, Pace, Race, recorded
 from torch import Tensor, nn
@@ -174,7 +174,7 @@ class Bench:
             least = self.scene.reached[name] * (1 - AT_LEAST)
             found["share_at_least"] = float((self.scene.reached["ours"] >= least).float().mean())
             assert found["share_at_least"] >= SHARE, f"ours is below {name} on too many rows"
-        return Entry(call, inside, "ours", self.facts | found)
+        return self._entry(call, inside, "ours", found)
 
     def captum(self) -> Entry:
         """One radius and one step size for both modalities, as it takes them; an L2 step is of sign."""
@@ -198,7 +198,7 @@ class Bench:
 
         call()
         facts = self._reach("captum PGD", dict(zip(names, found[0], strict=True)))
-        return Entry(call, lambda: self._finite(found[0]), "peer", self.facts | facts)
+        return self._entry(call, lambda: self._finite(found[0]), "peer", facts)
 
     def torchattacks(self) -> Entry:
         attacks, case = peer("torchattacks"), self.case
@@ -211,7 +211,7 @@ class Bench:
 
         call()
         facts = self._reach(f"torchattacks {make.__name__}", {"image": found[0]})
-        return Entry(call, lambda: self._finite(found), "peer", self.facts | facts)
+        return self._entry(call, lambda: self._finite(found), "peer", facts)
 
     def bare(self) -> Entry:
         """Ten passes at the clean tensors."""
@@ -224,7 +224,10 @@ class Bench:
                 found[:] = [torch.autograd.grad(scene.losses(leaves).sum(), list(leaves.values()))]
 
         call()
-        return Entry(call, lambda: self._finite(found[0]), "limit", self.facts)
+        return self._entry(call, lambda: self._finite(found[0]), "limit", {})
+
+    def _entry(self, call: Callable[[], None], check: Callable[[], object], role: Any, found: dict[str, Any]) -> Entry:
+        return Entry(call, check, role, self.facts | found | {"flops": flops(call)})
 
     def _captum_loss(self, perturbed: dict[str, Tensor], target: Any) -> Tensor:
         del target
