@@ -61,7 +61,7 @@ class Compiled:
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return self.launch
 
-    def launch(self, *args: object, num_warps: int, **constants: object) -> None:
+    def launch(self, *args: object, num_warps: int, enable_fp_fusion: bool, **constants: object) -> None:
         import triton
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
@@ -81,18 +81,18 @@ class Compiled:
                 signature[name] = "i32"
         assert list(signature) == list(names)
         source = ASTSource(fn=self.kernel, signature=signature, constexprs=known)
-        triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps})
+        options = {"num_warps": num_warps, "enable_fp_fusion": enable_fp_fusion}
+        triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="what is interpreted is not compiled")
-@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
 @pytest.mark.parametrize("longest", [0, 2**14], ids=["blocks", "rows"])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_every_launch_compiles_for_a_gpu(norm: ops.Norm, longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter knows neither types nor scopes as the compiler does."""
     from advvl.ops import _triton
 
-    for name in ("_rows_kernel", "_sums_kernel", "_again_kernel", "_apply_kernel", "_norms_kernel"):
+    for name in ("rows_kernel", "sums_kernel", "verdict_kernel", "apply_kernel", "norms_kernel"):
         monkeypatch.setattr(_triton, name, Compiled(getattr(_triton, name)))
     monkeypatch.setattr(_triton, "_LONGEST", longest)
     delta = torch.zeros(2, 3, 1600, dtype=torch.float16 if norm == "l2" else torch.bfloat16)
@@ -113,7 +113,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> str:
         pytest.skip("runs in the process with the interpreter, see the first test")
     from triton.runtime.interpreter import InterpretedFunction
 
-    call, known = InterpretedFunction.__call__, {"advvl.ops._triton"}
+    call, known = InterpretedFunction.__call__, {"advvl.ops._kernels"}
 
     def quick(self: InterpretedFunction, *args: object, **options: object) -> object:
         """Every call of a helper patches what its module sees of triton anew, most of the time taken; once is enough."""
@@ -133,7 +133,8 @@ def triton_ops(device: str, request: pytest.FixtureRequest, monkeypatch: pytest.
 
     if getattr(request, "param", "rows") == "blocks":
         monkeypatch.setattr(_triton, "_LONGEST", 0)
-        monkeypatch.setattr(_triton, "_BLOCK", 32)
+        monkeypatch.setattr(_triton, "_BLOCK", 8)
+        monkeypatch.setattr(_triton, "_WAVE", 3)  # fewer programs than blocks judge a row
 
     empty, empty_like = torch.empty, torch.empty_like
 

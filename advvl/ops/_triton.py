@@ -2,25 +2,10 @@
 
 A row of up to 16,384 entries is one program's: d and g are read once into registers, everything follows from there, and
 the new row is written once. Short rows share a program. Longer rows are cut into blocks so that a few of them fill the
-chip: one launch sums every block, one applies the step, one joins the norms. Every perturbation of a call has launches of
-its own, one in the first case, three or four in the second. None waits for the host, so all can be captured in a graph.
-
-Entries are computed in fp32, a gradient of fp64 rounded to it first, and sums of squares in fp64: squares of fp32 numbers
-neither over- nor underflow there, so a gradient of 1e-30 needs no pass for its maximum, and the order of summation, which
-is the compiler's, does not matter. A row's fp64 factor is applied as m * p, m in [1/2, 1) and p a power of two, which
-loses nothing at either end of fp32.
-
-How a result stays inside its ball. Let u = 2^-24, half a unit in the last place of fp32; e the rounding to the storage
-dtype (0 for fp32), at most 2^-11 or 2^-8; w = fl(d + fl(a h)) the moved row, h the gradient or its sign. Norms of w known
-in fp64 are exact beside u. A row outside of `limit = radius (1 - 4u)` is brought to `target = radius (1 - 10u - e)`. The
-factor rounds once, the product once, the cast once: its norm grows by at most 2u + e, and a second projection finds it
-inside. Below the normal numbers product and cast err by parts of a subnormal an entry, which the target leaves room for.
-
-A long row is not read again for ||w||: ||d||^2 + 2a<d,h> + a^2||h||^2, in fp64, is the norm of v = d + a h before its
-entries were rounded, and |w - v| <= u|v| + u(1 + u)|a h| entry by entry. Where ||v|| is at least half of ||d|| + a||h||,
-||w|| is within 1 + 3.01u of ||v||: such a row left alone is inside the radius, and one brought to the target ends below
-radius (1 - 10u - e)(1 + 5.01u + e) < limit. Any other row, one whose step nearly reverses it, is summed again from w. So
-is one that the cast may or may not carry out of the ball, and every row of a radius so small that subnormals matter.
+chip: one launch sums every block, one judges the rows where there is a ball, one applies the step, one joins the norms.
+Every perturbation of a call has launches of its own, one in the first case, three or four in the second. None waits for
+the host, so all can be captured in a graph.
+What they compute, and the proof of it, is in `_kernels`.
 """
 
 from __future__ import annotations
@@ -32,10 +17,10 @@ from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from advvl.ops import _reference
+from advvl.ops._kernels import apply_kernel, norms_kernel, rows_kernel, sums_kernel, verdict_kernel
 from advvl.ops._reference import not_above
 from advvl.ops._types import Move, Region, Rows, Rule, Stepped
 
@@ -44,277 +29,14 @@ _LONGEST = 16_384  # entries of the longest row that one program holds, beside i
 _TILE = 1024  # entries of a program of several short rows
 _BLOCK = 4096  # entries of a block of a long row; up to four times that once a row has more than _BLOCKS of them
 _BLOCKS = 128
-_TRUSTED = 0.25  # of (||d|| + a||h||)^2: where the algebra gives the norm; see above
+_WAVE = 512  # programs that judge rows: at most what a large GPU runs at once
+_TRUSTED = 0.25  # of (||d|| + a||h||)^2: where the algebra gives the norm; see `_kernels`
 _NEVER = 2.0
-_NORMAL = tl.constexpr(2.0**-126)  # the smallest fp32 number that has all its bits
+# Whether multiply and add may be fused. A long row in doubt is moved twice, to be measured and to be stored, and has to
+# come out the same; sums lose nothing by it, and take half the registers.
+_SUMS, _MOVES = {"enable_fp_fusion": True}, {"enable_fp_fusion": False}
 
-
-@triton.jit
-def _read(values, offset, real):
-    return tl.load(values + offset, mask=real, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _real(mask, row, column, inside, each, COVER: tl.constexpr):
-    """Which entries are real: `each` entries of the mask to a row, each for COVER of its own; COVER 0: one to `each` rows.
-
-    The row is one that exists.
-    """
-    if mask is not None:
-        if COVER > 0:
-            inside = inside & (tl.load(mask + row * each + column // COVER, mask=inside, other=0) != 0)
-        else:
-            inside = tl.where(tl.load(mask + row // each) != 0, inside, False)
-    return inside
-
-
-@triton.jit
-def _measure(values, L2: tl.constexpr, AXIS: tl.constexpr):
-    """The sum of squares, or the largest size, in fp64."""
-    if L2:
-        wide = values.to(tl.float64)
-        measure = tl.sum(wide * wide, AXIS)
-    else:
-        # As integers sizes keep their order, with NaN above infinity; a maximum of floats would drop it.
-        bits = values.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-        measure = tl.max(bits, AXIS).to(tl.float32, bitcast=True).to(tl.float64)
-    return measure
-
-
-@triton.jit
-def _joined(parts, row, count, slot, SLOTS: tl.constexpr, L2: tl.constexpr, PARTS: tl.constexpr):
-    """One measure of a row from those of its parts."""
-    part = tl.arange(0, PARTS)
-    values = tl.load(parts + (row * count + part) * SLOTS + slot, mask=part < count, other=0.0)
-    if L2:  # noqa: SIM108
-        joined = tl.sum(values, 0)
-    else:
-        joined = tl.max(values.to(tl.int64, bitcast=True), 0).to(tl.float64, bitcast=True)
-    return joined
-
-
-@triton.jit
-def _length(measure, L2: tl.constexpr):
-    if L2:
-        measure = tl.sqrt(measure)
-    return measure
-
-
-@triton.jit
-def _split(factor):
-    """m, p with m * p the factor, m in [1/2, 1) of fp32 and p a power of two; m is 0 where it would be subnormal."""
-    exponent = ((factor.to(tl.int64, bitcast=True) >> 52) & 0x7FF) - 1022
-    exponent = tl.minimum(tl.maximum(exponent, -126), 127)
-    p = ((exponent + 127) << 23).to(tl.int32).to(tl.float32, bitcast=True)
-    m = (factor / p.to(tl.float64)).to(tl.float32)
-    return tl.where(tl.abs(m) < _NORMAL, 0.0, m), p
-
-
-@triton.jit
-def _pace(length, step, floor, SIGN: tl.constexpr):
-    """Whether a row with a gradient of this length moves, and the factor of its direction."""
-    moves = (length > 0) & (length < float("inf"))
-    over = 1.0 if SIGN else tl.maximum(length, floor)
-    m, p = _split(step / tl.where(moves, over, 1.0).to(tl.float64))
-    return moves, m, p
-
-
-@triton.jit
-def _direction(g, SIGN: tl.constexpr):
-    if SIGN:
-        g = tl.where(g > 0, 1.0, tl.where(g < 0, -1.0, 0.0))
-    return g
-
-
-@triton.jit
-def _moved(d, g, moves, m, p, SIGN: tl.constexpr):
-    return d + tl.where(moves, (_direction(g, SIGN) * p) * m, 0.0)
-
-
-@triton.jit
-def _outside(length, limit):
-    return (length > limit) & (length < float("inf"))  # a row that is not finite stays as it is
-
-
-@triton.jit
-def _clamped(w, bound):
-    return tl.where(w > bound, bound, tl.where(w < -bound, -bound, w))  # NaN stays
-
-
-@triton.jit
-def _fitted(w, x, offset, real, low, high, STORED: tl.constexpr):
-    """The entries as they are stored, in fp32, in their box: only those outside change, towards zero, and never grow."""
-    d = w.to(STORED).to(tl.float32)
-    if x is not None:
-        wide = _read(x, offset, real)
-        total, size = wide + d, tl.abs(d)
-        down = tl.minimum(d, tl.maximum((high - wide).to(STORED).to(tl.float32), -size))
-        up = tl.maximum(d, tl.minimum((low - wide).to(STORED).to(tl.float32), size))
-        d = tl.where(total > high, down, tl.where(total < low, up, d))
-    return d
-
-
-@triton.jit
-def _rows_kernel(
-    delta, grad, x, mask, out, grad_norm, finite, delta_norm,
-    rows, size, each,
-    step: tl.float64, floor: tl.float64, limit: tl.float64, target: tl.float64, bound, low, high,
-    L2: tl.constexpr, SIGN: tl.constexpr, BALL: tl.constexpr,
-    COVER: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, SIZE)[None, :]
-    there = row < rows
-    inside = there[:, None] & (column < size)
-    offset = row[:, None] * size + column
-    real = _real(mask, tl.minimum(row, rows - 1)[:, None], column, inside, each, COVER)
-    w = _read(delta, offset, real)
-    if grad is not None:
-        g = _read(grad, offset, real)
-        length = _length(_measure(g, L2, 1), L2)
-        moves, m, p = _pace(length, step, floor, SIGN)
-        w = _moved(w, g, moves[:, None], m[:, None], p[:, None], SIGN)
-        tl.store(grad_norm + row, length.to(tl.float32), mask=there)
-        tl.store(finite + row, (length < float("inf")).to(tl.uint8), mask=there)
-    if BALL and L2:
-        length = tl.sqrt(_measure(w, L2, 1))
-        over = _outside(length, limit)
-        if out.dtype.element_ty != tl.float32:  # the cast may lengthen a row
-            over = over | _outside(tl.sqrt(_measure(w.to(out.dtype.element_ty).to(tl.float32), L2, 1)), limit)
-        m, p = _split(target / tl.where(over, length, 1.0))
-        w = tl.where(over[:, None], (w * m[:, None]) * p[:, None], w)
-    elif BALL:
-        w = _clamped(w, bound)
-    if out is not None:
-        w = _fitted(w, x, offset, real, low, high, out.dtype.element_ty)
-        tl.store(out + offset, w.to(out.dtype.element_ty), mask=inside)
-    if delta_norm is not None:
-        tl.store(delta_norm + row, _length(_measure(w, L2, 1), L2).to(tl.float32), mask=there)
-
-
-@triton.jit
-def _block(program, mask, size, each, blocks, COVER: tl.constexpr, BLOCK: tl.constexpr):
-    """Where a program's block of its row lies."""
-    row = program // blocks
-    column = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < size
-    return row * size + column, inside, _real(mask, row, column, inside, each, COVER)
-
-
-@triton.jit
-def _sums_kernel(
-    delta, grad, mask, sums, size, each, blocks,
-    L2: tl.constexpr, SIGN: tl.constexpr, SLOTS: tl.constexpr, COVER: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """A block's measure of g and, with four slots, ||d||^2, <d, h> and ||h||^2."""
-    program = tl.program_id(0).to(tl.int64)
-    offset, _inside, real = _block(program, mask, size, each, blocks, COVER, BLOCK)
-    sums += program * SLOTS
-    if grad is not None:
-        g = _read(grad, offset, real)
-        tl.store(sums, _measure(g, L2, 0))
-    if SLOTS == 4:
-        d = _read(delta, offset, real)
-        tl.store(sums + 1, _measure(d, True, 0))
-        if grad is not None:
-            h = _direction(g, SIGN)
-            tl.store(sums + 2, tl.sum(d.to(tl.float64) * h.to(tl.float64), 0))
-            tl.store(sums + 3, _measure(h, True, 0))
-
-
-@triton.jit
-def _verdict(
-    sums, row, parts, step, floor, limit, safe, trusted,
-    MOVES: tl.constexpr, L2: tl.constexpr, SIGN: tl.constexpr, SLOTS: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
-    """A row's pace, its length once moved, as far as sums can tell, and whether that is in doubt."""
-    moves, m, p = False, 0.0, 0.0
-    length, doubtful = 0.0, False
-    if MOVES:
-        moves, m, p = _pace(_length(_joined(sums, row, parts, 0, SLOTS, L2, PARTS), L2), step, floor, SIGN)
-    if SLOTS == 4:
-        square = _joined(sums, row, parts, 1, SLOTS, True, PARTS)
-        longest = tl.sqrt(square)
-        if MOVES:
-            a = tl.cast(m, tl.float64) * tl.cast(p, tl.float64)
-            dh = _joined(sums, row, parts, 2, SLOTS, True, PARTS)
-            hh = _joined(sums, row, parts, 3, SLOTS, True, PARTS)
-            square += tl.where(moves, a * (2.0 * dh + a * hh), 0.0)
-            longest += tl.where(moves, tl.abs(a) * tl.sqrt(hh), 0.0)
-        length = tl.sqrt(square)
-        known = (square >= trusted * (longest * longest)) & ((length > limit) | (length <= safe))
-        doubtful = known == 0
-    return moves, m, p, length, doubtful
-
-
-@triton.jit
-def _again_kernel(
-    delta, grad, mask, out, sums, again, size, each, blocks, parts,
-    step: tl.float64, floor: tl.float64, limit: tl.float64, safe: tl.float64, trusted: tl.float64,
-    SIGN: tl.constexpr, COVER: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
-    """For rows in doubt the sums of squares of the moved block, before and after the cast."""
-    program = tl.program_id(0).to(tl.int64)
-    moves, m, p, _moved_length, doubtful = _verdict(
-        sums, program // blocks, parts, step, floor, limit, safe, trusted, grad is not None, True, SIGN, 4, PARTS
-    )
-    if doubtful:
-        offset, _inside, real = _block(program, mask, size, each, blocks, COVER, BLOCK)
-        w = _read(delta, offset, real)
-        if grad is not None:
-            w = _moved(w, _read(grad, offset, real), moves, m, p, SIGN)
-        tl.store(again + program * 2, _measure(w, True, 0))
-        tl.store(again + program * 2 + 1, _measure(w.to(out.dtype.element_ty).to(tl.float32), True, 0))
-
-
-@triton.jit
-def _apply_kernel(
-    delta, grad, x, mask, out, sums, again, stored, size, each, blocks, parts,
-    step: tl.float64, floor: tl.float64, limit: tl.float64, safe: tl.float64, trusted: tl.float64,
-    target: tl.float64, bound, low, high,
-    L2: tl.constexpr, SIGN: tl.constexpr, BALL: tl.constexpr,
-    SLOTS: tl.constexpr, COVER: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
-    # Backwards: what was summed last is still in the cache.
-    program = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64)
-    offset, inside, real = _block(program, mask, size, each, blocks, COVER, BLOCK)
-    moves, m, p, length, doubtful = _verdict(
-        sums, program // blocks, parts, step, floor, limit, safe, trusted, grad is not None, L2, SIGN, SLOTS, PARTS
-    )
-    w = _read(delta, offset, real)
-    if grad is not None:
-        w = _moved(w, _read(grad, offset, real), moves, m, p, SIGN)
-    if BALL and L2:
-        over = _outside(length, limit)
-        if doubtful:
-            length = tl.sqrt(_joined(again, program // blocks, parts, 0, 2, True, PARTS))
-            cast = tl.sqrt(_joined(again, program // blocks, parts, 1, 2, True, PARTS))
-            over = _outside(length, limit) | _outside(cast, limit)
-        m, p = _split(target / tl.where(over, length, 1.0))
-        w = tl.where(over, (w * m) * p, w)
-    elif BALL:
-        w = _clamped(w, bound)
-    w = _fitted(w, x, offset, real, low, high, out.dtype.element_ty)
-    tl.store(out + offset, w.to(out.dtype.element_ty), mask=inside)
-    if stored is not None:
-        tl.store(stored + program, _measure(w, L2, 0))
-
-
-@triton.jit
-def _norms_kernel(
-    sums, stored, grad_norm, finite, delta_norm, parts,
-    L2: tl.constexpr, SLOTS: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    if sums is not None:
-        length = _length(_joined(sums, row, parts, 0, SLOTS, L2, PARTS), L2)
-        tl.store(grad_norm + row, length.to(tl.float32))
-        tl.store(finite + row, (length < float("inf")).to(tl.uint8))
-    if stored is not None:
-        tl.store(delta_norm + row, _length(_joined(stored, row, parts, 0, 1, L2, PARTS), L2).to(tl.float32))
-
-
-_INTERPRETED = not isinstance(_rows_kernel, triton.JITFunction)
+_INTERPRETED = not isinstance(rows_kernel, triton.JITFunction)
 
 
 class _Job(NamedTuple):
@@ -334,7 +56,7 @@ class _Job(NamedTuple):
 
 
 class _Ball(NamedTuple):
-    """The numbers that the kernels compare and scale with; see the top of the file."""
+    """The numbers that the kernels compare and scale with; see `_kernels`."""
 
     limit: float
     safe: float
@@ -404,7 +126,7 @@ def _run(job: _Job) -> None:
     rows, delta = job.rows, job.delta
     packed = rows.segments is not None and rows.per == "sample"
     size = delta.shape[-1] if rows.per == "token" else math.prod(delta.shape[1:])
-    with torch.cuda.device_of(delta):
+    with torch.cuda.device_of(delta):  # type: ignore[no-untyped-call]
         if size <= _LONGEST and not packed:
             _run_rows(job, size)
         else:
@@ -418,12 +140,12 @@ def _run_rows(job: _Job, size: int) -> None:
     together = max(1, _TILE // width)
     rows = job.delta.numel() // size
     low, high, x = _boxed(job)
-    _rows_kernel[(_ratio(rows, together),)](
+    rows_kernel[(_ratio(rows, together),)](
         job.delta, job.grad, x, mask, job.out, job.grad_norm, _bytes(job.finite), job.delta_norm,
         rows, size, each,
-        float(job.step_size), float(job.floor), ball.limit, ball.target, ball.bound, low, high,
+        float(job.step_size), float(job.floor), ball.limit, ball.safe, ball.target, ball.bound, low, high,
         L2=job.rows.norm == "l2", SIGN=job.rule == "sign", BALL=math.isfinite(job.region.radius),
-        COVER=cover, ROWS=together, SIZE=width, num_warps=_warps(together * width),
+        COVER=cover, ROWS=together, SIZE=width, num_warps=_warps(together * width), **_MOVES,
     )  # fmt: skip
 
 
@@ -434,6 +156,7 @@ def _run_blocks(job: _Job, size: int, segments: Tensor | None) -> None:
     ball = _ball(job.region.radius, delta.dtype, size if segments is None else delta.numel(), grad is not None)
     mask, each, cover = _masked(job, size)
     width = min(max(_BLOCK, _power_of_2(_ratio(size, _BLOCKS))), 4 * _BLOCK)
+    width = min(width, _power_of_2(size))  # packed rows may be short
     blocks = _ratio(size, width)
     grid, warps = (rows * blocks,), _warps(width)
     slots = 4 if l2 and within else 1
@@ -443,41 +166,43 @@ def _run_blocks(job: _Job, size: int, segments: Tensor | None) -> None:
     def empty(count: int) -> Tensor:
         return torch.empty(rows, blocks, count, dtype=torch.float64, device=delta.device)
 
-    sums, samples, again, stored = None, None, None, None
+    sums, samples, verdicts, again, stored = None, None, None, None, None
     if grad is not None or slots == 4:
         sums = empty(slots)
-        _sums_kernel[grid](
+        sums_kernel[grid](
             delta, grad, mask, sums, size, each, blocks,
-            L2=l2, SIGN=sign, SLOTS=slots, COVER=cover, BLOCK=width, num_warps=warps,
+            L2=l2, SIGN=sign, SLOTS=slots, COVER=cover, BLOCK=width, num_warps=warps, **_SUMS,
         )  # fmt: skip
         sums, samples = _gathered(sums, segments, l2)
-    judged = float(job.step_size), float(job.floor), ball.limit, ball.safe, ball.trusted
+    judged = float(job.step_size), float(job.floor), ball.limit
     if slots == 4:
-        again = empty(2)
-        _again_kernel[grid](
-            delta, grad, mask, job.out, sums, again, size, each, blocks, parts, *judged,
-            SIGN=sign, COVER=cover, BLOCK=width, PARTS=joins, num_warps=warps,
+        verdicts, again = torch.empty(rows, 4, dtype=torch.float64, device=delta.device), empty(2)
+        share = min(blocks, _ratio(_WAVE, rows))
+        verdict_kernel[(rows * share,)](
+            delta, grad, mask, job.out, sums, verdicts, again, size, each, blocks, parts, share,
+            *judged, ball.safe, ball.trusted,
+            SIGN=sign, COVER=cover, BLOCK=width, PARTS=joins, num_warps=warps, **_MOVES,
         )  # fmt: skip
         again, _ = _gathered(again, segments, l2)
     if job.out is None:
         stored = empty(1)
-        _sums_kernel[grid](
+        sums_kernel[grid](
             None, delta, mask, stored, size, each, blocks,
-            L2=l2, SIGN=False, SLOTS=1, COVER=cover, BLOCK=width, num_warps=warps,
+            L2=l2, SIGN=False, SLOTS=1, COVER=cover, BLOCK=width, num_warps=warps, **_SUMS,
         )  # fmt: skip
     else:
         stored = empty(1) if job.delta_norm is not None else None
         low, high, x = _boxed(job)
-        _apply_kernel[grid](
-            delta, grad, x, mask, job.out, sums, again, stored, size, each, blocks, parts, *judged,
+        apply_kernel[grid](
+            delta, grad, x, mask, job.out, sums, verdicts, again, stored, size, each, blocks, parts, *judged,
             ball.target, ball.bound, low, high,
-            L2=l2, SIGN=sign, BALL=within, SLOTS=slots, COVER=cover, BLOCK=width, PARTS=joins, num_warps=warps,
+            L2=l2, SIGN=sign, BALL=within, COVER=cover, BLOCK=width, PARTS=joins, num_warps=warps, **_MOVES,
         )  # fmt: skip
     if stored is not None:
         _, stored = _gathered(stored, segments, l2)
-        _norms_kernel[(rows,)](
+        norms_kernel[(rows,)](
             None if grad is None else samples, stored, job.grad_norm, _bytes(job.finite), job.delta_norm, parts,
-            L2=l2, SLOTS=slots, PARTS=joins, num_warps=1,
+            L2=l2, SLOTS=slots, PARTS=joins, num_warps=1, **_SUMS,
         )  # fmt: skip
 
 
