@@ -18,6 +18,7 @@ divergence is the sum of both directions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -35,7 +36,11 @@ CPU_BLOCK_PER_THREAD = 2**20
 DEVICE_BLOCK = 2**26
 
 # Up to so many bytes of one side the expression written out is the faster, for it takes half as many operations.
-SMALL = 2**19
+SMALL = 2**20
+
+# Gaps a − b are formed at this scale, a power of two for exactness, so that of finite logits neither they nor their
+# distances from a mean overflow: inf times a probability of 0 is NaN.
+SHRINK = 1 / 8
 
 
 def divergences(clean: Tensor, perturbed: Tensor, mask: Tensor | None = None, *, kind: Kind, head: Head) -> Tensor:
@@ -56,9 +61,7 @@ def divergences(clean: Tensor, perturbed: Tensor, mask: Tensor | None = None, *,
 
 class _Divergences(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, clean: Tensor, perturbed: Tensor, mask: Tensor | None, kind: Kind, head: Head) -> Tensor:
-        ctx.save_for_backward(clean, perturbed, mask)
-        ctx.kind, ctx.head = kind, head
+    def forward(clean: Tensor, perturbed: Tensor, mask: Tensor | None, kind: Kind, head: Head) -> Tensor:
         compute = _softmax_rows if head == "softmax" else _sigmoid_rows
         rows = torch.zeros(clean.shape[:-1].numel(), dtype=_wide(clean, perturbed), device=clean.device)
         for block, a, b in _blocks(clean, perturbed, mask):
@@ -66,28 +69,87 @@ class _Divergences(torch.autograd.Function):
         return rows.view(clean.shape[:-1])
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.kind, ctx.head = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        clean, perturbed, mask = ctx.saved_tensors
-        if torch.is_grad_enabled():  # these gradients are to be differentiated in turn
-            into = _twice_differentiable(clean, perturbed, mask, ctx.kind, ctx.head, cotangent, ctx.needs_input_grad)
-            return into[0], into[1], None, None, None
-        slope = _softmax_slope if ctx.head == "softmax" else _sigmoid_slope
-        forward, backward = ctx.kind != "perturbed||clean", ctx.kind != "clean||perturbed"
+        wanted = ctx.needs_input_grad[:2]
+        into = _Gradients.apply(cotangent, *ctx.saved_tensors, ctx.kind, ctx.head, wanted)  # type: ignore[no-untyped-call]
+        return *into, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        rows: Tensor = _Divergences.apply(*_batched(info, in_dims, inputs))  # type: ignore[no-untyped-call]
+        return rows, 0
+
+
+class _Gradients(torch.autograd.Function):
+    """The gradients to both sides that are wanted; a function of its own so that they can be differentiated in turn."""
+
+    @staticmethod
+    def forward(
+        cotangent: Tensor,
+        clean: Tensor,
+        perturbed: Tensor,
+        mask: Tensor | None,
+        kind: Kind,
+        head: Head,
+        wanted: tuple[bool, bool],
+    ) -> tuple[Tensor | None, Tensor | None]:
+        slope = _softmax_slope if head == "softmax" else _sigmoid_slope
+        forward, backward = kind != "perturbed||clean", kind != "clean||perturbed"
         into_clean, into_perturbed = (
-            torch.zeros(x.shape, dtype=x.dtype, device=x.device) if wanted else None
-            for x, wanted in zip((clean, perturbed), ctx.needs_input_grad, strict=False)
+            torch.zeros(x.shape, dtype=x.dtype, device=x.device) if want else None
+            for x, want in zip((clean, perturbed), wanted, strict=True)
         )
         if mask is not None:
             cotangent = torch.where(mask.bool(), cotangent, 0)
         cotangent = cotangent.reshape(-1, 1)
+        times = {True: cotangent / SHRINK, False: cotangent}
         for block, a, b in _blocks(clean, perturbed, mask):
-            gap = _gap(a, b) if ctx.head == "softmax" else a - b
-            x, y = (a.softmax(-1), b.softmax(-1)) if ctx.head == "softmax" else (a, b)
+            gap = _shrunk_gap(a, b) if head == "softmax" else (a * SHRINK).sub_(b, alpha=SHRINK)
+            x, y = (a.softmax(-1), b.softmax(-1)) if head == "softmax" else (a, b)
             if into_clean is not None:
-                _put(into_clean, block, slope(x, y, gap, forward, backward).mul_(cotangent[block]))
+                _put(into_clean, block, slope(x, y, gap, forward, backward).mul_(times[forward][block]))
             if into_perturbed is not None:
-                _put(into_perturbed, block, slope(y, x, gap.neg_(), backward, forward).mul_(cotangent[block]))
-        return into_clean, into_perturbed, None, None, None
+                _put(into_perturbed, block, slope(y, x, gap.neg_(), backward, forward).mul_(times[backward][block]))
+        return into_clean, into_perturbed
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, Tensor | None]) -> None:
+        *tensors, ctx.kind, ctx.head, ctx.wanted = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *into: Tensor | None) -> tuple[Tensor | None, ...]:
+        cotangent, clean, perturbed, mask = ctx.saved_tensors
+
+        def gradients(cotangent: Tensor, clean: Tensor, perturbed: Tensor) -> list[Tensor]:
+            rows = partial(_written_out, mask=mask, kind=ctx.kind, head=ctx.head)
+            return wanted(torch.func.vjp(rows, clean, perturbed)[1](cotangent))
+
+        def wanted(sides: tuple[Any, ...]) -> list[Tensor]:
+            return [x for x, want in zip(sides, ctx.wanted, strict=True) if want]
+
+        pull = torch.func.vjp(gradients, cotangent, clean, perturbed)[1]
+        return *pull(wanted(into)), None, None, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], *inputs: Any
+    ) -> tuple[tuple[Tensor | None, ...], tuple[int | None, ...]]:
+        into = _Gradients.apply(*_batched(info, in_dims, inputs))  # type: ignore[no-untyped-call]
+        return into, tuple(None if x is None else 0 for x in into)
+
+
+def _batched(info: Any, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]) -> list[Any]:
+    """The inputs with vmap's axis in front: one leading axis more, for rows know nothing of each other."""
+    return [
+        x if not isinstance(x, Tensor) else x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+        for x, dim in zip(inputs, in_dims, strict=True)
+    ]
 
 
 def _written_out(clean: Tensor, perturbed: Tensor, mask: Tensor | None, kind: Kind, head: Head) -> Tensor:
@@ -96,7 +158,7 @@ def _written_out(clean: Tensor, perturbed: Tensor, mask: Tensor | None, kind: Ki
     if mask is not None:
         clean, perturbed = (torch.where(mask.bool()[..., None], x, 0) for x in (clean, perturbed))
     a, b = clean.to(wide), perturbed.to(wide)
-    if head == "softmax":
+    if head == "softmax":  # a row whose logits lie further apart than the dtype reaches comes out as NaN or inf
         return _terms(a.log_softmax(-1), b.log_softmax(-1), kind).sum(-1)
     on, off = (_terms(F.logsigmoid(x), F.logsigmoid(y), kind) for x, y in ((a, b), (-a, -b)))
     return (on + off).sum(-1)
@@ -107,24 +169,6 @@ def _terms(log_p: Tensor, log_q: Tensor, kind: Kind) -> Tensor:
     if kind == "symmetric":
         return (log_p.exp() - log_q.exp()) * gap
     return log_p.exp() * gap if kind == "clean||perturbed" else -log_q.exp() * gap
-
-
-def _twice_differentiable(
-    clean: Tensor,
-    perturbed: Tensor,
-    mask: Tensor | None,
-    kind: Kind,
-    head: Head,
-    cotangent: Tensor,
-    wanted: tuple[bool, ...],
-) -> list[Tensor | None]:
-    """The gradients to both sides with a graph of their own."""
-    # as aliases: where one side was computed from the other, the path between them is not to be counted here
-    clean, perturbed = clean.view_as(clean), perturbed.view_as(perturbed)
-    rows = _written_out(clean, perturbed, mask, kind, head)
-    inputs = [x for x, want in zip((clean, perturbed), wanted, strict=False) if want]
-    found = iter(torch.autograd.grad(rows, inputs, cotangent, create_graph=True))
-    return [next(found) if want else None for want in wanted[:2]]
 
 
 def _wide(clean: Tensor, perturbed: Tensor) -> torch.dtype:
@@ -173,15 +217,16 @@ def _rows_at_once(logits: Tensor, itemsize: int) -> int:
 def _softmax_rows(a: Tensor, b: Tensor, kind: Kind) -> Tensor:
     p, q = a.softmax(-1), b.softmax(-1)
     # log p − log q; log p = a − max a + log max p spares an exponential
-    gap = _gap(a, b).add_(p.amax(-1, keepdim=True).log() - q.amax(-1, keepdim=True).log())
-    if kind == "symmetric":
-        return p.sub_(q).mul_(gap).sum(-1)
-    return p.mul_(gap).sum(-1) if kind == "clean||perturbed" else -q.mul_(gap).sum(-1)
+    gap = _shrunk_gap(a, b).add_(p.amax(-1, keepdim=True).log() - q.amax(-1, keepdim=True).log(), alpha=SHRINK)
+    weight = p.sub_(q) if kind == "symmetric" else p if kind == "clean||perturbed" else q
+    rows = weight.mul_(gap).sum(-1).div_(SHRINK)
+    return rows.neg_() if kind == "perturbed||clean" else rows
 
 
-def _gap(a: Tensor, b: Tensor) -> Tensor:
-    """a − b less a number a row; each side's maximum comes off first, so that an offset of its own costs no digits."""
-    return (a - a.amax(-1, keepdim=True)).sub_(b - b.amax(-1, keepdim=True))
+def _shrunk_gap(a: Tensor, b: Tensor) -> Tensor:
+    """a − b less a number a row, times SHRINK; each side's maximum comes off first: an offset of its own costs no digits."""
+    a, b = (torch.add(x.amax(-1, keepdim=True).mul_(-SHRINK), x, alpha=SHRINK) for x in (a, b))
+    return a.sub_(b)
 
 
 def _sigmoid_rows(a: Tensor, b: Tensor, kind: Kind) -> Tensor:
@@ -200,19 +245,19 @@ def _sigmoid_difference(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _softmax_slope(p: Tensor, q: Tensor, gap: Tensor, first: bool, second: bool) -> Tensor:
-    """The gradient to a of first·KL(p‖q) + second·KL(q‖p), from the probabilities and a − b but for a number a row."""
+    """The gradient to a of first·KL(p‖q) + second·KL(q‖p), times SHRINK if first, from p, q and the shrunk gap."""
     if not first:
         return p - q
     slope = p * gap
     mean = slope.sum(-1, keepdim=True)
     if second:
-        return torch.sub(gap, mean - 1, out=slope).mul_(p).sub_(q)
+        return torch.sub(gap, mean - SHRINK, out=slope).mul_(p).sub_(q, alpha=SHRINK)
     return torch.sub(gap, mean, out=slope).mul_(p)
 
 
 def _sigmoid_slope(a: Tensor, b: Tensor, gap: Tensor, first: bool, second: bool) -> Tensor:
-    """The gradient to a of first·KL(p‖q) + second·KL(q‖p), from the logits and a − b."""
+    """The gradient to a of first·KL(p‖q) + second·KL(q‖p), times SHRINK if first, from the logits and the shrunk gap."""
     if not first:
         return _sigmoid_difference(a, b)
     slope = a.sigmoid().mul_((-a).sigmoid()).mul_(gap)
-    return slope.add_(_sigmoid_difference(a, b)) if second else slope
+    return slope.add_(_sigmoid_difference(a, b), alpha=SHRINK) if second else slope

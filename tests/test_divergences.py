@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -14,6 +16,7 @@ from conftest import TOLERANCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.func import grad, jacrev, jvp, vjp, vmap
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -172,6 +175,42 @@ def test_sigmoids_near_one_keep_their_digits(kind: Kind) -> None:
         torch.testing.assert_close(mine.double(), theirs, rtol=TOLERANCE[torch.float32], atol=0)
 
 
+def every_pair_of_rows(*entries: float, dtype: torch.dtype) -> list[Tensor]:
+    rows = list(itertools.product(entries, repeat=3))
+    return [torch.tensor(x, dtype=dtype).requires_grad_() for x in zip(*itertools.product(rows, rows), strict=True)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@each_kind
+@each_head
+def test_the_largest_logits_get_their_true_gradients_and_nan_still_shows(
+    kind: Kind, head: Head, dtype: torch.dtype
+) -> None:
+    """Small logits for the sigmoid head alone: the softmax of the expression written out overflows there."""
+    largest, wide = torch.finfo(dtype).max, torch.promote_types(dtype, torch.float32)
+    # in fp64, which for fp64 has room at a fraction of the logits alone: there all above 3 grows as they do
+    fraction = 2.0**-9 if dtype == torch.float64 else 1.0
+    sides = every_pair_of_rows(*(x * fraction for x in (-largest, 0, largest)), dtype=torch.float64)
+    ones = torch.ones(len(sides[0]), dtype=torch.float64)
+    truth = with_gradients(written_out, *sides, None, cotangent=ones, kind=kind, head=head)
+    value, *gradients = (torch.where(x.abs() > 3, x / fraction, x) for x in truth)
+    decided = (value / torch.finfo(wide).max - 1).abs() > 1e-2  # not on the brink of overflowing
+    for small in (-1, 2**19) if head == "sigmoid" else (-1,):
+        sides = every_pair_of_rows(-largest, 0, largest, dtype=dtype)
+        with patch.object(divergences, "SMALL", small):
+            found = with_gradients(compute, *sides, cotangent=ones.to(wide), kind=kind, head=head)
+            spoiled = [x.detach().index_fill(1, torch.tensor(0), torch.nan).requires_grad_() for x in sides]
+            of_nan = [
+                with_gradients(compute, *pair, cotangent=ones.to(wide), kind=kind, head=head)
+                for pair in ((spoiled[0], sides[1]), (sides[0], spoiled[1]))
+            ]
+        tolerance = TOLERANCE[dtype]
+        torch.testing.assert_close(found[0][decided], value.to(wide)[decided], rtol=tolerance, atol=tolerance)
+        for mine, expected in zip(found[1:], gradients, strict=True):
+            assert ((mine - expected).abs() <= tolerance * (1 + expected.abs().amax(-1, keepdim=True))).all()
+        assert all(x.reshape(len(ones), -1)[:, 0].isnan().all() for x in itertools.chain(*of_nan))
+
+
 @pytest.mark.parametrize("offset", [100.0, 1e4])
 @each_kind
 def test_an_offset_of_one_side_costs_no_digits(kind: Any, offset: float) -> None:
@@ -209,6 +248,75 @@ def test_an_offset_that_both_sides_share_changes_nothing() -> None:
     for kind in KINDS:
         at_zero = compute(*on_a_grid, kind=kind, head="softmax")
         torch.testing.assert_close(compute(*(x + 8192 for x in on_a_grid), kind=kind, head="softmax"), at_zero)
+
+
+def loss_of(kind: Kind, head: Head) -> Callable[..., Tensor]:
+    return lambda clean, perturbed, mask=None: compute(clean, perturbed, mask, kind=kind, head=head).square().sum()
+
+
+def summed(of: Callable[..., Any]) -> Callable[..., Tensor]:
+    """A number that has every entry in it, to differentiate once more."""
+    return lambda *inputs: sum(x.sin().sum() for x in tree_leaves(of(*inputs)))
+
+
+@pytest.mark.parametrize("sides", [(0, 1), (0,), (1,)], ids=["both", "clean", "perturbed"])
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+@each_kind
+@each_head
+def test_functional_gradients_are_those_of_autograd_and_so_are_theirs(
+    kind: Kind, head: Head, masked: bool, sides: tuple[int, ...]
+) -> None:
+    inputs, mask = (logits(3, 4, seed=1), logits(3, 4, seed=2)), torch.tensor([1, 0, 1]) if masked else None
+    loss, bare = loss_of(kind, head), [x.detach() for x in inputs]
+    expected = torch.autograd.grad(loss(*inputs, mask), [inputs[i] for i in sides])
+    once = torch.autograd.grad(loss(*inputs, mask), [inputs[i] for i in sides], create_graph=True)
+    twice = torch.autograd.grad(summed(lambda: once)(), inputs)
+    torch.testing.assert_close(grad(loss, sides)(*bare, mask), expected, rtol=1e-12, atol=1e-12)
+    found = grad(summed(grad(loss, sides)), (0, 1))(*bare, mask)
+    torch.testing.assert_close(found, twice, rtol=1e-12, atol=1e-12)
+    through = torch.autograd.grad(summed(grad(loss, sides))(*inputs, mask), inputs)  # one inside the other
+    torch.testing.assert_close(through, twice, rtol=1e-12, atol=1e-12)
+
+
+AXES = [(0, 0), (2, -2), (None, 0), (0, None), (0, 0, None), (2, 1, 1), (None, 0, 0), (0, None, None), (None, None, 0)]
+
+
+@pytest.mark.parametrize("axes", AXES, ids=str)
+@each_kind
+@each_head
+def test_vmap_takes_each_example_as_if_alone(kind: Kind, head: Head, axes: tuple[int | None, ...]) -> None:
+    """Axes of examples: of the clean logits, the perturbed, and of the mask where there is one."""
+    loss = loss_of(kind, head)
+    mask = torch.rand(5, 3, generator=torch.Generator().manual_seed(0)) < 0.6
+    stacks = [x.detach() for x in (logits(5, 3, 4, seed=1), logits(5, 3, 4, seed=2), mask)]
+    inputs = [x[0] if axis is None else x.movedim(0, axis) for x, axis in zip(stacks, axes, strict=False)]
+    alone = [[x[0 if axis is None else i] for x, axis in zip(stacks, axes, strict=False)] for i in range(5)]
+    for of in (loss, grad(loss, (0, 1)), grad(summed(grad(loss, (0, 1))), (0, 1))):
+        each = zip(*(tree_leaves(of(*example)) for example in alone), strict=True)
+        for mine, expected in zip(tree_leaves(vmap(of, axes)(*inputs)), each, strict=True):
+            torch.testing.assert_close(mine, torch.stack(expected), rtol=1e-12, atol=1e-12)
+
+
+@each_kind
+@each_head
+def test_jacobians_are_those_of_the_expression_written_out(kind: Kind, head: Head) -> None:
+    inputs, mask = [logits(3, 4, seed=i).detach() for i in (1, 2)], torch.tensor([True, False, True])
+    ours, plain = (partial(f, mask=mask, kind=kind, head=head) for f in (compute, written_out))
+    for order in (lambda f: jacrev(f, (0, 1)), lambda f: jacrev(jacrev(f, (0, 1)), (0, 1))):
+        torch.testing.assert_close(order(ours)(*inputs), order(plain)(*inputs), rtol=1e-12, atol=1e-12)
+    pulls = [vjp(f, *inputs)[1] for f in (ours, plain)]
+    cotangent = torch.tensor([1.0, torch.nan, 2.0]).double()
+    torch.testing.assert_close(pulls[0](cotangent), pulls[1](cotangent), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own, on its way to the refusal
+@each_head
+def test_forward_mode_is_refused_rather_than_wrong(head: Head) -> None:
+    x, along = logits(3, 4, seed=1).detach(), logits(3, 4, seed=2).detach()
+    with pytest.raises(NotImplementedError, match="jvp"):
+        jvp(lambda c: compute(c, along, kind="symmetric", head=head), (x,), (along,))
+    with pytest.raises(NotImplementedError, match="jvp"):
+        jvp(grad(lambda c: compute(c, along, kind="symmetric", head=head).sum()), (x,), (along,))
 
 
 class Watched(TorchDispatchMode):
@@ -263,6 +371,22 @@ def test_only_wanted_gradients_are_of_the_logits_size(
                 gradients = torch.autograd.grad(value, [x for x in sides if x.requires_grad])
             assert backward.peak <= sum(wanted) * sides[0].nbytes + TEMPORARIES
             assert len(gradients) == sum(wanted)
+
+
+@each_kind
+@each_head
+def test_gradients_that_can_be_differentiated_in_turn_take_no_more_memory(kind: Kind, head: Head) -> None:
+    sides, loss = [logits(ROWS, CLASSES, seed=i, dtype=torch.float32) for i in (1, 2)], loss_of(kind, head)
+    bare = [x.detach() for x in sides]
+    with patch.object(divergences, "_rows_at_once", lambda *_: AT_ONCE):
+        for gradients in (
+            lambda: torch.autograd.grad(loss(*sides), sides, create_graph=True),
+            lambda: grad(loss, (0, 1))(*bare),
+            lambda: vmap(grad(loss, (0, 1)))(*(x.view(8, -1, CLASSES) for x in bare)),
+        ):
+            with Watched() as watched:
+                gradients()
+            assert 2 * sides[0].nbytes <= watched.peak <= 2 * sides[0].nbytes + TEMPORARIES
 
 
 def test_the_watch_sees_what_the_expression_written_out_makes() -> None:
