@@ -155,13 +155,16 @@ class Passes:
         self, run: Pass, gradients: Mapping[str, Tensor], modalities: tuple[str, ...], *, of: int = 1
     ) -> Feedback:
         """What a maximiser is told of a pass, the last `of` so many in its batch; nothing in it holds a graph."""
+        losses = None if run.losses is None else run.losses.detach()
         correct = None if self._correct is None else self._correct(run.outputs, run.batch)
+        if of > 1:
+            losses, correct = (None if rows is None else rows.tensor_split(of)[-1] for rows in (losses, correct))
         return Feedback(
             deltas={modality: run.leaves[modality].detach() for modality in modalities},
             gradients={modality: gradients[modality].detach() for modality in modalities if modality in gradients},
             places={modality: run.places[modality] for modality in modalities},
-            losses=None if run.losses is None else run.losses.detach().tensor_split(of)[-1],
-            correct=None if correct is None else correct.tensor_split(of)[-1],
+            losses=losses,
+            correct=correct,
         )
 
     def _begin(self, modality: str, value: Tensor | Start, place: Place) -> Tensor:

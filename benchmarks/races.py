@@ -118,10 +118,12 @@ class Races:
         loops = {name: max(1, math.ceil(pace.shortest / seconds)) for name, seconds in warm.items()}
         total = sum(warm[name] * loops[name] for name in entries)
         rounds = min(pace.most, max(pace.least, round(pace.budget / total))) if entries else 0
-        order = random.Random(0)
+        draw = random.Random(0)
         for _ in range(rounds):
-            for name in order.sample(list(entries), len(entries)):  # so that none always follows the same one
+            for name in draw.sample(list(entries), len(entries)):  # so that none always follows the same one
                 entry, lane = entries[name], lanes[name]
+                ballast = [torch.empty(draw.randrange(2**14, 2**21), dtype=torch.uint8) for _ in range(20)]
+                del ballast[::2]  # memory lies otherwise each time: that decides how often pages are asked for anew
                 lane.seconds.append(self._seconds(entry, loops[name]) / (loops[name] * entry.repeats))
         for name, entry in entries.items():
             others = [other for other in entries if entry.role == "ours" and entries[other].role != "ours"]

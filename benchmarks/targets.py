@@ -108,7 +108,7 @@ def _step_targets(run: Run) -> list[Target]:
 
 def _attack_targets(run: Run) -> list[Target]:
     found = list[Target]()
-    embedding = {case: lanes for case, lanes in run.cases("attack").items() if case.startswith("LXMERT")}
+    embedding = {case: lanes for case, lanes in run.cases("attack").items() if "LXMERT" in case}
     for case, lanes in embedding.items():
         ours, bare = lanes.get("ours"), bare_passes(lanes)
         peer = next((row for row in lanes.values() if row.facts["role"] == "peer"), None)

@@ -13,13 +13,13 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from compiled import KERNELS, Compiled, Launch
 from torch import Tensor
 
 from advvl import ops
@@ -52,39 +52,6 @@ def test_the_kernels_pass_these_tests_under_the_interpreter() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-class Compiled:
-    """In a kernel's place: compiles every launch for a GPU that need not be there, and runs none."""
-
-    def __init__(self, kernel: object) -> None:
-        self.kernel = kernel
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        return self.launch
-
-    def launch(self, *args: object, num_warps: int, enable_fp_fusion: bool, **constants: object) -> None:
-        import triton
-        from triton.backends.compiler import GPUTarget
-        from triton.compiler import ASTSource
-
-        signature: dict[str, str] = {}
-        known: dict[tuple[int, ...], object] = {}
-        names = self.kernel.arg_names
-        for index, (name, value) in enumerate({**dict(zip(names, args, strict=False)), **constants}.items()):
-            if isinstance(value, Tensor):
-                kinds = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64", "uint8": "u8"}
-                signature[name] = "*" + kinds[str(value.dtype).removeprefix("torch.")]
-            elif isinstance(value, float):
-                signature[name] = self.kernel.params[index].annotation_type or "fp32"
-            elif name in constants or value is None or value == 1:
-                signature[name], known[index,] = "constexpr", value
-            else:
-                signature[name] = "i32"
-        assert list(signature) == list(names)
-        source = ASTSource(fn=self.kernel, signature=signature, constexprs=known)
-        options = {"num_warps": num_warps, "enable_fp_fusion": enable_fp_fusion}
-        triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-
-
 @pytest.mark.skipif(INTERPRETED, reason="what is interpreted is not compiled")
 @pytest.mark.parametrize("longest", [0, 2**14], ids=["blocks", "rows"])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -92,8 +59,9 @@ def test_every_launch_compiles_for_a_gpu(norm: ops.Norm, longest: int, monkeypat
     """The interpreter knows neither types nor scopes as the compiler does."""
     from advvl.ops import _triton
 
-    for name in ("rows_kernel", "sums_kernel", "verdict_kernel", "apply_kernel", "norms_kernel"):
-        monkeypatch.setattr(_triton, name, Compiled(getattr(_triton, name)))
+    launches: list[Launch] = []
+    for name in KERNELS:
+        monkeypatch.setattr(_triton, name, Compiled(getattr(_triton, name), launches))
     monkeypatch.setattr(_triton, "_LONGEST", longest)
     delta = torch.zeros(2, 3, 1600, dtype=torch.float16 if norm == "l2" else torch.bfloat16)
     rows = Rows(norm=norm, mask=torch.ones(2, 3, dtype=torch.bool))
@@ -103,6 +71,9 @@ def test_every_launch_compiles_for_a_gpu(norm: ops.Norm, longest: int, monkeypat
     _triton.move([one], inplace=False)
     _triton.project(delta.float(), Rows(norm=norm, segments=torch.tensor([0, 0])), Region(radius=1.0))
     _triton.norms(delta, rows)
+    kernels = {launch.name.removesuffix("_kernel") for launch in launches}
+    packed = {"sums", "verdict", "apply"} if norm == "l2" else {"apply"}  # however short the rows are
+    assert kernels == packed | ({"rows"} if longest else {"sums", "norms"})
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from advvl.ops._types import Box, Move, Region, Rows, Stepped
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _BYTES = 1 << 23  # of delta and gradient: they stay in the cache that the threads share, and calls are few
 _CHUNK = 256  # the most entries whose squares are summed in fp32
-_MANY = 1 << 17  # entries of a block, from which on fp64 costs more than the calls that avoid it
+_MANY = 1 << 15  # entries of a block, from which on fp64 costs more than the calls that avoid it
 
 
 def refusal(delta: Tensor, rows: Rows) -> str | None:
@@ -102,7 +102,8 @@ class _Sweep:
         self.size = like.numel() // self.count
         mask = None if rows.mask is None or rows.mask.all() else rows.mask
         if mask is not None:
-            mask = mask.reshape(*mask.shape, *[1] * (axes - mask.ndim)).expand(*self.rows, *mask.shape[axes:])
+            if mask.ndim < axes:  # one entry for several rows
+                mask = mask.reshape(*mask.shape, *[1] * (axes - mask.ndim)).expand(self.rows)
             mask = mask.reshape(self.count, -1, 1)
         self.positions = 1 if mask is None else mask.shape[1]
         self.hidden = None if mask is None else _Hidden(~mask, mask.to(torch.int32).neg_())
@@ -124,7 +125,8 @@ class _Sweep:
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
         """What came of every block, in the shape of the rows."""
-        return (parts[0] if len(parts) == 1 else torch.cat(tuple(parts))).view(self.rows)
+        rows = parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
+        return rows if len(self.rows) == 1 else rows.view(self.rows)
 
     def move(
         self, one: Move, delta: Tensor, grad: Tensor, x: Tensor | None, out: Tensor, hidden: _Hidden | None
@@ -229,12 +231,14 @@ class _Sweep:
         """As `_reference.boxed`, without its comparisons: an entry that only rounds to the edge is brought to it."""
         low, high = (x.new_tensor(bound) for bound in box)
         edge, size = self._room(x, "edge"), torch.abs(work, out=self._room(x, "size"))
-        torch.minimum(work, torch.maximum(torch.sub(high, x, out=edge), size.neg_(), out=edge), out=work)
-        torch.maximum(work, torch.minimum(torch.sub(low, x, out=edge), size.neg_(), out=edge), out=work)
+        torch.minimum(work, torch.sub(high, x, out=edge), out=work)
+        torch.maximum(work, torch.sub(low, x, out=edge), out=work)
+        torch.clamp(work, torch.neg(size, out=edge), size, out=work)  # where x itself is outside, the ball wins
 
     def _exact(self, work: Tensor, radius: float) -> _Lengths:
         """The norms that tell whether a row is in its ball; see the module's docstring. Masked positions are zero by now."""
-        if radius >= self.least and self.size % 4 == 0 and work.numel() >= _MANY:
+        shared = self.count > self.height  # by several blocks: for one alone, new memory costs more than it saves
+        if shared and radius >= self.least and self.size % 4 == 0:
             first, *others = work.chunk(4, 1)
             fours = torch.mul(first, first, out=self._room(first, "fours"))
             for other in others:
