@@ -11,19 +11,29 @@ from advvl.passes import Pass, input_gradients
 class CleanBranch:
     """The clean pass of one round, and the cotangent that waits for its backward."""
 
-    def __init__(self, run: Pass, logits: Tensor, *, live: bool) -> None:
-        wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        self.run, self.live = run, live
-        self.logits = logits
-        self.reference = logits.detach().to(wide, copy=True).requires_grad_(live)
+    def __init__(self, run: Pass, logits: Tensor | None, *, live: bool) -> None:
+        """`logits`: those of the run, where something looks at them."""
+        self.run, self.live, self.logits = run, live, logits
+        self.reference: Tensor | None = None  # a leaf in the logits' place, which collects their cotangent
+        if logits is not None:
+            wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+            self.reference = logits.detach().to(wide, copy=True).requires_grad_(live)
         self.task_weight = 0.0
         self._cotangent: Tensor | None = None
         self._served: dict[str, Tensor] | None = None
 
+    def compared(self, *, whole: bool, learns: bool) -> Tensor:
+        """What a perturbed pass is compared with: the logits' stand-in, or with `whole` they themselves, in one graph."""
+        assert self.logits is not None
+        assert self.reference is not None
+        if not self.live or not learns:
+            return self.reference.detach()
+        return self.logits if whole else self.reference
+
     def collect(self, factor: Tensor | None) -> None:
         """Take the cotangent that a backward left on the reference, freed of the loss scale."""
-        gradient, self.reference.grad = self.reference.grad, None
-        if gradient is not None:
+        if self.reference is not None and self.reference.grad is not None:
+            gradient, self.reference.grad = self.reference.grad, None
             gradient = gradient if factor is None else gradient / factor
             self._cotangent = gradient if self._cotangent is None else self._cotangent + gradient
 
@@ -38,6 +48,6 @@ class CleanBranch:
         parts = []
         if self.task_weight:
             parts.append(self.task_weight * self.run.task)
-        if self._cotangent is not None:
+        if self._cotangent is not None and self.logits is not None:
             parts.append((self._cotangent * self.logits.to(self._cotangent.dtype)).sum())
         return sum(parts[1:], parts[0]) if parts else None

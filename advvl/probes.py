@@ -1,8 +1,10 @@
 """What inner maximisers and the code that runs passes say to each other: probes asked for, feedback sent.
 
-probes = FreeLB(steps=3).probes(perturber)
-probe = next(probes)                  # run a pass at probe.deltas
-probe = probes.send(feedback)         # and so on, until StopIteration carries the final deltas
+A maximiser is driven so:
+
+    probes = FreeLB(steps=3).probes(perturber)
+    probe = next(probes)                  # run a pass at probe.deltas
+    probe = probes.send(feedback)         # and so on, until StopIteration carries the final deltas
 """
 
 from __future__ import annotations

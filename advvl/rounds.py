@@ -150,7 +150,8 @@ class Round:
         serves = self.shared and bool(zeros)  # then later probes at zero are answered from this graph
         with torch.enable_grad() if live or serves else torch.no_grad():
             run = self._forward(zeros if serves else {}, wants=True, clean=True)
-        logits = self.passes.logits(run) if self.regularizer is not None or self.tally.trace is not None else run.task
+        seen = self.regularizer is not None or self.tally.trace is not None
+        logits = self.passes.logits(run) if seen else None
         branch = CleanBranch(run, logits, live=self.regularizer is not None and self.regularizer.through_clean)
         branch.task_weight = self.clean_weight
         self.tally.add((), self.clean_weight, logits, run.task, None, {}, {})
@@ -168,10 +169,7 @@ class Round:
     def _penalty(self, clean: CleanBranch | None, logits: Tensor | None, probe: Probe) -> Tensor | None:
         if self.regularizer is None or clean is None or logits is None:
             return None
-        if not clean.live or not probe.weight:
-            against = clean.reference.detach()
-        else:
-            against = clean.logits if probe.update and self._jointly else clean.reference
+        against = clean.compared(whole=probe.update and self._jointly, learns=bool(probe.weight))
         penalty: object = self.regularizer(against, logits, self.passes.adapter.positions(self.passes.batch))
         if not isinstance(penalty, Tensor) or penalty.ndim:
             got = tuple(penalty.shape) if isinstance(penalty, Tensor) else type(penalty).__name__

@@ -15,10 +15,10 @@ from typing import Any, Literal, get_args
 
 import pytest
 import torch
+from counting import Flops
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 Extent = Literal["smoke", "usual", "full"]
 PACKAGES = ("torch", "triton", "transformers", "pytest-benchmark", "captum", "foolbox", "torchattacks")
@@ -73,18 +73,6 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
     with LiveBytes() as live:
         work()
     return live.peak
-
-
-class Flops(TorchDispatchMode):
-    """Counts as torch's own counter does, but by no hooks on modules, which `autograd.grad` towards a leaf does not bear."""
-
-    total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if (formula := flop_registry.get(func._overloadpacket)) is not None:
-            self.total += int(formula(*args, **(kwargs or {}), out_val=out))
-        return out
 
 
 class LiveBytes(TorchDispatchMode):

@@ -16,6 +16,8 @@ BLUE, SKY, RED, ORANGE, GREEN, PINK, GREY = (
 STYLES = {  # by the beginning of a name, the first that fits: marker, colour, filled
     "ours, fresh": ("s", SKY, True),
     "ours, reference": ("s", SKY, True),
+    "ours, cpu, masked": ("o", BLUE, False),
+    "ours, triton, masked": ("o", BLUE, False),
     "ours": ("o", BLUE, True),
     "unavoidable, fresh": ("s", SKY, False),
     "unavoidable": ("o", BLUE, False),

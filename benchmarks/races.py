@@ -1,4 +1,4 @@
-"""Several ways to do one thing, timed in turn, round by round, so that a bad second of the machine falls on all of them.
+"""Several ways to do one thing, timed round by round, so that a bad second of the machine falls on all of them.
 
 A benchmark is one lane of a race. The first one asked for runs the whole race; each then hands the durations of its lane
 to pytest-benchmark, through a clock that is moved by them, so that its tables and its JSON hold what was measured.
@@ -128,9 +128,9 @@ class Races:
         for name, entry in entries.items():
             others = [other for other in entries if entry.role == "ours" and entries[other].role != "ours"]
             over = {other: interval(lanes[name].seconds, lanes[other].seconds) for other in others}
-            lanes[name].facts = {
-                "role": entry.role, "loops": loops[name], "over": over, **self.facts, **entry.facts
-            }  # fmt: skip
+            lanes[name].facts = (
+                {"role": entry.role, "loops": loops[name], "over": over} | self.facts | dict(entry.facts)
+            )
             try:
                 entry.check()
             except Exception as failure:
@@ -158,7 +158,7 @@ class Races:
 
 
 def interval(ours: list[float], theirs: list[float], *, draws: int = 2000) -> tuple[float, float]:
-    """95 % of the ratio of medians, over rounds drawn anew; a round is drawn with both of its times."""
+    """95 % of the ratio of medians, over rounds drawn anew, each with both of its times."""
     drawn = torch.randint(len(ours), (draws, len(ours)), generator=torch.Generator().manual_seed(0))
     medians = [torch.tensor(seconds, dtype=torch.float64)[drawn].quantile(0.5, dim=1) for seconds in (ours, theirs)]
     low, high = (medians[0] / medians[1]).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()

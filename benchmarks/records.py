@@ -82,13 +82,26 @@ def reduced(results: Mapping[str, Any]) -> dict[str, Any]:
     return {"facts": {"taken": results["datetime"][:10], **common}, "rows": rows}
 
 
+def joined(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Two runs on one device as one: what was measured again replaces what was, race by race."""
+    again = {(row["suite"], row["case"]) for row in after["rows"]}
+    rows = [row for row in before["rows"] if (row["suite"], row["case"]) not in again]
+    facts = dict(after["facts"])
+    for key in ("taken", "commit"):
+        facts[key] = ", ".join(dict.fromkeys([*before["facts"][key].split(", "), facts[key]]))
+    return {"facts": facts, "rows": [*rows, *after["rows"]]}
+
+
 def collect(results: Path, data: Path) -> None:
-    """Reduce every JSON of pytest-benchmark in `results` to one of its device in `data`."""
-    for path in sorted(results.glob("*.json")):
-        kept = reduced(json.loads(path.read_text()))
+    """Reduce the JSONs of pytest-benchmark in `results` to one of each device in `data`."""
+    runs: dict[str, dict[str, Any]] = {}
+    for run in sorted((json.loads(path.read_text()) for path in results.glob("*.json")), key=lambda r: r["datetime"]):
+        kept = reduced(run)
         name = re.sub(r"[^a-z0-9]+", "-", kept["facts"]["device"].lower()).strip("-")
+        runs[name] = joined(runs[name], kept) if name in runs else kept
+    for name, run in runs.items():
         data.mkdir(exist_ok=True)
-        (data / f"{name}.json").write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+        (data / f"{name}.json").write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n")
 
 
 def load(data: Path) -> dict[str, Run]:

@@ -55,10 +55,20 @@ def step(run: Run) -> str:
                 f"{row.facts['flops'] / 1e9:.4g}",
                 f"{row.facts['peak_bytes'] / 2**20:.0f}",
                 f"{row.facts['graphs']:.2f}",
+                str(row.facts["rounds"]),
             ]
             for row in lanes.values()
         ]
-        heads = ["way", "time", "over bare passes", "published loop over it", "GFLOP", "peak MiB", "graphs at once"]
+        heads = [
+            "way",
+            "time",
+            "over bare passes",
+            "published loop over it",
+            "GFLOP",
+            "peak MiB",
+            "graphs at once",
+            "rounds",
+        ]
         parts += [f"**UNITER {case}**", table(heads, rows)]
     return "\n\n".join(parts)
 
@@ -75,10 +85,11 @@ def attack(run: Run) -> str:
                 f"{row.facts['flops'] / 1e9:.4g}",
                 f"{row.facts['loss_before']:.3f} → {row.facts['loss']:.3f}" if "loss" in row.facts else "",
                 f"{row.facts['share_at_least']:.1%}" if "share_at_least" in row.facts else "",
+                str(row.facts["rounds"]),
             ]
             for row in lanes.values()
         ]
-        heads = ["way", "time", "over ten bare passes", "GFLOP", "mean loss", "loss at least the peer's"]
+        heads = ["way", "time", "over ten bare passes", "GFLOP", "mean loss", "loss at least the peer's", "rounds"]
         parts += [f"**{case}**", table(heads, rows)]
     return "\n\n".join(parts)
 

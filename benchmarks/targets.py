@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from records import Row, Run, bare_passes, copy_of
 
+FEW = 6  # rounds, of which no interval can be told
+
 
 @dataclass(frozen=True)
 class Target:
@@ -15,7 +17,8 @@ class Target:
     measure: str
     goal: str
     measured: str
-    reached: bool | None
+    reached: bool
+    unsure: bool = False  # the goal lies inside the interval of what was measured
 
 
 def targets(run: Run) -> list[Target]:
@@ -81,7 +84,8 @@ def _step_targets(run: Run) -> list[Target]:
         if over:
             measure = f"VILLA update, {masks} masks, over the passes it cannot avoid"
             measured = _span(over, "{:.3f}", {case: _interval(*rows) for case, rows in pairs.items()})
-            found.append(Target(measure, "at most 1.03", measured, max(over.values()) <= 1.03))
+            unsure = any(_within(1.03, *rows) for rows in pairs.values())
+            found.append(Target(measure, "at most 1.03", measured, max(over.values()) <= 1.03, unsure))
     for mode, most in (("text", 2), ("both", 2), ("in turn", 3)):
         graphs = {
             name: max(lanes[name].facts["graphs"] for lanes in cases.values() if name in lanes and _mode(lanes) == mode)
@@ -115,14 +119,16 @@ def _attack_targets(run: Run) -> list[Target]:
         if ours and peer:
             ratio = ours.median / peer.median
             measured = f"{ratio:.3f}{_interval(ours, peer)}"
-            found.append(Target(f"attack, {case}: over {peer.name}", "at most 1", measured, ratio <= 1))
+            measure = f"attack, {case}: over {peer.name}"
+            found.append(Target(measure, "at most 1", measured, ratio <= 1, _within(1, ours, peer)))
             share = ours.facts["share_at_least"]
             measure = f"attack, {case}: examples with a loss at least that of {peer.name}"
             found.append(Target(measure, "95%", f"{share:.1%}", share >= 0.95))
         if ours and bare:
             ratio = ours.median / bare.median
             measure = f"attack, {case}: over ten bare forward and input-only backward passes"
-            found.append(Target(measure, "at most 1.03", f"{ratio:.3f}{_interval(ours, bare)}", ratio <= 1.03))
+            measured = f"{ratio:.3f}{_interval(ours, bare)}"
+            found.append(Target(measure, "at most 1.03", measured, ratio <= 1.03, _within(1.03, ours, bare)))
     return found
 
 
@@ -146,9 +152,15 @@ def _over(
 
 
 def _interval(ours: Row, theirs: Row) -> str:
-    """95 % of the ratio of their medians."""
+    """95 % of the ratio of their medians; nothing of few rounds."""
     low, high = ours.facts["over"][theirs.name]
-    return f" [{low:.3f}, {high:.3f}]"
+    return f" [{low:.3f}, {high:.3f}]" if ours.facts["rounds"] >= FEW else ""
+
+
+def _within(goal: float, ours: Row, theirs: Row) -> bool:
+    """Whether more rounds might decide otherwise."""
+    low, high = ours.facts["over"][theirs.name]
+    return ours.facts["rounds"] < FEW or low <= goal < high
 
 
 def _span(values: Mapping[str, float], form: str = "{:.2f}x", intervals: Mapping[str, str] | None = None) -> str:

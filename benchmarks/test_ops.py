@@ -102,17 +102,22 @@ class Bench:
             "bytes": (4 if case.boxed else 3) * self.delta.numel() * self.delta.element_size(),
         }
 
-    def ours(self, backend: str) -> Entry:
-        delta = self.delta.clone()
+    def ours(self, backend: str, *, masked: bool = False) -> Entry:
+        """With every fourth position masked, or none."""
+        delta, options = self.delta.clone(), dict(self.options)
+        if masked:
+            positions = math.prod(self.case.shape[:2])
+            options["mask"] = (torch.arange(positions, device=self.device) % 4 > 0).view(self.case.shape[:2])
 
         def call() -> None:
-            step_and_project(delta, self.grad, **self.options, backend=backend, inplace=True)  # type: ignore[arg-type]
+            step_and_project(delta, self.grad, **options, backend=backend, inplace=True)  # type: ignore[arg-type]
 
+        expected = step_and_project(delta, self.grad, **options, backend="reference").delta if masked else self.expected
         try:
             call()
         except ConfigurationError as refusal:
             pytest.skip(str(refusal))
-        self._close(delta)
+        self._close(delta, expected)
 
         def inside() -> None:
             norms = delta.abs().flatten(1).amax(1) if self.case.linf else delta.double().flatten(1).norm(dim=1)
@@ -128,7 +133,7 @@ class Bench:
             deltas[0] = update(deltas[0], self.grad, self.step_size, "l2", self.radius)
 
         call()
-        self._close(deltas[0])
+        self._close(deltas[0], self.expected)
         return self._entry(call, lambda: self._inside(deltas[0]), "peer")
 
     def compiled(self) -> Entry:
@@ -149,7 +154,7 @@ class Bench:
             xs[0] = update(xs[0], self.grad, self.x0)
 
         call()
-        self._close(xs[0] - self.x0, of_x=True)
+        self._close(xs[0] - self.x0, self.expected, of_x=True)
         return self._entry(call, lambda: self._inside(xs[0] - self.x0), "peer")
 
     def copy(self) -> Entry:
@@ -180,11 +185,11 @@ class Bench:
             pytest.skip(f"cannot be captured in a CUDA graph: {str(error).splitlines()[0]}")
         return Entry(replay, check, role, facts, repeats=REPEATS)
 
-    def _close(self, delta: Tensor, *, of_x: bool = False) -> None:
+    def _close(self, delta: Tensor, expected: Tensor, *, of_x: bool = False) -> None:
         """The first step is the reference's: relative to the row's length, and to the rounding of x if x is what is kept."""
-        error = (delta.float() - self.expected.float()).flatten(1).norm(dim=1)
+        error = (delta.float() - expected.float()).flatten(1).norm(dim=1)
         rounding = 0.5 * torch.finfo(self.case.dtype).eps * math.sqrt(self.delta[0].numel()) if of_x else 0.0
-        assert (error <= CLOSE[self.case.dtype] * self.expected.float().flatten(1).norm(dim=1) + rounding).all()
+        assert (error <= CLOSE[self.case.dtype] * expected.float().flatten(1).norm(dim=1) + rounding).all()
 
     def _inside(self, delta: Tensor) -> None:
         """Finite, and inside the ball but for rounding, which is what others promise."""
@@ -218,6 +223,8 @@ def lanes(case: Case, device: torch.device) -> dict[str, Callable[[Bench], Entry
     found: dict[str, Callable[[Bench], Entry]] = {
         f"ours, {backend}": partial(Bench.ours, backend=backend) for backend in backends
     }
+    if case.shape in TOKENS:
+        found[f"ours, {fast}, masked"] = partial(Bench.ours, backend=fast, masked=True)
     if not case.boxed:
         found |= {"published update": Bench.plain, "published update, compiled": Bench.compiled}
     if case.linf:

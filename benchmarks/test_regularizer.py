@@ -1,6 +1,6 @@
 """The symmetric divergence of two tensors of logits and its gradient to both.
 
-Ours against the published loop's expression, against the same in log space (ours before it went block by block), and
+Ours against the published loop's expression, against the same in log space (which ours is where logits are few), and
 against a bare copy of both tensors of logits, which reads them and writes as much as the gradients are: that is the limit.
 """
 

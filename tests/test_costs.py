@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import toy, toy_batch
+from counting import Flops
 from published import villa as published_villa
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from advvl import (
     L2,
@@ -27,21 +26,6 @@ from advvl import (
 )
 from advvl.models.uniter import UniterConfig, gather_index
 from advvl.tasks.vqa import UniterForVQA
-
-
-class Flops(TorchDispatchMode):
-    """Counts every operation that torch's registry has a formula for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        packet = getattr(func, "_overloadpacket", func)
-        if packet in flop_registry:
-            self.total += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
-        return out
 
 
 def uniter(layers: int = 4) -> UniterForVQA:

@@ -70,6 +70,8 @@ def test_every_launch_compiles_for_a_gpu(norm: ops.Norm, longest: int, monkeypat
     one = Move(delta=delta[:1, :1], grad=delta[:1, :1], step_size=0.1, rows=Rows(norm=norm, per="token"), rule="sign")
     _triton.move([one], inplace=False)
     _triton.project(delta.float(), Rows(norm=norm, segments=torch.tensor([0, 0])), Region(radius=1.0))
+    short = delta[..., :100].float()
+    _triton.project(short, Rows(norm=norm, segments=torch.tensor([0, 0])), Region(radius=1.0))
     _triton.norms(delta, rows)
     kernels = {launch.name.removesuffix("_kernel") for launch in launches}
     packed = {"sums", "verdict", "apply"} if norm == "l2" else {"apply"}  # however short the rows are

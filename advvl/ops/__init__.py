@@ -40,6 +40,8 @@ __all__ = [
     "step_and_project",
 ]
 
+_NORMS, _PERS, _RULES = get_args(Norm), get_args(Per), get_args(Rule)  # once: a step is to cost little
+
 
 @torch.no_grad()
 def move(moves: Sequence[Move], *, inplace: bool = False, backend: Backend = "auto") -> list[Stepped]:
@@ -187,9 +189,6 @@ _BACKENDS: Mapping[str, Callable[[], Implementation]] = {
     "cpu": lambda: _cpu,
     "triton": _load_triton,
 }
-
-
-_NORMS, _PERS, _RULES = get_args(Norm), get_args(Per), get_args(Rule)  # once: a step is to cost little
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

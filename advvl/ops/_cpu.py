@@ -4,9 +4,10 @@ A block is `(rows, entries)` and a problem of its own. One that is out of the or
 a size that fp32 cannot step along) goes to the definition as it is, and so does every block in fp64. What small tensors
 cost is the number of calls, so there are few, and a tensor of one block is never cut.
 
-How a result stays inside its ball. Where fp32 squares neither overflow nor drown, they are summed by fours in fp32 and the
-fours in fp64: four roundings at most, so the norm is off by no more than one unit in the last place (ulp). Elsewhere all of
-it is fp64. The factor rounded to fp32 and its product add an ulp, of the 4.5 that `_reference.bounds` has for them.
+How a result stays inside its ball. Squares are summed in fp64; or, of several blocks, where fp32 squares neither overflow
+nor drown, by fours in fp32 and the fours in fp64: four roundings at most, so that the norm is off by no more than one unit
+in the last place (ulp). The factor rounded to fp32 and its product add another. `_reference.bounds` leaves 3.5 between the
+norm that a row is brought to and the one above which it is outside.
 Norms that are only reported, or divided by, are summed in fp32 within a short chunk: a few ulp.
 """
 
@@ -78,17 +79,23 @@ class _Hidden(NamedTuple):
     flags: Tensor  # (rows, positions, 1) bool
     bits: Tensor  # (rows, positions, 1) int32: what entries of fp32 are left, all of their bits or none
 
+    @property
+    def rows(self) -> Tensor | None:
+        """Those that are masked as a whole, where a row is one position; else they are few, and not looked for."""
+        return self.flags.view(-1) if self.flags.shape[1] == 1 else None
+
 
 class _Lengths(NamedTuple):
-    """The norms of a block's rows, and the least and the largest of them."""
+    """The norms of a block's rows, and the least and the largest of those that are not hidden."""
 
     values: Tensor
     low: float
     high: float
 
     @classmethod
-    def of(cls, values: Tensor) -> _Lengths:
-        low, high = torch.aminmax(values)
+    def of(cls, values: Tensor, hidden: _Hidden | None) -> _Lengths:
+        rows = None if hidden is None else hidden.rows
+        low, high = torch.aminmax(values if rows is None else values.masked_fill(rows, values.amax()))
         return cls(values, low.item(), high.item())
 
 
@@ -155,7 +162,7 @@ class _Sweep:
             torch.addcmul(delta, grad, factors, out=work)
         moved = self._contain(work, x, out, hidden, one.region)
         if moved is None:
-            moved = self._lengths(work, None).values
+            moved = self._lengths(work, hidden).values
         return lengths.values, moved, torch.ones(len(out), dtype=torch.bool)
 
     def project(self, delta: Tensor, x: Tensor | None, out: Tensor, hidden: _Hidden | None, region: Region) -> None:
@@ -187,19 +194,19 @@ class _Sweep:
         shrinks = self.norm == "l2" and math.isfinite(radius)
         self._clear(work, hidden)
         if shrinks:
-            lengths, _ = self._shrink(work, radius, out.dtype)
+            lengths, _ = self._shrink(work, radius, out.dtype, hidden)
         elif math.isfinite(radius):
             bound = _reference.not_above(radius, out.dtype)
             work.clamp_(-bound, bound)
         if work is not out:
             work.copy_(out.copy_(work))
             if shrinks:  # rounded to storage, a row may have grown out of its ball
-                lengths, outside = self._shrink(work, radius, out.dtype)
+                lengths, outside = self._shrink(work, radius, out.dtype, hidden)
                 if outside:
                     work.copy_(out.copy_(work))
                     lengths = None
         if region.box is not None and x is not None:
-            if work is out:
+            if work is out and x.dtype != torch.float64:
                 self._box(work, self._single(x, "x"), region.box)
                 self._clear(work, hidden)  # x may be NaN there
             else:
@@ -211,10 +218,12 @@ class _Sweep:
         if hidden is not None:  # NaN too; to fill where a mask says so takes ten times as long
             self._apart(work).view(torch.int32).bitwise_and_(hidden.bits)
 
-    def _shrink(self, work: Tensor, radius: float, storage: torch.dtype) -> tuple[Tensor | None, bool]:
+    def _shrink(
+        self, work: Tensor, radius: float, storage: torch.dtype, hidden: _Hidden | None
+    ) -> tuple[Tensor | None, bool]:
         """Rescale the rows outside the ball: the norms, where they are known, and whether there were such rows."""
         limit, target = _reference.bounds(radius, self.size, torch.float32, storage)
-        length, _, high = self._exact(work, radius)
+        length, _, high = self._exact(work, radius, hidden)
         if high <= limit:
             return length, False
         outside = length > limit
@@ -228,14 +237,17 @@ class _Sweep:
         return (length * scale if target >= self.least else None), True
 
     def _box(self, work: Tensor, x: Tensor, box: Box) -> None:
-        """As `_reference.boxed`, without its comparisons: an entry that only rounds to the edge is brought to it."""
+        """As `_reference.boxed`, without its comparisons: an entry that only rounds to the edge is brought to it.
+
+        Where x is NaN, so is the entry.
+        """
         low, high = (x.new_tensor(bound) for bound in box)
         edge, size = self._room(x, "edge"), torch.abs(work, out=self._room(x, "size"))
         torch.minimum(work, torch.sub(high, x, out=edge), out=work)
         torch.maximum(work, torch.sub(low, x, out=edge), out=work)
         torch.clamp(work, torch.neg(size, out=edge), size, out=work)  # where x itself is outside, the ball wins
 
-    def _exact(self, work: Tensor, radius: float) -> _Lengths:
+    def _exact(self, work: Tensor, radius: float, hidden: _Hidden | None) -> _Lengths:
         """The norms that tell whether a row is in its ball; see the module's docstring. Masked positions are zero by now."""
         shared = self.count > self.height  # by several blocks: for one alone, new memory costs more than it saves
         if shared and radius >= self.least and self.size % 4 == 0:
@@ -244,25 +256,26 @@ class _Sweep:
             for other in others:
                 fours.addcmul_(other, other)
             wide = self._room(first, "sums", torch.float64).copy_(fours)  # sum(dtype=...) would take new memory for it
-            lengths = _Lengths.of(wide.sum(1).sqrt())
+            lengths = _Lengths.of(wide.sum(1).sqrt(), hidden)
             if self.least <= lengths.low and math.isfinite(lengths.high):
                 return lengths
-        return _Lengths.of(vector_norm(work, dim=1, dtype=torch.float64))
+        return _Lengths.of(vector_norm(work, dim=1, dtype=torch.float64), hidden)
 
     def _lengths(self, values: Tensor, hidden: _Hidden | None) -> _Lengths:
         """The norms of a block's rows, in fp64 or, Linf, in fp32, which holds them."""
         if self.norm == "linf":
             values = self._apart(values)
-            return _Lengths.of(_visible(torch.maximum(values.amax(2), values.amin(2).neg_()), hidden).amax(1))
+            parts = _visible(torch.maximum(values.amax(2), values.amin(2).neg_()), hidden)
+            return _Lengths.of(parts.amax(1), hidden)
         if values.numel() >= _MANY and self.chunk <= _CHUNK:
             parts = _visible(vector_norm(values.view(len(values), -1, self.chunk), dim=2), hidden)
-            lengths = _Lengths.of(vector_norm(parts, dim=1, dtype=torch.float64))
+            lengths = _Lengths.of(vector_norm(parts, dim=1, dtype=torch.float64), hidden)
             if self.least <= lengths.low and lengths.high <= 1e18:
                 return lengths  # no square has overflown, and those that drowned are nothing beside the sum
         if hidden is None:
-            return _Lengths.of(vector_norm(values, dim=1, dtype=torch.float64))
+            return _Lengths.of(vector_norm(values, dim=1, dtype=torch.float64), hidden)
         parts = vector_norm(self._apart(values), dim=2, dtype=torch.float64)
-        return _Lengths.of(vector_norm(_visible(parts, hidden), dim=1))
+        return _Lengths.of(vector_norm(_visible(parts, hidden), dim=1), hidden)
 
     def _single(self, values: Tensor, use: str) -> Tensor:
         return values if values.dtype == torch.float32 else self._room(values, use).copy_(values)
@@ -289,6 +302,7 @@ def _factors(lengths: _Lengths, one: Move) -> Tensor | None:
         return None
     if one.rule == "sign":
         return values
+    values = values.to(torch.float64)  # the reciprocal of a subnormal overflows in fp32
     if one.floor:
         values, low, high = values.clamp(min=one.floor), max(low, one.floor), max(high, one.floor)
     elif low == 0:  # such a row does not move

@@ -2,9 +2,9 @@
 
 A row of up to 16,384 entries is one program's: d and g are read once into registers, everything follows from there, and
 the new row is written once. Short rows share a program. Longer rows are cut into blocks so that a few of them fill the
-chip: one launch sums every block, one judges the rows where there is a ball, one applies the step, one joins the norms.
-Every perturbation of a call has launches of its own, one in the first case, three or four in the second. None waits for
-the host, so all can be captured in a graph.
+chip: one launch sums every block, one judges the rows if there is an L2 ball, one applies the step, one joins the norms.
+Every perturbation of a call has launches of its own: for a step one in the first case, three or four in the second, and
+where samples are packed torch's own that gather their sums. None waits for the host, so all can be captured in a graph.
 What they compute, and the proof of it, is in `_kernels`.
 """
 
@@ -29,11 +29,11 @@ _LONGEST = 16_384  # entries of the longest row that one program holds, beside i
 _TILE = 1024  # entries of a program of several short rows
 _BLOCK = 4096  # entries of a block of a long row; up to four times that once a row has more than _BLOCKS of them
 _BLOCKS = 128
-_WAVE = 512  # programs that judge rows: at most what a large GPU runs at once
+_WAVE = 512  # programs that judge rows, about, and one a row at least: what a large GPU runs at once
 _TRUSTED = 0.25  # of (||d|| + a||h||)^2: where the algebra gives the norm; see `_kernels`
 _NEVER = 2.0
-# Whether multiply and add may be fused. A long row in doubt is moved twice, to be measured and to be stored, and has to
-# come out the same; sums lose nothing by it, and take half the registers.
+# Whether multiply and add may be fused. Not where rows are moved: they are the reference's to the bit, and a long one in
+# doubt, moved to be measured and again to be stored, comes out the same. Sums lose nothing, and take half the registers.
 _SUMS, _MOVES = {"enable_fp_fusion": True}, {"enable_fp_fusion": False}
 
 _INTERPRETED = not isinstance(rows_kernel, triton.JITFunction)

@@ -1,6 +1,6 @@
 """What the compiler makes of the Triton kernels for an H100 or H200, which need not be there: a table in Markdown.
 
-python benchmarks/compiled.py
+python benchmarks/resources.py
 """
 
 from __future__ import annotations
