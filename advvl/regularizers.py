@@ -70,7 +70,13 @@ class _Divergence(Regularizer):
             )
         if mask is not None and mask.shape != clean.shape[:-1]:
             raise ShapeError(f"expected a mask of shape {tuple(clean.shape[:-1])}, got {tuple(mask.shape)}")
+        if mask is not None and mask.is_floating_point():
+            raise ShapeError(
+                f"expected a mask of bool or of whole numbers 0/1, True or 1 for the rows that count, got {mask.dtype}; "
+                "compare an additive mask with 0, as in mask == 0"
+            )
         clean = clean.detach() if self.detach_clean else clean
+        mask = None if mask is None else mask.bool()
         rows = divergences(clean, perturbed, mask, kind=self._kind, head=self.head)
         if mask is None:
             return self.weight * rows.sum() / max(rows.numel(), 1)

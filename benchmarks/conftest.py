@@ -15,7 +15,7 @@ from races import Race, Races
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("advvl benchmarks")
     group.addoption("--device", help="what to measure on; ADVVL_BENCH_DEVICE; default: cuda if there is one, else cpu")
-    group.addoption("--smoke", action="store_true", help="one round of the smallest cases: does it run?")
+    group.addoption("--smoke", action="store_true", help="one round of few cases: does it run? its times say nothing")
     group.addoption("--full", action="store_true", help="on a CPU, larger batches and every case: an hour on two cores")
 
 

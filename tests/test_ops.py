@@ -724,6 +724,32 @@ def test_an_op_leaves_its_arguments_alone_and_builds_no_graph(on: On) -> None:
             lambda d: ops.project(d, radius=1.0, box=(0.0, 1.0)),
             id="box-alone",
         ),
+        *(
+            pytest.param(
+                ConfigurationError,
+                f"expected a radius of 0 or more, math.inf for none, got {radius}",
+                lambda d, radius=radius: ops.project(d, radius=radius),
+                id=f"radius-{radius}",
+            )
+            for radius in (-1.0, math.nan)
+        ),
+        pytest.param(
+            ConfigurationError,
+            r"expected a box as \(low, high\), got \(1.0, 0.0\)",
+            lambda d: ops.project(d, radius=1.0, x=d, box=(1.0, 0.0)),
+            id="box-turned",
+        ),
+        *(
+            pytest.param(
+                ConfigurationError,
+                f"expected a finite step_size and a finite floor of 0 or more, got {step_size} and {floor}",
+                lambda d, step_size=step_size, floor=floor: ops.step_and_project(
+                    d, d, step_size=step_size, floor=floor
+                ),
+                id=f"step-{step_size}-floor-{floor}",
+            )
+            for step_size, floor in ((math.inf, 0.0), (math.nan, 0.0), (0.1, -1.0), (0.1, math.nan))
+        ),
         pytest.param(
             ConfigurationError,
             r"expected a back end among \['auto', 'reference'.*\], got 'cuda'",

@@ -199,11 +199,13 @@ def test_a_setting_that_makes_no_sense_is_refused(message: str, make: object) ->
         make()
 
 
-def test_logits_or_a_mask_of_another_shape_are_refused() -> None:
+def test_logits_or_a_mask_of_another_shape_or_kind_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"logits of one shape, got \(3, 4\) and \(2, 4\)"):
         KL()(torch.zeros(3, 4), torch.zeros(2, 4))
     with pytest.raises(ShapeError, match=r"expected a mask of shape \(3,\), got \(3, 4\)"):
         KL()(torch.zeros(3, 4), torch.zeros(3, 4), torch.ones(3, 4))
+    with pytest.raises(ShapeError, match=r"expected a mask of bool or of whole numbers .*, got torch.float32"):
+        KL()(torch.zeros(3, 4), torch.zeros(3, 4), torch.tensor([0.0, -torch.inf, 0.0]))
 
 
 def test_rows_that_do_not_count_may_hold_anything() -> None:

@@ -50,11 +50,15 @@ def move(moves: Sequence[Move], *, inplace: bool = False, backend: Backend = "au
     Raises:
         ShapeError: a gradient, mask, segments or `x` do not fit their perturbation; one to be changed in place shares
             its memory with itself.
-        ConfigurationError: the back end is unknown or cannot do one of them, a norm, rule or granularity is unknown, or
-            a box comes without `x`.
+        ConfigurationError: the back end is unknown or cannot do one of them, a norm, rule or granularity is unknown, a
+            number is out of its range, or a box comes without `x`.
     """
     for one in moves:
         _check(one.delta, one.rows, one.region)
+        if not (math.isfinite(one.step_size) and 0 <= one.floor < math.inf):
+            raise ConfigurationError(
+                f"expected a finite step_size and a finite floor of 0 or more, got {one.step_size!r} and {one.floor!r}"
+            )
         _check_choice("rule", one.rule, _RULES)
         if one.grad.shape != one.delta.shape:
             raise ShapeError(f"expected a gradient of shape {tuple(one.delta.shape)}, got {tuple(one.grad.shape)}")
@@ -94,7 +98,8 @@ def step_and_project(
     Raises:
         ShapeError: the gradient, mask, segments or `x` do not fit the perturbation; `inplace` and a perturbation that
             shares its memory with itself (an expanded one).
-        ConfigurationError: the back end is unknown or cannot do this, or a box comes without `x`.
+        ConfigurationError: the back end is unknown or cannot do this, a number is out of its range, or a box comes
+            without `x`.
     """
     rows = Rows(norm=norm, per=per, mask=mask, segments=segments)
     region = Region(radius=radius, box=box, x=x)
@@ -121,7 +126,8 @@ def project(
 
     Raises:
         ShapeError: the mask, segments or `x` do not fit the perturbation.
-        ConfigurationError: the back end is unknown or cannot do this, or a box comes without `x`.
+        ConfigurationError: the back end is unknown or cannot do this, a number is out of its range, or a box comes
+            without `x`.
     """
     rows = Rows(norm=norm, per=per, mask=mask, segments=segments)
     region = Region(radius=radius, box=box, x=x)
@@ -207,10 +213,14 @@ def _check(delta: Tensor, rows: Rows, region: Region) -> None:
     if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) != shape[: mask.ndim]):
         raise ShapeError(
             f"expected a boolean mask over the leading axes of {shape}, got {mask.dtype} of {tuple(mask.shape)}; "
-            "give one entry a position"
+            "give one entry a position, by mask.bool() of whole numbers 0/1"
         )
     if segments is not None and tuple(segments.shape) != shape[:1]:
         raise ShapeError(f"expected segments of shape {shape[:1]}, got {tuple(segments.shape)}")
+    if not region.radius >= 0:
+        raise ConfigurationError(f"expected a radius of 0 or more, math.inf for none, got {region.radius!r}")
+    if region.box is not None and not region.box[0] <= region.box[1]:
+        raise ConfigurationError(f"expected a box as (low, high), got {region.box!r}")
     if region.box is not None and x is None:
         raise ConfigurationError("expected x beside a box, got None; the box bounds x + delta")
     if x is not None and x.shape != delta.shape:
