@@ -32,8 +32,8 @@ _BLOCKS = 128
 _WAVE = 512  # programs that judge rows, about, and one a row at least: what a large GPU runs at once
 _TRUSTED = 0.25  # of (||d|| + a||h||)^2: where the algebra gives the norm; see `_kernels`
 _NEVER = 2.0
-# Whether multiply and add may be fused. Not where rows are moved: they are the reference's to the bit, and a long one in
-# doubt, moved to be measured and again to be stored, comes out the same. Sums lose nothing, and take half the registers.
+# Whether multiply and add may be fused. Not where rows are moved: they are rounded as under the interpreter, and a long one
+# in doubt, moved to be measured and again to be stored, comes out the same. Sums lose nothing, and take half the registers.
 _SUMS, _MOVES = {"enable_fp_fusion": True}, {"enable_fp_fusion": False}
 
 _INTERPRETED = not isinstance(rows_kernel, triton.JITFunction)
