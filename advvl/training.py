@@ -250,10 +250,11 @@ def _some(rows: list[int]) -> str:
 
 def _report(round_: Round, watch: _Watch) -> StepReport:
     tally = round_.tally
-    if tally.loss is None or tally.task_loss is None:
+    loss = tally.loss
+    if loss is None or tally.task_loss is None:
         raise ConfigurationError("expected a maximiser that asks for a pass to learn from, got none with a weight")
     return StepReport(
-        loss=tally.loss,
+        loss=loss,
         task_loss=tally.task_loss,
         regularization=tally.regularization,
         passes=round_.count,

@@ -1,6 +1,6 @@
-"""What the compiler makes of the Triton kernels for an H100 or H200, which need not be there: a table in Markdown.
+"""What the compiler makes of the Triton kernels for an H100 or H200, which need not be there.
 
-python benchmarks/resources.py
+`python benchmarks/resources.py` prints it as a table in Markdown.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from compiled import KERNELS, Compiled, Launch
 from tables import table
+from test_ops import PIXELS, TOKENS
 
 from advvl.ops import Move, Region, Rows, _triton
 
-SHAPES = [(64, 20, 768), (64, 36, 2048), (256, 100, 768), (8, 100, 2048), (4096, 20, 768), (64, 3, 224, 224)]
 REGISTERS, THREADS, PROGRAMS = 65_536, 2_048, 32  # of one multiprocessor
 
 
@@ -47,7 +47,7 @@ def launches(shape: tuple[int, ...], dtype: torch.dtype, radius: float, masked: 
 
 def main() -> None:
     lines = []
-    for shape in SHAPES:
+    for shape in [*TOKENS, PIXELS]:
         for radius, region in ((math.inf, "no ball"), (1.0, "L2 ball")):
             for masked in (False, True):
                 both = zip(*(launches(shape, t, radius, masked) for t in (torch.float32, torch.bfloat16)), strict=True)
