@@ -649,3 +649,23 @@ def test_a_loss_of_two_axes_is_refused() -> None:
     target = Adapter(nn.Sequential(nn.Linear(3, 2)), {"x": "0:input"}, loss=lambda outputs, batch: outputs)
     with pytest.raises(ShapeError, match=r"expected a loss as a scalar tensor or one a row \(B,\), got \(4, 2\)"):
         Attack(perturber("x"), PGD(1))(target, torch.ones(4, 3))
+
+
+def test_an_adapter_goes_on_through_a_wrapper_that_came_later() -> None:
+    target = toy()
+    wrapper = Wrapper(target.model, "module")
+    wrapped = target.through(wrapper, logits=lambda outputs: outputs["logits"] * 2)
+    del target
+    gc.collect()  # the hooks stay as long as either is used
+    assert hooks(wrapper) == 2
+    batch = toy_batch()
+    report = AdversarialTraining(perturber(), FreeLB(2)).step(wrapped, batch)
+    assert report.delta_norms["image"].all()
+    outputs = wrapped.forward(batch)
+    torch.testing.assert_close(wrapped.logits(outputs), outputs["logits"] * 2)
+
+
+def test_a_wrapper_of_another_model_is_refused() -> None:
+    target = toy()
+    with pytest.raises(SiteError, match="does not hold its sites"):
+        target.through(Wrapper(ToyModel(), "module"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
 import weakref
@@ -64,6 +65,8 @@ class Adapter:
         self.replay_verified = False  # whether replayed randomness was seen to give the same logits
         self._holder = Holder()
         modules = {modality: _find(model, site.module) for modality, site in self.sites.items()}
+        self._perturbed = tuple(modules.values())
+        self._origin: Adapter | None = None
         handles = [self._hook(modules[modality], modality, site.at) for modality, site in self.sites.items()]
         self._close = weakref.finalize(self, _remove, handles)
 
@@ -79,6 +82,34 @@ class Adapter:
     def close(self) -> None:
         """Take the hooks off the model; done by itself when the adapter is no longer used."""
         self._close()
+
+    def through(
+        self,
+        model: nn.Module,
+        *,
+        call: Callable[[nn.Module, Batch], Outputs] | None = None,
+        logits: Callable[[Outputs], Tensor] | None = None,
+        loss: Callable[[Outputs, Batch], Tensor] | None = None,
+    ) -> Adapter:
+        """This adapter with its model run through a wrapper that came later; sites and hooks are the same ones.
+
+        Arguments:
+            model: what DDP, `torch.compile` or `accelerator.prepare` made of the adapted model.
+            call, logits, loss: in the place of the adapter's own.
+
+        Raises:
+            SiteError: a model that does not hold the modules whose tensors are perturbed.
+        """
+        held = set(model.modules())
+        if not all(module in held for module in self._perturbed):
+            raise SiteError(
+                f"expected a wrapper of the adapted {type(_unwrapped(self.model)).__name__}, got a "
+                f"{type(_unwrapped(model)).__name__} that does not hold its sites; adapt that model itself"
+            )
+        other = copy.copy(self)
+        other.model, other._origin = model, self  # the hooks go with the first of them
+        other.call, other.logits, other.loss = call or self.call, logits or self.logits, loss or self.loss
+        return other
 
     def forward(self, batch: Batch) -> Outputs:
         """Run the model on a batch."""
