@@ -14,11 +14,11 @@ import os
 import pickle
 import tempfile
 import zipfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import torch
 import yaml
@@ -45,10 +45,11 @@ _UNREADABLE: Final = (
 )
 
 
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Write `data` to `path` so that a reader finds the old content or the new, never a part.
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A stream whose content is at `path` once the block ends, whole or not at all, for what is too large to hold.
 
-    Missing parent directories are made. Errors: `OSError` as the file system gives it; nothing is left behind then.
+    Missing parent directories are made. Errors: what the block or the file system raises; nothing is left behind then.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
     )
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(name, 0o666 & ~_file_creation_mask())
@@ -67,7 +68,13 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
             os.unlink(name)
         raise
     _flush_directory(target.parent)
-    return target
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Write `data` to `path` so that a reader finds the old content or the new, never a part; see `replacing`."""
+    with replacing(path) as stream:
+        stream.write(data)
+    return Path(path)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
