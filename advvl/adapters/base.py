@@ -153,6 +153,11 @@ _REGISTRY: dict[str, str] = {
     "advvl.models.uniter.UniterModel": "advvl.adapters.uniter:uniter_adapter",
     "advvl.tasks.vqa.UniterForVQA": "advvl.adapters.uniter:uniter_adapter",
     "advvl.tasks.pretraining.UniterForPretraining": "advvl.adapters.uniter:uniter_adapter",
+    "advvl.tasks.lxmert.LxmertForNLVR2": "advvl.adapters.lxmert:lxmert_adapter",
+    "advvl.tasks.lxmert.LxmertForVQA": "advvl.adapters.lxmert:lxmert_adapter",
+    "transformers.models.lxmert.modeling_lxmert.LxmertForPreTraining": "advvl.adapters.lxmert:lxmert_adapter",
+    "transformers.models.lxmert.modeling_lxmert.LxmertForQuestionAnswering": "advvl.adapters.lxmert:lxmert_adapter",
+    "transformers.models.lxmert.modeling_lxmert.LxmertModel": "advvl.adapters.lxmert:lxmert_adapter",
 }
 
 

@@ -1,0 +1,121 @@
+"""Where LXMERT is perturbed: words after their embedding, regions before their projection, as LXMERT-AdvTrain does."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.lxmert.modeling_lxmert import (
+    LxmertForPreTraining,
+    LxmertForQuestionAnswering,
+    LxmertModel,
+    LxmertPreTrainedModel,
+)
+
+from advvl.adapters.base import Adapter, Outputs
+from advvl.adapters.injection import Batch, Site
+from advvl.errors import ConfigurationError, DataError, SiteError
+from advvl.tasks.lxmert import twice
+
+
+def lxmert_adapter(model: nn.Module) -> Adapter:
+    """The adapter of an LXMERT of transformers or of a task here, wrapped or not; modalities "text" and "image".
+
+    What a regulariser compares: the scores of the answers; of `LxmertForPreTraining` those of the masked words (`labels`
+    other than -100). A bare `LxmertModel` has neither logits nor a loss: give both with its sites,
+    `adapt(model, lxmert_sites(model), logits=…, loss=…)`, as for any model that holds one, or another thing to compare.
+    Fields of a batch that the model does not take are not passed on.
+
+    Raises:
+        SiteError: no LXMERT in the model, or several.
+    """
+    sites = lxmert_sites(model)
+    inner = next((module for module in model.modules() if isinstance(module, LxmertPreTrainedModel)), model)
+    taken = {name for name, p in inspect.signature(type(inner).forward).parameters.items() if p.kind != p.VAR_KEYWORD}
+
+    def call(model: nn.Module, batch: Batch) -> Outputs:
+        if not isinstance(batch, Mapping):
+            raise DataError(f"expected a batch as a mapping of fields, got {type(batch).__name__}")
+        if "inputs_embeds" in batch and "inputs_embeds" not in taken:
+            raise DataError(
+                f"expected input_ids for {type(inner).__name__}, got inputs_embeds, which go round the word embeddings; "
+                "give the words themselves"
+            )
+        return model(**{name: value for name, value in batch.items() if name in taken})
+
+    pretraining = isinstance(inner, LxmertForPreTraining)
+    logits = _word_scores if pretraining else _answer_scores if isinstance(inner, LxmertForQuestionAnswering) else None
+    return Adapter(
+        model, sites, call=call, logits=logits, positions=_masked_words if pretraining else None, repeat=repeat
+    )
+
+
+def lxmert_sites(model: nn.Module) -> dict[str, Site]:
+    """The sites of the LXMERT that a model is or holds: "text" and "image".
+
+    Raises:
+        SiteError: no LXMERT in the model, or several.
+    """
+    found = [name for name, module in model.named_modules() if isinstance(module, LxmertModel)]
+    if len(found) != 1:
+        raise SiteError(f"expected one LxmertModel in {type(model).__name__}, got {len(found)}; give adapt() the sites")
+    prefix = f"{found[0]}." if found[0] else ""
+    return {
+        "text": Site(f"{prefix}embeddings.word_embeddings", at="output", mask=text_mask),
+        "image": Site(f"{prefix}encoder.visn_fc", at="input", mask=region_mask),
+    }
+
+
+def text_mask(batch: Mapping[str, Any]) -> Tensor:
+    """Which tokens are real, `(B, T)`, or `(2B, T)` of an NLVR2 batch; all where `attention_mask` is absent."""
+    mask = batch.get("attention_mask")
+    mask = torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask
+    return twice(mask) if _of_pairs(batch) else mask
+
+
+def region_mask(batch: Mapping[str, Any]) -> Tensor:
+    """Which regions are real, `(B, R)`, or `(2B, R)` of an NLVR2 batch; all where `visual_attention_mask` is absent."""
+    mask, feats = batch.get("visual_attention_mask"), batch["visual_feats"]
+    mask = torch.ones(feats.shape[:-1], dtype=torch.bool, device=feats.device) if mask is None else mask
+    return mask.flatten(0, 1) if _of_pairs(batch) else mask
+
+
+def repeat(batch: Batch, count: int) -> Batch:
+    """The batch with all its rows `count` times, copy after copy; the tensors in `obj_labels` too."""
+    return {name: _repeated(value, count) for name, value in batch.items()}
+
+
+def _repeated(value: Any, count: int) -> Any:
+    if isinstance(value, Tensor) and value.ndim:
+        return torch.cat([value] * count)
+    if isinstance(value, Mapping):
+        return {name: _repeated(part, count) for name, part in value.items()}
+    return tuple(_repeated(part, count) for part in value) if isinstance(value, tuple) else value
+
+
+def _of_pairs(batch: Mapping[str, Any]) -> bool:
+    """Whether each sentence has two images, `visual_feats (B, 2, R, F)`."""
+    return bool(batch["visual_feats"].ndim == 4)
+
+
+def _answer_scores(outputs: Outputs) -> Tensor:
+    scores: Tensor = outputs.question_answering_score
+    return scores
+
+
+def _word_scores(outputs: Outputs) -> Tensor:
+    scores: Tensor = outputs.prediction_logits
+    return scores
+
+
+def _masked_words(batch: Batch) -> Tensor:
+    labels = batch.get("labels")
+    if not isinstance(labels, Tensor):
+        raise ConfigurationError(
+            "expected labels of masked words in the batch, whose predictions a regulariser compares, got none; to compare "
+            "something else: adapt(model, lxmert_sites(model), logits=lambda outputs: outputs.cross_relationship_score)"
+        )
+    return labels != -100
