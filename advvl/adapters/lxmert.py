@@ -18,7 +18,7 @@ from transformers.models.lxmert.modeling_lxmert import (
 from advvl.adapters.base import Adapter, Outputs
 from advvl.adapters.injection import Batch, Site
 from advvl.errors import ConfigurationError, DataError, SiteError
-from advvl.tasks.lxmert import twice
+from advvl.models.lxmert_layout import region_mask, text_mask
 
 
 def lxmert_adapter(model: nn.Module) -> Adapter:
@@ -69,20 +69,6 @@ def lxmert_sites(model: nn.Module) -> dict[str, Site]:
     }
 
 
-def text_mask(batch: Mapping[str, Any]) -> Tensor:
-    """Which tokens are real, `(B, T)`, or `(2B, T)` of an NLVR2 batch; all where `attention_mask` is absent."""
-    mask = batch.get("attention_mask")
-    mask = torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask
-    return twice(mask) if _of_pairs(batch) else mask
-
-
-def region_mask(batch: Mapping[str, Any]) -> Tensor:
-    """Which regions are real, `(B, R)`, or `(2B, R)` of an NLVR2 batch; all where `visual_attention_mask` is absent."""
-    mask, feats = batch.get("visual_attention_mask"), batch["visual_feats"]
-    mask = torch.ones(feats.shape[:-1], dtype=torch.bool, device=feats.device) if mask is None else mask
-    return mask.flatten(0, 1) if _of_pairs(batch) else mask
-
-
 def repeat(batch: Batch, count: int) -> Batch:
     """The batch with all its rows `count` times, copy after copy; the tensors in `obj_labels` too."""
     return {name: _repeated(value, count) for name, value in batch.items()}
@@ -94,11 +80,6 @@ def _repeated(value: Any, count: int) -> Any:
     if isinstance(value, Mapping):
         return {name: _repeated(part, count) for name, part in value.items()}
     return tuple(_repeated(part, count) for part in value) if isinstance(value, tuple) else value
-
-
-def _of_pairs(batch: Mapping[str, Any]) -> bool:
-    """Whether each sentence has two images, `visual_feats (B, 2, R, F)`."""
-    return bool(batch["visual_feats"].ndim == 4)
 
 
 def _answer_scores(outputs: Outputs) -> Tensor:

@@ -17,9 +17,8 @@ from transformers.models.lxmert.modeling_lxmert import LxmertModel, LxmertPreTra
 from transformers.utils.generic import ModelOutput
 
 from advvl.errors import ConfigurationError, DataError, ShapeError
+from advvl.models.lxmert_layout import IMAGES, twice
 from advvl.tasks.vqa import vqa_losses
-
-IMAGES = 2  # of an example of NLVR2
 
 
 @dataclass
@@ -173,11 +172,6 @@ class LxmertForNLVR2(_LxmertWithAnswers):  # type: ignore[no-untyped-call]
         )
         logits: Tensor = self.answer_head(pooled.reshape(rows, IMAGES * pooled.shape[1]))
         return LxmertTaskOutput(loss=None if targets is None else nlvr2_losses(logits, targets), logits=logits)
-
-
-def twice(x: Tensor) -> Tensor:
-    """Each row of an NLVR2 batch once for each of its images, `(2B, …)`: the first row's copies, then the second's."""
-    return x.repeat_interleave(IMAGES, 0)
 
 
 def nlvr2_losses(logits: Tensor, targets: Tensor) -> Tensor:
