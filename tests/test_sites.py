@@ -610,8 +610,11 @@ def test_a_registered_class_and_its_subclasses_are_adapted_without_sites() -> No
         target = adapt(model)
         assert target.model is model
         assert set(target.sites) == {"text", "image"}
-    with pytest.raises(ConfigurationError, match=r"expected sites beside call, logits, .* or pure, got none"):
-        adapt(Registered(), logits=lambda outputs: outputs)
+    own = adapt(Registered(), logits=lambda outputs: outputs["loss"], pure=True)
+    assert set(own.sites) == {"text", "image"}
+    assert own.logits(own.forward(toy_batch(dtype=torch.float32))).shape == (3,)
+    assert own.pure
+    assert not target.pure
 
 
 def toy_adapter(model: nn.Module) -> Adapter:

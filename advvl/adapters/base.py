@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from advvl.adapters.injection import Batch, Binding, Holder, InputHook, Maker, OutputHook, Site
+from advvl.adapters.outputs import Outputs as Outputs
+from advvl.adapters.outputs import read_logits, read_loss, run
 from advvl.errors import ConfigurationError, ShapeError, SiteError
-
-Outputs = Any
 
 
 class Adapter:
@@ -26,9 +26,11 @@ class Adapter:
         model: the user's model, wrapped or not.
         sites: modality name to site.
         call: `(model, batch) -> outputs`; default: `model(**batch)` for a mapping, else `model(batch)`.
-        logits: from the outputs to what a regulariser compares; default: `.logits`, or the outputs themselves.
+        logits: from the outputs to what a regulariser compares; default: `.logits` or `["logits"]` of the outputs, a
+            tensor itself, or of a tuple the first entry, the second where the first is a loss.
         positions: from the batch to the mask of the logits' rows that count (masked-token positions); None: all.
-        loss: `(outputs, batch)` to a scalar or one loss a row `(B,)`; default: the outputs' own `.loss`.
+        loss: `(outputs, batch)` to a scalar or one loss a row `(B,)`; default: the outputs' own: `.loss`, `["loss"]`, or a
+            number (a tensor without axes) that a tuple begins with.
         repeat: `(batch, n)` to the batch that holds all its rows n times, copy after copy. Giving it declares that no
             row's outputs depend on other rows (batch statistics are looked for and need not be thought of), so that
             passes which do not depend on each other may be run as one.
@@ -57,10 +59,10 @@ class Adapter:
         _check_model(model)
         self.model = model
         self.sites: Mapping[str, Site] = _sites(sites)
-        self.call = call or _call
-        self.logits = logits or _logits
+        self.call = call or run
+        self.logits = logits or read_logits
         self.positions = positions or _all_positions
-        self.loss = loss or _own_loss
+        self.loss = loss or read_loss
         self.repeat, self.pure = repeat, pure
         self.replay_verified = False  # whether replayed randomness was seen to give the same logits
         self._holder = Holder()
@@ -158,6 +160,7 @@ _REGISTRY: dict[str, str] = {
     "transformers.models.lxmert.modeling_lxmert.LxmertForPreTraining": "advvl.adapters.lxmert:lxmert_adapter",
     "transformers.models.lxmert.modeling_lxmert.LxmertForQuestionAnswering": "advvl.adapters.lxmert:lxmert_adapter",
     "transformers.models.lxmert.modeling_lxmert.LxmertModel": "advvl.adapters.lxmert:lxmert_adapter",
+    "transformers.modeling_utils.PreTrainedModel": "advvl.adapters.huggingface:huggingface_adapter",
 }
 
 
@@ -179,26 +182,33 @@ def adapt(
 ) -> Adapter:
     """The adapter of a model: its registered one, or one with these sites; call it once, before any `torch.compile`.
 
+    Arguments:
+        model: of a registered class, of transformers, or any other with its sites.
+        sites: modality to site, or to the name of a module; in the place of those that are known.
+        call, logits, positions, loss, repeat, pure: as `Adapter` takes them; in the place of a registered adapter's own.
+
     Raises:
-        SiteError: no sites given, and no adapter registered for the model's class; a module that it does not have.
-        ConfigurationError: callables given beside a registered adapter, without sites; something else than a model.
+        SiteError: no sites given, and none known of the model's class; a module that it does not have.
+        ConfigurationError: something else than a model.
     """
     _check_model(model)
     options = {"call": call, "logits": logits, "positions": positions, "loss": loss, "repeat": repeat}
     if sites is not None:
         return Adapter(model, sites, pure=pure, **options)  # type: ignore[arg-type]
-    if pure or any(option is not None for option in options.values()):
-        raise ConfigurationError(f"expected sites beside {', '.join(options)} or pure, got none; give the sites too")
     inner = _unwrapped(model)
     for cls in type(inner).__mro__:
         factory = _REGISTRY.get(f"{cls.__module__}.{cls.__qualname__}")
         if factory is not None:
             module, _, function = factory.partition(":")
             adapter: Adapter = getattr(importlib.import_module(module), function)(model)
+            for name, option in options.items():
+                if option is not None:
+                    setattr(adapter, name, option)
+            adapter.pure = adapter.pure or pure
             return adapter
     raise SiteError(
-        f"expected a model with a registered adapter, got {type(inner).__name__}; "
-        'say what to perturb: adapt(model, sites={"text": Site("…embeddings.word_embeddings")})'
+        f"expected a model with a registered adapter, got {type(inner).__name__}; say what to perturb, as in "
+        'adapt(model, sites={"text": Site("…embeddings.word_embeddings")}); advvl.sites(model) lists what could be'
     )
 
 
@@ -285,35 +295,6 @@ def _given(modality: str, delta: Tensor) -> Maker:
         return delta
 
     return make
-
-
-def _call(model: nn.Module, batch: Batch) -> Outputs:
-    return model(**batch) if isinstance(batch, Mapping) else model(batch)
-
-
-def _field(outputs: Outputs, name: str) -> Any:
-    return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
-
-
-def _logits(outputs: Outputs) -> Tensor:
-    logits = outputs if isinstance(outputs, Tensor) else _field(outputs, "logits")
-    if not isinstance(logits, Tensor):
-        raise ConfigurationError(
-            f"expected outputs with logits to compare, got {type(outputs).__name__} without; "
-            "pass logits=… to the adapter, from the outputs to a tensor"
-        )
-    return logits
-
-
-def _own_loss(outputs: Outputs, batch: Batch) -> Tensor:
-    del batch
-    loss = _field(outputs, "loss")
-    if not isinstance(loss, Tensor):
-        raise ConfigurationError(
-            f"expected outputs with a loss, got {type(outputs).__name__} without; give the labels in the batch, "
-            "or pass loss=…, from (outputs, batch) to a scalar or one loss a row"
-        )
-    return loss
 
 
 def _all_positions(batch: Batch) -> None:

@@ -1,0 +1,211 @@
+"""Candidates: the tensors of a model that could be perturbed, found by looking at its modules, or by running it once.
+
+What a module is for cannot be known; what it looks like can. Layers of one class in a row are hidden layers; a table of
+vectors outside them embeds words, unless its name says positions or types; a convolution of few channels outside them
+embeds an image; a linear map ahead of them projects features.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from advvl.adapters.injection import Batch, Site
+from advvl.adapters.outputs import Outputs, run
+from advvl.randomness import preserved
+from advvl.states import kept_buffers, kept_modes
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A tensor that could be a site.
+
+    Arguments:
+        module, at: as `Site` takes them.
+        what: what it looks like, such as "word embedding" or "hidden layer 2 of 12".
+        shape: of the tensor in the forward that was run; otherwise what the weights say of it, as `(…, 768)`.
+    """
+
+    module: str
+    at: Literal["output", "input"]
+    what: str
+    shape: str
+
+    @property
+    def site(self) -> Site:
+        """The site, without a mask."""
+        return Site(self.module, self.at)
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.at}  {self.shape}  {self.what}"
+
+
+class Candidates(tuple[Candidate, ...]):
+    """Candidates, shown as a table; the first column is what `adapt(model, sites={"text": …})` takes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        cells = [("site", "shape", "what"), *((f"{c.module}:{c.at}", c.shape, c.what) for c in self)]
+        widths = [max(len(row[column]) for row in cells) for column in range(3)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
+
+    __str__ = __repr__
+
+
+def sites(
+    model: nn.Module, batch: Batch = None, *, call: Callable[[nn.Module, Batch], Outputs] | None = None
+) -> Candidates:
+    """The tensors of a model that could be perturbed, in the order of its modules.
+
+    Arguments:
+        model: any model; a compiled one only without a batch.
+        batch: run the model on it once, in eval mode and without gradients, for the true shapes, for the modules that take a
+            field of the batch itself, and without those that do not run; the model is left as found. None: no run.
+        call: `(model, batch) -> outputs`; default: `model(**batch)` for a mapping, else `model(batch)`.
+    """
+    found = Candidates(_looked(model))
+    return found if batch is None else Candidates(_seen(model, found, batch, call or run))
+
+
+def outermost(model: nn.Module, name: str) -> str:
+    """The largest module around `name` that holds no hidden layers and no word embedding beside it, nor is the model."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    barred = set(_stacks(modules)) | {other for other, module in modules.items() if _embeds_words(other, module)}
+    while parent := name.rpartition(".")[0]:
+        if any(f"{other}.".startswith(f"{parent}.") for other in barred if other != name):
+            break
+        name = parent
+    return name
+
+
+def _looked(model: nn.Module) -> list[Candidate]:
+    modules = dict(model.named_modules())
+    stacks = _stacks(modules)
+    names = list(modules)
+    last = max((names.index(stack) for stack in stacks), default=len(names))
+    found: dict[Candidate, None] = {}
+    for index, (name, module) in enumerate(modules.items()):
+        if name in stacks:
+            count = len(stacks[name])
+            for k, layer in enumerate(stacks[name].children()):
+                width = next((len(p) for p in reversed(list(layer.parameters())) if p.ndim == 1), None)
+                shape = "(…)" if width is None else f"(…, {width})"
+                found[Candidate(f"{name}.{k}".lstrip("."), "output", f"hidden layer {k} of {count}", shape)] = None
+        elif any(name.startswith(f"{stack}." if stack else "") for stack in stacks):
+            continue
+        elif _embeds_words(name, module):
+            found[Candidate(name, "output", "word embedding", f"(…, {_width(module)})")] = None
+        elif _takes_images(module):
+            found[Candidate(name, "output", "image convolution", f"(…, {_width(module)}, …)")] = None
+            around = outermost(model, name)
+            if stacks and around != name:
+                found[Candidate(around, "output", "patch embedding", "(…)")] = None
+        elif isinstance(module, nn.Linear) and index < last:
+            around = _projector(modules, name)
+            if around == name:
+                found[Candidate(name, "input", "input of a projection", f"(…, {module.in_features})")] = None
+            width = [m.out_features for m in modules[around].modules() if isinstance(m, nn.Linear)][-1]
+            found[Candidate(around, "output", "projection", f"(…, {width})")] = None
+    return sorted(found, key=lambda candidate: names.index(candidate.module))
+
+
+def _stacks(modules: Mapping[str, nn.Module]) -> dict[str, nn.ModuleList | nn.Sequential]:
+    """Lists of hidden layers: all of one class, each of several modules; not those inside another one's layers."""
+    found: dict[str, nn.ModuleList | nn.Sequential] = {}
+    for name, module in modules.items():
+        if isinstance(module, nn.ModuleList | nn.Sequential) and not any(
+            name.startswith(f"{outer}." if outer else "") for outer in found
+        ):
+            layers = list(module.children())
+            alike = len({type(layer) for layer in layers}) == 1 and any(layers[0].children())
+            if alike and (isinstance(module, nn.ModuleList) or len(layers) > 1):
+                found[name] = module
+    return found
+
+
+_NOT_WORDS = re.compile(r"pos(ition|_emb)|wpe|token_type|segment|rel(ative|_)")
+
+
+def _embeds_words(name: str, module: nn.Module) -> bool:
+    return isinstance(module, nn.Embedding) and not _NOT_WORDS.search(name.rpartition(".")[2])
+
+
+def _takes_images(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d | nn.Conv3d) and module.in_channels in (1, 3, 4)
+
+
+def _width(module: nn.Module) -> int:
+    return module.embedding_dim if isinstance(module, nn.Embedding) else int(getattr(module, "out_channels", 0))
+
+
+def _projector(modules: Mapping[str, nn.Module], name: str) -> str:
+    """The largest module around a linear one that is made of such alone."""
+    while parent := name.rpartition(".")[0]:
+        if any(isinstance(part, nn.Embedding | nn.Conv2d | nn.Conv3d) for part in modules[parent].modules()):
+            break
+        if any(f"{other}.".startswith(f"{parent}.") for other in _stacks(modules)):
+            break
+        name = parent
+    return name
+
+
+def _seen(
+    model: nn.Module, candidates: Candidates, batch: Batch, call: Callable[[nn.Module, Batch], Outputs]
+) -> list[Candidate]:
+    """The candidates that ran, with their shapes, and the modules that took a field of the batch."""
+    modules = dict(model.named_modules())
+    fields = {
+        _identity(value): str(name)
+        for name, value in (batch.items() if isinstance(batch, Mapping) else {})
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
+    shapes: dict[tuple[str, str], str] = {}
+    runs: Counter[tuple[str, str]] = Counter()
+    taken: dict[str, Candidate] = {}
+
+    def look(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        first = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+        given = output[0] if isinstance(output, tuple) and output else output
+        for at, x in (("input", first), ("output", given)):
+            if isinstance(x, Tensor) and x.is_floating_point():
+                shapes.setdefault((name, at), _shape(x))
+                runs[name, at] += 1
+        if first is not None and _identity(first) in fields and not any(module.children()):
+            what = f"takes the batch's {fields[_identity(first)]!r}"
+            taken.setdefault(name, Candidate(name, "input", what, _shape(first)))
+
+    with ExitStack() as stack:
+        stack.enter_context(preserved(model))
+        stack.enter_context(kept_modes(model))
+        stack.enter_context(kept_buffers(model))
+        for name, module in modules.items():
+            handle = module.register_forward_hook(partial(look, name), with_kwargs=True)
+            stack.callback(handle.remove)
+        model.eval()
+        with torch.no_grad():
+            call(model, batch)
+    found = dict.fromkeys(taken.values())
+    for candidate in candidates:
+        key = candidate.module, candidate.at
+        if key in shapes and not (candidate.at == "input" and candidate.module in taken):
+            times = "" if runs[key] == 1 else f"; runs {runs[key]} times"
+            found[replace(candidate, shape=shapes[key], what=candidate.what + times)] = None
+    names = list(modules)
+    return sorted(found, key=lambda candidate: names.index(candidate.module))
+
+
+def _identity(x: Tensor) -> tuple[int, torch.Size]:
+    return x.data_ptr(), x.shape
+
+
+def _shape(x: Tensor) -> str:
+    return f"({', '.join(map(str, x.shape))}{',' if x.ndim == 1 else ''})"

@@ -1,0 +1,77 @@
+"""What a model is given and what it gives: a batch, by its fields; logits and a loss, out of whatever came back.
+
+Outputs may be an object with attributes (a `ModelOutput`), a mapping, a tuple or a tensor. A tuple is read as transformers
+writes it: the loss first, if there is one, then the logits; a loss there is a tensor without axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from advvl.adapters.injection import Batch
+from advvl.errors import ConfigurationError
+
+Outputs = Any
+
+
+def run(model: nn.Module, batch: Batch) -> Outputs:
+    """Call a model on a batch: by its fields where it has names for them."""
+    return model(**batch) if isinstance(batch, Mapping) else model(batch)
+
+
+def field(outputs: Outputs, name: str) -> Any:
+    """An entry of outputs that have names for them; None where there is none."""
+    return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+
+
+def read_logits(outputs: Outputs) -> Tensor:
+    """The logits among a model's outputs.
+
+    Raises:
+        ConfigurationError: there are none.
+    """
+    logits = field(outputs, "logits")
+    if isinstance(outputs, Tensor):
+        logits = outputs
+    elif logits is None and isinstance(outputs, tuple | list):
+        rest = list(outputs) if _leading_loss(outputs) is None else list(outputs)[1:]
+        logits = rest[0] if rest else None
+    if not isinstance(logits, Tensor):
+        raise ConfigurationError(
+            f"expected outputs with logits to compare, got {_said(outputs)}; "
+            "pass logits=… to the adapter, from the outputs to a tensor"
+        )
+    return logits
+
+
+def read_loss(outputs: Outputs, batch: Batch) -> Tensor:
+    """The loss among a model's outputs.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    del batch
+    loss = field(outputs, "loss")
+    if loss is None:
+        loss = _leading_loss(outputs)
+    if not isinstance(loss, Tensor):
+        raise ConfigurationError(
+            f"expected outputs with a loss, got {_said(outputs)}; give what the model computes it from in the batch "
+            "(labels, return_loss=True), or pass loss=…, from (outputs, batch) to a scalar or one loss a row"
+        )
+    return loss
+
+
+def _leading_loss(outputs: Outputs) -> Tensor | None:
+    """The number that a tuple begins with; a tensor with axes there is not known to be a loss."""
+    first = outputs[0] if isinstance(outputs, tuple | list) and outputs else None
+    return first if isinstance(first, Tensor) and first.ndim == 0 else None
+
+
+def _said(outputs: Outputs) -> str:
+    """What outputs without something look like."""
+    names = f" of {sorted(map(str, outputs))}" if isinstance(outputs, Mapping) else ""
+    return f"{type(outputs).__name__}{names} without"
