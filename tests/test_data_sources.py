@@ -221,3 +221,26 @@ def test_indices_outside_the_source_are_refused(corpus: DigitsCorpus, indices: l
     for source in (corpus.train, corpus.pretrain):
         with pytest.raises(DataError, match=r"0\.\.59"):
             source.batch(indices, generator())
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_examples_corruption_does_not_depend_on_the_others_of_its_batch(corpus: DigitsCorpus, task: str) -> None:
+    """What processes that share a batch rely on: each makes its own rows, and together they are the batch."""
+    source = of(corpus, task)
+    indices = [5, 0, 17, 3, 41, 8, 22]
+    whole, parts = source.batch(indices, generator(1)), [source.batch(indices[r::2], generator(1)) for r in range(2)]
+    kept = {"mrfr": "feat_targets", "mrc": "label_targets", "mrc-kl": "label_targets"}.get(task)
+    owners = whole["img_masks"].nonzero()[:, 0] if kept else None
+    for rank, part in enumerate(parts):
+        for row in range(len(part["txt_lens"])):
+            at = rank + 2 * row
+            for ours, theirs in zip(pair(part, row), pair(whole, at), strict=True):
+                assert torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs))
+            if task == "itm":
+                assert part["targets"][row] == whole["targets"][at]
+            if task == "mlm":
+                words = int(part["txt_lens"][row])
+                assert torch.equal(part["txt_labels"][row, :words], whole["txt_labels"][at, :words])
+            if kept and owners is not None:
+                mine = part["img_masks"].nonzero()[:, 0] == row
+                assert torch.equal(part[kept][mine], whole[kept][owners == at])

@@ -1,6 +1,7 @@
 """Where a training loop gets its batches: questions for VQA, captions for pre-training.
 
-Both have `len()`, the number of examples, and `batch(indices, generator)`, which depends on nothing else.
+Both have `len()`, the number of examples, and `batch(indices, generator)`, which depends on nothing else. An example's
+corruption depends on the generator's seed and the example alone, not on which others are in the batch.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from advvl.data.batching import Images, Texts, hide_regions, join
 from advvl.data.captions import Caption
 from advvl.data.masking import MASK_PROBABILITY, mask_regions, mask_words, mismatch
 from advvl.data.questions import Question
+from advvl.data.row_draws import RowDraws
 from advvl.data.scenes import Scene
 from advvl.errors import ConfigurationError, DataError
 
@@ -35,7 +37,8 @@ def check_share(word_mask: float) -> None:
         raise ConfigurationError(f"expected word_mask to be a share in [0, 1], got {word_mask!r}")
 
 
-def _rows(indices: Sequence[int], count: int) -> Tensor:
+def checked_rows(indices: Sequence[int], count: int) -> Tensor:
+    """The indices as a tensor; errors: `DataError` unless there are some, all of them in 0..count-1."""
     rows = torch.as_tensor(indices, dtype=torch.long)
     if rows.numel() == 0 or int(rows.min()) < 0 or int(rows.max()) >= count:
         raise DataError(f"expected one or more indices in 0..{count - 1}, got {list(indices)}")
@@ -59,7 +62,7 @@ class QuestionSource:
     def batch(self, indices: Sequence[int], generator: torch.Generator | None = None) -> dict[str, Any]:
         """The questions at `indices` with UNITER's fields for VQA; nothing is drawn from the generator."""
         del generator
-        rows = _rows(indices, len(self))
+        rows = checked_rows(indices, len(self))
         return {**join(self.texts, rows, self.images, self.image_rows[rows]), "targets": self.targets[rows]}
 
 
@@ -89,18 +92,19 @@ class CaptionSource:
 
     def batch(self, indices: Sequence[int], generator: torch.Generator) -> dict[str, Any]:
         """The captions at `indices`, corrupted for a task drawn from the generator, whose name is under `"task"`."""
-        rows = _rows(indices, len(self))
+        rows = checked_rows(indices, len(self))
         task = self.tasks[int(torch.randint(len(self.tasks), (), generator=generator))]
+        draws = RowDraws.of(rows, generator)
         if task == "itm":
-            shown, targets = mismatch(self.image_rows[rows], len(self.scenes), generator=generator)
+            shown, targets = mismatch(self.image_rows[rows], len(self.scenes), draws=draws)
             return {**join(self.texts, rows, self.images, shown), "targets": targets, "task": task}
         batch = join(self.texts, rows, self.images, self.image_rows[rows])
         if task == "mlm":
             input_ids, labels = mask_words(
-                batch["input_ids"], self.replacements, probability=self.word_mask, generator=generator
+                batch["input_ids"], self.replacements, probability=self.word_mask, draws=draws
             )
             return {**batch, "input_ids": input_ids, "txt_labels": labels, "task": task}
-        masks = mask_regions(batch["num_bbs"], generator=generator)
+        masks = mask_regions(batch["num_bbs"], draws=draws)
         hidden: dict[str, Any] = hide_regions(batch, masks)
         if task == "mrfr":
             return {**hidden, "feat_targets": batch["img_feat"][masks], "task": task}
