@@ -1,4 +1,4 @@
-"""Parity: with the published VILLA, FreeLB and UNITER, number for number in float64, and with torchattacks on pixels.
+"""Parity in float64 with the published VILLA, FreeLB, LXMERT-AdvTrain and UNITER, number for number; and with torchattacks.
 
 The optimal-transport distance is held to the exact linear programme in `test_tasks.py`.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torchattacks
 from golden_cases import batch, disagreements, document, kind, tensors
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, LxmertConfig, LxmertForQuestionAnswering
 
 from advvl import (
     L2,
@@ -38,12 +39,15 @@ from advvl import (
     Zero,
     adapt,
 )
+from advvl.models.lxmert_checkpoints import load_lxmert_checkpoint, original_name
 from advvl.models.uniter import UniterConfig
+from advvl.tasks.lxmert import LxmertForVQA
 from advvl.tasks.pretraining import UniterForPretraining
-from advvl.tasks.vqa import UniterForVQA
+from advvl.tasks.vqa import UniterForVQA, vqa_losses
 
 FREELB = sorted(document("freelb_bert", "cases"))
 VILLA = sorted(document("villa_vqa", "cases"))
+LXMERT = sorted(document("lxmert_vqa", "cases"))
 
 
 def ball(case: dict[str, Any]) -> Ball:
@@ -80,16 +84,12 @@ def test_freelb_is_the_published_loop(case: str) -> None:
     assert not disagreements(freelb(case), tensors("freelb_bert", f"freelb_{case}"))
 
 
-def villa(case: str) -> dict[str, Tensor]:
-    """Every tensor that the golden file of a case holds, from one step of ours."""
-    options, config = document("villa_vqa", "cases")[case], document("villa_vqa", "config")
-    answers = config.pop("num_answers")
-    model = UniterForVQA(UniterConfig(**config), num_answers=answers).double()
-    model.load_state_dict(tensors("villa_vqa", "uniter_vqa"))
+def adversarial(
+    options: dict[str, Any], target: Adapter, inputs: dict[str, Tensor], *, shapes: dict[str, Any], loss: Any = None
+) -> dict[str, Any]:
+    """What the golden file of a case of VILLA's loop holds, from one step of ours; gradients under the model's names."""
     in_turn = options["modality"] == "alter"
     modalities = ("text", "image") if options["modality"] in ("both", "alter") else (options["modality"],)
-    inputs = batch("villa_vqa")
-    shapes = {"text": (*inputs["input_ids"].shape, config["hidden_size"]), "image": inputs["img_feat"].shape}
     starts: dict[str, Start] = {
         # one step from Zero() is refused, since it would be clean; a case may have it all the same
         m: Zero() if options["steps"] > 1 else Given(torch.zeros(shapes[m], dtype=torch.float64))
@@ -104,9 +104,9 @@ def villa(case: str) -> dict[str, Tensor]:
         SymmetricKL(options["kl_weight"]),
     )
     passes: list[PassTrace] = []
-    method.step(adapt(model), inputs, trace=passes.append)
+    method.step(target, inputs, loss=loss, trace=passes.append)
 
-    found: dict[str, Any] = {"clean_logits": passes[0].logits} | parameter_gradients(model)
+    found: dict[str, Any] = {"clean_logits": passes[0].logits} | parameter_gradients(target.model)
     turns = len(modalities) if in_turn else 1
     for step in range(options["steps"]):
         group = passes[1 + step * turns : 1 + (step + 1) * turns]
@@ -122,22 +122,68 @@ def villa(case: str) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("case", VILLA)
-def test_villa_is_the_published_loop(case: str) -> None:
-    golden = tensors("villa_vqa", f"villa_{case}")
-    assert not disagreements(villa(case), golden)
+def villa(case: str) -> dict[str, Tensor]:
+    """Every tensor that the golden file of a case holds, from one step of ours."""
+    options, config = document("villa_vqa", "cases")[case], document("villa_vqa", "config")
+    answers = config.pop("num_answers")
+    model = UniterForVQA(UniterConfig(**config), num_answers=answers).double()
+    model.load_state_dict(tensors("villa_vqa", "uniter_vqa"))
+    inputs = batch("villa_vqa")
+    shapes = {"text": (*inputs["input_ids"].shape, config["hidden_size"]), "image": inputs["img_feat"].shape}
+    return adversarial(options, adapt(model), inputs, shapes=shapes)
 
 
-@pytest.mark.parametrize("case", VILLA)
-def test_one_changed_number_is_seen(case: str) -> None:
+LXMERTS = {"task": LxmertForVQA, "transformers": LxmertForQuestionAnswering}
+
+
+def lxmert(case: str, kind: str) -> dict[str, Tensor]:
+    """Every tensor that the golden file of a case holds, from one step of ours; names go through the checkpoint's."""
+    options, config = document("lxmert_vqa", "cases")[case], document("lxmert_vqa", "config")
+    model = LXMERTS[kind](LxmertConfig(**config, num_qa_labels=config["num_answers"])).double()
+    load_lxmert_checkpoint(model, golden_cases.folder("lxmert_vqa") / "lxmert_vqa.safetensors")
+    inputs = batch("lxmert_vqa")
+    shapes = {"text": (*inputs["input_ids"].shape, config["hidden_size"]), "image": inputs["visual_feats"].shape}
+    found = adversarial(
+        options,
+        adapt(model),
+        inputs,
+        shapes=shapes,
+        loss=None if kind == "task" else lambda out, given: vqa_losses(out.question_answering_score, given["targets"]),
+    )
+    return {
+        f"grad.{original_name(name.removeprefix('grad.'), of_task=True).removeprefix('lxrt_encoder.')}"
+        if name.startswith("grad.")
+        else name: value
+        for name, value in found.items()
+        if not name.endswith((".task_loss", ".kl_loss"))  # which these files do not hold apart
+    }
+
+
+PUBLISHED = {
+    **{f"villa-{case}": (partial(villa, case), ("villa_vqa", f"villa_{case}")) for case in VILLA},
+    **{
+        f"lxmert-{case}-{kind}": (partial(lxmert, case, kind), ("lxmert_vqa", f"lxmert_adv_{case}"))
+        for case in LXMERT
+        for kind in LXMERTS
+    },
+}
+
+
+@pytest.mark.parametrize(("ours", "golden"), PUBLISHED.values(), ids=PUBLISHED)
+def test_villas_loop_is_the_published_one(ours: Callable[[], dict[str, Tensor]], golden: tuple[str, str]) -> None:
+    assert not disagreements(ours(), tensors(*golden))
+
+
+@pytest.mark.parametrize("golden", sorted({golden for _, golden in PUBLISHED.values()}), ids="-".join)
+def test_one_changed_number_is_seen(golden: tuple[str, str]) -> None:
     """In the tensor of each kind that has the largest entry, in no more than its last eight digits."""
-    golden = tensors("villa_vqa", f"villa_{case}")
-    largest = {kind(name): name for name in sorted(golden, key=lambda name: golden[name].abs().max())}
+    expected = tensors(*golden)
+    largest = {kind(name): name for name in sorted(expected, key=lambda name: expected[name].abs().max())}
     assert {"clean_logits", "grad", "loss"} <= largest.keys()
     for name in largest.values():
-        changed = golden | {name: golden[name].clone()}
+        changed = expected | {name: expected[name].clone()}
         changed[name].view(-1)[changed[name].abs().argmax()] *= 1 + 1e-8
-        problems = disagreements(changed, golden)
+        problems = disagreements(changed, expected)
         assert [problem.partition(":")[0] for problem in problems] == [name]
 
 
