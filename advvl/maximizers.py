@@ -265,8 +265,9 @@ def _rows(
         rows = chosen if segments is None else chosen[segments]
         if rows.shape != delta.shape[:1]:
             raise ShapeError(
-                f"expected one loss or verdict for each of the {delta.shape[0]} rows of {modality!r}, "
-                f"got {tuple(rows.shape)}"
+                f"expected one loss or verdict for each of the {delta.shape[0]} rows of {modality!r}, got "
+                f"{tuple(rows.shape)}; where an example has several rows, give each its example's, as in "
+                "loss=lambda outputs, batch: outputs.loss.repeat_interleave(2)"
             )
         picked[modality] = torch.where(rows.reshape(-1, *[1] * (delta.ndim - 1)), delta, no[modality])
     return picked
