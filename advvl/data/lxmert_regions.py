@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final, NamedTuple
 
@@ -24,6 +24,7 @@ from advvl.data.lxmert_lines import (
     parse_line,
     wrong_number_of_columns,
 )
+from advvl.data.whereabouts import within
 from advvl.errors import ConfigurationError, DataError
 from advvl.storage import replacing
 
@@ -53,7 +54,7 @@ class RegionFile(Mapping[str, Regions]):
     path: Path
     feature_dim: int
     num_boxes: int | None
-    places: Mapping[str, Place]
+    places: Mapping[str, Place] = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -72,7 +73,7 @@ class RegionFile(Mapping[str, Regions]):
             DataError: its line is not what the format says, or no longer what it was when the file was opened.
         """
         place = self.places[image_id]
-        with _reading(self.path) as stream, _named(self.path, place.line):
+        with _reading(self.path) as stream, within(f"{self.path}, line {place.line}"):
             stream.seek(place.offset)
             image = parse_line(stream.read(place.length), self.feature_dim)
             if (image.image_id, len(image)) != (image_id, place.boxes):
@@ -110,7 +111,7 @@ def open_regions(
     with _reading(file) as stream:
         size, offset = stream.seek(0, os.SEEK_END), 0
         while offset < size and len(places) != limit:
-            with _named(file, len(places) + 1):
+            with within(f"{file}, line {len(places) + 1}"):
                 columns = _head(stream, offset)
                 image_id, count = parse_head(columns)
                 if feature_dim is None:
@@ -199,12 +200,3 @@ def _reading(path: Path) -> Iterator[IO[bytes]]:
             yield stream
     except OSError as error:
         raise DataError(f"expected a readable file of regions at {str(path)!r}, got {error}; check the path") from error
-
-
-@contextmanager
-def _named(path: Path, line: int) -> Iterator[None]:
-    """Errors within say of which file and line they are."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"{path}, line {line}: {error}") from error
