@@ -16,10 +16,11 @@ from advvl.balls import Place
 from advvl.errors import ConfigurationError
 from advvl.maximizers import InnerMaximizer
 from advvl.ops import Box
-from advvl.passes import Correct, Loss, Passes, check_parts, no_sync
+from advvl.passes import Correct, Loss, Passes, check_parts
 from advvl.perturbers import Perturber
 from advvl.probes import Feedback, Probe
 from advvl.randomness import preserved
+from advvl.reductions import no_sync
 from advvl.rounds import Round
 from advvl.states import kept_buffers, kept_modes
 

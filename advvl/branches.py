@@ -43,11 +43,17 @@ class CleanBranch:
             self._served = input_gradients(self.run.task, self.run.leaves, retain_graph=True)
         return self._served
 
-    def remainder(self) -> Tensor | None:
+    @property
+    def owes(self) -> bool:
+        """Whether the clean graph has a backward to come."""
+        return self.live or self.task_weight > 0
+
+    def remainder(self) -> Tensor:
         """What the clean graph still owes the parameters: its task loss and ⟨collected cotangent, clean logits⟩."""
         parts = []
         if self.task_weight:
             parts.append(self.task_weight * self.run.task)
-        if self._cotangent is not None and self.logits is not None:
-            parts.append((self._cotangent * self.logits.to(self._cotangent.dtype)).sum())
-        return sum(parts[1:], parts[0]) if parts else None
+        if self.logits is not None and (self._cotangent is not None or not parts):
+            cotangent = torch.zeros_like(self.logits) if self._cotangent is None else self._cotangent
+            parts.append((cotangent * self.logits.to(cotangent.dtype)).sum())
+        return sum(parts[1:], parts[0])

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from advvl.adapters.base import Adapter, Outputs
 from advvl.adapters.injection import Batch, Binding, Maker
@@ -28,7 +27,6 @@ from advvl.randomness import forked
 Loss = Callable[[Outputs, Batch], Tensor]
 Correct = Callable[[Outputs, Batch], Tensor]
 Backward = Callable[[Tensor], object]
-Sync = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass
@@ -297,9 +295,3 @@ def _effective(x: Tensor, delta: Tensor) -> Tensor:
     size = torch.linalg.vector_norm(delta.flatten(1), dim=1)
     kept = torch.linalg.vector_norm(added.flatten(1), dim=1)
     return torch.where(size > 0, kept / torch.where(size > 0, size, torch.ones_like(size)), torch.ones_like(size))
-
-
-def no_sync(model: nn.Module) -> Sync:
-    """The wrapper's own way of putting off the reduction of gradients (DDP, FSDP), or nothing."""
-    found: Any = getattr(model, "no_sync", None)
-    return found if callable(found) else nullcontext

@@ -1,8 +1,13 @@
-"""Processes that train together: means over the rows of all of them, and that they agree on what they run."""
+"""Processes that train together: means over the rows of all of them, what each of them found, and that they agree.
+
+Every function here but the first three has to be called by all processes, as often and in the same order, and ends with
+an error within the process group's timeout where one of them does not come.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -10,23 +15,63 @@ from torch import Tensor
 
 from advvl.errors import ConfigurationError
 
+T = TypeVar("T")
+
+
+def in_process_group() -> bool:
+    """Whether torch.distributed has been set up, be it for one process."""
+    return dist.is_available() and dist.is_initialized()
+
 
 def process_count() -> int:
     """How many processes train together; 1 without torch.distributed."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if in_process_group() else 1
 
 
 def process_index() -> int:
     """Which of them this is, from 0."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if in_process_group() else 0
+
+
+def process_mean(value: Tensor) -> Tensor:
+    """The mean over the processes of a floating-point tensor, of one shape in all of them; it holds nothing of a graph.
+
+    For logging a report's loss, say; one all-reduce.
+    """
+    mean = value.detach().clone()
+    if process_count() > 1:
+        dist.all_reduce(mean)
+        mean /= process_count()
+    return mean
+
+
+def share(count: Tensor) -> Tensor:
+    """What a mean over this process's own entries is multiplied by, so that it counts as its entries do among all.
+
+    DDP and FSDP average the processes' gradients. Where processes hold different numbers of entries, such as masked
+    tokens, the mean of their means is not the mean. With the number of its own entries over that of all processes' on
+    average it is, for all passes of an update, and a regulariser's mean over the same entries, at once:
+
+        part = share(masked.sum())  # one all-reduce of a scalar
+        method.step(target, batch, backward=lambda loss: (part * loss).backward())
+
+    Arguments:
+        count: a scalar, how many entries this process has.
+
+    Returns:
+        A scalar; 1 for a process that has none, whose mean is 0 whatever it is multiplied by.
+    """
+    count = count.detach().to(torch.promote_types(count.dtype, torch.float32))
+    mean = process_mean(count)
+    return torch.where(count > 0, count / torch.where(mean > 0, mean, torch.ones_like(mean)), torch.ones_like(count))
 
 
 def global_mean(losses: Tensor, counts: Tensor | None = None) -> Tensor:
     """The loss whose gradient, averaged over the processes as DDP and FSDP do, is that of the mean over all their entries.
 
-    It is this process's sum, over the number of entries in all processes, times the number of processes: where processes
-    hold different numbers of tokens, a mean of their means is not the mean. Every process has to call it; it makes one
-    all-reduce of a scalar, which holds nothing of a graph.
+    It is this process's sum over the number of entries that a process has on average: where processes hold different
+    numbers of tokens, a mean of their means is not the mean. It makes one all-reduce of a scalar, in a `loss` of a step
+    one for every pass; `share` makes one for all passes.
 
     Arguments:
         losses: of any shape, one an entry.
@@ -36,17 +81,30 @@ def global_mean(losses: Tensor, counts: Tensor | None = None) -> Tensor:
         A scalar; on one process the plain mean. Of no entries anywhere: 0, with a graph.
     """
     weights = torch.ones_like(losses) if counts is None else counts.to(losses.dtype)
-    total = weights.detach().sum()
+    mean = process_mean(weights.sum())
+    mean = torch.where(mean > 0, mean, torch.ones_like(mean))
+    return torch.where(weights > 0, losses * weights, torch.zeros_like(losses)).sum() / mean
+
+
+def collected(found: Mapping[int, T]) -> dict[int, T]:
+    """What all processes found, by number and in order of it; what several of them found is there once.
+
+    For an evaluation in which process r of n takes examples or batches r, r + n, r + 2n, …: nothing is padded, and
+    nothing counted twice. What was found has to be picklable, and on the CPU.
+    """
+    parts: list[Any] = [dict(found)]
     if process_count() > 1:
-        dist.all_reduce(total)
-    total = torch.where(total > 0, total, torch.ones_like(total))
-    return torch.where(weights > 0, losses * weights, torch.zeros_like(losses)).sum() / total * process_count()
+        parts = [None] * process_count()
+        dist.all_gather_object(parts, dict(found))
+    together: dict[int, T] = {number: value for part in reversed(parts) for number, value in part.items()}
+    return dict(sorted(together.items()))
 
 
 def check_agreement(what: str, value: Any) -> None:
     """Raise ConfigurationError in every process if `value` is not the same in all of them, by its `repr`.
 
-    Ends within the process group's timeout, also where a process is gone.
+    Once before training, as `check_agreement("the method", method)`: different numbers of passes, step sizes or weights
+    would otherwise go unnoticed, since processes meet only in the reduction of each update.
     """
     if process_count() == 1:
         return

@@ -2,10 +2,10 @@
 
 A regulariser compares perturbed passes with a clean one, and its gradient flows into both. That gradient is exact and
 costs one backward of the clean graph however many passes compare with it: each comparison is made with a leaf that
-stands for the clean logits and collects their cotangent, which the clean graph gets at the end. Where gradients are
-reduced over processes as they come, the last perturbed graph and the clean graph are left together in one backward:
-two would be one all-reduce too many under DDP, and wrong there. Elsewhere each has its own, which adds into `.grad` in
-place, where one over both sums every parameter's two gradients in new memory first.
+stands for the clean logits and collects their cotangent, which the clean graph gets at the end. Under DDP the last
+perturbed graph and the clean graph are left together in one backward: two would be one all-reduce too many, and wrong
+there. Elsewhere each has its own, which adds into `.grad` in place, where one over both sums every parameter's two
+gradients in new memory first; under FSDP2 the clean graph's, being the last, is the one that is reduced.
 
 With `dropout="shared"` every pass replays the random state of the first. A pass that starts at zero is then the clean
 pass itself and is not run again: its perturbation's gradient is taken from the clean graph by one input-only backward.
@@ -22,10 +22,11 @@ from torch import Tensor
 
 from advvl.branches import CleanBranch
 from advvl.errors import ConfigurationError, RandomnessError
-from advvl.passes import Backward, Pass, Passes, Sync, accumulate, all_found, input_gradients
+from advvl.passes import Backward, Pass, Passes, accumulate, all_found, input_gradients
 from advvl.perturbers import Start, Zero
 from advvl.probes import Feedback, Probe, merged
 from advvl.randomness import RandomState
+from advvl.reductions import Sync
 from advvl.regularizers import Regularizer
 from advvl.states import frozen_stats, kept_buffers, uses_batch_statistics
 from advvl.traces import Tally, Trace
@@ -91,7 +92,8 @@ class Round:
         if clean is not None and not probe.update and self._is_clean_pass(probe):
             return self._serve(clean, probe, modalities)
         groups = [(modality,) for modality in modalities] if probe.apart else [modalities]
-        with nullcontext() if probe.update else self.quiet(), _grad(probe):
+        last = probe.update and not (clean is not None and clean.owes and not self._jointly)
+        with nullcontext() if last else self.quiet(), _grad(probe):
             run = self._forward(probe.deltas, wants=probe.delta_gradients, apart=probe.apart)
             tasks = [run.task] if not probe.apart else [self.passes.reduce(own) for own in self._parts(run, probe)]
             logits: Sequence[Tensor | None] = [None] * len(groups)
@@ -106,6 +108,10 @@ class Round:
                 gradients = input_gradients(objective, run.leaves)
             else:
                 gradients = {}
+        if probe.update:
+            if not last and clean is not None:
+                self._finish(clean)
+            self._clean = self._random = None
         for group, task, penalty, own in zip(groups, tasks, penalties, logits, strict=True):
             self.tally.add(group, probe.weight, own, task, penalty, run.leaves, gradients)
         self.effective.update(run.effective)
@@ -158,7 +164,7 @@ class Round:
         return branch
 
     def _serve(self, clean: CleanBranch, probe: Probe, modalities: tuple[str, ...]) -> Feedback:
-        with self.passes.adapter.bound(clean.run.binding):
+        with self.quiet(), self.passes.adapter.bound(clean.run.binding):
             clean.run.binding.begin_backward()
             gradients = clean.gradients() if probe.delta_gradients else {}
         clean.task_weight += probe.weight
@@ -180,19 +186,12 @@ class Round:
 
     def _learn(self, probe: Probe, run: Pass, objective: Tensor, clean: CleanBranch | None) -> dict[str, Tensor]:
         total, refusal = probe.weight * objective, None
-        last = clean if probe.update else None  # the clean graph, if it is due
-        if last is not None and self._jointly:
-            remainder = last.remainder()
-            total = total if remainder is None else total + remainder
-            refusal = _CHECKPOINTED if last.live or remainder is not None else None
+        if probe.update and self._jointly and clean is not None and clean.owes:
+            total, refusal = total + clean.remainder(), _CHECKPOINTED
         run.binding.begin_backward(refusal=refusal)
         factor = accumulate(total, self._backward)
         if clean is not None:
             clean.collect(factor)
-        if last is not None and not self._jointly:
-            self._finish(last)
-        if probe.update:
-            self._clean = self._random = None
         if not probe.delta_gradients:
             return {}
         gradients = all_found({modality: leaf.grad for modality, leaf in run.leaves.items()})
@@ -201,11 +200,9 @@ class Round:
 
     def _finish(self, clean: CleanBranch) -> None:
         """Give the clean graph its backward."""
-        remainder = clean.remainder()
-        if remainder is not None:
-            with self.passes.adapter.bound(clean.run.binding):
-                clean.run.binding.begin_backward()
-                accumulate(remainder, self._backward)
+        with torch.enable_grad(), self.passes.adapter.bound(clean.run.binding):
+            clean.run.binding.begin_backward()
+            accumulate(clean.remainder(), self._backward)
 
     def _forward(
         self, deltas: Mapping[str, Tensor | Start], *, wants: bool, clean: bool = False, apart: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,11 +15,13 @@ from advvl.adapters.base import Adapter, adapted
 from advvl.adapters.injection import Batch
 from advvl.errors import ConfigurationError, NonFiniteError
 from advvl.maximizers import AscentState, InnerMaximizer
-from advvl.passes import Backward, Correct, Loss, Passes, Sync, check_parts, no_sync
+from advvl.passes import Backward, Correct, Loss, Passes, check_parts
 from advvl.perturbers import Perturber
 from advvl.probes import Feedback
+from advvl.reductions import Sync, accumulating, check_wrappers, no_sync, one_backward
 from advvl.regularizers import Regularizer
 from advvl.rounds import Round
+from advvl.states import check_trainable
 from advvl.traces import Trace
 
 
@@ -115,7 +117,8 @@ class AdversarialTraining:
                 `accelerator.backward`); the gradients of perturbations are freed of its factor on the device.
             update: unscale, clip, step and zero the gradients; called when they are complete. FreeAT needs it, and
                 cannot accumulate gradients over batches.
-            sync: a context manager for passes whose gradients must not be reduced yet; None: the wrapper's `no_sync`.
+            sync: a context manager for passes whose gradients must not be reduced yet; None: that of the wrappers in
+                the model (DDP, FSDP2), for one reduction an update. `nullcontext`: a reduction a pass.
             generator: what random starts are drawn from.
             state: what the maximiser carries from batch to batch.
             correct: from outputs and batch to the rows still classified correctly, `(B,)` bool, for `early_stop`.
@@ -130,7 +133,6 @@ class AdversarialTraining:
             RandomnessError: `dropout="shared"` and a model whose randomness torch's global state does not hold.
         """
         with adapted(model) as adapter:
-            quiet = sync or no_sync(adapter.model)
             self._check(adapter.model, update)
             with Passes(adapter, batch, self.perturber, loss=loss, correct=correct, generator=generator) as passes:
                 watch = _Watch(raises=self.nonfinite == "raise")
@@ -140,9 +142,9 @@ class AdversarialTraining:
                     clean_weight=self.clean_weight,
                     shared=self.dropout == "shared",
                     freeze_stats=self.track_stats == "clean",
-                    jointly=sync is not None or quiet is not nullcontext or _over_processes(),
+                    jointly=one_backward(adapter.model, sync),
                     backward=backward,
-                    quiet=quiet,
+                    quiet=sync or no_sync(adapter.model),
                     trace=trace,
                 )
                 with closing(self.maximizer.probes(self.perturber, generator=generator, state=state)) as probes:
@@ -166,27 +168,19 @@ class AdversarialTraining:
         return _report(round_, watch)
 
     def _check(self, model: nn.Module, update: object) -> None:
+        check_trainable(model)
         several = self.maximizer.updates > 1
         if several and update is None:
             raise ConfigurationError(
                 f"expected update=… for {self.maximizer.updates} updates a step ({type(self.maximizer).__name__}), got "
                 "None; pass what unscales, clips, steps the optimiser and zeroes the gradients"
             )
-        if several and getattr(model, "require_backward_grad_sync", True) is False:
+        if several and accumulating(model):
             raise ConfigurationError(
                 f"expected no gradient accumulation with {self.maximizer.updates} updates a step, got a step inside "
                 "no_sync; each replay must update"
             )
-        if getattr(model, "static_graph", False) is True:
-            raise ConfigurationError(
-                "expected a DDP model without static_graph, got static_graph=True: a step runs several passes before "
-                "one reduction, and a static graph reduces after the first; wrap the model with static_graph=False"
-            )
-
-
-def _over_processes() -> bool:
-    """Whether gradients may be reduced over processes, if only by a wrapper somewhere inside the model."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+        check_wrappers(model)
 
 
 def _gradients(model: nn.Module) -> list[tuple[nn.Parameter, Tensor, int]]:

@@ -1,0 +1,102 @@
+"""Reductions: where in a model gradients are averaged over processes, and how that is put off.
+
+DDP settles in a forward what the next backward reduces, so passes are kept quiet as wholes, and all that one reduction
+is to cover leaves in one backward. FSDP2 looks when a backward has ended, and reduces once in each graph that it finds
+there, so that what one reduction is to cover has to be the last graph's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+from torch import nn
+
+from advvl.errors import ConfigurationError
+from advvl.processes import in_process_group
+
+Sync = Callable[[], AbstractContextManager[object]]
+
+
+def no_sync(model: nn.Module) -> Sync:
+    """Puts off the reductions of every wrapper in a model, DDP or FSDP2, and leaves them as found; or does nothing.
+
+    Nested in the user's own accumulation it changes nothing: that was on before, and is on afterwards.
+    """
+    found = _wrappers(model)
+    return (lambda: _held_back(found)) if found else nullcontext
+
+
+def one_backward(model: nn.Module, sync: Sync | None) -> bool:
+    """Whether what one reduction is to cover has to leave in one backward.
+
+    So it is under DDP, and taken to be where nothing is known: of a `sync` of the user's own, or a wrapper out of sight.
+    """
+    found = _wrappers(model)
+    return not all(map(_sharded, found)) if found else sync is not None or in_process_group()
+
+
+def accumulating(model: nn.Module) -> bool:
+    """Whether the next backward's gradients are not reduced, because the user accumulates them."""
+    found = [model, *_wrappers(model)]
+    quiet = any(getattr(module, "require_backward_grad_sync", True) is False for module in found)
+    return quiet or any(not group.reduce_grads for module in found if _sharded(module) for group in _groups(module))
+
+
+def check_wrappers(model: nn.Module) -> None:
+    """Raise ConfigurationError if a wrapper in a model cannot run several passes before one reduction."""
+    for module in [model, *_wrappers(model)]:
+        if getattr(module, "static_graph", False) is True:
+            raise ConfigurationError(
+                "expected a DDP model without static_graph, got static_graph=True: a step runs several passes before "
+                "one reduction, and a static graph reduces after the first; wrap the model with static_graph=False"
+            )
+
+
+def _wrappers(model: nn.Module) -> list[nn.Module]:
+    """The outermost modules in a model that reduce gradients."""
+    if _sharded(model) or hasattr(type(model), "no_sync"):
+        return [model]
+    return [wrapper for child in model.children() for wrapper in _wrappers(child)]
+
+
+def _sharded(module: nn.Module) -> bool:
+    """Whether a module is one of FSDP2's; its class is not imported, which would take as long as torch itself."""
+    return hasattr(type(module), "set_requires_gradient_sync")
+
+
+@contextmanager
+def _held_back(wrappers: list[nn.Module]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for wrapper in wrappers:
+            stack.enter_context(_shards_held_back(wrapper) if _sharded(wrapper) else wrapper.no_sync())  # type: ignore[operator]
+        yield
+
+
+@contextmanager
+def _shards_held_back(module: Any) -> Iterator[None]:
+    before = [(group, group.reduce_grads, group.all_reduce_grads) for group in _groups(module)]
+    module.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        for group, reduce, all_reduce in before:
+            group.reduce_grads, group.all_reduce_grads = reduce, all_reduce
+
+
+def _groups(module: nn.Module) -> list[Any]:
+    """FSDP2's groups of parameters in a module, which know whether they are reduced; torch has no other way to ask."""
+    found: list[Any] = []
+    for part in module.modules():
+        if _sharded(part):
+            state: Any = part._get_fsdp_state()  # type: ignore[operator]
+            groups = getattr(state, "_fsdp_param_groups", None)
+            found += [state._fsdp_param_group] if groups is None else groups  # one, in earlier releases
+    found = [group for group in found if group is not None]
+    if not all(hasattr(group, "reduce_grads") and hasattr(group, "all_reduce_grads") for group in found):
+        raise ConfigurationError(
+            "expected FSDP2's parameter groups to say whether their gradients are reduced, got a torch whose groups do "
+            "not; use a torch release that this one was tested with, or pass sync=…"
+        )
+    return found
