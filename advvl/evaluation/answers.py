@@ -1,0 +1,94 @@
+"""Accuracy of answers in words: VQA, GQA, NLVR2.
+
+Logits against soft targets are scored by `advvl.evaluation.objectives.score`; here an answer need not be in any table.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from advvl.data.lxmert_questions import Statement, VisualQuestion
+from advvl.errors import DataError
+
+
+def vqa_accuracy(answers: Mapping[int | str, str], questions: Sequence[VisualQuestion]) -> float:
+    """The mean score of the answers by question id: what each question's label gives them, 0 where it does not name them.
+
+    Raises:
+        DataError: no question, a question without a label, or answers to others than these questions.
+    """
+    _check_ids(answers, [question.question_id for question in questions])
+    return _mean(_label(question).get(answers[question.question_id], 0.0) for question in questions)
+
+
+def gqa_accuracy(answers: Mapping[int | str, str], questions: Sequence[VisualQuestion]) -> float:
+    """The share of questions whose answer is the right one, word for word. Errors: as `vqa_accuracy`; several right ones."""
+    _check_ids(answers, [question.question_id for question in questions])
+    return _mean(float(answers[question.question_id] == _only_answer(question)) for question in questions)
+
+
+def nlvr2_accuracy(judgements: Mapping[str, bool], statements: Sequence[Statement]) -> float:
+    """The share of sentences judged rightly; judgements by identifier. Errors: as `vqa_accuracy`."""
+    return _mean(map(float, _right(judgements, statements)))
+
+
+def nlvr2_consistency(judgements: Mapping[str, bool], statements: Sequence[Statement]) -> float:
+    """The share of sentences judged rightly of every pair of images that they were asked about.
+
+    Suhr et al., "A Corpus for Reasoning about Natural Language Grounded in Photographs", ACL 2019: an identifier is
+    split-set-pair-sentence, and those that differ in the pair alone share their sentence.
+
+    Raises:
+        DataError: as `vqa_accuracy`; an identifier of another form.
+    """
+    judged: defaultdict[tuple[str, ...], list[bool]] = defaultdict(list)
+    for statement, right in zip(statements, _right(judgements, statements), strict=True):
+        parts = statement.identifier.split("-")
+        if len(parts) != 4:
+            raise DataError(
+                "expected an identifier of the form split-set-pair-sentence, such as dev-850-0-0, got "
+                f"{statement.identifier!r}; without one there is no sentence to group by"
+            )
+        judged[(*parts[:2], parts[3])].append(right)
+    return _mean(float(all(rights)) for rights in judged.values())
+
+
+def _right(judgements: Mapping[str, bool], statements: Sequence[Statement]) -> list[bool]:
+    _check_ids(judgements, [statement.identifier for statement in statements])
+    for statement in statements:
+        if statement.label is None:
+            raise DataError(
+                f"expected a label of {statement.identifier!r} to compare with, got none; is it a test split?"
+            )
+    return [judgements[statement.identifier] == bool(statement.label) for statement in statements]
+
+
+def _label(question: VisualQuestion) -> Mapping[str, float]:
+    if question.label is None:
+        raise DataError(
+            f"expected a label of question {question.question_id!r} to compare with, got none; is it a test split?"
+        )
+    return question.label
+
+
+def _only_answer(question: VisualQuestion) -> str:
+    label = _label(question)
+    if len(label) != 1:
+        raise DataError(
+            f"expected one right answer to GQA's question {question.question_id!r}, got {len(label)}; is it VQA's?"
+        )
+    return next(iter(label))
+
+
+def _check_ids(given: Mapping[int | str, object] | Mapping[str, object], asked: Sequence[int | str]) -> None:
+    missing, foreign = [name for name in asked if name not in given], set(given) - set(asked)
+    if not asked or missing or foreign:
+        found = f"{len(asked)} asked, {len(missing)} of them unanswered, {len(foreign)} answers to others"
+        example = f", such as {[*missing, *foreign][0]!r}" if missing or foreign else ""
+        raise DataError(f"expected an answer to every question asked and to no other, got {found}{example}")
+
+
+def _mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers)
