@@ -40,7 +40,7 @@ class CleanBranch:
     def gradients(self) -> dict[str, Tensor]:
         """The gradients at the zero perturbations of the clean pass, by one input-only backward of its graph."""
         if self._served is None:
-            self._served = input_gradients(self.run.task, self.run.leaves, retain_graph=True)
+            self._served = input_gradients(self.run.task, self.run, retain_graph=True)
         return self._served
 
     @property

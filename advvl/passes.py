@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from advvl.adapters.base import Adapter, Outputs
+from advvl.adapters.diagnosis import NON_REENTRANT, is_reentrant, why_independent
 from advvl.adapters.injection import Batch, Binding, Maker
 from advvl.balls import Place
 from advvl.errors import ConfigurationError, ShapeError, SiteError
@@ -41,6 +43,7 @@ class Pass:
     places: dict[str, Place]
     binding: Binding
     effective: dict[str, Tensor]
+    why_independent: Callable[[str], str]  # why the loss does not depend on a modality's perturbation, if it does not
 
 
 class Passes:
@@ -120,19 +123,28 @@ class Passes:
 
         makers = {modality: maker(modality, value) for modality, value in deltas.items()}
         batch = self.adapter.repeat(self.batch, len(deltas)) if apart and self.adapter.repeat else self.batch
-        binding = Binding(self.adapter.sites, makers, required=self.perturber.modalities, apart=apart)
+        binding = Binding(self.adapter.sites, makers, required=self.perturber.modalities, apart=apart, wants=wants)
         self._stack.close()
         self._stack.enter_context(self.adapter.bound(binding))
         with self._prefix(tuple(deltas), binding) if self._reuse and not apart else nullcontext():
             outputs = self.adapter.forward(batch)
-        binding.end_forward()
+        binding.end_forward(partial(self.adapter.why_silent, batch=batch))
         loss = self._loss(outputs, batch)
         if not isinstance(loss, Tensor) or loss.ndim > 1:
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ShapeError(f"expected a loss as a scalar tensor or one a row (B,), got {got}")
         losses = loss if loss.ndim == 1 else None
         task = loss if losses is None else self.reduce(losses)
-        return Pass(batch, outputs, losses, task, leaves, places, binding, effective)
+        why = partial(self._why_independent, leaves)
+        return Pass(batch, outputs, losses, task, leaves, places, binding, effective, why)
+
+    def _why_independent(self, leaves: Mapping[str, Tensor], modality: str) -> str:
+        def again() -> Tensor:
+            with self.adapter.inject({modality: leaves[modality].detach().requires_grad_()}):
+                outputs = self.adapter.forward(self.batch)
+            return self._loss(outputs, self.batch)
+
+        return why_independent(self.adapter.model, again)
 
     def _prefix(self, modalities: tuple[str, ...], binding: Binding) -> AbstractContextManager[None]:
         if modalities not in self._prefixes:
@@ -196,21 +208,28 @@ class Passes:
         return Place(x.detach(), mask, rows)
 
 
-def input_gradients(
-    objective: Tensor, leaves: Mapping[str, Tensor], *, retain_graph: bool = False
-) -> dict[str, Tensor]:
-    """The gradients of an objective with respect to the perturbations alone; parameters get none.
+def input_gradients(objective: Tensor, run: Pass, *, retain_graph: bool = False) -> dict[str, Tensor]:
+    """The gradients of an objective with respect to the perturbations of its pass alone; parameters get none.
 
     Raises:
-        SiteError: the objective does not depend on one of them.
+        SiteError: the objective does not depend on one of them; activation checkpointing with `use_reentrant=True`, which
+            gives no gradients but those of everything.
         ConfigurationError: it depends on nothing.
     """
-    _check_differentiable(objective)
-    found = torch.autograd.grad(objective, list(leaves.values()), retain_graph=retain_graph, allow_unused=True)
-    return all_found(dict(zip(leaves, found, strict=True)))
+    _check_differentiable(objective, run)
+    try:
+        found = torch.autograd.grad(objective, list(run.leaves.values()), retain_graph=retain_graph, allow_unused=True)
+    except RuntimeError as error:
+        if is_reentrant(objective):
+            raise SiteError(
+                "expected activation checkpointing that gives gradients of perturbations alone, got a region with "
+                f"use_reentrant=True between a site and the loss; {NON_REENTRANT}"
+            ) from error
+        raise
+    return all_found(dict(zip(run.leaves, found, strict=True)), run)
 
 
-def accumulate(total: Tensor, backward: Backward | None) -> Tensor | None:
+def accumulate(total: Tensor, backward: Backward | None, run: Pass | None = None) -> Tensor | None:
     """Accumulate the gradients of `total` into every leaf's `.grad`, by the caller's backward if there is one.
 
     Returns:
@@ -220,7 +239,7 @@ def accumulate(total: Tensor, backward: Backward | None) -> Tensor | None:
         SiteError: the caller's backward differentiates nothing.
         ConfigurationError: nothing is to be differentiated.
     """
-    _check_differentiable(total)
+    _check_differentiable(total, run)
     if backward is None:
         total.backward()  # type: ignore[no-untyped-call]
         return None
@@ -231,16 +250,22 @@ def accumulate(total: Tensor, backward: Backward | None) -> Tensor | None:
     return unit.grad
 
 
-def _check_differentiable(objective: Tensor) -> None:
-    if not objective.requires_grad:
-        raise ConfigurationError(
-            "expected a loss that requires grad, got one that does not; let some parameter of the model require grad, "
-            "and compute the loss from the model's outputs without detach, item or no_grad"
-        )
+def _check_differentiable(objective: Tensor, run: Pass | None) -> None:
+    if objective.requires_grad:
+        return
+    expected = "expected a loss that requires grad, got one that"
+    for modality, leaf in run.leaves.items() if run is not None else ():
+        if leaf.requires_grad:
+            why = run.why_independent(modality)  # type: ignore[union-attr]
+            raise ConfigurationError(f"{expected} does not depend on the perturbation of {modality!r}: {why}")
+    raise ConfigurationError(
+        f"{expected} does not; let some parameter of the model require grad, and compute the loss from the model's outputs "
+        "without detach, item or no_grad"
+    )
 
 
-def all_found(gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-    """The gradients, every one of which has to be there.
+def all_found(gradients: Mapping[str, Tensor | None], run: Pass) -> dict[str, Tensor]:
+    """The gradients of a pass, every one of which has to be there.
 
     Raises:
         SiteError: one is not.
@@ -249,8 +274,8 @@ def all_found(gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     for modality, gradient in gradients.items():
         if gradient is None:
             raise SiteError(
-                f"expected the loss to depend on the perturbation of {modality!r}, but it does not; "
-                "its site's tensor is not used, or is detached or under no_grad behind it"
+                f"expected the loss to depend on the perturbation of {modality!r}, but it does not: "
+                f"{run.why_independent(modality)}"
             )
         complete[modality] = gradient
     return complete

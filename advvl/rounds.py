@@ -105,7 +105,7 @@ class Round:
                 gradients = self._learn(probe, run, objective, clean)
             elif probe.delta_gradients:
                 run.binding.begin_backward()
-                gradients = input_gradients(objective, run.leaves)
+                gradients = input_gradients(objective, run)
             else:
                 gradients = {}
         if probe.update:
@@ -189,12 +189,12 @@ class Round:
         if probe.update and self._jointly and clean is not None and clean.owes:
             total, refusal = total + clean.remainder(), _CHECKPOINTED
         run.binding.begin_backward(refusal=refusal)
-        factor = accumulate(total, self._backward)
+        factor = accumulate(total, self._backward, run)
         if clean is not None:
             clean.collect(factor)
         if not probe.delta_gradients:
             return {}
-        gradients = all_found({modality: leaf.grad for modality, leaf in run.leaves.items()})
+        gradients = all_found({modality: leaf.grad for modality, leaf in run.leaves.items()}, run)
         scale = probe.weight if factor is None else factor * probe.weight
         return {modality: gradient / scale for modality, gradient in gradients.items()}
 

@@ -1,4 +1,4 @@
-"""A model's modes and buffers: leaving them as found, and what in them couples the rows of a batch."""
+"""A model's parameters, modes and buffers: what can learn, leaving them as found, what couples the rows of a batch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,27 @@ from contextlib import contextmanager
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from advvl.errors import ConfigurationError
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Raise ConfigurationError unless some parameter requires grad, and all that do are where their `.grad` will be."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not learning:
+        raise ConfigurationError(
+            f"expected a model with parameters to train, got {type(model).__name__} with none that requires grad; unfreeze "
+            "what is to learn, or use Attack, which needs none"
+        )
+    if any(parameter.is_meta for parameter in learning):
+        name = next(
+            name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.is_meta
+        )
+        raise ConfigurationError(
+            f"expected the parameters to train to be there, got {name!r} on the meta device: offloaded weights are brought "
+            "anew for every forward, and their gradients are lost; keep in memory, or freeze by requires_grad_(False), "
+            "what is offloaded (an attack works as it is)"
+        )
 
 
 @contextmanager

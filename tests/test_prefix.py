@@ -10,7 +10,19 @@ from test_attacks import close
 from torch import Tensor, nn
 from uniter_batches import uniter_batch
 
-from advvl import L2, PGD, Adapter, Ascent, Attack, AttackResult, EmbeddingPerturber, FreeLB, InnerMaximizer, adapt
+from advvl import (
+    L2,
+    PGD,
+    Adapter,
+    Ascent,
+    Attack,
+    AttackResult,
+    EmbeddingPerturber,
+    FreeLB,
+    InnerMaximizer,
+    Site,
+    adapt,
+)
 from advvl.models.uniter import UniterConfig
 from advvl.tasks.vqa import UniterForVQA
 
@@ -54,7 +66,7 @@ class Overwrites(Deep):
 
 
 def attacked(
-    kind: type[Deep], site: str, maximizer: InnerMaximizer, **options: bool
+    kind: type[Deep], site: str | Site, maximizer: InnerMaximizer, **options: bool
 ) -> tuple[AttackResult, Counter[str], Deep]:
     torch.manual_seed(0)
     model = kind().double()
@@ -65,9 +77,11 @@ def attacked(
 
 
 @pytest.mark.parametrize("maximizer", [PGD(4), PGD(4, keep="best"), FreeLB(4)], ids=repr)
-@pytest.mark.parametrize("site", ["c", "c:input", "d:input", "lower.1", "again"])
+@pytest.mark.parametrize("site", ["c", "c:input", "d:input", "lower.1", Site("again", firing=0)], ids=str)
 @pytest.mark.parametrize("kind", [Deep, Overwrites])
-def test_an_attack_finds_the_same_with_and_without(kind: type[Deep], site: str, maximizer: InnerMaximizer) -> None:
+def test_an_attack_finds_the_same_with_and_without(
+    kind: type[Deep], site: str | Site, maximizer: InnerMaximizer
+) -> None:
     with_, _, model = attacked(kind, site, maximizer)
     without, _, _ = attacked(kind, site, maximizer, train_mode=True)  # the model has nothing that training changes
     close(with_.deltas["hidden"], without.deltas["hidden"])

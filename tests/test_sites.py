@@ -586,7 +586,7 @@ def test_activation_checkpointing_around_a_site_that_fires_several_times_is_refu
                 x = checkpoint(lambda x: self.shared(x).tanh(), x, use_reentrant=False)
             return {"loss": x.sum(1), "logits": x}
 
-    target = Adapter(Twice(), {"x": "shared"})
+    target = Adapter(Twice(), {"x": Site("shared", firing=0)})
     with pytest.raises(SiteError, match="to fire once a forward under activation checkpointing, got several"):
         Attack(perturber("x"), PGD(1))(target, {"x": randn(2, 3)})
 

@@ -441,7 +441,9 @@ class Buffered(ToyModel):
     def forward(self, ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         self.calls = self.calls + 1
         outputs = super().forward(ids, *args, **kwargs)
-        words = self.norm.eval()((self.words(ids) * self.scale).flatten(0, 1)).view(*ids.shape, 8)
+        words = self.norm.eval()((nn.functional.embedding(ids, self.words.weight) * self.scale).flatten(0, 1)).view(
+            *ids.shape, 8
+        )
         return {**outputs, "loss": outputs["loss"] + words.square().mean((1, 2))}
 
 
@@ -594,16 +596,14 @@ def test_many_broken_rows_are_named_in_part_and_counted() -> None:
 
 
 def test_a_loss_without_a_gradient_is_named() -> None:
-    frozen = toy()
-    frozen.model.requires_grad_(False)
     method = AdversarialTraining(perturber(), FreeAT(2, carry=False))
-    with pytest.raises(ConfigurationError, match="expected a loss that requires grad"):
-        AdversarialTraining(perturber(start=Uniform(0.1)), FreeLB(1)).step(frozen, toy_batch())
     for call in (
         lambda loss: method.step(toy(), toy_batch(), loss=loss, update=lambda: None),
         lambda loss: Attack(perturber(), PGD(1), loss=loss)(toy(), toy_batch()),
     ):
-        with pytest.raises(ConfigurationError, match=r"expected a loss that requires grad, .*without detach"):
+        with pytest.raises(
+            ConfigurationError, match=r"expected a loss that requires grad, .*Tensor\.detach in the loss"
+        ):
             call(lambda outputs, batch: outputs["loss"].detach())
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from advvl.adapters.diagnosis import why_silent
 from advvl.adapters.injection import Batch, Binding, Holder, InputHook, Maker, OutputHook, Site
 from advvl.adapters.outputs import Outputs as Outputs
 from advvl.adapters.outputs import read_logits, read_loss, run
@@ -130,6 +131,8 @@ class Adapter:
     def inject(self, deltas: Mapping[str, Tensor]) -> Iterator[None]:
         """Run one forward under given perturbations: `with target.inject({"image": delta}): model(**batch)`.
 
+        With activation checkpointing the backward belongs in it too.
+
         Raises:
             SiteError: a modality that the adapter lacks, or a site that did not fire.
             ShapeError: a perturbation of another shape than its site's tensor.
@@ -139,7 +142,17 @@ class Adapter:
         binding = Binding(self.sites, makers, required=tuple(deltas))
         with self.bound(binding):
             yield
-            binding.end_forward()
+            binding.end_forward(self.why_silent)
+
+    def why_silent(self, modality: str, batch: Batch = None) -> str:
+        """Why a modality's site did not fire in a forward, on this batch if it is known; may run the model again."""
+        module = dict(zip(self.sites, self._perturbed, strict=True))[modality]
+
+        def again() -> Outputs:
+            with self.bound(Binding(self.sites, {}, required=())):
+                return self.forward(batch)
+
+        return why_silent(self.model, module, batch, None if batch is None else again)
 
     def check_modalities(self, modalities: Mapping[str, Any] | tuple[str, ...]) -> None:
         """Raise SiteError if one of these modalities has no site here."""

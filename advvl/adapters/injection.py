@@ -6,6 +6,7 @@ compiled call never fires. A hook reads what to add from the `Binding` of the pa
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from advvl.adapters.diagnosis import why_no_graph
 from advvl.errors import ConfigurationError, SiteError
 
 Batch = Any
@@ -29,14 +31,15 @@ class Site:
         mask: from the batch to the `(B, T)` mask of real positions, of bool or whole numbers: True or 1 is a real
             position, as in transformers' attention_mask; torch's key_padding_mask is the opposite. None: all are real.
         rows: for a packed tensor without a batch axis: from the batch to the sample of each row, `(N,)`.
-        firing: which call counts, from 0, if the module runs several times in a forward.
+        firing: which call is perturbed, from 0, if the module runs several times in a forward; None: it runs once, and
+            a module that runs more often is an error.
     """
 
     module: str
     at: Literal["output", "input"] = "output"
     mask: Callable[[Batch], Tensor] | None = None
     rows: Callable[[Batch], Tensor] | None = None
-    firing: int = 0
+    firing: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.module, str):
@@ -51,8 +54,8 @@ class Site:
                 )
         if self.at not in ("output", "input"):
             raise ConfigurationError(f"expected a site at 'output' or 'input', got {self.at!r}")
-        if self.firing < 0:
-            raise ConfigurationError(f"expected a firing of 0 or more, got {self.firing!r}")
+        if self.firing is not None and (type(self.firing) is not int or self.firing < 0):
+            raise ConfigurationError(f"expected a firing of 0 or more, or None, got {self.firing!r}")
 
     @classmethod
     def parse(cls, text: str) -> Site:
@@ -68,7 +71,8 @@ class Binding:
     """What one pass adds at each site; bound until the backward of that pass has ended.
 
     Activation checkpointing runs a site again in the backward, and must find the same perturbation there. With `apart`
-    the batch holds its rows once for each modality, and a modality is perturbed in its own copy alone.
+    the batch holds its rows once for each modality, and a modality is perturbed in its own copy alone. `wants` says that
+    gradients of the perturbations will be asked for.
     """
 
     def __init__(
@@ -78,25 +82,40 @@ class Binding:
         *,
         required: tuple[str, ...],
         apart: bool = False,
+        wants: bool = False,
     ) -> None:
-        self._sites, self._makers, self._required = sites, makers, required
+        self._sites, self._makers, self._required, self._wants = sites, makers, required, wants
         self._order = list(makers) if apart else []
-        self._fired = dict.fromkeys(sites, 0)
+        self._fired = dict.fromkeys(sites, 0)  # in the forward
         self._deltas: dict[str, Tensor] = {}
+        self._in_backward = False
         self._refusal: str | None = None
 
     def fire(self, modality: str, x: Tensor) -> Tensor:
         """The site's tensor with the perturbation added in the wider precision of both, and cast once."""
         if self._refusal is not None:
             raise SiteError(self._refusal.format(modality=modality))
-        firing = self._fired[modality]
-        self._fired[modality] += 1
-        if modality not in self._makers or firing != self._sites[modality].firing:
+        again = self._in_backward or (self._fired[modality] > 0 and _backward_runs())
+        self._fired[modality] += not again
+        if modality not in self._makers:
+            return x
+        site, fired = self._sites[modality], self._fired[modality]
+        if again and fired > 1:
+            raise SiteError(
+                f"expected the site of {modality!r} to fire once a forward under activation checkpointing, got several; "
+                "which one a recomputation belongs to cannot be told"
+            )
+        if not again and fired != _nth(site):
             return x
         if not x.is_floating_point():
             raise SiteError(
-                f"expected a floating-point tensor at the site of {modality!r} ({self._sites[modality].module}), got "
+                f"expected a floating-point tensor at the site of {modality!r} ({site.module}), got "
                 f"{x.dtype}; name the module that embeds it, or perturb its output instead of its input"
+            )
+        if self._wants and not torch.is_grad_enabled():
+            raise SiteError(
+                f"expected a graph to be recorded at the site of {modality!r} ({site.module}), whose gradient is asked "
+                f"for, but {why_no_graph()}"
             )
         if not self._order:
             return self._added(modality, x)
@@ -120,30 +139,42 @@ class Binding:
         """Whether anything has been added yet."""
         return bool(self._deltas)
 
-    def end_forward(self) -> None:
-        """Check that every site that should have fired did.
+    def end_forward(self, why_silent: Callable[[str], str]) -> None:
+        """Check that every site that should have fired did, as often as it should.
+
+        Arguments:
+            why_silent: the reason why a modality's site did not fire at all; asked for where one did not.
 
         Raises:
             SiteError: one did not.
         """
         for modality in self._required:
             site, fired = self._sites[modality], self._fired[modality]
-            if fired <= site.firing:
+            where = f"expected the site of {modality!r} ({site.module}) to fire"
+            if fired == 0:
+                raise SiteError(f"{where} in a forward, but it did not: {why_silent(modality)}")
+            if fired < _nth(site):
                 raise SiteError(
-                    f"expected the site of {modality!r} ({site.module}) to fire {site.firing + 1} time(s) in a forward, "
-                    f"got {fired}; the model went round it (inputs_embeds given, a branch without this modality, or "
-                    "compiled and run before it was adapted)"
+                    f"{where} {_nth(site)} times in a forward, got {fired}; firing counts from 0: choose one below {fired}"
+                )
+            if fired > 1 and site.firing is None:
+                raise SiteError(
+                    f"{where} once in a forward, got {fired} times: its module is shared or runs in a loop, or the model "
+                    f"ran several times; say which time counts, from Site(…, firing=0) to firing={fired - 1}"
                 )
 
     def begin_backward(self, *, refusal: str | None = None) -> None:
-        """Let the sites fire anew under activation checkpointing, or refuse that with a reason."""
-        self._refusal = refusal
-        if any(fired > 1 for fired in self._fired.values()):
-            self._refusal = refusal or (
-                "expected the site of {modality!r} to fire once a forward under activation checkpointing, got several; "
-                "which one a recomputation belongs to cannot be told"
-            )
-        self._fired = dict.fromkeys(self._sites, 0)
+        """From here on a site fires only where activation checkpointing runs it again; or refuse that with a reason."""
+        self._in_backward, self._refusal = True, refusal
+
+
+def _nth(site: Site) -> int:
+    return 1 if site.firing is None else site.firing + 1
+
+
+def _backward_runs() -> bool:
+    """Whether autograd is at work, as it is where activation checkpointing runs a module again."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 class Holder:
@@ -163,11 +194,27 @@ class OutputHook:
         if isinstance(output, Tensor):
             return binding.fire(self.modality, output)
         if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
-            return (binding.fire(self.modality, output[0]), *output[1:])
+            changed = (binding.fire(self.modality, output[0]), *output[1:])
+            return type(output)._make(changed) if hasattr(output, "_make") else changed
+        if isinstance(output, dict) and len(fields := _floating(output)) == 1:
+            record = copy.copy(output)  # the model may keep its own
+            record[fields[0]] = binding.fire(self.modality, output[fields[0]])
+            return record
+        inside = [name for name, _ in module.named_children()]
         raise SiteError(
-            f"expected a tensor, or a tuple that begins with one, at the site of {self.modality!r}, "
-            f"got {type(output).__name__} from {type(module).__name__}"
+            "expected a tensor, a tuple that begins with one, or a dict that holds one of floating point, at the site of "
+            f"{self.modality!r}, got {_described(output)} from {type(module).__name__}; name the module inside it that "
+            f"gives the tensor{f', among {inside}' if inside else ''}"
         )
+
+
+def _floating(output: dict[Any, Any]) -> list[Any]:
+    return [name for name, x in output.items() if isinstance(x, Tensor) and x.is_floating_point()]
+
+
+def _described(output: object) -> str:
+    kind = type(output).__name__
+    return f"{kind} with {', '.join(map(str, _floating(output))) or 'none'}" if isinstance(output, dict) else kind
 
 
 class InputHook:

@@ -1,0 +1,232 @@
+"""Diagnosis: why a site did not fire, or why the loss does not depend on what was added there.
+
+Nothing here runs before something has failed. What model and batch do not show by themselves is looked for in one more
+forward, in which modules and operations are watched; a compiled model is run without what the compiler made of it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import CheckpointFunction
+
+from advvl.randomness import preserved
+from advvl.states import kept_buffers
+
+Again = Callable[[], object]
+
+NON_REENTRANT = "checkpoint with use_reentrant=False, in transformers by gradient_checkpointing_kwargs"
+
+
+def why_no_graph() -> str:
+    """What keeps the code that is running now from recording a graph."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code is CheckpointFunction.forward.__code__:
+            return f"activation checkpointing with use_reentrant=True runs it, which records none; {NON_REENTRANT}"
+    mode = "torch.inference_mode()" if torch.is_inference_mode_enabled() else "torch.no_grad()"
+    return f"it runs under {mode}; take that off the model's forward, or the adapter's call, from this site on"
+
+
+def is_reentrant(objective: Tensor) -> bool:
+    """Whether the graph of an objective goes through activation checkpointing with `use_reentrant=True`."""
+    waiting, seen = [objective.grad_fn], set[object]()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            if isinstance(node, CheckpointFunction._backward_cls):
+                return True
+            seen.add(node)
+            waiting += [following for following, _ in node.next_functions]
+    return False
+
+
+def why_silent(model: nn.Module, module: nn.Module, batch: Any = None, again: Again | None = None) -> str:
+    """Why a module that holds a site was not called in a forward.
+
+    Arguments:
+        model, module: the whole one, and the one in it.
+        batch: what the model was run on; None: not known.
+        again: runs the model on it once more; None: nobody can.
+    """
+    name, parts = _name(model, module), dict(module.named_children())
+    if type(module).forward is nn.Module.forward:
+        return f"{name} has no forward of its own, and only what it holds is called; name one of {_some(parts)}"
+    seen = None if again is None else _watched(model, again, module)
+    if any(map(is_compiled, model.modules())) and (seen is None or module in seen.called):
+        return (
+            "the model is compiled and had run before it was adapted, so that the compiled code has no hook there; adapt "
+            "it before its first call, or call torch.compiler.reset() once it is adapted"
+        )
+    fields = list(batch) if isinstance(batch, Mapping) else []
+    given = [field for field in fields if str(field).endswith("inputs_embeds") and batch[field] is not None]
+    if given:
+        return (
+            f"the batch gives {_some(given)}, and with them the model embeds nothing itself; give it the ids, or perturb "
+            "the input of the first module that takes those embeddings"
+        )
+    if seen is None:
+        return f"{name} was not called"
+    if module in seen.called:
+        return f"{name} is not called in every forward; on the same batch it was called when the model ran again"
+    called = [part for part, inner in parts.items() if inner in seen.called]
+    if called:
+        return f"{name} was not called, only what it holds; name one of {_some(called)}"
+    if seen.borrowed:
+        return (
+            f"{name} was not called, but its parameters were used by {seen.borrowed[0]}; have the model call the module, "
+            "not its .forward or its weight"
+        )
+    outer = [around for around in seen.called if any(inner is module for inner in around.modules())]
+    caller = f"{_name(model, outer[-1])} ran without it" if outer else "nothing around it was either"
+    holds = f"; the batch holds {_some(fields)}" if fields else ""
+    return f"{name} was not called: {caller}{holds}; give the batch what leads there, or perturb another module"
+
+
+def why_independent(model: nn.Module, again: Again) -> str:
+    """Why the loss does not depend on the perturbation of a site.
+
+    Arguments:
+        model: the whole one.
+        again: runs it once more, under a perturbation that requires grad, and computes the loss.
+    """
+    with _frozen(model), torch.enable_grad():  # so that what requires grad is what depends on the perturbation
+        seen = _watched(model, again)
+    steps = [] if seen is None else [step for step in seen.steps if step.given]
+    if not steps:
+        return "it is lost between the site and the loss, by detach, no_grad or an operation without a gradient"
+    last = steps[-1]
+    if last.gave:
+        return f"{last} is the last to depend on it, and what that gave is not used for the loss"
+    if last.leaves_graph:
+        return f"{last} takes it out of the graph; compute the loss without that"
+    if not last.recorded:
+        return f"{last} runs under torch.no_grad(); compute the loss without that"
+    return (
+        f"{last} has no gradient, as operations on quantised weights and choices among whole numbers have none; use the "
+        "model with its floating-point weights, or perturb behind it"
+    )
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` or `Module.compile` has made it."""
+    return getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One operation of torch in a watched forward."""
+
+    name: str
+    where: str
+    recorded: bool  # whether grad mode was on
+    given: bool  # whether anything that it took required grad
+    gave: bool  # whether anything that it gave does
+
+    @property
+    def leaves_graph(self) -> bool:
+        return any(part in _OUT for part in self.name.split("."))
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.where}"
+
+
+_OUT = ("detach", "detach_", "data", "item", "tolist")
+
+
+class _Watch(TorchFunctionMode):
+    """Which modules are called, outer ones first, and what each operation takes and gives."""
+
+    def __init__(self, model: nn.Module, module: nn.Module | None) -> None:
+        super().__init__()
+        self.called: dict[nn.Module, None] = {}
+        self.steps: list[_Step] = []
+        self.borrowed: list[_Step] = []  # those that take a parameter of `module`
+        self._model, self._own = model, [] if module is None else list(module.parameters())
+        self._running: list[nn.Module] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        taken = tree_leaves((args, kwargs))
+        given, recorded = any(map(_depends, taken)), torch.is_grad_enabled()
+        result = func(*args, **(kwargs or {}))
+        results = tree_leaves(result)
+        name = resolve_name(func) or str(func)
+        where = _name(self._model, self._running[-1]) if self._running else "the loss or the adapter's call"
+        step = _Step(name, where, recorded, given, any(map(_depends, results)))
+        if any(isinstance(leaf, Tensor) for leaf in results) or step.leaves_graph:
+            self.steps.append(step)
+            if any(leaf is own for own in self._own for leaf in taken):
+                self.borrowed.append(step)
+        return result
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        def enter(module: nn.Module, args: object) -> None:
+            self.called[module] = None
+            self._running.append(module)
+
+        def leave(module: nn.Module, args: object, output: object) -> None:
+            self._running.pop()
+
+        with ExitStack() as stack:
+            for module in self._model.modules():
+                stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
+                stack.callback(module.register_forward_hook(leave).remove)
+            yield
+
+
+def _watched(model: nn.Module, again: Again, module: nn.Module | None = None) -> _Watch | None:
+    """What is seen in one more forward, which leaves random state and buffers as found; None where that is impossible.
+
+    Not among several processes: a forward may wait for the other ones, which may not have failed.
+    """
+    if dist.is_available() and dist.is_initialized():
+        return None
+    watch = _Watch(model, module)
+    try:
+        with ExitStack() as stack:
+            if any(map(is_compiled, model.modules())):
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            for kept in (preserved(model), kept_buffers(model), watch.hooked(), watch):
+                stack.enter_context(kept)
+            again()
+    except Exception:  # what is to be explained has been raised already, and matters more
+        return None
+    return watch
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    free = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.is_leaf]
+    for parameter in free:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in free:
+            parameter.requires_grad_(True)
+
+
+def _depends(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.requires_grad
+
+
+def _name(model: nn.Module, module: nn.Module) -> str:
+    """How messages call a module of the model."""
+    name = next((name for name, other in model.named_modules() if other is module), "")
+    return f"{name!r} ({type(module).__name__})" if name else type(module).__name__
+
+
+def _some(names: Iterable[object]) -> str:
+    found = sorted(map(repr, names))
+    return ", ".join(found[:6]) + (f" and {len(found) - 6} more" if len(found) > 6 else "")
