@@ -1,0 +1,245 @@
+"""Adversarial training in the loop of transformers' `Trainer`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate.utils import DistributedType  # type: ignore[import-untyped]
+from torch import Tensor, nn
+from transformers import Trainer
+
+from advvl.adapters.base import Adapter, adapt
+from advvl.adapters.injection import Batch, Site
+from advvl.errors import ConfigurationError
+from advvl.maximizers import PGD, FreeAT
+from advvl.training import AdversarialTraining, StepReport
+
+
+class AdversarialTrainer(Trainer):
+    """A `Trainer` whose every step runs the passes of an adversarial method in the place of one forward and backward.
+
+    Each pass is one `compute_loss`, so label smoothing, `compute_loss_func` and a `compute_loss` of a subclass count; an
+    adapter's own `call` and `loss` do not. All else is Trainer's, evaluation untouched. Beside `loss`, the objective,
+    are logged its parts and the length of the perturbations: `task_loss`, `regularization`, `delta_norm_<modality>` (mean
+    over rows or positions that moved) and, with `nonfinite="keep"`, `nonfinite_<modality>` (rows); of an update, on average.
+    For another trainer put it before that: `class Mine(AdversarialTrainer, Seq2SeqTrainer)`.
+
+    Arguments:
+        method: what a step does.
+        sites: where the model is perturbed, as `adapt` takes it; None: where its registered adapter says.
+        target: an adapter of the model, in the place of `sites`.
+        args, kwargs: of Trainer.
+
+    Raises:
+        SiteError: a modality of the method that the model lacks; no sites for an unknown model; an adapter of another one.
+        ConfigurationError: a method or training arguments that do not go together; see `docs/loops.md`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        method: AdversarialTraining,
+        sites: Mapping[str, Site | str] | None = None,
+        target: Adapter | None = None,
+        **kwargs: Any,
+    ) -> None:
+        _check_method(method)
+        if target is not None and (sites is not None or kwargs.get("model_init") is not None):
+            raise ConfigurationError(
+                "expected a target alone, got sites or model_init beside it; give the sites, from which every new model "
+                "is adapted, or an adapter of the one model"
+            )
+        self.method, self._sites = method, sites
+        self._running: Adapter | None = None
+        self._begin()
+        super().__init__(*args, **kwargs)
+        _check_loop(self)
+        if getattr(self, "model_init", None) is None:  # else every new model is adapted when it is made
+            self._adapt(cast("nn.Module", self.model), target)
+
+    def _adapt(self, model: nn.Module, target: Adapter | None = None) -> None:
+        """Put the hooks on a model that nothing wraps or compiles yet."""
+        self.target = adapt(model, self._sites) if target is None else target.through(model)
+        self.target.check_modalities(self.method.perturber.modalities)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        model: nn.Module = super().call_model_init(trial)
+        self._adapt(model)
+        return model
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._begin()
+        return super().train(*args, **kwargs)
+
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """Trainer's own step, whose loss is computed by all passes of the method and already differentiated."""
+        with self._computing_by(partial(self._objective, self.compute_loss)):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        super().log(logs | self._means() if "loss" in logs else logs, *args, **kwargs)
+
+    @contextmanager
+    def _computing_by(self, compute: Callable[..., Tensor]) -> Iterator[None]:
+        """Have `compute_loss` be this one for a while; of the instance, since subclasses override the method."""
+        before = vars(self).get("compute_loss")
+        vars(self)["compute_loss"] = compute
+        try:
+            yield
+        finally:
+            del vars(self)["compute_loss"]
+            if before is not None:
+                vars(self)["compute_loss"] = before
+
+    def _objective(
+        self, plain: Callable[..., Any], model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """The objective on one batch, whose gradient the parameters have got.
+
+        Trainer expects a mean over the batch, which it divides by the window of gradient accumulation, or this batch's
+        part of a mean over all of it. Regularisers give the first, so here the task's loss is brought to that as well.
+        """
+        window = self.current_gradient_accumulation_steps
+        parts = window if self._gives_parts(num_items_in_batch) else 1
+        self._compute = partial(plain, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        report = self.method.step(
+            self._through(model),
+            inputs,
+            loss=lambda computed, _: _loss(computed) * parts,
+            backward=lambda total: self.accelerator.backward(total / window),
+            generator=self._generator(),
+        )
+        self._note(report, window)
+        self._batch += 1
+        return (report.loss / parts).requires_grad_()  # a leaf: the backward that follows has nothing left to do
+
+    def _gives_parts(self, num_items_in_batch: Tensor | int | None) -> bool:
+        """Whether `compute_loss` divides by the number of items in the whole window, as Trainer judges it."""
+        told: bool | None = getattr(self, "loss_is_scaled_for_ga", None)
+        if told is not None:
+            return told
+        counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        return bool(counted or self.compute_loss_func is not None)
+
+    def _through(self, model: nn.Module) -> Adapter:
+        """The adapter, run through what the model was wrapped in for training."""
+        if self._running is None or self._running.model is not model:
+            logits = self.target.logits
+            self._running = self.target.through(
+                model,
+                call=lambda model, batch: self._compute(model, copy.copy(batch)),  # which takes the labels out of it
+                logits=lambda computed: logits(computed[1]),
+            )
+        return self._running
+
+    def _begin(self) -> None:
+        self._batch = self._updates = 0
+        self._step = -1
+        self._sums: dict[str, Tensor] = {}
+
+    def _generator(self) -> torch.Generator:
+        """What this batch's random starts are drawn from: the same in a run that was resumed."""
+        if self._step != self.state.global_step:
+            self._step, self._batch = self.state.global_step, 0
+        place = (self.args.seed, self._step, self._batch, self.args.process_index)
+        return torch.Generator().manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
+
+    def _note(self, report: StepReport, window: int) -> None:
+        """Add what a step reports to what is logged next; on the device."""
+        seen = {"task_loss": report.task_loss}
+        if report.regularization is not None:
+            seen["regularization"] = report.regularization
+        for modality, norms in report.delta_norms.items():
+            seen[f"delta_norm_{modality}"] = norms.sum() / (norms > 0).sum().clamp(min=1)
+        if self.method.nonfinite == "keep":
+            for modality, rows in report.nonfinite.items():
+                seen[f"nonfinite_{modality}"] = rows * window  # a sum over the window, where the others are means
+        for name, value in seen.items():
+            value = value.detach().to(self.args.device, torch.float32) / window
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._updates += bool(self.accelerator.sync_gradients)
+
+    def _means(self) -> dict[str, float]:
+        """What was noted since this was last asked for, an update and a process; every process has to ask."""
+        if not self._sums:
+            return {}
+        total = self.accelerator.reduce(torch.stack(list(self._sums.values())), "mean") / max(self._updates, 1)
+        means = dict(zip(self._sums, total.tolist(), strict=True))
+        self._sums, self._updates = {}, 0
+        return means
+
+
+def _loss(computed: object) -> Tensor:
+    pair = isinstance(computed, tuple) and len(computed) == 2
+    loss = computed[0] if pair else None  # type: ignore[index]
+    if not isinstance(loss, Tensor) or loss.ndim:
+        got = (
+            f"a loss of shape {tuple(loss.shape)}"
+            if isinstance(loss, Tensor)
+            else type(loss if pair else computed).__name__
+        )
+        raise ConfigurationError(
+            f"expected compute_loss to give (loss, outputs) with a scalar loss, got {got}; give the labels in the batch, "
+            "let the model give its loss first, or pass compute_loss_func=…"
+        )
+    return loss
+
+
+def _check_method(method: object) -> None:
+    if not isinstance(method, AdversarialTraining):
+        raise ConfigurationError(f"expected method as an AdversarialTraining, got {method!r}; make one of its parts")
+    maximizer = method.maximizer
+    if maximizer.updates > 1 or isinstance(maximizer, FreeAT):
+        raise ConfigurationError(
+            f"expected a maximiser with one update a step and nothing to carry, got {maximizer!r}: Trainer updates "
+            "between its steps alone; use FreeLB or PGD, or a loop of your own"
+        )
+    if isinstance(maximizer, PGD) and (maximizer.early_stop or maximizer.keep == "best"):
+        raise ConfigurationError(
+            f"expected PGD without early_stop and with keep='last', got {maximizer!r}: compute_loss gives one number for "
+            "all rows, by which none can be told apart; use a loop of your own"
+        )
+
+
+def _check_loop(trainer: AdversarialTrainer) -> None:
+    """Raise ConfigurationError for what would be silently wrong in a step of several passes, or fail far from its cause."""
+    args, accelerator = trainer.args, trainer.accelerator
+    kind, parallel = accelerator.distributed_type, getattr(accelerator, "parallelism_config", None)
+    checkpointing: Any = args.gradient_checkpointing_kwargs or {}
+    refused = {
+        "one process a device": (args.n_gpu > 1, f"{args.n_gpu} devices under DataParallel", "start it by torchrun"),
+        "one device, DDP or FSDP": (
+            kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.XLA),
+            kind,
+            "start it by torchrun or accelerate launch, with --fsdp to shard",
+        ),
+        "data parallelism alone": (
+            any(getattr(parallel, f"{name}_size", None) not in (None, 1) for name in ("tp", "cp", "sp")),
+            f"{parallel}",
+            "leave tensor, context and sequence parallelism out",
+        ),
+        "activation checkpointing without reentry": (
+            bool(args.gradient_checkpointing and checkpointing.get("use_reentrant")),
+            "use_reentrant=True",
+            "pass use_reentrant=False: through a reentrant checkpoint no gradient of perturbations alone can be taken",
+        ),
+        "an optimiser that steps when it is told to": (
+            "lomo" in str(args.optim).lower(),
+            args.optim,
+            "choose another: LOMO updates in every backward, of which a step has several",
+        ),
+        "nonfinite='keep' with fp16": (
+            bool(args.fp16) and trainer.method.nonfinite == "raise",
+            "nonfinite='raise'",
+            "the loss scaler's first steps overflow by design: keep such rows where they are and count them, or use bf16",
+        ),
+    }
+    for expected, (wrong, got, advice) in refused.items():
+        if wrong:
+            raise ConfigurationError(f"expected {expected}, got {got}; {advice}")
