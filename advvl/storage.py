@@ -2,7 +2,7 @@
 
 A file is written beside its final name, flushed to the disk and renamed over it, so that a process killed at any moment
 leaves the old file, the new file, or no file, never half of one. What it leaves besides is a temporary whose name says
-so; `OutputDirectory.claim` removes them.
+so; `remove_temporaries`, which `OutputDirectory.claim` calls, removes them.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class OutputDirectory:
             raise OutputDirectoryError(
                 f"expected to be able to make the directory {str(directory)!r}, got {error}; choose another --output"
             ) from error
-        _remove_temporaries(directory)
+        remove_temporaries(directory)
         mark = fingerprint(configuration)
         owner = directory / OWNER_FILE
         if owner.exists():
@@ -172,10 +172,10 @@ class OutputDirectory:
             if found.get("fingerprint") == mark:
                 return OutputDirectory(directory, mark)
             if not overwrite:
-                differences = _differences(found.get("configuration", {}), configuration)
                 raise OutputDirectoryError(
                     f"expected {str(directory)!r} to belong to this configuration, got one that differs in "
-                    f"{differences}; choose another --output, or --overwrite to lose what is in it"
+                    f"{differences(found.get('configuration', {}), configuration)}; choose another --output, or "
+                    "--overwrite to lose what is in it"
                 )
             _remove_files(directory, spared=owner)
             owner.unlink()
@@ -209,7 +209,7 @@ def _read_owner(owner: Path) -> dict[str, Any]:
     return found
 
 
-def _differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     """The keys, dotted, whose values differ, each with both values."""
     theirs, ours = _flatten(found), _flatten(json.loads(json.dumps(expected, default=str)))
     absent = object()
@@ -236,7 +236,8 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _remove_temporaries(directory: Path) -> None:
+def remove_temporaries(directory: Path) -> None:
+    """Remove what writers that were killed left in `directory`, which must have no writer now."""
     for leftover in directory.rglob(f"{_TEMPORARY_PREFIX}*{_TEMPORARY_SUFFIX}"):
         with suppress(FileNotFoundError):
             leftover.unlink()

@@ -1,0 +1,175 @@
+"""Checkpoints of a training run: what is in one, which run it belongs to, and which of them are kept.
+
+A checkpoint holds the model, the optimiser, the loss scaler, what each process's adversary carries, how many updates are
+done with their losses and scores, and what run it is of. The learning rate and the place in the source follow from the
+number of updates done, and everything random from that and the seed, so no scheduler, sampler or random number generator
+has a state to keep. Files are whole or absent (`advvl.storage`), and are read running no code of theirs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from torch import nn
+
+from advvl.errors import CheckpointError, ConfigurationError, OutputDirectoryError
+from advvl.storage import differences, read_torch, remove_temporaries, write_torch
+
+FORMAT: Final = 2
+_NAME: Final = re.compile(r"update-(\d+)\.pt")
+
+Best = Literal["highest", "lowest"]
+Evaluate = Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """A directory of checkpoints, `update-00000120.pt` after 120 updates: the last few, and those of the best scores.
+
+    A new file is whole before an old one goes, so that at no moment there is none, once there was one.
+
+    Arguments:
+        directory: it holds one run's.
+        keep_last: how many of the latest.
+        keep_best: how many of the best by `evaluate`, beside those; of equal ones the earlier.
+        evaluate: from the model, in eval mode, to its score; called by every process, and the main one's counts.
+        every: updates between evaluations; one more comes after the last update.
+        best: whether a high score is good, or a low one.
+
+    Raises:
+        ConfigurationError: counts below what makes sense; `keep_best` without `evaluate`.
+    """
+
+    directory: Path
+    keep_last: int = 1
+    keep_best: int = 0
+    evaluate: Evaluate | None = None
+    every: int = 1000
+    best: Best = "highest"
+
+    def __post_init__(self) -> None:
+        for name, least in (("keep_last", 1), ("keep_best", 0), ("every", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigurationError(f"expected {name} to be a whole number of {least} or more, got {value!r}")
+        if self.best not in get_args(Best):
+            raise ConfigurationError(f"expected best to be one of {', '.join(get_args(Best))}, got {self.best!r}")
+        if self.keep_best and self.evaluate is None:
+            raise ConfigurationError(f"expected evaluate=… to keep the best {self.keep_best} by, got None")
+
+    def files(self) -> dict[int, Path]:
+        """The checkpoints that there are, by the updates done, in order of it."""
+        found = {}
+        for path in Path(self.directory).glob("update-*.pt"):
+            if match := _NAME.fullmatch(path.name):
+                found[int(match[1])] = path
+        return dict(sorted(found.items()))
+
+    def latest(self) -> Path | None:
+        """The one that a run is resumed from; None: there is none yet."""
+        return next(reversed(self.files().values()), None)
+
+    def top(self, scores: Mapping[int, float]) -> list[int]:
+        """The updates whose checkpoints have the best of these scores, `keep_best` at most, the best first."""
+        sign = -1 if self.best == "highest" else 1
+        return sorted(scores, key=lambda update: (sign * scores[update], update))[: self.keep_best]
+
+    def best_file(self) -> Path:
+        """The checkpoint of the best score, its model's weights under "model".
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        latest, files = self.latest(), self.files()
+        scores = {} if latest is None else read_torch(latest)["scores"]
+        for update in self.top(scores):
+            if update in files:
+                return files[update]
+        raise CheckpointError(
+            f"expected a checkpoint with a score in {str(self.directory)!r}, got none; train with keep_best=1 and evaluate=…"
+        )
+
+    def due(self, update: int, updates: int) -> bool:
+        """Whether the model is to be evaluated after so many of so many updates."""
+        return self.evaluate is not None and (update % self.every == 0 or update == updates)
+
+    def open(self, *, resume: bool) -> None:
+        """Before a run: refuse a directory with another's files, and remove what a killed writer left.
+
+        Raises:
+            OutputDirectoryError: there are checkpoints, and they are not to be resumed from.
+        """
+        if not resume and self.files():
+            raise OutputDirectoryError(
+                f"expected no checkpoint in {str(self.directory)!r}, got {len(self.files())}; resume=True to go on from the "
+                "latest, or remove them, or choose another directory"
+            )
+        remove_temporaries(Path(self.directory))
+
+    def write(self, state: Mapping[str, Any]) -> None:
+        """Write a run's state under its number of updates, and remove the checkpoints that are no longer kept."""
+        write_torch(Path(self.directory) / f"update-{state['done']:08d}.pt", dict(state))
+        files = self.files()
+        kept = {*list(files)[-self.keep_last :], *self.top(state["scores"])}
+        for update, path in files.items():
+            if update not in kept:
+                path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class OneFile:
+    """A single file that each checkpoint replaces, in a run without evaluations."""
+
+    path: Path
+    evaluate: Evaluate | None = None
+
+    def latest(self) -> Path | None:
+        return self.path if self.path.exists() else None
+
+    def due(self, update: int, updates: int) -> bool:
+        del update, updates
+        return False
+
+    def top(self, scores: Mapping[int, float]) -> list[int]:
+        del scores
+        return []
+
+    def open(self, *, resume: bool) -> None:
+        del resume
+
+    def write(self, state: Mapping[str, Any]) -> None:
+        write_torch(self.path, dict(state))
+
+
+def read_checkpoint(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    """The state in a checkpoint of this run.
+
+    Raises:
+        CheckpointError: a file that is damaged, of another version of the format, or of another run; it says what differs.
+    """
+    advice = "start without resuming, or with another file"
+    try:
+        state = read_torch(path)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; without it, the checkpoint before it is resumed from if one was kept"
+        ) from error
+    if not isinstance(state, dict) or not isinstance(state.get("format", 1), int) or "done" not in state:
+        raise CheckpointError(f"expected a checkpoint of a run in {str(path)!r}, got something else; {advice}")
+    version = state.get("format", 1)
+    if version != FORMAT:
+        other = "a newer" if version > FORMAT else "an older"
+        raise CheckpointError(
+            f"expected a checkpoint of format {FORMAT} in {str(path)!r}, got format {version}, written by {other} advvl; "
+            f"resume with that, or {advice}"
+        )
+    if state["run"] != run:
+        raise CheckpointError(
+            f"expected a checkpoint of this run in {str(path)!r}, got one that differs in "
+            f"{differences(state['run'], run)}; {advice}"
+        )
+    return state

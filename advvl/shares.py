@@ -1,0 +1,105 @@
+"""An update's batch, cut into parts over processes and micro-batches, and what the loss of each part weighs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from advvl.errors import ConfigurationError, DataError
+
+Count = Callable[[Mapping[str, Any]], "int | Tensor"]
+
+
+class BatchSource(Protocol):
+    """Examples by number; deterministic given the indices and the generator."""
+
+    def __len__(self) -> int:
+        """How many examples there are."""
+
+    def batch(self, indices: Sequence[int], generator: torch.Generator) -> dict[str, Any]:
+        """The batch of these examples; whatever is random in it is drawn from `generator` (CPU).
+
+        The generator starts alike for every part of an update. What the parts share, such as a task, is drawn from it;
+        what an example has of its own from `advvl.data.row_draws.RowDraws.of(indices, generator)`, lest the rows of
+        one process draw what those of another draw.
+        """
+
+
+@dataclass
+class Share:
+    """One part of an update: its number, examples and batch, and what its mean loss weighs among those of all parts.
+
+    Arguments:
+        rows: the weight of a mean over its rows.
+        entries: the weight of a mean over what `count` counts; None: nothing counts it.
+        weight: of the two, the one for the loss that was weighed last.
+    """
+
+    number: int
+    examples: list[int]
+    batch: Mapping[str, Any]
+    rows: float
+    entries: float | None = None
+    weight: float = 1.0
+
+    def weigh(self, loss: Tensor) -> Tensor:
+        """Note the weight of a loss, a scalar or one a row, and give the loss back.
+
+        Raises:
+            ConfigurationError: a scalar that nothing counts, where there are other parts; losses that are not one a row.
+        """
+        if self.rows == 1:
+            return loss
+        if loss.ndim == 0 and self.entries is None:
+            raise ConfigurationError(
+                "expected one loss a row (B,), or count=… to weigh the mean losses of several processes or micro-batches, "
+                "got a scalar and no count; give count=lambda batch: …, how many entries a batch's loss is the mean of"
+            )
+        if loss.ndim and len(loss) % len(self.examples):
+            raise ConfigurationError(
+                f"expected a scalar loss or one for each of {len(self.examples)} rows, got {tuple(loss.shape)}; reduce it"
+            )
+        self.weight = self.rows if loss.ndim or self.entries is None else self.entries
+        return loss
+
+
+def cut(
+    source: BatchSource,
+    examples: Sequence[int],
+    *,
+    seed: int,
+    parts: int,
+    mine: Sequence[int],
+    count: Count | None,
+    total: Callable[..., list[float]],
+) -> list[Share]:
+    """Those parts of an update that are `mine`: part p of P has every P-th of its examples, from the p-th on.
+
+    Arguments:
+        seed: of each part's generator.
+        count: how many entries the mean loss of a batch is over; None: nobody asks, or it is one loss a row.
+        total: sums numbers over the processes.
+
+    Raises:
+        DataError: in every process, where a part of one has no entry.
+    """
+    shares = []
+    for part in mine:
+        own = list(examples[part::parts])
+        batch = source.batch(own, torch.Generator().manual_seed(seed))
+        shares.append(Share(part, own, batch, len(own) / len(examples)))
+    if parts > 1 and count is not None:
+        counts = [float(count(share.batch)) for share in shares]
+        entries, empty = total(sum(counts), sum(number < 1 for number in counts))
+        if empty:
+            raise DataError(
+                f"expected count(batch) of 1 or more in each of {parts} parts of an update, got less in {empty:.0f}: a mean "
+                "over nothing is no number; use fewer processes or micro-batches, or a larger batch_size"
+            )
+        for share, number in zip(shares, counts, strict=True):
+            share.entries = number / entries
+    return shares

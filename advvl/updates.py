@@ -1,0 +1,210 @@
+"""One update of the parameters: its batch cut over processes and micro-batches, its gradient that of the whole batch.
+
+The examples of an update are decided by the run's seed and the update's number. Part p of P, where P is the number of
+processes times that of micro-batches, takes every P-th of them from the p-th on; what is random in a part (dropout,
+adversarial starts) is drawn from generators seeded by the run, the update and the part. So four processes, two with two
+micro-batches each, and one with four do the same, but for the order of sums.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate.utils import send_to_device  # type: ignore[import-untyped]
+from torch import nn
+
+from advvl.adapters.base import Adapter
+from advvl.errors import NonFiniteError
+from advvl.maximizers import AscentState
+from advvl.optimization import derive_seed, examples_of, schedule
+from advvl.options import OptimizerOptions
+from advvl.shares import BatchSource, Count, Share, cut
+from advvl.training import AdversarialTraining
+
+
+@dataclass
+class Adversary:
+    """What adversarial updates need: the method, the tasks it is for, the adapter, and what it carries along."""
+
+    method: AdversarialTraining
+    tasks: Collection[str] | None
+    target: Adapter
+    state: AscentState
+
+    def wants(self, batch: Mapping[str, Any]) -> bool:
+        return self.tasks is None or batch.get("task") in self.tasks
+
+
+class Unusable(NonFiniteError):
+    """A loss or gradient of an update is not finite, as every process knows; no parameter has been touched."""
+
+
+@dataclass
+class Updater:
+    """Does updates by their number; all that it changes is the model, the optimiser and what the adversary carries.
+
+    Arguments:
+        model, optimizer: as `accelerator.prepare` gave them.
+        updates: how many the run has, for the learning rate's schedule.
+        accumulate: micro-batches of a process in an update.
+        count: how many entries a batch's scalar loss is the mean of.
+        keeps_buffers: put the model's buffers back where an update is `Unusable`.
+    """
+
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: Any
+    source: BatchSource
+    options: OptimizerOptions
+    seed: int
+    updates: int
+    accumulate: int
+    count: Count | None
+    adversary: Adversary | None
+    keeps_buffers: bool
+    _rates: list[float] = field(init=False)
+    _number: int = 0
+    _losses: list[float] = field(default_factory=list)
+    _reason: str = ""
+
+    def __post_init__(self) -> None:
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+
+    @property
+    def parts(self) -> int:
+        return int(self.accelerator.num_processes) * self.accumulate
+
+    def run(self, number: int) -> float:
+        """Do the update of that number; this process's part of its mean loss, whose sum over processes is the loss.
+
+        Errors: `Unusable`, in every process, where a loss or the gradient is not finite.
+        """
+        factor = schedule(self.options, number, self.updates)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()] if self.keeps_buffers else []
+        try:
+            return self._learn(number, self._apply)
+        except Unusable:
+            for buffer, value in buffers:
+                buffer.data.copy_(value)
+            self.optimizer.zero_grad()
+            raise
+
+    def rehearse(self) -> None:
+        """Have a resumed run reduce gradients as it did before: to be called before its state is taken up.
+
+        DDP lays its buckets out anew after the first backward of a process, by the order in which gradients came; where
+        three or more processes sum, another layout is another order of sums and other bits. So the first update's
+        backward is done again, and nothing of it kept.
+        """
+        if self.accelerator.num_processes > 2:
+            with suppress(Unusable):
+                self._learn(0, self._forget)
+            self.optimizer.zero_grad()
+
+    def total(self, *values: float) -> list[float]:
+        """Each value's sum over the processes, the same in all of them."""
+        if self.accelerator.num_processes == 1:
+            return list(values)
+        mine = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
+        sums: list[float] = self.accelerator.reduce(mine, "sum").tolist()
+        return sums
+
+    def examples(self, number: int) -> list[int]:
+        return examples_of(number, len(self.source), self.options.batch_size, self.seed)
+
+    def _learn(self, number: int, apply: Callable[[], object]) -> float:
+        self._number, self._losses, self._reason = number, [0.0] * self.parts, ""
+        shares = cut(
+            self.source,
+            self.examples(number),
+            seed=derive_seed(self.seed, "batch", number),
+            parts=self.parts,
+            mine=range(self.accelerator.process_index, self.parts, self.accelerator.num_processes),
+            count=self.count,
+            total=self.total,
+        )
+        loss = 0.0
+        for share in shares:
+            last = share is shares[-1]
+            _seed_everything(derive_seed(self.seed, "update", number, share.number))
+            share.batch = send_to_device(share.batch, self.accelerator.device)
+            wanted = self.adversary is not None and self.adversary.wants(share.batch)
+            learn = self._learn_adversarially if wanted else self._learn_plainly
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                mean = learn(share, apply if last else None)
+            loss += share.weight * mean
+        return loss
+
+    def _learn_plainly(self, share: Share, apply: Callable[[], object] | None) -> float:
+        loss = share.weigh(self.model(**share.batch).loss).mean()
+        self.accelerator.backward(loss * (share.weight * self.accelerator.num_processes))  # DDP takes the mean
+        value = self._losses[share.number] = float(loss.detach())
+        if apply is not None:
+            apply()
+        return value
+
+    def _learn_adversarially(self, share: Share, apply: Callable[[], object] | None) -> float:
+        adversary, processes = self.adversary, self.accelerator.num_processes
+        assert adversary is not None
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "method", self._number, share.number))
+        try:
+            report = adversary.method.step(
+                adversary.target,
+                share.batch,
+                loss=lambda outputs, batch: share.weigh(adversary.target.loss(outputs, batch)),
+                backward=lambda loss: self.accelerator.backward(loss * (share.weight * processes)),
+                update=apply,
+                generator=generator,
+                state=adversary.state,
+            )
+        except Unusable:
+            raise
+        except NonFiniteError as error:  # known to this process alone, which has to go on until all know
+            self._losses[share.number], self._reason = math.nan, f": {error}"
+            if apply is not None:
+                apply()
+            return math.nan
+        return float(report.loss)
+
+    def _forget(self) -> None:
+        self._agree()
+        self.optimizer.zero_grad()
+
+    def _apply(self) -> None:
+        self._agree()
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.clip))
+        if not math.isfinite(norm) and self.accelerator.scaler is None:  # a scaler skips such steps, by design
+            raise self._unusable("norm of the gradients", norm, self.examples(self._number))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _agree(self) -> None:
+        """Raise `Unusable` in every process where the loss of one is not finite."""
+        losses = self.total(*self._losses)
+        bad = [part for part, loss in enumerate(losses) if not math.isfinite(loss)]
+        if bad:
+            examples = [example for part in bad for example in self.examples(self._number)[part :: self.parts]]
+            raise self._unusable("loss", losses[bad[0]], examples)
+
+    def _unusable(self, what: str, value: float, examples: list[int]) -> Unusable:
+        named = f"{examples[:20]}" + (f" and {len(examples) - 20} more" if len(examples) > 20 else "")
+        return Unusable(
+            f"expected a finite {what} in update {self._number}, got {value} of the examples {named}{self._reason}; "
+            "lower learning_rate, look at those examples, or leave such updates out by nonfinite='skip'"
+        )
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
