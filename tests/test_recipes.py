@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+import torch
+from torch.nn import functional as F
 
 from advvl import (
     L2,
@@ -24,6 +27,7 @@ from advvl import (
     villa,
 )
 from advvl.errors import ConfigurationError
+from advvl.recipes import lxmert_adv
 
 SIZES = {"text": 0.1, "image": 0.2}
 
@@ -51,6 +55,32 @@ def test_villa_takes_what_its_papers_algorithm_needs() -> None:
     )
     ascents = {name: Ascent(Linf(0.5), step_size=size, floor=1e-8) for name, size in SIZES.items()}
     assert parts(method) == (ascents, FreeLB(2, "in turn"), SymmetricKL(1.0), 0.5, "shared")
+
+
+@pytest.mark.parametrize(
+    ("task", "step_size", "kl_weight"), [("vqa", 1e-3, 1.5), ("gqa", 1e-2, 1.5), ("nlvr2", 1e-3, 0.75)]
+)
+def test_lxmert_adv_is_what_was_released_for_its_tasks(task: Any, step_size: float, kl_weight: float) -> None:
+    text = Ascent(L2(math.inf), step_size=step_size, start=Zero(), floor=1e-8)
+    assert parts(lxmert_adv(task)) == ({"text": text}, FreeLB(3, "together"), SymmetricKL(kl_weight), 0.0, "fresh")
+    assert parts(lxmert_adv()) == parts(lxmert_adv("vqa"))
+    assert lxmert_adv(task, dropout="shared").dropout == "shared"
+
+
+def test_the_kl_of_nlvr2_is_the_mean_over_both_classes_too() -> None:
+    clean, perturbed = torch.randn(5, 2, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+    published = sum(
+        F.kl_div(a.log_softmax(1), b.softmax(1), reduction="none").mean()
+        for a, b in ((clean, perturbed), (perturbed, clean))
+    )
+    regularizer = lxmert_adv("nlvr2").regularizer
+    assert regularizer is not None
+    torch.testing.assert_close(regularizer(clean, perturbed), 1.5 * published, rtol=1e-12, atol=0)
+
+
+def test_another_task_of_lxmert_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"task to be one of .*, got 'vcr'"):
+        lxmert_adv("vcr")  # type: ignore[arg-type]
 
 
 def test_freelb_has_no_clean_pass_and_starts_where_it_is_told() -> None:
