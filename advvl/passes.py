@@ -18,6 +18,7 @@ from torch import Tensor
 from advvl.adapters.base import Adapter, Outputs
 from advvl.adapters.diagnosis import NON_REENTRANT, is_reentrant, why_independent
 from advvl.adapters.injection import Batch, Binding, Maker
+from advvl.adapters.positions import check_rows, read_positions
 from advvl.balls import Place
 from advvl.errors import ConfigurationError, ShapeError, SiteError
 from advvl.maximizers import InnerMaximizer
@@ -134,17 +135,21 @@ class Passes:
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ShapeError(f"expected a loss as a scalar tensor or one a row (B,), got {got}")
         losses = loss if loss.ndim == 1 else None
+        if losses is not None and not apart:
+            check_rows(places, len(losses))
         task = loss if losses is None else self.reduce(losses)
         why = partial(self._why_independent, leaves)
         return Pass(batch, outputs, losses, task, leaves, places, binding, effective, why)
 
     def _why_independent(self, leaves: Mapping[str, Tensor], modality: str) -> str:
+        leaf = leaves[modality].detach().requires_grad_()
+
         def again() -> Tensor:
-            with self.adapter.inject({modality: leaves[modality].detach().requires_grad_()}):
+            with self.adapter.inject({modality: leaf}):
                 outputs = self.adapter.forward(self.batch)
             return self._loss(outputs, self.batch)
 
-        return why_independent(self.adapter.model, again)
+        return why_independent(self.adapter.model, leaf, again)
 
     def _prefix(self, modalities: tuple[str, ...], binding: Binding) -> AbstractContextManager[None]:
         if modalities not in self._prefixes:
@@ -189,21 +194,7 @@ class Passes:
 
     def _place(self, modality: str, x: Tensor) -> Place:
         if modality not in self._places:
-            site = self.adapter.sites[modality]
-            mask = _read("mask", modality, site.mask, self.batch, x.device)
-            rows = _read("rows", modality, site.rows, self.batch, x.device)
-            if mask is not None and (mask.is_floating_point() or mask.is_complex()):
-                raise ShapeError(
-                    f"expected a mask of {modality!r} of bool or of whole numbers 0/1, True or 1 for real positions, "
-                    f"got {mask.dtype}; compare an additive mask with 0, as in mask == 0"
-                )
-            mask = None if mask is None else mask.bool()
-            if mask is not None and tuple(mask.shape) != tuple(x.shape[: mask.ndim]):
-                raise ShapeError(
-                    f"expected a mask of {modality!r} over the leading axes of {tuple(x.shape)}, got "
-                    f"{tuple(mask.shape)}; the site's mask must give one entry a position"
-                )
-            self._places[modality] = (mask, rows)
+            self._places[modality] = read_positions(modality, self.adapter.sites[modality], self.batch, x)
         mask, rows = self._places[modality]
         return Place(x.detach(), mask, rows)
 
@@ -291,27 +282,6 @@ def check_parts(perturber: object, maximizer: object) -> None:
 
 def _mean(losses: Tensor) -> Tensor:
     return losses.mean() if losses.numel() else losses.sum()  # of no rows: 0, with a graph
-
-
-def _read(
-    what: str, modality: str, read: Callable[[Batch], Tensor] | None, batch: Batch, device: torch.device
-) -> Tensor | None:
-    if read is None:
-        return None
-    try:
-        value = read(batch)
-    except KeyError as error:
-        got = f", which has {sorted(map(str, batch))}" if isinstance(batch, Mapping) else ""
-        raise SiteError(
-            f"expected {what} of the site of {modality!r} to find its field in the batch{got}, got no {error}; "
-            f"mend the site's {what}, or give the batch that field"
-        ) from error
-    if not isinstance(value, Tensor):
-        raise ShapeError(
-            f"expected {what} of the site of {modality!r} to be a tensor, got {type(value).__name__}; "
-            f"for a site without any, leave {what} out of it"
-        )
-    return value.to(device)
 
 
 def _effective(x: Tensor, delta: Tensor) -> Tensor:

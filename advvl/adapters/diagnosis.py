@@ -59,10 +59,11 @@ def why_silent(model: nn.Module, module: nn.Module, batch: Any = None, again: Ag
         batch: what the model was run on; None: not known.
         again: runs the model on it once more; None: nobody can.
     """
-    name, parts = _name(model, module), dict(module.named_children())
+    name, path = _name(model, module), _path(model, module)
+    parts = {f"{path}.{part}" if path else part: inner for part, inner in module.named_children()}
     if type(module).forward is nn.Module.forward:
         return f"{name} has no forward of its own, and only what it holds is called; name one of {_some(parts)}"
-    seen = None if again is None else _watched(model, again, module)
+    seen = None if again is None else _watched(model, again, _Watch(model, module=module))
     if any(map(is_compiled, model.modules())) and (seen is None or module in seen.called):
         return (
             "the model is compiled and had run before it was adapted, so that the compiled code has no hook there; adapt "
@@ -93,15 +94,16 @@ def why_silent(model: nn.Module, module: nn.Module, batch: Any = None, again: Ag
     return f"{name} was not called: {caller}{holds}; give the batch what leads there, or perturb another module"
 
 
-def why_independent(model: nn.Module, again: Again) -> str:
+def why_independent(model: nn.Module, leaf: Tensor, again: Again) -> str:
     """Why the loss does not depend on the perturbation of a site.
 
     Arguments:
         model: the whole one.
-        again: runs it once more, under a perturbation that requires grad, and computes the loss.
+        leaf: a perturbation that requires grad.
+        again: runs the model once more, under it, and computes the loss.
     """
-    with _frozen(model), torch.enable_grad():  # so that what requires grad is what depends on the perturbation
-        seen = _watched(model, again)
+    with torch.enable_grad():
+        seen = _watched(model, again, _Watch(model, leaf=leaf))
     steps = [] if seen is None else [step for step in seen.steps if step.given]
     if not steps:
         return "it is lost between the site and the loss, by detach, no_grad or an operation without a gradient"
@@ -130,8 +132,8 @@ class _Step:
     name: str
     where: str
     recorded: bool  # whether grad mode was on
-    given: bool  # whether anything that it took required grad
-    gave: bool  # whether anything that it gave does
+    given: bool  # whether anything that it took depends on the perturbation
+    gave: bool  # whether the graph of anything that it gave leads there
 
     @property
     def leaves_graph(self) -> bool:
@@ -145,29 +147,53 @@ _OUT = ("detach", "detach_", "data", "item", "tolist")
 
 
 class _Watch(TorchFunctionMode):
-    """Which modules are called, outer ones first, and what each operation takes and gives."""
+    """Which modules of a model are called, outer ones first, and what each operation takes and gives.
 
-    def __init__(self, model: nn.Module, module: nn.Module | None) -> None:
+    Arguments:
+        module: one whose parameters are looked out for.
+        leaf: a perturbation that is followed.
+    """
+
+    def __init__(self, model: nn.Module, *, module: nn.Module | None = None, leaf: Tensor | None = None) -> None:
         super().__init__()
         self.called: dict[nn.Module, None] = {}
         self.steps: list[_Step] = []
         self.borrowed: list[_Step] = []  # those that take a parameter of `module`
         self._model, self._own = model, [] if module is None else list(module.parameters())
         self._running: list[nn.Module] = []
+        self._names = {inner: _label(name, inner) for name, inner in model.named_modules()}
+        self._leaf, self._known = leaf, dict[Any, bool]()  # node of a graph to whether it leads to the leaf
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         taken = tree_leaves((args, kwargs))
-        given, recorded = any(map(_depends, taken)), torch.is_grad_enabled()
+        given, recorded = any(map(self._depends, taken)), torch.is_grad_enabled()
         result = func(*args, **(kwargs or {}))
         results = tree_leaves(result)
         name = resolve_name(func) or str(func)
-        where = _name(self._model, self._running[-1]) if self._running else "the loss or the adapter's call"
-        step = _Step(name, where, recorded, given, any(map(_depends, results)))
+        where = self._names[self._running[-1]] if self._running else "the loss or the adapter's call"
+        step = _Step(name, where, recorded, given, any(map(self._depends, results)))
         if any(isinstance(leaf, Tensor) for leaf in results) or step.leaves_graph:
             self.steps.append(step)
             if any(leaf is own for own in self._own for leaf in taken):
                 self.borrowed.append(step)
         return result
+
+    def _depends(self, tensor: object) -> bool:
+        if not isinstance(tensor, Tensor) or self._leaf is None:
+            return False
+        if tensor is self._leaf or tensor.grad_fn is None:
+            return tensor is self._leaf
+        waiting: list[Any] = [tensor.grad_fn]
+        while waiting:  # what a node leads to is settled before the node is
+            node = waiting[-1]
+            following = [other for other, _ in node.next_functions if other is not None]
+            unknown = [other for other in following if other not in self._known]
+            if node in self._known or not unknown:
+                leads = getattr(node, "variable", None) is self._leaf or any(self._known[other] for other in following)
+                # the node of an operation that has no backward, which warns, and gives no gradient
+                self._known.setdefault(waiting.pop(), leads and not node.name().endswith("WarnNotImplemented"))
+            waiting += unknown
+        return self._known[tensor.grad_fn]
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -185,14 +211,13 @@ class _Watch(TorchFunctionMode):
             yield
 
 
-def _watched(model: nn.Module, again: Again, module: nn.Module | None = None) -> _Watch | None:
-    """What is seen in one more forward, which leaves random state and buffers as found; None where that is impossible.
+def _watched(model: nn.Module, again: Again, watch: _Watch) -> _Watch | None:
+    """What a watch has seen in one more forward, which leaves buffers and random state as found; None where it cannot be.
 
     Not among several processes: a forward may wait for the other ones, which may not have failed.
     """
     if dist.is_available() and dist.is_initialized():
         return None
-    watch = _Watch(model, module)
     try:
         with ExitStack() as stack:
             if any(map(is_compiled, model.modules())):
@@ -205,25 +230,16 @@ def _watched(model: nn.Module, again: Again, module: nn.Module | None = None) ->
     return watch
 
 
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    free = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.is_leaf]
-    for parameter in free:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in free:
-            parameter.requires_grad_(True)
-
-
-def _depends(leaf: object) -> bool:
-    return isinstance(leaf, Tensor) and leaf.requires_grad
+def _path(model: nn.Module, module: nn.Module) -> str:
+    return next((name for name, other in model.named_modules() if other is module), "")
 
 
 def _name(model: nn.Module, module: nn.Module) -> str:
-    """How messages call a module of the model."""
-    name = next((name for name, other in model.named_modules() if other is module), "")
+    return _label(_path(model, module), module)
+
+
+def _label(name: str, module: nn.Module) -> str:
+    """How messages call a module of this name."""
     return f"{name!r} ({type(module).__name__})" if name else type(module).__name__
 
 

@@ -1,0 +1,71 @@
+"""Positions: which of a site's are real, and whose they are, as its mask and rows read them off a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from advvl.adapters.injection import Batch, Site
+from advvl.balls import Place
+from advvl.errors import ShapeError, SiteError
+
+
+def read_positions(modality: str, site: Site, batch: Batch, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The mask `(B, T)`, bool, and the sample of each row `(N,)` of the tensor `x` at a site; None for what it has not.
+
+    Raises:
+        SiteError: a field that the batch lacks.
+        ShapeError: something else than a mask or rows of that tensor.
+    """
+    mask = _read("mask", modality, site.mask, batch, x.device)
+    rows = _read("rows", modality, site.rows, batch, x.device)
+    if mask is not None and (mask.is_floating_point() or mask.is_complex()):
+        raise ShapeError(
+            f"expected a mask of {modality!r} of bool or of whole numbers 0/1, True or 1 for real positions, "
+            f"got {mask.dtype}; compare an additive mask with 0, as in mask == 0"
+        )
+    if mask is not None and tuple(mask.shape) != tuple(x.shape[: mask.ndim]):
+        raise ShapeError(
+            f"expected a mask of {modality!r} over the leading axes of {tuple(x.shape)}, got "
+            f"{tuple(mask.shape)}; the site's mask must give one entry a position"
+        )
+    if rows is not None and (rows.shape != x.shape[:1] or rows.dtype == torch.bool or rows.is_floating_point()):
+        raise ShapeError(
+            f"expected rows of {modality!r} to be the sample, a whole number, of each of the {len(x)} rows of "
+            f"{tuple(x.shape)}, got {tuple(rows.shape)} of {rows.dtype}"
+        )
+    return None if mask is None else mask.bool(), rows
+
+
+def check_rows(places: Mapping[str, Place], samples: int) -> None:
+    """Raise ShapeError for a packed tensor whose site lacks rows: vectors, of which there are not as many as samples."""
+    for modality, place in places.items():
+        if place.x.ndim == 2 and place.mask is None and place.segments is None and len(place.x) != samples:
+            raise ShapeError(
+                f"expected a row for each of {samples} losses at the site of {modality!r}, got a tensor of "
+                f"{tuple(place.x.shape)}; for one that packs the rows of all samples give Site(…, rows=…), from the batch "
+                "to the sample of each row"
+            )
+
+
+def _read(
+    what: str, modality: str, read: Callable[[Batch], Tensor] | None, batch: Batch, device: torch.device
+) -> Tensor | None:
+    if read is None:
+        return None
+    try:
+        value = read(batch)
+    except KeyError as error:
+        got = f", which has {sorted(map(str, batch))}" if isinstance(batch, Mapping) else ""
+        raise SiteError(
+            f"expected {what} of the site of {modality!r} to find its field in the batch{got}, got no {error}; "
+            f"mend the site's {what}, or give the batch that field"
+        ) from error
+    if not isinstance(value, Tensor):
+        raise ShapeError(
+            f"expected {what} of the site of {modality!r} to be a tensor, got {type(value).__name__}; "
+            f"for a site without any, leave {what} out of it"
+        )
+    return value.to(device)
