@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from conftest import TOLERANCE, ToyModel, toy_batch, toy_sites
 from test_training import HostReads
 from torch import Tensor, nn
@@ -58,6 +59,12 @@ METHODS = {
     "pgd": AdversarialTraining(BOTH, PGD(2)),
 }
 WORDS = {"text": Site("bert.embeddings.word_embeddings", mask=lambda batch: batch["attention_mask"])}
+
+
+@pytest.fixture(autouse=True)
+def _accelerate_as_found() -> Iterator[None]:
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)  # its precision is that of a whole process
 
 
 class Mean(ToyModel):
@@ -316,6 +323,36 @@ def test_label_smoothing_counts(tmp_path: Path) -> None:
     assert_equal(found, expected, TOLERANCE[torch.float32])  # Trainer sums in that
 
 
+@pytest.mark.parametrize("told", [False, None])
+def test_a_mean_that_trainer_takes_for_a_part_is_put_right_when_it_is_told(tmp_path: Path, told: bool | None) -> None:
+    """The loss of a model that takes any keywords, and leaves the number of items alone."""
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    method, data = AdversarialTraining(TEXT, FreeLB(3)), questions(2)
+
+    class Told(AdversarialTrainer):
+        loss_is_scaled_for_ga = told
+
+    options = {"method": method, "sites": WORDS}
+    found = trained(
+        tmp_path, bert(**still), rows_of(data), trainer=Told, options=options, gradient_accumulation_steps=2
+    )
+    (expected,) = plain_loop(bert(**still), data, method, window=2, sites=WORDS)
+    times = 1 if told is False else 2
+    assert_equal(found, [{name: times * value for name, value in expected.items()}])
+
+    class Plain(Trainer):
+        loss_is_scaled_for_ga = told
+
+    seen, model = Gradients(), bert(**still)
+    args = arguments(tmp_path, gradient_accumulation_steps=2)
+    Plain(model=model, args=args, train_dataset=rows_of(data), callbacks=[seen]).train()
+    model.load_state_dict(bert(**still).state_dict())
+    model.zero_grad()
+    for batch in data:
+        (model(**batch).loss / 2).backward()
+    assert_equal(seen.updates, [{name: times * value for name, value in gradients(model).items()}])
+
+
 class Squared(Trainer):
     """A loss of its own."""
 
@@ -387,7 +424,7 @@ def test_a_subclass_for_sequences_trains(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # read by dynamo itself
 def test_what_is_compiled_is_perturbed(tmp_path: Path) -> None:
     method = METHODS["villa"]
-    changes = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+    changes = {"torch_compile": True, "torch_compile_backend": "eager"}
     found = trained(tmp_path, model_of(), rows_of(batches(2)), options={"method": method}, **changes)
     assert_equal(found, plain_loop(model_of(), batches(2), method))
 

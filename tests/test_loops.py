@@ -1,0 +1,148 @@
+"""The loops of docs/loops.md: how many lines change, and that each leaves the gradients of the plain loop."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from conftest import TOLERANCE
+from test_docs import run
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from advvl import AdversarialTraining, adapt, freelb, villa
+
+PAGE = (Path(__file__).parent.parent / "docs/loops.md").read_text()
+DIFFS = dict(re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?^```diff\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
+STATED = {name: int(lines) for name, lines in re.findall(r"^\| \[([^]]+)\]\S* \| (\d+) \|$", PAGE, re.MULTILINE)}
+WINDOWS = {"Plain PyTorch": 1, "accelerate": 2, "Trainer of transformers": 1}
+METHODS = {"freelb": freelb(step_sizes={"text": 0.1}), "villa": villa(step_sizes={"text": 0.1})}
+MOST = 5  # lines to change
+
+Gradients = list[dict[str, Tensor]]
+
+
+class Recorder:
+    """The page's names, and the gradients that any optimiser's every step finds in the model made last."""
+
+    def __init__(self, page: str) -> None:
+        self.names: dict[str, Any] = {}
+        run(page, "loops.md", self.names)
+        make, self.updates, self.dropout = self.names["make_model"], Gradients(), 0.0
+
+        def made() -> nn.Module:
+            self.model: nn.Module = make()
+            for module in self.model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = self.dropout
+            return self.model
+
+        self.names["make_model"] = made
+
+    def see(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self.updates.append({name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None})
+
+    def program(self, text: str) -> Gradients:
+        """What running it has found."""
+        self.updates.clear()
+        exec(compile(text, "a loop of loops.md", "exec"), dict(self.names))
+        return list(self.updates)
+
+    def reference(self, method: AdversarialTraining | None, *, window: int, **options: Any) -> Gradients:
+        """The plain loop, written out; None: without an adversary."""
+        self.updates.clear()
+        model = self.names["make_model"]().train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        batches = list(torch.utils.data.DataLoader(self.names["rows"], batch_size=2))
+        target = adapt(model, **options)
+        for number, batch in enumerate(batches, start=1):
+            if method is None:
+                (model(**batch).loss / window).backward()
+            else:
+                method.step(target, batch, backward=lambda loss: (loss / window).backward())
+            if number % window == 0 or number == len(batches):
+                optimizer.step()
+                optimizer.zero_grad()
+        return list(self.updates)
+
+
+@pytest.fixture
+def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+    monkeypatch.chdir(tmp_path)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    recorder = Recorder(PAGE)
+    handle = register_optimizer_step_pre_hook(recorder.see)
+    AcceleratorState._reset_state(reset_partial_state=True)  # of one precision for a whole process
+    yield recorder
+    AcceleratorState._reset_state(reset_partial_state=True)
+    handle.remove()
+    torch.set_default_dtype(before)
+
+
+def side(loop: str, sign: str) -> str:
+    """The program before (-) or after (+) the change."""
+    lines = DIFFS[loop].splitlines()
+    return "\n".join(line[1:] for line in lines if not line or line[0] in (" ", sign))
+
+
+def assert_equal(found: Gradients, expected: Gradients, tolerance: float = TOLERANCE[torch.float64]) -> None:
+    assert len(found) == len(expected) > 1
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        largest = max(float(value.abs().max()) for value in theirs.values())
+        assert largest > 0
+        for name, value in theirs.items():
+            torch.testing.assert_close(ours[name], value, rtol=tolerance, atol=tolerance * largest)
+
+
+def test_few_lines_change_and_as_many_as_the_page_says() -> None:
+    added = {loop: sum(bool(re.match(r"\+\s*\S", line)) for line in diff.splitlines()) for loop, diff in DIFFS.items()}
+    assert list(added.values()) == list(STATED.values())[: len(added)]
+    assert added.keys() == WINDOWS.keys()
+    assert max(STATED["accelerate"], STATED["plain PyTorch"]) <= MOST
+
+
+@pytest.mark.parametrize("loop", WINDOWS)
+def test_without_the_change_the_loop_is_the_one_without_an_adversary(recorder: Recorder, loop: str) -> None:
+    assert_equal(recorder.program(side(loop, "-")), recorder.reference(None, window=WINDOWS[loop]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("loop", WINDOWS)
+def test_with_the_change_it_has_the_gradients_of_the_plain_loop(recorder: Recorder, loop: str, method: str) -> None:
+    found = recorder.program(side(loop, "+").replace("freelb", method))
+    assert_equal(found, recorder.reference(METHODS[method], window=WINDOWS[loop]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("loop", ["Plain PyTorch", "accelerate"])  # Trainer seeds anew: see test_trainer.py
+def test_it_has_them_with_dropout_too(recorder: Recorder, loop: str, method: str) -> None:
+    recorder.dropout = 0.5
+    found = recorder.program(side(loop, "+").replace("freelb", method))
+    assert_equal(found, recorder.reference(METHODS[method], window=WINDOWS[loop]))
+    recorder.dropout = 0.0
+    with pytest.raises(AssertionError):
+        assert_equal(found, recorder.reference(METHODS[method], window=WINDOWS[loop]))
+
+
+def test_in_accelerate_s_half_precision_it_has_those_of_a_loop_under_autocast(recorder: Recorder) -> None:
+    torch.set_default_dtype(torch.float32)
+
+    def call(model: nn.Module, batch: Any) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = model(**batch)
+        outputs.loss, outputs.logits = outputs.loss.float(), outputs.logits.float()
+        return outputs
+
+    text = side("accelerate", "+").replace("steps=2)", 'steps=2, mixed_precision="bf16")').replace("freelb", "villa")
+    assert "bf16" in text
+    found = recorder.program(text)
+    assert_equal(found, recorder.reference(METHODS["villa"], window=2, call=call), TOLERANCE[torch.float32])
+    with pytest.raises(AssertionError):
+        assert_equal(found, recorder.reference(METHODS["villa"], window=2), TOLERANCE[torch.float32])
