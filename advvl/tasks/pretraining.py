@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, get_args
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -85,3 +86,10 @@ class UniterForPretraining(nn.Module):
             masked, classes = given("img_mask_tgt", img_mask_tgt), given("label_targets", label_targets)
             output = self.region_classifier(hidden, masked, classes, soft=task == "mrc-kl")
         return output
+
+
+def loss_entries(batch: Mapping[str, Any]) -> int:
+    """How many entries a batch's loss is the mean of, as `fit(count=…)` asks: masked words, masked regions, or texts."""
+    if batch["task"] == "mlm":
+        return int((batch["txt_labels"] != -1).sum())
+    return len(batch["targets"]) if batch["task"] == "itm" else int(batch["img_mask_tgt"].sum())
