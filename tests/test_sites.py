@@ -644,7 +644,7 @@ def test_outputs_without_a_loss_or_logits_are_named() -> None:
     target = Adapter(
         nn.Sequential(nn.Linear(3, 2)), {"x": "0:input"}, call=lambda model, batch: {"loss": model(batch).sum(1)}
     )
-    with pytest.raises(ConfigurationError, match="expected outputs with logits to compare, got dict without"):
+    with pytest.raises(ConfigurationError, match=r"expected outputs with logits to compare, got dict of \['loss'\] without"):
         AdversarialTraining(perturber("x"), FreeLB(2), SymmetricKL()).step(target, torch.ones(4, 3))
 
 

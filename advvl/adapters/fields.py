@@ -31,6 +31,12 @@ def text_mask(batch: Batch, *, void: Collection[int] = ()) -> Tensor:
     return real & ~_among(ids, void)
 
 
+def text_mask_to_the_end(batch: Batch, *, void: Collection[int] = ()) -> Tensor:
+    """The same, and the last position: SigLIP reads the text there, padded or not."""
+    mask = text_mask(batch, void=void)
+    return mask | (torch.arange(mask.shape[1], device=mask.device) == mask.shape[1] - 1)
+
+
 def region_mask(projection: nn.Module, batch: Batch) -> Tensor:
     """`(B, R)`: all regions but padding."""
     del projection

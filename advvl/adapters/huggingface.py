@@ -32,12 +32,14 @@ class _Own:
     Arguments:
         image: the module, below the model of this class, where an image is perturbed, and whether at its output or input.
         mask: from that module and the batch to its mask of real positions.
+        words: from the batch, and tokens whose embedding is replaced, to the mask of real words.
         firing: the forward of its parts that counts, where there are several.
     """
 
     image: str = ""
     at: Literal["output", "input"] = "output"
     mask: Callable[[nn.Module, Batch], Tensor] | None = None
+    words: Callable[..., Tensor] | None = None
     firing: int | None = None
 
 
@@ -46,6 +48,8 @@ _OWN = {
     # its patches are drawn, in random order, after they are embedded: only before that is a position always the same patch
     "ViltModel": _Own("embeddings.patch_embeddings", mask=fields.patch_mask),
     "VisualBertModel": _Own("embeddings.visual_projection", at="input", mask=fields.region_mask),
+    "SiglipTextModel": _Own(words=fields.text_mask_to_the_end),
+    "Siglip2TextModel": _Own(words=fields.text_mask_to_the_end),
     # the second forward, on masked inputs, is the one that all losses but the contrastive one are of
     "FlavaForPreTraining": _Own(firing=1),
 }
@@ -65,7 +69,9 @@ def huggingface_adapter(model: nn.Module) -> Adapter:
     tokens = fields.placeholders(inner.config)
     sites: dict[str, Site] = {}
     if text is not None:
-        sites["text"] = Site(names[text], mask=partial(fields.text_mask, void=tokens))
+        own = (_own(part).words for part in _parts(inner) if text in part.modules())
+        mask = next(filter(None, own), fields.text_mask)
+        sites["text"] = Site(names[text], mask=partial(mask, void=tokens))
     if tower is not None and image is not None:
         sites["image"] = image
         if text is not None and tokens:
@@ -73,7 +79,7 @@ def huggingface_adapter(model: nn.Module) -> Adapter:
             sites["image"] = replace(image, rows=of_patches)
             if (projector := _projector(inner, tower, text)) is not None:
                 sites["image_tokens"] = Site(names[projector], rows=of_tokens)
-    if (firing := _OWN.get(type(inner).__name__, _Own()).firing) is not None:
+    if (firing := _own(inner).firing) is not None:
         sites = {modality: replace(site, firing=firing) for modality, site in sites.items()}
     if not sites:
         raise SiteError(
@@ -93,7 +99,7 @@ def _image(model: PreTrainedModel, names: Mapping[nn.Module, str]) -> tuple[PreT
     """The part that sees images, and where it is perturbed."""
     found: dict[str, tuple[PreTrainedModel, Site]] = {}
     for part in _parts(model):
-        own, prefix = _OWN.get(type(part).__name__, _Own()), f"{names[part]}." if names[part] else ""
+        own, prefix = _own(part), f"{names[part]}." if names[part] else ""
         patches = _embedding(part)
         if own.image:
             name, module = prefix + own.image, part.get_submodule(own.image)
@@ -137,6 +143,10 @@ def _projector(model: PreTrainedModel, tower: PreTrainedModel, text: nn.Module) 
     return merger if isinstance(merger, nn.Module) else None
 
 
+def _own(part: PreTrainedModel) -> _Own:
+    return next((_OWN[cls.__name__] for cls in type(part).__mro__ if cls.__name__ in _OWN), _Own())
+
+
 def _parts(model: nn.Module) -> Iterator[PreTrainedModel]:
     return (part for part in model.modules() if isinstance(part, PreTrainedModel))
 
@@ -170,7 +180,7 @@ def _call(model: nn.Module, batch: Batch) -> Outputs:
 
 
 # what models call their logits, beside `logits`; the first that is there counts
-_LOGITS = ("prediction_logits", "logits_per_image", "itm_score", "contrastive_logits_per_image", "itm_logits")
+_LOGITS = ("prediction_logits", "logits_per_image", "itm_score", "itm_logits", "contrastive_logits_per_image")
 
 
 def _logits(outputs: Outputs) -> Tensor:

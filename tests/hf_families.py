@@ -1,0 +1,650 @@
+"""Tiny random models of many families of transformers, a batch for each, and what was found to work of them.
+
+Run as a script, this rewrites the table of docs/models.md.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as hf
+from torch import Tensor, nn
+
+from advvl import (
+    L2,
+    PGD,
+    Adapter,
+    AdversarialTraining,
+    Ascent,
+    Attack,
+    EmbeddingPerturber,
+    FreeLB,
+    Place,
+    SymmetricKL,
+    adapt,
+)
+
+PAGE = Path(__file__).parent.parent / "docs" / "models.md"
+Fields = dict[str, Any]
+
+LAYERS = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+# a wide initialisation, so that nothing is lost in rounding
+WORDS = LAYERS | {
+    "vocab_size": 50,
+    "max_position_embeddings": 32,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "initializer_range": 0.3,
+}
+PATCHES = LAYERS | {"image_size": 8, "patch_size": 4, "initializer_range": 0.3}  # 4 patches an image
+CLASSES = {"num_labels": 3}
+IMAGE, VIDEO = 49, 48  # placeholder tokens
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model, and a batch of two samples.
+
+    Arguments:
+        name: of the family.
+        make, batch: the model, in float32, and the fields that it takes.
+        loss: in the place of the model's own, where it has none.
+        logits: whether its outputs have any.
+        embeds: whether the model takes `inputs_embeds` in the place of `input_ids`, alone.
+        idle: the words that nothing depends on, by the batch and the mask of real ones.
+        coupled: what makes rows depend on each other.
+        leaks: why padding matters to it all the same.
+        notes: what else to know of a modality.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    batch: Callable[[], Fields]
+    loss: Callable[[Any, Fields], Tensor] | None = None
+    logits: bool = True
+    embeds: bool = False
+    idle: Callable[[Fields, Tensor], Tensor] | None = None
+    coupled: str = ""
+    leaks: str = ""
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def model(self) -> Any:
+        torch.manual_seed(0)
+        return self.make().double().eval()
+
+    def adapter(self) -> Adapter:
+        return adapt(self.model(), loss=self.loss)
+
+    def fields(self) -> Fields:
+        torch.manual_seed(1)
+        return {
+            name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+            for name, value in self.batch().items()
+        }
+
+
+# --- batches ---
+
+
+def words(**more: Any) -> Fields:
+    """Five words and three."""
+    ids, mask = torch.tensor([[1, 5, 6, 7, 2], [1, 8, 2, 0, 0]]), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    return {"input_ids": ids, "attention_mask": mask, **more}
+
+
+def next_words(**more: Any) -> Fields:
+    return words(labels=torch.tensor([[1, 5, 6, 7, 2], [1, 8, 2, -100, -100]]), **more)
+
+
+def classed(batch: Callable[..., Fields] = words, **more: Any) -> Fields:
+    return batch(labels=torch.tensor([0, 2]), **more)
+
+
+def pictures(**more: Any) -> Fields:
+    return {"pixel_values": torch.rand(2, 3, 8, 8), **more}
+
+
+def regions(**more: Any) -> Fields:
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    return words(visual_embeds=torch.randn(2, 3, 6), visual_attention_mask=mask, **more)
+
+
+def padded_pictures(**more: Any) -> Fields:
+    """The second picture is of half the height."""
+    mask = torch.ones(2, 8, 8, dtype=torch.long)
+    mask[1, 4:] = 0
+    return words(pixel_values=torch.rand(2, 3, 8, 8), pixel_mask=mask, **more)
+
+
+def with_tokens(each: int, pixels: Tensor, **more: Any) -> Fields:
+    """Words around the tokens of one picture and of two."""
+    first, second = [1, *[IMAGE] * each, 5, 6, 2], [1, *[IMAGE] * each, 7, *[IMAGE] * each, 8, 2]
+    length = max(len(first), len(second))
+    ids = torch.tensor([row + [0] * (length - len(row)) for row in (first, second)])
+    labels = ids.masked_fill((ids == 0) | (ids == IMAGE), -100)
+    return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": labels, "pixel_values": pixels} | more
+
+
+def paligemma() -> Fields:
+    batch = with_tokens(4, torch.rand(3, 3, 8, 8))
+    return batch | {"token_type_ids": (batch["labels"] != -100).long()}
+
+
+def several_pictures() -> Fields:
+    """One picture and two, filled up with a blank one."""
+    pixels = torch.rand(2, 2, 3, 8, 8)
+    pixels[0, 1] = 0
+    return with_tokens(1, pixels)
+
+
+def packed() -> Fields:
+    """A picture of 4 patches; one of 8 and one of 4. Two by two patches are a token."""
+    ids = torch.tensor([[1, 47, IMAGE, 46, 5, 6, 2, 0, 0], [1, 47, IMAGE, IMAGE, 46, 47, IMAGE, 46, 2]])
+    return {
+        "input_ids": ids,
+        "attention_mask": (ids != 0).long(),
+        "labels": ids.masked_fill((ids == 0) | (ids == IMAGE), -100),
+        "pixel_values": torch.randn(16, 3 * 2 * 4 * 4),
+        "image_grid_thw": torch.tensor([[1, 2, 2], [1, 2, 4], [1, 2, 2]]),
+        "mm_token_type_ids": (ids == IMAGE).int(),
+    }
+
+
+def masked_words(**more: Any) -> Fields:
+    labels = torch.tensor([[-100, 5, -100, 7, -100], [-100, 8, -100, -100, -100]])
+    return words(labels=labels, **more)
+
+
+def flava() -> Fields:
+    return pictures(
+        **words(),
+        input_ids_masked=torch.tensor([[1, 3, 6, 7, 2], [1, 3, 2, 0, 0]]),
+        mlm_labels=torch.tensor([[-100, 5, -100, -100, -100], [-100, 8, -100, -100, -100]]),
+        itm_labels=torch.tensor([1, 1]),
+        mim_labels=torch.tensor([[-100, 1, -100, -100], [-100, -100, 2, -100]]),
+        bool_masked_pos=torch.tensor([[0, 1, 0, 0], [0, 0, 1, 0]], dtype=torch.bool),
+        return_loss=True,
+    )
+
+
+# --- positions that nothing depends on ---
+
+
+def last_word(batch: Fields, real: Tensor) -> Tensor:
+    """A causal model says nothing of what comes after the last word."""
+    ends = batch["attention_mask"].sum(1) - 1
+    return torch.arange(real.shape[1]) == ends[:, None]
+
+
+# --- losses of models that have none ---
+
+
+def pairing(outputs: Any, batch: Fields) -> Tensor:
+    del batch
+    return outputs.multimodal_output.pooler_output.square().sum(1)
+
+
+# --- the families ---
+
+
+def llava() -> nn.Module:
+    return hf.LlavaForConditionalGeneration(
+        hf.LlavaConfig(
+            text_config=WORDS | {"model_type": "llama"},
+            vision_config=PATCHES | {"model_type": "clip_vision_model", "num_hidden_layers": 2},
+            image_token_id=IMAGE,
+        )
+    )
+
+
+QWEN_VL_TEXT = WORDS | {
+    "num_key_value_heads": 2,
+    "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4},
+}
+QWEN_VL_TOKENS = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "vision_start_token_id": 47,
+    "vision_end_token_id": 46,
+}
+
+
+def qwen2_vl() -> nn.Module:
+    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "mlp_ratio": 2, "patch_size": 4}
+    return hf.Qwen2VLForConditionalGeneration(
+        hf.Qwen2VLConfig(text_config=QWEN_VL_TEXT, vision_config=vision, **QWEN_VL_TOKENS)
+    )
+
+
+def qwen2_5_vl() -> nn.Module:
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "num_heads": 2,
+        "intermediate_size": 32,
+        "patch_size": 4,
+        "out_hidden_size": 16,
+        "window_size": 8,
+        "fullatt_block_indexes": [],
+    }
+    return hf.Qwen2_5_VLForConditionalGeneration(
+        hf.Qwen2_5_VLConfig(text_config=QWEN_VL_TEXT, vision_config=vision, **QWEN_VL_TOKENS)
+    )
+
+
+def blip_config() -> Any:
+    text = WORDS | {"encoder_hidden_size": 16, "sep_token_id": 2}
+    return hf.BlipConfig(text_config=text, vision_config=PATCHES, projection_dim=16, image_text_hidden_size=16)
+
+
+def bridgetower() -> nn.Module:
+    wide = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 32}
+    return hf.BridgeTowerForImageAndTextRetrieval(
+        hf.BridgeTowerConfig(text_config=WORDS | wide, vision_config=PATCHES | wide, **wide)
+    )
+
+
+def blip2() -> nn.Module:
+    text = WORDS | {"model_type": "opt", "ffn_dim": 32, "word_embed_proj_dim": 16}
+    qformer = LAYERS | {"encoder_hidden_size": 16, "vocab_size": 50, "initializer_range": 0.3}
+    return hf.Blip2ForConditionalGeneration(
+        hf.Blip2Config(
+            text_config=text,
+            vision_config=PATCHES,
+            qformer_config=qformer,
+            num_query_tokens=3,
+            image_token_index=IMAGE,
+            initializer_range=0.3,
+        )
+    )
+
+
+def flava_config() -> Any:
+    multimodal = LAYERS | {"initializer_range": 0.3}
+    return hf.FlavaConfig(
+        text_config=WORDS,
+        image_config=PATCHES,
+        multimodal_config=multimodal,
+        image_codebook_config={"num_groups": 1, "hidden_size": 4, "vocab_size": 8, "num_blocks_per_group": 1},
+        hidden_size=16,
+        projection_dim=16,
+        initializer_range=0.3,
+    )
+
+
+T5 = {
+    "vocab_size": 50,
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 32,
+    "num_layers": 1,
+    "num_heads": 2,
+    "initializer_factor": 3.0,
+}
+GPT2 = {"vocab_size": 50, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "initializer_range": 0.3}
+ENDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+BART = {
+    "vocab_size": 50,
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "max_position_embeddings": 32,
+    "init_std": 0.3,
+}
+
+FAMILIES = [
+    Family("BERT", lambda: hf.BertForSequenceClassification(hf.BertConfig(**WORDS, **CLASSES)), classed, embeds=True),
+    Family("BERT", lambda: hf.BertForMaskedLM(hf.BertConfig(**WORDS)), masked_words, embeds=True),
+    Family(
+        "RoBERTa",
+        lambda: hf.RobertaForSequenceClassification(hf.RobertaConfig(**WORDS, **CLASSES)),
+        classed,
+        embeds=True,
+    ),
+    Family(
+        "DeBERTa-v2",
+        lambda: hf.DebertaV2ForSequenceClassification(
+            hf.DebertaV2Config(**WORDS, **CLASSES, relative_attention=True, pos_att_type=["p2c", "c2p"])
+        ),
+        classed,
+        embeds=True,
+    ),
+    Family(
+        "ALBERT",
+        lambda: hf.AlbertForSequenceClassification(hf.AlbertConfig(**WORDS, **CLASSES, embedding_size=8)),
+        classed,
+        embeds=True,
+    ),
+    Family(
+        "DistilBERT",
+        lambda: hf.DistilBertForSequenceClassification(
+            hf.DistilBertConfig(
+                vocab_size=50, dim=16, hidden_dim=32, n_layers=1, n_heads=2, initializer_range=0.3, **CLASSES
+            )
+        ),
+        classed,
+        embeds=True,
+    ),
+    Family(
+        "ELECTRA",
+        lambda: hf.ElectraForSequenceClassification(hf.ElectraConfig(**WORDS, **CLASSES, embedding_size=8)),
+        classed,
+        embeds=True,
+    ),
+    Family("MPNet", lambda: hf.MPNetForSequenceClassification(hf.MPNetConfig(**WORDS, **CLASSES)), classed),
+    Family("GPT-2", lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2, **ENDS)), next_words, embeds=True, idle=last_word),
+    Family("Llama", lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**WORDS)), next_words, embeds=True, idle=last_word),
+    Family(
+        "Mistral",
+        lambda: hf.MistralForCausalLM(hf.MistralConfig(**WORDS, num_key_value_heads=1)),
+        next_words,
+        embeds=True,
+        idle=last_word,
+    ),
+    Family(
+        "Qwen2",
+        lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**WORDS, num_key_value_heads=1)),
+        next_words,
+        embeds=True,
+        idle=last_word,
+    ),
+    Family(
+        "Qwen3",
+        lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**WORDS, num_key_value_heads=1, head_dim=8)),
+        next_words,
+        embeds=True,
+        idle=last_word,
+    ),
+    Family(
+        "T5",
+        lambda: hf.T5ForConditionalGeneration(hf.T5Config(**T5, decoder_start_token_id=0)),
+        next_words,
+        embeds=True,
+        notes={"text": "the encoder's words"},
+    ),
+    Family(
+        "BART",
+        lambda: hf.BartForConditionalGeneration(hf.BartConfig(**BART, **ENDS, decoder_start_token_id=2)),
+        next_words,
+        notes={"text": "the encoder's words"},
+    ),
+    Family("ViT", lambda: hf.ViTForImageClassification(hf.ViTConfig(**PATCHES, **CLASSES)), lambda: classed(pictures)),
+    Family(
+        "DeiT", lambda: hf.DeiTForImageClassification(hf.DeiTConfig(**PATCHES, **CLASSES)), lambda: classed(pictures)
+    ),
+    Family(
+        "DINOv2",
+        lambda: hf.Dinov2ForImageClassification(hf.Dinov2Config(**PATCHES, **CLASSES)),
+        lambda: classed(pictures),
+    ),
+    Family(
+        "Swin",
+        lambda: hf.SwinForImageClassification(
+            hf.SwinConfig(
+                image_size=8,
+                patch_size=2,
+                embed_dim=8,
+                depths=[1, 1],
+                num_heads=[1, 2],
+                window_size=2,
+                initializer_range=0.3,
+                **CLASSES,
+            )
+        ),
+        lambda: classed(pictures),
+    ),
+    Family(
+        "CLIP",
+        lambda: hf.CLIPModel(
+            hf.CLIPConfig(text_config=WORDS | {"eos_token_id": 9}, vision_config=PATCHES, projection_dim=16)
+        ),
+        lambda: pictures(**words(input_ids=torch.tensor([[1, 5, 6, 7, 9], [1, 8, 9, 0, 0]])), return_loss=True),
+        coupled="contrastive loss",
+    ),
+    Family(
+        "SigLIP",
+        lambda: hf.SiglipModel(hf.SiglipConfig(text_config=WORDS, vision_config=PATCHES)),
+        lambda: pictures(**words(), return_loss=True),
+        coupled="contrastive loss",
+        notes={"text": "the last position is always real: the text is read there"},
+    ),
+    Family(
+        "ViLT",
+        lambda: hf.ViltForQuestionAnswering(hf.ViltConfig(**WORDS, image_size=8, patch_size=4, **CLASSES)),
+        lambda: padded_pictures(labels=torch.eye(3)[:2]),
+        notes={"image": "(B, D, H, W): the model shuffles patches afterwards"},
+    ),
+    Family(
+        "VisualBERT",
+        lambda: hf.VisualBertForQuestionAnswering(hf.VisualBertConfig(**WORDS, visual_embedding_dim=6, **CLASSES)),
+        lambda: regions(labels=torch.eye(3)[:2]),
+        notes={"image": "region features"},
+    ),
+    Family(
+        "FLAVA",
+        lambda: hf.FlavaModel(flava_config()),
+        lambda: pictures(**words()),
+        loss=pairing,
+        logits=False,
+        notes={"text": "with a loss of one's own"},
+    ),
+    Family(
+        "FLAVA",
+        lambda: hf.FlavaForPreTraining(flava_config()),
+        flava,
+        coupled="contrastive loss",
+        notes={"text": "its second forward, on masked inputs"},
+    ),
+    Family("BridgeTower", bridgetower, lambda: pictures(**words(), labels=torch.tensor([0, 1]))),
+    Family(
+        "BLIP", lambda: hf.BlipForConditionalGeneration(blip_config()), lambda: pictures(**next_words()), idle=last_word
+    ),
+    Family(
+        "BLIP",
+        lambda: hf.BlipForQuestionAnswering(blip_config()),
+        lambda: pictures(
+            **next_words(decoder_input_ids=torch.tensor([[1, 5, 6], [1, 7, 2]]))
+            | {"labels": torch.tensor([[5, 6, 2], [7, 2, -100]])}
+        ),
+        logits=False,
+        leaks="answers attend to padded words, whose mask transformers 5.23 drops",
+        notes={"text": "the question's words; no logits"},
+    ),
+    Family(
+        "BLIP",
+        lambda: hf.BlipForImageTextRetrieval(blip_config()),
+        lambda: pictures(**words()),
+        loss=lambda outputs, batch: outputs.itm_score[:, 0],
+        notes={"text": "with a loss of one's own"},
+    ),
+    Family("BLIP-2", blip2, lambda: with_tokens(3, torch.rand(3, 3, 8, 8)), idle=last_word),
+    Family("LLaVA", llava, lambda: with_tokens(4, torch.rand(3, 3, 8, 8)), idle=last_word),
+    Family(
+        "PaliGemma",
+        lambda: hf.PaliGemmaForConditionalGeneration(
+            hf.PaliGemmaConfig(
+                text_config=WORDS | {"model_type": "gemma", "num_key_value_heads": 1, "head_dim": 8},
+                vision_config=PATCHES | {"model_type": "siglip_vision_model"},
+                projection_dim=16,
+                image_token_id=IMAGE,
+            )
+        ),
+        paligemma,
+        idle=last_word,
+    ),
+    Family(
+        "Idefics3",
+        lambda: hf.Idefics3ForConditionalGeneration(
+            hf.Idefics3Config(
+                text_config=WORDS | {"model_type": "llama"}, vision_config=PATCHES, scale_factor=2, image_token_id=IMAGE
+            )
+        ),
+        several_pictures,
+        idle=last_word,
+    ),
+    Family("Qwen2-VL", qwen2_vl, packed, idle=last_word),
+    Family("Qwen2.5-VL", qwen2_5_vl, packed, idle=last_word),
+]
+
+
+# --- what is found ---
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A site as an attack saw it: the tensor there, its mask and samples, and the loss's gradient at no perturbation."""
+
+    place: Place
+    gradient: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """Of the shape of the tensor."""
+        shape, mask = self.place.x.shape, self.place.mask
+        mask = torch.ones(shape[:1], dtype=torch.bool) if mask is None else mask
+        return mask.view(*mask.shape, *[1] * (len(shape) - mask.ndim)).expand(shape)
+
+    @property
+    def rows(self) -> Tensor:
+        """The sample of each entry of the first axis."""
+        return torch.arange(len(self.place.x)) if self.place.segments is None else self.place.segments
+
+
+class Recorder(EmbeddingPerturber):
+    """Keeps what it is asked to move, and moves nothing."""
+
+    def __init__(self, target: Adapter) -> None:
+        super().__init__(**{name: Ascent(L2(), step_size=0, allow_zero_step=True) for name in target.sites})
+        self.seen: dict[str, Seen] = {}
+
+    def move(
+        self, deltas: Mapping[str, Tensor], gradients: Mapping[str, Tensor], places: Mapping[str, Place]
+    ) -> dict[str, Any]:
+        self.seen |= {name: Seen(places[name], gradient) for name, gradient in gradients.items()}
+        return super().move(deltas, gradients, places)
+
+
+def seen(target: Adapter, batch: Fields) -> dict[str, Seen]:
+    """Every site of a model on a batch."""
+    recorder = Recorder(target)
+    Attack(recorder, PGD(1))(target, batch)
+    return recorder.seen
+
+
+def said_of_mask(target: Adapter, modality: str, batch: Fields) -> str:
+    """Which fields of the batch the mask of a site depends on."""
+    mask = target.sites[modality].mask
+    if mask is None:
+        return "all"
+    fields = [name for name in batch if "mask" in name and not torch.equal(mask(batch), mask(batch | {name: None}))]
+    every = "input_ids" in batch and modality == "text" and (batch["input_ids"] == IMAGE).any()
+    return ", ".join([*(f"`{name}`" for name in fields), *(["no image tokens"] if every else [])])
+
+
+def check_forward(family: Family) -> None:
+    """Under no perturbation nothing changes; under one at each site alone the loss does."""
+    target, batch = family.adapter(), family.fields()
+    with torch.no_grad():
+        clean = target.loss(target.forward(batch), batch).double().sum()
+        for modality, site in seen(target, batch).items():
+            for delta, moves in ((torch.zeros_like(site.gradient), False), (torch.randn_like(site.gradient), True)):
+                with target.inject({modality: delta * site.mask}):
+                    loss = target.loss(target.forward(batch), batch).double().sum()
+                assert ((loss - clean).abs() > 1e-4 * clean.abs()) == moves, (modality, loss, clean)
+
+
+def check_attack(family: Family) -> None:
+    """Every modality alone raises the loss; the model is as before."""
+    target, batch = family.adapter(), family.fields()
+    before = {name: value.clone() for name, value in target.model.state_dict().items()}
+    clean = target.loss(target.forward(batch), batch).detach().double().sum()
+    for modality in target.sites:
+        perturber = EmbeddingPerturber(**{modality: Ascent(L2(0.02), step_size=0.01)})
+        result = Attack(perturber, PGD(3))(target, batch)
+        with torch.no_grad(), target.inject(result.deltas):
+            loss = target.loss(target.forward(batch), batch).double().sum()
+        assert loss > clean, (modality, loss, clean)
+    assert all(torch.equal(value, before[name]) for name, value in target.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in target.model.parameters())
+
+
+def check_train(family: Family) -> None:
+    """A step on all sites leaves a gradient in every parameter that a plain backward reaches, and is not that backward."""
+    target, batch = family.adapter(), family.fields()
+    target.loss(target.forward(batch), batch).mean().backward()
+    plain = {name: p.grad for name, p in target.model.named_parameters() if p.grad is not None}
+    target.model.zero_grad()
+    ascents = dict.fromkeys(target.sites, Ascent(L2(), step_size=0.1))
+    regularizer = SymmetricKL(1.0) if family.logits else None
+    report = AdversarialTraining(EmbeddingPerturber(**ascents), FreeLB(2), regularizer).step(target, batch)
+    assert report.loss.isfinite()
+    assert regularizer is None or report.regularization > 0
+    found = {name: p.grad for name, p in target.model.named_parameters() if p.grad is not None}
+    assert found.keys() == plain.keys()
+    assert all(gradient.isfinite().all() for gradient in found.values())
+    assert any(not torch.allclose(gradient, plain[name]) for name, gradient in found.items())
+
+
+CHECKS = {"forward": check_forward, "attack": check_attack, "training step": check_train}
+
+
+@functools.cache
+def failure(check: str, index: int) -> Exception | None:
+    """What a check of a family raised, if anything."""
+    try:
+        CHECKS[check](FAMILIES[index])
+    except Exception as error:
+        return error
+    return None
+
+
+# --- the table ---
+
+
+def table() -> str:
+    """What was found, as a table."""
+    columns = ["family", "class", "modality", "site", "shape", "perturbed where", *CHECKS, "notes"]
+    lines = [columns, ["---"] * len(columns)]
+    for index, family in enumerate(FAMILIES):
+        target, batch = family.adapter(), family.fields()
+        works = ["✓" if failure(check, index) is None else "✗" for check in CHECKS]
+        coupled = [f"rows coupled: {family.coupled}"] if family.coupled else []
+        for first, (modality, site) in enumerate(seen(target, batch).items()):
+            where, shape = target.sites[modality], tuple(site.place.x.shape)
+            packed = ["packed"] if site.place.segments is not None else []
+            said = [family.notes.get(modality, ""), family.leaks if modality == "text" else ""]
+            notes = [*filter(None, said), *coupled, *packed]
+            name = [family.name, f"`{type(target.model).__name__}`"] if not first else ["", ""]
+            lines.append(
+                [
+                    *name,
+                    modality,
+                    f"`{where.module}:{where.at}`",
+                    str(shape),
+                    said_of_mask(target, modality, batch),
+                    *works,
+                    "; ".join(notes),
+                ]
+            )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def with_table(page: str) -> str:
+    """The page with this table in the place of its own."""
+    before, begin, rest = page.partition("<!-- table -->\n")
+    _, end, after = rest.partition("<!-- end of table -->\n")
+    return f"{before}{begin}{table()}\n{end}{after}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_table(PAGE.read_text()))

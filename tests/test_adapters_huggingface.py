@@ -1,0 +1,411 @@
+"""Models of transformers: where each is perturbed, that its masks are the true ones, and what its outputs are taken for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from hf_families import (
+    CHECKS,
+    ENDS,
+    FAMILIES,
+    GPT2,
+    IMAGE,
+    PAGE,
+    PATCHES,
+    WORDS,
+    Family,
+    Fields,
+    Seen,
+    classed,
+    failure,
+    masked_words,
+    next_words,
+    pictures,
+    seen,
+    with_table,
+    words,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from advvl import (
+    L2,
+    PGD,
+    Adapter,
+    AdversarialTraining,
+    Ascent,
+    Attack,
+    EmbeddingPerturber,
+    FreeLB,
+    PassTrace,
+    Site,
+    SymmetricKL,
+    adapt,
+)
+from advvl.adapters import fields
+from advvl.errors import ConfigurationError, DataError, SiteError
+
+
+def families(*, which: Callable[[Family], object] = lambda family: True) -> pytest.MarkDecorator:
+    """Run over those that are meant."""
+    chosen = [pytest.param(i, id=f"{f.name}-{i}") for i, f in enumerate(FAMILIES) if which(f)]
+    return pytest.mark.parametrize("index", chosen)
+
+
+@functools.cache
+def found(index: int) -> tuple[Adapter, Fields, dict[str, Seen]]:
+    """A family's model with its sites; tests leave it as it is."""
+    family = FAMILIES[index]
+    target, batch = family.adapter(), family.fields()
+    return target, batch, seen(target, batch)
+
+
+def outcome(target: Adapter, batch: Fields, deltas: dict[str, Tensor], *, logits: bool = True) -> list[Tensor]:
+    """The loss, and the logits that count."""
+    with torch.no_grad(), target.inject(deltas):
+        outputs = target.forward(batch)
+    loss = target.loss(outputs, batch)
+    if not logits:
+        return [loss]
+    predicted, counts = target.logits(outputs), target.positions(batch)
+    return [loss, predicted if counts is None else predicted[counts]]
+
+
+# --- every family ---
+
+
+@families()
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_family_works(check: str, index: int) -> None:
+    if (error := failure(check, index)) is not None:
+        raise error
+
+
+@families()
+def test_what_the_mask_leaves_out_does_not_matter(index: int) -> None:
+    target, batch, sites = found(index)
+    if FAMILIES[index].leaks:
+        assert sites["text"].gradient[~sites["text"].mask].any(), "it is mended; take back what is said of it"
+        return
+    logits = FAMILIES[index].logits
+    clean = outcome(target, batch, {}, logits=logits)
+    for modality, site in sites.items():
+        beyond = outcome(target, batch, {modality: torch.where(site.mask, 0.0, 100.0).double()}, logits=logits)
+        for ours, expected in zip(beyond, clean, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+        assert not site.gradient[~site.mask].any()
+
+
+@families()
+def test_every_position_in_the_mask_matters(index: int) -> None:
+    _, batch, sites = found(index)
+    idle = FAMILIES[index].idle
+    for modality, site in sites.items():
+        expected = site.mask if site.mask.ndim == 4 else site.mask.any(-1)
+        if modality == "text" and idle is not None:
+            expected = expected & ~idle(batch, expected)
+        matters = site.gradient != 0 if site.mask.ndim == 4 else site.gradient.any(-1)
+        assert torch.equal(matters if not FAMILIES[index].leaks else matters & expected, expected), modality
+    assert all(site.mask.any() for site in sites.values())
+
+
+@families(which=lambda family: not family.coupled and (family.logits or family.loss))
+def test_a_perturbation_changes_the_predictions_of_its_own_sample_alone(index: int) -> None:
+    target, batch, sites = found(index)
+    read = target.logits if FAMILIES[index].logits else lambda outputs: target.loss(outputs, batch)
+    clean = read(target.forward(batch))
+    for modality, site in sites.items():
+        for sample in (0, 1):
+            own = (site.rows == sample).view(-1, *[1] * (site.mask.ndim - 1))
+            with torch.no_grad(), target.inject({modality: torch.randn_like(site.gradient) * (own & site.mask)}):
+                moved = read(target.forward(batch))
+            torch.testing.assert_close(moved[1 - sample], clean[1 - sample], rtol=1e-10, atol=1e-10)
+            assert not torch.allclose(moved[sample], clean[sample])
+
+
+@families(which=lambda family: family.logits and not family.coupled)
+def test_the_predictions_that_count_are_those_of_the_models_own_loss(index: int) -> None:
+    target, batch, _ = found(index)
+    counts = target.positions(batch)
+    outputs = target.forward(batch)
+    logits = target.logits(outputs)
+    (gradient,) = torch.autograd.grad(target.loss(outputs, batch).sum(), logits)
+    assert torch.equal(gradient.any(-1), torch.ones_like(logits[..., 0]).bool() if counts is None else counts)
+
+
+@families(which=lambda family: family.embeds)
+def test_a_perturbation_is_what_inputs_embeds_would_be_given(index: int) -> None:
+    target, batch, sites = found(index)
+    delta = torch.randn_like(sites["text"].gradient)
+    ours = outcome(target, batch, {"text": delta})
+    ids = {name: value for name, value in batch.items() if name != "input_ids"}
+    embedding = target.model.get_submodule(target.sites["text"].module)
+    with torch.no_grad():
+        outputs = target.model(**ids, inputs_embeds=embedding(batch["input_ids"]) + delta)
+    torch.testing.assert_close(ours[0], outputs.loss, rtol=1e-12, atol=0)
+    counts = target.positions(batch)
+    expected = outputs.logits if counts is None else outputs.logits[counts]
+    torch.testing.assert_close(ours[1], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_table_of_the_page_is_what_was_found() -> None:
+    page = PAGE.read_text()
+    assert with_table(page) == page, (
+        "what works has changed; run: python tests/hf_families.py, and look at the difference"
+    )
+
+
+def test_a_family_that_fails_is_marked_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(family: Family) -> None:
+        raise AssertionError(family.name)
+
+    monkeypatch.setitem(CHECKS, "attack", fails)
+    failure.cache_clear()
+    monkeypatch.setattr("hf_families.FAMILIES", FAMILIES[:1])
+    row = with_table("<!-- table -->\n<!-- end of table -->\n").splitlines()[3]
+    assert row.endswith("| `attention_mask` | ✓ | ✗ | ✓ |  |")
+    failure.cache_clear()
+
+
+# --- batches ---
+
+
+def bert() -> Any:
+    torch.manual_seed(0)
+    return hf.BertForSequenceClassification(hf.BertConfig(**WORDS, num_labels=3)).double().eval()
+
+
+def llama() -> Any:
+    torch.manual_seed(0)
+    return hf.LlamaForCausalLM(hf.LlamaConfig(**WORDS)).double().eval()
+
+
+def climb(*modalities: str, size: float = 0.1) -> EmbeddingPerturber:
+    return EmbeddingPerturber(**{name: Ascent(L2(1.0), step_size=size) for name in modalities or ("text",)})
+
+
+@pytest.mark.parametrize("kind", [hf.BatchEncoding, hf.BatchFeature, dict])
+def test_a_batch_is_what_a_tokeniser_or_a_processor_gives(kind: Any) -> None:
+    report = AdversarialTraining(climb(), FreeLB(2)).step(bert(), kind(classed()))
+    expected = AdversarialTraining(climb(), FreeLB(2)).step(bert(), classed())
+    assert torch.equal(report.loss, expected.loss)
+
+
+def test_without_an_attention_mask_all_words_are_real() -> None:
+    batch = words()
+    batch.pop("attention_mask")
+    assert fields.text_mask(batch).all()
+
+
+def test_padding_on_the_left_does_not_matter_either() -> None:
+    target = adapt(llama())
+    batch = {name: value.flip(1) for name, value in next_words().items()}
+    batch["labels"][1, 2] = -100  # the first word, or padding would have to tell it
+    mask = target.sites["text"].mask(batch)
+    beyond = torch.where(mask, 0.0, 100.0).unsqueeze(-1).expand(2, 5, 16).double()
+    for ours, expected in zip(outcome(target, batch, {"text": beyond}), outcome(target, batch, {}), strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_inputs_embeds_are_refused_before_the_model_runs() -> None:
+    model, batch = bert(), classed()
+    batch["inputs_embeds"] = torch.zeros(2, 5, 16)
+    batch.pop("input_ids")
+    model.register_forward_pre_hook(lambda *_: pytest.fail("it ran"))
+    with pytest.raises(SiteError, match=r"expected input_ids, which .* embeds, got inputs_embeds, which go round it"):
+        AdversarialTraining(climb(), FreeLB(2)).step(model, batch)
+
+
+def test_a_batch_without_names_is_refused() -> None:
+    with pytest.raises(DataError, match="expected a batch as a mapping of the model's fields, got tuple"):
+        adapt(bert()).forward((torch.ones(2, 3, dtype=torch.long),))
+
+
+def test_images_with_differing_numbers_of_tokens_are_refused() -> None:
+    ids = torch.tensor([[IMAGE, IMAGE, IMAGE], [IMAGE, 5, 6]])
+    with pytest.raises(SiteError, match=r"the same number for each of 3 images, got \[3, 1\] in the samples"):
+        fields.image_rows({"input_ids": ids, "pixel_values": torch.zeros(3, 3, 8, 8)}, tokens={IMAGE})
+
+
+def test_images_without_tokens_are_samples() -> None:
+    batch = {"input_ids": torch.ones(3, 2, dtype=torch.long), "pixel_values": torch.zeros(3, 3, 8, 8)}
+    assert fields.image_rows(batch, tokens={IMAGE}).tolist() == [0, 1, 2]
+
+
+def test_one_norm_is_taken_over_all_images_of_a_sample() -> None:
+    index = next(i for i, family in enumerate(FAMILIES) if family.name == "Qwen2.5-VL")
+    target, batch, sites = found(index)
+    for modality in ("image", "image_tokens"):
+        result = Attack(EmbeddingPerturber(**{modality: Ascent(L2(0.5), step_size=1.0)}), PGD(2))(target, batch)
+        squares = result.deltas[modality].square().sum(-1)
+        norms = torch.zeros(2).double().index_add(0, sites[modality].rows, squares).sqrt()
+        torch.testing.assert_close(norms, torch.full((2,), 0.5).double(), rtol=1e-6, atol=0)
+
+
+# --- outputs ---
+
+
+def test_predictions_count_where_a_label_is_and_without_labels_where_a_word_is() -> None:
+    causal, masked = adapt(llama()), adapt(hf.BertForMaskedLM(hf.BertConfig(**WORDS)))
+    assert causal.positions(next_words()).int().tolist() == [[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]]
+    assert causal.positions(words()).int().tolist() == [[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]]
+    assert masked.positions(masked_words()).int().tolist() == [[0, 1, 0, 1, 0], [0, 1, 0, 0, 0]]
+    assert masked.positions(words()).int().tolist() == words()["attention_mask"].tolist()
+    assert adapt(bert()).positions(classed()) is None
+    assert adapt(bert()).positions(words()) is None
+    assert causal.positions({"input_ids": words()["input_ids"]}) is None
+    assert adapt(bert()).positions(words(labels=torch.rand(2, 3))) is None  # several classes a row
+
+
+def test_a_regulariser_does_not_see_padding() -> None:
+    passes: list[PassTrace] = []
+    AdversarialTraining(climb(), FreeLB(2), SymmetricKL(1.0)).step(llama(), next_words(), trace=passes.append)
+    clean, last = (passes[i].logits.detach().log_softmax(-1) for i in (0, -1))
+    rows = ((clean.exp() - last.exp()) * (clean - last)).sum(-1)
+    counts = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]]).bool()
+    torch.testing.assert_close(passes[-1].regularization.double(), rows[counts].mean(), rtol=1e-5, atol=0)
+
+
+def logits_of(model: Any, batch: Fields) -> Tensor:
+    target = adapt(model.eval())
+    return target.logits(target.forward(batch))
+
+
+def test_logits_are_found_under_the_names_that_models_give_them() -> None:
+    pretraining = hf.BertForPreTraining(hf.BertConfig(**WORDS)).eval()
+    assert torch.equal(logits_of(pretraining, words()), pretraining(**words()).prediction_logits)
+    answering = hf.BertForQuestionAnswering(hf.BertConfig(**WORDS)).eval()
+    outputs = answering(**words())
+    assert torch.equal(logits_of(answering, words()), torch.stack([outputs.start_logits, outputs.end_logits], 1))
+    clip = hf.CLIPModel(hf.CLIPConfig(text_config=WORDS, vision_config=PATCHES, projection_dim=16)).eval()
+    batch = pictures(**words())
+    assert torch.equal(logits_of(clip, batch), clip(**batch).logits_per_image)
+
+
+@families(which=lambda family: not family.logits)
+def test_outputs_without_logits_say_so(index: int) -> None:
+    target, batch, _ = found(index)
+    with pytest.raises(ConfigurationError, match=r"expected outputs with logits to compare, got \w+ of \["):
+        target.logits(target.forward(batch))
+
+
+def test_a_model_without_a_head_has_no_logits() -> None:
+    with pytest.raises(ConfigurationError, match=r"expected outputs with logits to compare, got BaseModelOutput\w+ of"):
+        logits_of(hf.BertModel(hf.BertConfig(**WORDS)), words())
+
+
+def test_a_contrastive_model_that_is_not_asked_for_its_loss_says_so() -> None:
+    clip = hf.CLIPModel(hf.CLIPConfig(text_config=WORDS, vision_config=PATCHES, projection_dim=16))
+    with pytest.raises(ConfigurationError, match=r"got CLIPOutput of .* without; give what .*return_loss=True"):
+        AdversarialTraining(climb("image"), FreeLB(2)).step(clip, pictures(**words()))
+
+
+@pytest.mark.parametrize("model", [bert, llama])
+def test_a_tuple_is_the_loss_then_the_logits(model: Any) -> None:
+    batch = classed() if model is bert else next_words()
+    method = AdversarialTraining(climb(), FreeLB(2), SymmetricKL(1.0))
+    named, bare = model(), model()
+    report, expected = method.step(bare, batch | {"return_dict": False}), method.step(named, batch)
+    assert torch.equal(report.loss, expected.loss)
+    for ours, theirs in zip(bare.parameters(), named.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+    target = adapt(model())
+    unlabelled = target.forward({"input_ids": batch["input_ids"], "return_dict": False})
+    assert target.logits(unlabelled) is unlabelled[0]
+
+
+def test_a_loss_of_ones_own_stands_in_the_place_of_the_models() -> None:
+    def losses(outputs: Any, batch: Fields) -> Tensor:
+        return F.cross_entropy(outputs.logits, batch["labels"], reduction="none")
+
+    target, batch = adapt(bert(), loss=losses), classed()
+    result = Attack(climb(), PGD(3, keep="best"))(target, batch)
+    clean = losses(target.forward(batch), batch)
+    assert (result.losses > clean).all()
+
+
+# --- which models, and wrapped how ---
+
+
+class Wrapper(nn.Module):
+    """As DistributedDataParallel keeps a model, and `torch.compile`."""
+
+    def __init__(self, name: str, model: nn.Module) -> None:
+        super().__init__()
+        self.name = name
+        self.add_module(name, model)
+
+    def forward(self, **batch: Any) -> Any:
+        return getattr(self, self.name)(**batch)
+
+
+@pytest.mark.parametrize("name", ["module", "_orig_mod"])
+def test_a_wrapped_model_is_adapted(name: str) -> None:
+    report = AdversarialTraining(climb(), FreeLB(2)).step(Wrapper(name, bert()), classed())
+    assert torch.equal(report.loss, AdversarialTraining(climb(), FreeLB(2)).step(bert(), classed()).loss)
+
+
+def test_no_row_is_said_to_be_independent() -> None:
+    assert all(found(index)[0].repeat is None and not found(index)[0].pure for index in range(len(FAMILIES)))
+
+
+def test_a_model_that_embeds_neither_words_nor_patches_is_refused() -> None:
+    model = hf.Wav2Vec2Model(hf.Wav2Vec2Config(**{k: v for k, v in WORDS.items() if k != "max_position_embeddings"}))
+    with pytest.raises(SiteError, match=r"got Wav2Vec2Model; say what to perturb, .* advvl.sites\(model\) lists"):
+        adapt(model)
+
+
+def test_of_two_vision_towers_one_has_to_be_named() -> None:
+    class Twice(hf.ViTModel):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.other = hf.ViTModel(config)
+
+    with pytest.raises(
+        SiteError, match=r"one vision tower in Twice, got 2, .* embeddings, other.embeddings; say which"
+    ):
+        adapt(Twice(hf.ViTConfig(**PATCHES)))
+
+
+# --- hidden layers ---
+
+HIDDEN = [
+    pytest.param(bert, "bert.encoder.layer.0", classed, id="BERT"),
+    pytest.param(llama, "model.layers.0", next_words, id="Llama"),
+    pytest.param(
+        lambda: hf.ViTForImageClassification(hf.ViTConfig(**PATCHES, num_labels=3)),
+        "vit.layers.0",
+        lambda: classed(pictures),
+        id="ViT",
+    ),
+    pytest.param(
+        lambda: hf.T5ForConditionalGeneration(
+            hf.T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0)
+        ),
+        "encoder.block.0",
+        next_words,
+        id="T5, a tuple",
+    ),
+    pytest.param(lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2, **ENDS)), "transformer.h.0", next_words, id="GPT-2"),
+]
+
+
+@pytest.mark.parametrize(("make", "module", "batch"), HIDDEN)
+def test_a_hidden_layer_is_attacked_and_trained(make: Any, module: str, batch: Any) -> None:
+    torch.manual_seed(0)
+    model, fields_ = make().eval(), batch()
+    mask = (lambda b: b["attention_mask"]) if "attention_mask" in fields_ else None
+    target = adapt(model, {"hidden": Site(module, mask=mask)}, pure=True)
+    clean = model(**fields_).loss
+    result = Attack(climb("hidden"), PGD(3))(target, fields_)
+    with target.inject(result.deltas):
+        assert model(**fields_).loss > clean
+    if mask is not None:
+        assert not result.deltas["hidden"][~fields_["attention_mask"].bool()].any()
+    AdversarialTraining(climb("hidden"), FreeLB(2), SymmetricKL(1.0)).step(target, fields_)
+    assert all(parameter.grad is not None for parameter in model.get_input_embeddings().parameters())
