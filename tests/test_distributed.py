@@ -1,171 +1,239 @@
-"""Over processes: the gradient of the concatenated batch, for one reduction an update."""
+"""Over processes with DDP: the gradient of all rows, for one reduction an update; perturbations stay where they are."""
 
 from __future__ import annotations
 
-import datetime
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from contextlib import nullcontext
+import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from conftest import ToyModel, toy_batch, toy_sites
+from distributed_cases import CASES, ROWS, SIZES, check, close, gradients, method_of, model_of, part
+from spawn import results
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.checkpoint import checkpoint
 
-PROCESSES = 2
-ROWS = 4
-METHODS = ["freelb", "villa", "villa-shared", "villa-in-turn", "villa-detached", "pgd", "free_at"]
+import advvl
+from advvl import Adapter, AdversarialTraining, AscentState, EmbeddingPerturber, FreeAT, FreeLB
+from advvl.errors import AdvVLError
+from advvl.traces import PassTrace
 
-
-def method_of(name: str):  # type: ignore[no-untyped-def]
-    import advvl
-
-    sizes = {"text": 0.3, "image": 0.5}
-    if name == "freelb":
-        return advvl.freelb(step_sizes=sizes)
-    if name == "villa":
-        return advvl.villa(step_sizes=sizes, clean_weight=0.5)
-    if name == "villa-shared":
-        return advvl.villa(step_sizes=sizes, dropout="shared")
-    if name == "villa-in-turn":
-        return advvl.villa(step_sizes=sizes, modalities="in turn")
-    if name == "villa-detached":
-        parts = advvl.villa(step_sizes=sizes)
-        return advvl.AdversarialTraining(parts.perturber, parts.maximizer, advvl.KL(detach_clean=True))
-    if name == "pgd":
-        ascent = advvl.Ascent(advvl.L2(0.5), step_size=0.2)
-        return advvl.AdversarialTraining(advvl.EmbeddingPerturber(image=ascent), advvl.PGD(3))
-    ascent = advvl.Ascent(advvl.Linf(0.2), step_size=0.2)
-    return advvl.AdversarialTraining(advvl.EmbeddingPerturber(image=ascent), advvl.FreeAT(2, carry=False))
+Results = list[dict[str, Any]]
 
 
-class Task(torch.nn.Module):
-    """A model with the wrapper inside it, where a step does not see its `no_sync`."""
+class Task(nn.Module):
+    """A model with the wrapper inside it."""
 
-    def __init__(self, backbone: torch.nn.Module) -> None:
+    def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
 
-    def forward(self, **fields: torch.Tensor) -> object:
+    def forward(self, **fields: Tensor) -> object:
         return self.backbone(**fields)
 
 
-def one_step(name: str, target, batch, **options):  # type: ignore[no-untyped-def]
-    optimizer = torch.optim.SGD(target.model.parameters(), lr=0.1)
+class CheckpointedSites(ToyModel):
+    """The sites themselves are computed again in the backward."""
 
-    def update() -> None:
-        optimizer.step()
-        if name == "free_at":
-            optimizer.zero_grad()
-
-    method_of(name).step(target, batch, update=update, **options)
-    return {
-        n.removeprefix("backbone.").removeprefix("module."): p.detach().clone()
-        for n, p in target.model.named_parameters()
-    }
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return checkpoint(super().forward, *args, use_reentrant=False, **kwargs)
 
 
-def worker(rank: int, folder: str) -> None:
-    """One process: every method's parameters after one update, and the reductions that it took."""
-    from conftest import ToyModel, toy_batch, toy_sites
+def ddp(model: nn.Module, **options: Any) -> Adapter:
+    return Adapter(DistributedDataParallel(model, **options), toy_sites())
 
-    from advvl import Adapter
 
-    store = dist.FileStore(f"{folder}/store", PROCESSES)
-    dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=PROCESSES, timeout=datetime.timedelta(seconds=60)
-    )
-    whole = toy_batch(rows=ROWS * PROCESSES)
-    mine = {key: value[rank * ROWS : (rank + 1) * ROWS] for key, value in whole.items()}
-    reductions = {}
-    for name in METHODS:
-        torch.manual_seed(0)
-        wrapped = DistributedDataParallel(ToyModel().double())
-        counts: list[int] = []
+def inside() -> Adapter:
+    sites = {modality: replace(site, module=f"backbone.{site.module}") for modality, site in toy_sites().items()}
+    return Adapter(Task(DistributedDataParallel(model_of())), sites)
 
-        def count(state, bucket, counts=counts):  # type: ignore[no-untyped-def]
-            counts.append(bucket.index())
-            return allreduce_hook(state, bucket)
 
-        wrapped.register_comm_hook(None, count)
-        parameters = one_step(name, Adapter(wrapped, toy_sites()), mine)
-        reductions[name] = len(counts)
-        if rank == 0:
-            torch.save(parameters, f"{folder}/{name}.pt")
-    torch.manual_seed(0)
-    inside = {m: replace(site, module=f"backbone.{site.module}") for m, site in toy_sites().items()}
-    parameters = one_step("villa", Adapter(Task(DistributedDataParallel(ToyModel().double())), inside), mine)
-    torch.save(parameters, f"{folder}/inside{rank}.pt")
-    torch.manual_seed(0)
-    wrapped = DistributedDataParallel(ToyModel().double())
-    parameters = one_step("villa", Adapter(wrapped, toy_sites()), mine, sync=nullcontext)
-    torch.save(parameters, f"{folder}/nullcontext{rank}.pt")
-    accumulating = DistributedDataParallel(ToyModel().double())
-    with accumulating.no_sync():
-        method_of("villa").step(Adapter(accumulating, toy_sites()), mine)
-    torch.save({n: p.grad for n, p in accumulating.module.named_parameters()}, f"{folder}/local{rank}.pt")
-    if rank == 0:
-        Path(folder, "reductions.json").write_text(json.dumps(reductions))
-    dist.destroy_process_group()
+def reduced(method: AdversarialTraining, target: Adapter, batch: dict[str, Tensor], *, steps: int = 1) -> list[int]:
+    """The buckets that the last of some steps reduced, in order; an all-reduce of anything else is a -1."""
+    calls: list[int] = []
+
+    def hook(state, bucket):  # type: ignore[no-untyped-def]  # DDP reads annotations, and not as strings
+        future = allreduce_hook(state, bucket)
+        calls[-1] = bucket.index()
+        return future
+
+    def count(*args: Any, **options: Any) -> Any:
+        calls.append(-1)
+        return all_reduce(*args, **options)
+
+    wrapper = next(module for module in target.model.modules() if isinstance(module, DistributedDataParallel))
+    wrapper.register_comm_hook(None, hook)
+    all_reduce, dist.all_reduce = dist.all_reduce, count
+    try:
+        for _ in range(steps):
+            calls.clear()
+            method.step(target, batch)
+    finally:
+        dist.all_reduce = all_reduce
+    return calls
+
+
+def with_bitmap(method: AdversarialTraining, target: Adapter, batch: dict[str, Tensor]) -> int:
+    """All-reduces of a step, DDP's own among them."""
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        method.step(target, batch)
+    return sum(event.name == "gloo:all_reduce" for event in seen.events())
+
+
+def every_kind(batch: dict[str, Tensor]) -> dict[str, list[int]]:
+    """The reductions of FreeLB and VILLA of every kind."""
+    found = {}
+    for steps, divergence, order, masks in itertools.product(
+        range(1, 6), (False, True), ("together", "in turn"), ("fresh", "shared")
+    ):
+        start = advvl.Uniform(0.1) if steps == 1 else advvl.Zero()  # FreeLB refuses one pass at zero
+        ascents = {m: advvl.Ascent(advvl.L2(), step_size=size, start=start) for m, size in SIZES.items()}
+        regularizer = advvl.SymmetricKL(1.5) if divergence else None
+        method = AdversarialTraining(
+            EmbeddingPerturber(**ascents),
+            FreeLB(steps, order),  # type: ignore[arg-type]
+            regularizer,
+            dropout=masks,  # type: ignore[arg-type]
+        )
+        for unused in (False, True) if steps == 3 else (False,):
+            target = ddp(ToyModel(dropout=0.1).double(), find_unused_parameters=unused)
+            name = f"{'VILLA' if divergence else 'FreeLB'}, K={steps}, {order}, {masks}, {unused}"
+            found[name] = reduced(method, target, batch)
+    return found
+
+
+def perturbations(rank: int) -> dict[str, Tensor]:
+    """Last perturbations of a step: of this process's rows; and of equal rows, with starts seeded alike and by rank."""
+    random = {m: advvl.Ascent(advvl.L2(), step_size=size, start=advvl.Uniform(0.1)) for m, size in SIZES.items()}
+    method = AdversarialTraining(EmbeddingPerturber(**random), FreeLB(2))
+    found = {}
+    for name, batch, seed in (
+        ("own", part(toy_batch(ROWS)), 0),
+        ("alike", toy_batch(2), 0),
+        ("by rank", toy_batch(2), rank),
+    ):
+        passes: list[PassTrace] = []
+        generator = torch.Generator().manual_seed(seed)
+        method.step(ddp(model_of()), batch, generator=generator, trace=passes.append)
+        found[name] = passes[-1].deltas["image"]
+    ascent = advvl.Ascent(advvl.Linf(0.2), step_size=0.2)
+    state, target = AscentState(), ddp(model_of())
+    free = AdversarialTraining(EmbeddingPerturber(image=ascent), FreeAT(2))
+    free.step(target, part(toy_batch(ROWS)), state=state, update=target.model.zero_grad)
+    return found | {"carried": state.state_dict()["deltas"]["image"]}
+
+
+def worker(rank: int, folder: Path) -> dict[str, Any]:
+    del folder
+    found: dict[str, Any] = {case: run(DistributedDataParallel) for case, run in CASES.items()}
+    batch = part(toy_batch(ROWS))
+    target = inside()
+    found["inside"] = (reduced(method_of("villa"), target, batch), gradients(target.model))
+    found["kinds"] = every_kind(batch)
+    found["buckets"] = reduced(method_of("villa"), ddp(model_of(), bucket_cap_mb=1e-4), batch, steps=2)
+    found["bitmap"] = with_bitmap(method_of("villa"), ddp(model_of(), find_unused_parameters=True), batch)
+    target = ddp(model_of())
+    with target.model.no_sync():  # type: ignore[operator]
+        found["quiet"] = (reduced(method_of("villa"), target, batch), gradients(target.model))
+    found["perturbations"] = perturbations(rank)
+    try:
+        method_of("villa").step(ddp(CheckpointedSites().double()), batch)
+    except AdvVLError as error:
+        found["refused"] = str(error)
+    return found
+
+
+def compiled(rank: int, folder: Path) -> dict[str, Tensor]:
+    """A step of a model that is compiled after it was wrapped, as accelerate does it."""
+    del rank, folder
+    model = model_of()
+    target = Adapter(model, toy_sites())
+    wrapped: Any = torch.compile(DistributedDataParallel(model), backend="aot_eager")
+    method_of("villa").step(target.through(wrapped), part(toy_batch(ROWS)))
+    return gradients(wrapped)
 
 
 @pytest.fixture(scope="module")
-def folder() -> Path:
-    """What the processes wrote."""
-    with tempfile.TemporaryDirectory() as name:
-        here = str(Path(__file__).parent)
-        environment = {**os.environ, "PYTHONPATH": here, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", "import sys, test_distributed as t; t.worker(int(sys.argv[1]), sys.argv[2])"]
-        processes = [
-            subprocess.Popen([*command, str(rank), name], env=environment, stderr=subprocess.PIPE, text=True)
-            for rank in range(PROCESSES)
-        ]
-        errors = [process.communicate(timeout=240)[1] for process in processes]
-        assert all(process.returncode == 0 for process in processes), "\n".join(errors)
-        kept = Path(name)
-        yield kept  # type: ignore[misc]
+def two(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return results("test_distributed:worker", 2, tmp_path_factory.mktemp("two"))
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_ddp_gives_the_gradient_of_the_concatenated_batch(folder: Path, name: str) -> None:
-    from conftest import ToyModel, toy_batch, toy_sites
-
-    from advvl import Adapter
-
-    torch.manual_seed(0)
-    expected = one_step(name, Adapter(ToyModel().double(), toy_sites()), toy_batch(rows=ROWS * PROCESSES))
-    found = torch.load(folder / f"{name}.pt", weights_only=True)
-    assert expected.keys() == found.keys()
-    for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-12, atol=1e-14)
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return results("test_distributed:cases", 4, tmp_path_factory.mktemp("four"))
 
 
-@pytest.mark.parametrize("case", ["inside", "nullcontext"])
-def test_a_wrapper_that_no_pass_is_held_back_from_gives_it_too(folder: Path, case: str) -> None:
-    from conftest import ToyModel, toy_batch, toy_sites
-
-    from advvl import Adapter
-
-    torch.manual_seed(0)
-    expected = one_step("villa", Adapter(ToyModel().double(), toy_sites()), toy_batch(rows=ROWS * PROCESSES))
-    for rank in range(PROCESSES):
-        found = torch.load(folder / f"{case}{rank}.pt", weights_only=True)
-        for key, value in expected.items():
-            torch.testing.assert_close(found[key], value, rtol=1e-12, atol=1e-14)
+def cases(rank: int, folder: Path) -> dict[str, Any]:
+    del rank, folder
+    return {case: run(DistributedDataParallel) for case, run in CASES.items()}
 
 
-def test_an_update_takes_one_reduction_a_bucket(folder: Path) -> None:
-    reductions = json.loads((folder / "reductions.json").read_text())
-    assert reductions == {**dict.fromkeys(METHODS, 1), "free_at": 2}  # FreeAT updates twice
+@pytest.mark.parametrize("processes", ["two", "four"])
+@pytest.mark.parametrize("case", CASES)
+def test_ddp_gives_what_one_process_gives_on_all_rows(
+    processes: str, case: str, request: pytest.FixtureRequest
+) -> None:
+    for found in request.getfixturevalue(processes):
+        check(case, found[case])
 
 
-def test_the_users_accumulation_wins(folder: Path) -> None:
+def test_a_wrapper_inside_the_model_reduces_once_too(two: Results) -> None:
+    expected = Adapter(model_of(), toy_sites())
+    method_of("villa").step(expected, toy_batch(ROWS))
+    for found in two:
+        counts, gradient = found["inside"]
+        assert counts == [0]
+        close(gradient, gradients(expected.model))
+
+
+def test_an_update_of_any_kind_takes_one_reduction(two: Results) -> None:
+    kinds = two[0]["kinds"]
+    assert len(kinds) == 48
+    assert kinds == {name: [0] for name in kinds}
+
+
+def test_an_update_takes_one_reduction_of_each_bucket(two: Results) -> None:
+    buckets = two[0]["buckets"]
+    assert len(buckets) > 3
+    assert buckets == list(range(len(buckets)))
+
+
+def test_parameters_looked_for_take_one_more_for_their_bitmap(two: Results) -> None:
+    assert two[0]["bitmap"] == 2
+
+
+def test_the_users_accumulation_wins(two: Results) -> None:
     """Inside the user's own no_sync nothing is reduced: each process keeps the gradient of its own rows."""
-    one, two = (torch.load(folder / f"local{rank}.pt", weights_only=True) for rank in range(PROCESSES))
-    assert any(not torch.equal(one[key], two[key]) for key in one)
+    for rank, found in enumerate(two):
+        counts, gradient = found["quiet"]
+        assert counts == []
+        alone = Adapter(model_of(), toy_sites())
+        rows = slice(rank * ROWS // 2, (rank + 1) * ROWS // 2)
+        method_of("villa").step(alone, {name: value[rows] for name, value in toy_batch(ROWS).items()})
+        close(gradient, gradients(alone.model))
+
+
+def test_perturbations_and_their_state_stay_in_their_process(two: Results) -> None:
+    """Processes with other rows have other ones; with equal rows, they differ if each seeds its starts by its rank."""
+    one, other = (found["perturbations"] for found in two)
+    assert not torch.equal(one["own"], other["own"])
+    assert not torch.equal(one["carried"], other["carried"])
+    assert torch.equal(one["alike"], other["alike"])
+    assert not torch.equal(one["by rank"], other["by rank"])
+
+
+def test_a_site_that_is_computed_again_is_refused_beside_a_live_clean_branch(two: Results) -> None:
+    assert "outside any activation-checkpointed region" in two[0]["refused"]
+
+
+def test_a_compiled_model_trains_too(tmp_path: Path) -> None:
+    expected = Adapter(model_of(), toy_sites())
+    method_of("villa").step(expected, toy_batch(ROWS))
+    for found in results("test_distributed:compiled", 2, tmp_path):
+        close(found, gradients(expected.model))

@@ -1,0 +1,103 @@
+"""Processes for the tests: a function of a test module in several of them, in bounded time whatever happens to one."""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+HERE = Path(__file__).parent
+TIMEOUT = 20.0  # seconds that a collective waits for the others
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended; `code` is None for one that had to be stopped."""
+
+    code: int | None
+    output: str
+
+
+def spawn(
+    function: str, processes: int, folder: Path, *, limit: float = 100.0, timeout: float = TIMEOUT
+) -> list[Ended]:
+    """Run `"module:function"`, of rank and folder, in processes that form a gloo group; none outlives `limit` seconds."""
+    command = [
+        sys.executable,
+        "-c",
+        "import sys, spawn; spawn.work(*sys.argv[1:])",
+        function,
+        str(processes),
+        str(folder),
+    ]
+    return run([[*command, str(timeout), str(rank)] for rank in range(processes)], limit=limit)
+
+
+def run(commands: list[list[str]], *, limit: float, environment: dict[str, str] | None = None) -> list[Ended]:
+    """Run commands beside each other, each with one thread; what is left of them after `limit` seconds is killed."""
+    variables = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}", "OMP_NUM_THREADS": "1", **(environment or {})}
+    running = [
+        subprocess.Popen(
+            command,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        for command in commands
+    ]
+    end, ended = time.monotonic() + limit, []
+    try:
+        for process in running:
+            try:
+                output, _ = process.communicate(timeout=max(0.1, end - time.monotonic()))
+                ended.append(Ended(process.returncode, output))
+            except subprocess.TimeoutExpired:
+                ended.append(Ended(None, "still running"))
+    finally:
+        for process in running:
+            if process.poll() is None:
+                os.killpg(process.pid, 9)
+                process.communicate()
+    return ended
+
+
+def results(function: str, processes: int, folder: Path) -> list[dict[str, Any]]:
+    """What a function returned in each process, by rank; all of them have to end well."""
+    ended = spawn(function, processes, folder)
+    assert all(process.code == 0 for process in ended), "\n".join(process.output for process in ended)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
+
+
+def work(function: str, processes: str, folder: str, timeout: str, rank: str) -> None:
+    """Be one of the processes."""
+    module, _, name = function.partition(":")
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        store=dist.FileStore(f"{folder}/store", int(processes)),
+        rank=int(rank),
+        world_size=int(processes),
+        timeout=datetime.timedelta(seconds=float(timeout)),
+    )
+    found = getattr(importlib.import_module(module), name)(int(rank), Path(folder))
+    torch.save(found, f"{folder}/{rank}.pt")
+    leave()
+
+
+def leave() -> None:
+    """End this process once all have come here."""
+    dist.barrier()
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads may abort an interpreter that goes on to end by itself

@@ -1,0 +1,184 @@
+"""Over processes with FSDP2: the gradient of all rows, for one reduction an update, and what it holds meanwhile."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import toy_batch, toy_sites
+from distributed_cases import CASES, METHODS, ROWS, accumulation, check, close, gradients, method_of, model_of, part
+from spawn import results
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import advvl
+from advvl import Adapter, AscentState, Attack, EmbeddingPerturber
+from advvl.errors import ConfigurationError
+
+Results = list[dict[str, Any]]
+GROUPS = 4  # of parameters: the words with their site, two layers, and the rest
+
+
+def sharded(model: nn.Module, **options: Any) -> FSDPModule:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for name in ("words", "mix", "head"):
+        fully_shard(model.get_submodule(name), mesh=mesh, **options)
+    return fully_shard(model, mesh=mesh, **options)
+
+
+def target_of(**options: Any) -> Adapter:
+    return Adapter(sharded(model_of(), **options), toy_sites())  # type: ignore[arg-type]
+
+
+class Collectives(TorchDispatchMode):
+    """Counts what is sent to other processes, by its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = Counter[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            self.counts[func.__name__.partition(".")[0]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def scatters(step: Callable[[], object]) -> int:
+    """Reduce-scatters that a step makes; an all-reduce would be one too many."""
+    with Collectives() as seen:
+        step()
+    assert set(seen.counts) <= {"_allgather_base_", "_reduce_scatter_base_"}, seen.counts
+    return seen.counts["_reduce_scatter_base_"]
+
+
+def scatters_of(name: str) -> int:
+    target = target_of()
+    method, batch = method_of(name), part(toy_batch(ROWS))
+    return scatters(lambda: method.step(target, batch, update=target.model.zero_grad))
+
+
+def unsharded_bytes(model: Any) -> int:
+    """What FSDP2 holds of gradients that are not reduced yet."""
+    held = 0
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            for group in module._get_fsdp_state()._fsdp_param_groups:
+                for parameter in group.fsdp_params:
+                    grad = getattr(parameter, "_unsharded_param", None)
+                    grad = None if grad is None else grad.grad
+                    grad = parameter.unsharded_accumulated_grad if grad is None else grad
+                    held += 0 if grad is None else grad.numel() * grad.element_size()
+    return held
+
+
+def held(**options: Any) -> list[int]:
+    """Bytes of gradients that wait for their reduction, after each pass of a step."""
+    target, after = target_of(**options), list[int]()
+    method_of("villa").step(target, part(toy_batch(ROWS)), trace=lambda _: after.append(unsharded_bytes(target.model)))
+    return after
+
+
+def attacked(rank: int) -> dict[str, Tensor]:
+    ascent = advvl.Ascent(advvl.L2(0.5), step_size=0.2)
+    attack = Attack(EmbeddingPerturber(image=ascent), advvl.PGD(3))
+    target = target_of()
+    result = attack(target, part(toy_batch(ROWS)))
+    assert all(p.grad is None for p in target.model.parameters())
+    return {"deltas": result.deltas["image"], "losses": result.losses}  # type: ignore[dict-item]
+
+
+def refused() -> str:
+    target = target_of()
+    with accumulation(target.model):
+        try:
+            method_of("free_at").step(target, part(toy_batch(ROWS)), state=AscentState(), update=lambda: None)
+        except ConfigurationError as error:
+            return str(error)
+    return "nothing"
+
+
+def accumulated_scatters() -> list[int]:
+    """Of two steps, the first within the user's own accumulation."""
+    target, method, batch = target_of(), method_of("villa-shared"), part(toy_batch(ROWS))
+    with accumulation(target.model):
+        first = scatters(lambda: method.step(target, batch))
+    return [first, scatters(lambda: method.step(target, batch))]
+
+
+def worker(rank: int, folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = cases(rank, folder)
+    found["scatters"] = {name: scatters_of(name) for name in METHODS}
+    found["accumulated scatters"] = accumulated_scatters()
+    found["held"] = held()
+    found["held, in half"] = held(mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32))
+    found["attacked"] = attacked(rank)
+    found["refused"] = refused()
+    late = model_of()
+    target = Adapter(late, toy_sites())
+    method_of("villa").step(target.through(sharded(late, reshard_after_forward=False)), part(toy_batch(ROWS)))  # type: ignore[arg-type]
+    found["adapted before"] = gradients(late)
+    return found
+
+
+def cases(rank: int, folder: Path) -> dict[str, Any]:
+    del rank, folder
+    return {case: run(sharded) for case, run in CASES.items()}  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return results("test_fsdp:worker", 2, tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return results("test_fsdp:cases", 4, tmp_path_factory.mktemp("four"))
+
+
+@pytest.mark.parametrize("processes", ["two", "four"])
+@pytest.mark.parametrize("case", CASES)
+def test_fsdp_gives_what_one_process_gives_on_all_rows(
+    processes: str, case: str, request: pytest.FixtureRequest
+) -> None:
+    for found in request.getfixturevalue(processes):
+        check(case, found[case])
+
+
+def test_an_update_takes_one_reduction_of_each_group(two: Results) -> None:
+    """FreeAT updates twice; its words, which are not perturbed, are in every group's reduction all the same."""
+    assert two[0]["scatters"] == {**dict.fromkeys(METHODS, GROUPS), "free_at": 2 * GROUPS}
+
+
+def test_the_users_accumulation_wins_and_is_left_as_found(two: Results) -> None:
+    assert two[0]["accumulated scatters"] == [0, GROUPS]
+
+
+def test_whole_gradients_are_held_between_passes_in_the_precision_of_their_reduction(two: Results) -> None:
+    """Nothing after the clean pass, all of them after each perturbed one, nothing after the update."""
+    parameters = sum(p.numel() for p in model_of().parameters())
+    assert two[0]["held"] == [0, 8 * parameters, 8 * parameters, 0]
+    assert two[0]["held, in half"] == [0, 4 * parameters, 4 * parameters, 0]
+
+
+def test_an_attack_on_a_sharded_model_finds_what_it_finds_on_a_whole_one(two: Results) -> None:
+    ascent = advvl.Ascent(advvl.L2(0.5), step_size=0.2)
+    expected = Attack(EmbeddingPerturber(image=ascent), advvl.PGD(3))(Adapter(model_of(), toy_sites()), toy_batch(ROWS))
+    found = {name: torch.cat([one["attacked"][name] for one in two]) for name in ("deltas", "losses")}
+    close(found, {"deltas": expected.deltas["image"], "losses": expected.losses})  # type: ignore[dict-item]
+
+
+def test_free_at_refuses_to_accumulate(two: Results) -> None:
+    assert "expected no gradient accumulation with 2 updates" in two[0]["refused"]
+
+
+def test_a_model_may_be_adapted_before_it_is_sharded(two: Results) -> None:
+    expected = Adapter(model_of(), toy_sites())
+    method_of("villa").step(expected, toy_batch(ROWS))
+    close(two[0]["adapted before"], gradients(expected.model))
