@@ -54,6 +54,16 @@ def check_wrappers(model: nn.Module) -> None:
             )
 
 
+def check_alone(model: nn.Module) -> None:
+    """Raise ConfigurationError unless a process can run a model by itself, as often as it likes."""
+    for module in _wrappers(model):
+        raise ConfigurationError(
+            f"expected a model that each process runs by itself, got one wrapped by {type(module).__name__}, which waits "
+            "for the other processes; evaluate what DDP wraps, target.through(model.module), and a sharded model "
+            "without over_processes, every process on the same batches"
+        )
+
+
 def _wrappers(model: nn.Module) -> list[nn.Module]:
     """The outermost modules in a model that reduce gradients."""
     if _sharded(model) or hasattr(type(model), "no_sync"):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,11 +26,14 @@ from advvl.errors import ConfigurationError, DataError, NonFiniteError
 from advvl.evaluation.objectives import OBJECTIVES, Objective, score
 from advvl.maximizers import PGD
 from advvl.perturbers import Ascent, EmbeddingPerturber, Uniform, Zero
+from advvl.processes import collected, process_count, process_index
 from advvl.randomness import preserved
+from advvl.reductions import check_alone
 from advvl.states import kept_buffers, kept_modes
 
 Batch = Mapping[str, Any]
 Targets = Callable[[Batch], Tensor]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +94,7 @@ def robustness_curve(
     attacks: WorstCase | None = None,
     seed: int = 0,
     targets: Targets | None = None,
+    over_processes: bool = False,
 ) -> RobustnessCurve:
     """Attack one modality of every example at each radius and keep the worst score.
 
@@ -104,9 +108,11 @@ def robustness_curve(
         attacks: default `WorstCase()`.
         seed: of the random starts.
         targets: from a batch to its soft scores `(B, A)` in [0, 1]; default: its field `targets`.
+        over_processes: every process is given the same batches, attacks each n-th of them, and gets the whole curve,
+            which is that of one process to the last bit. All have to call it. False: each attacks all it is given.
 
     Raises:
-        ConfigurationError: radii that are not ascending, finite and above 0.
+        ConfigurationError: radii that are not ascending, finite and above 0; over processes, a wrapped model.
         DataError: no example; targets outside [0, 1].
         NonFiniteError: logits that are not a number.
         SiteError: the adapter has no such modality.
@@ -114,30 +120,55 @@ def robustness_curve(
     if not radii or list(radii) != sorted(set(radii)) or not all(0 < radius < math.inf for radius in radii):
         raise ConfigurationError(f"expected finite radii above 0, each larger than the one before, got {radii!r}")
     target.check_modalities((modality,))
-    clean, worst = [], []
-    for number, batch in enumerate(batches):
-        before = _clean_scores(target, batch, targets or _own_targets)
-        at_radii = _worst_scores(
-            target, batch, before, modality, radii, attacks or WorstCase(), (seed, number), targets or _own_targets
+
+    def scores(number: int, batch: Batch) -> tuple[Tensor, Tensor]:
+        clean = _clean_scores(target, batch, targets or _own_targets)
+        worst = _worst_scores(
+            target, batch, clean, modality, radii, attacks or WorstCase(), (seed, number), targets or _own_targets
         )
-        clean.append(before.cpu())
-        worst.append(at_radii.cpu())
-    if not clean or sum(map(len, clean)) == 0:
+        return clean.cpu(), worst.cpu()
+
+    found = _each(target, batches, scores, over_processes)
+    if sum(len(clean) for clean, _ in found) == 0:
         raise DataError("expected one example or more to attack, got none")
+    clean, worst = zip(*found, strict=True)
     return RobustnessCurve(modality, tuple(radii), torch.cat(clean), torch.cat(worst, dim=1))
 
 
-def clean_scores(target: Adapter, batches: Iterable[Batch], *, targets: Targets | None = None) -> Tensor:
+def clean_scores(
+    target: Adapter, batches: Iterable[Batch], *, targets: Targets | None = None, over_processes: bool = False
+) -> Tensor:
     """`(N,)` fp64 on the CPU: the score of every example without perturbation; the model is left as found.
 
+    Arguments:
+        over_processes: as in `robustness_curve`.
+
     Raises:
+        ConfigurationError: over processes, a wrapped model.
         DataError: no example; targets outside [0, 1].
         NonFiniteError: logits that are not a number.
     """
-    scores = [_clean_scores(target, batch, targets or _own_targets).cpu() for batch in batches]
-    if not scores:
+
+    def scores(number: int, batch: Batch) -> Tensor:
+        del number
+        return _clean_scores(target, batch, targets or _own_targets).cpu()
+
+    found = _each(target, batches, scores, over_processes)
+    if not found:
         raise DataError("expected one example or more to score, got none")
-    return torch.cat(scores)
+    return torch.cat(found)
+
+
+def _each(
+    target: Adapter, batches: Iterable[Batch], scores: Callable[[int, Batch], T], over_processes: bool
+) -> list[T]:
+    """The scores of every batch in order: each process's own, or what all found of their shares."""
+    if not over_processes:
+        return [scores(number, batch) for number, batch in enumerate(batches)]
+    check_alone(target.model)
+    count, index = process_count(), process_index()
+    mine = {number: scores(number, batch) for number, batch in enumerate(batches) if number % count == index}
+    return list(collected(mine).values())
 
 
 class _Watch:
