@@ -133,7 +133,9 @@ class Passes:
         loss = self._loss(outputs, batch)
         if not isinstance(loss, Tensor) or loss.ndim > 1:
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise ShapeError(f"expected a loss as a scalar tensor or one a row (B,), got {got}")
+            raise ShapeError(
+                f"expected a loss as a scalar tensor or one a row (B,), got {got}; reduce the other axes, without item"
+            )
         losses = loss if loss.ndim == 1 else None
         if losses is not None and not apart:
             check_rows(places, len(losses))

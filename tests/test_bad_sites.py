@@ -198,22 +198,32 @@ DYNAMO = "ignore:The .grad attribute of a Tensor that is not a leaf"  # it reads
 @pytest.mark.filterwarnings(DYNAMO)
 @pytest.mark.parametrize("way", ["wrapper", "method", "part"])
 def test_a_model_that_was_compiled_and_run_before_it_was_adapted_is_told_so(way: str) -> None:
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 4))
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.inner(ids)
+
     torch.compiler.reset()
-    model = nn.Sequential(nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 4))).double().eval()
+    model = Small().double().eval()
     compiled = torch.compile(model, backend="eager") if way == "wrapper" else model
     if way == "method":
         model.compile(backend="eager")
     if way == "part":
-        model[0] = torch.compile(model[0], backend="eager")
+        model.inner = torch.compile(model.inner, backend="eager")
     ids = toy_batch()["ids"]
     compiled(ids)
-    target = Adapter(compiled, {"text": "0.0"}, loss=lambda outputs, batch: outputs.sum((1, 2)))
+    target = Adapter(compiled, {"text": "inner.0"}, loss=lambda outputs, batch: outputs.sum((1, 2)))
     with pytest.raises(
         SiteError, match=r"the model is compiled and had run before .* torch.compiler.reset\(\) once it"
     ):
         attack(target, ids, "text")
+    clean = compiled(ids)
     torch.compiler.reset()  # as it says
-    assert attack(target, ids, "text")["text"].any()
+    with target.inject({"text": torch.ones(3, 5, 8)}):
+        assert not torch.equal(compiled(ids), clean)
 
 
 def test_a_compiled_model_that_goes_round_its_site_is_not_blamed_for_being_compiled() -> None:
@@ -558,6 +568,46 @@ def test_what_has_no_one_tensor_is_refused_with_the_modules_inside_it(make: Any,
         rf"a tensor, a tuple .* or a dict .*'x', got {got} from Giver; name the module inside it .* among \['layer'\]"
     )
     refused(target, {"x": torch.randn(2, 3, 4, dtype=torch.float64)}, expected, "x")
+
+
+# --- what the model gives ---
+
+
+@pytest.mark.parametrize(
+    ("outputs", "got"),
+    [
+        (lambda hidden: None, "outputs with a loss, got NoneType without; give what the model computes it from"),
+        (lambda hidden: {"hidden": hidden}, r"outputs with a loss, got dict of \['hidden'\] without"),
+        (
+            lambda hidden: {"loss": hidden.sum().item()},
+            "the loss of the outputs as a tensor, got float; .* without item",
+        ),
+        (lambda hidden: {"loss": [hidden]}, "the loss of the outputs as a tensor, got list"),
+    ],
+    ids=["nothing", "hidden states", "number", "list"],
+)
+def test_a_model_without_a_loss_that_is_a_tensor_is_told_so(outputs: Any, got: str) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4).double()
+
+        def forward(self, x: Tensor) -> Any:
+            return outputs(self.layer(x))
+
+    batch = {"x": torch.randn(2, 3, 4, dtype=torch.float64)}
+    refused(Adapter(Model(), {"x": "layer"}), batch, f"expected {got}", "x", error=ConfigurationError)
+
+
+@pytest.mark.parametrize(
+    ("loss", "got"), [(0.5, "float"), (None, "NoneType"), (torch.zeros(3, 4), r"\(3, 4\)")], ids=str
+)
+def test_a_loss_function_that_gives_no_loss_is_told_so(loss: Any, got: str) -> None:
+    target = Adapter(ToyModel().double(), toy_sites(), loss=lambda outputs, batch: loss)
+    expected = (
+        rf"expected a loss as a scalar tensor or one a row \(B,\), got {got}; reduce the other axes, without item"
+    )
+    refused(target, toy_batch(), expected, error=ShapeError)
 
 
 # --- packed sites ---

@@ -51,13 +51,18 @@ def read_loss(outputs: Outputs, batch: Batch) -> Tensor:
     """The loss among a model's outputs.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: there is none, or one that is no tensor.
     """
     del batch
     loss = field(outputs, "loss")
     if loss is None:
         loss = _leading_loss(outputs)
-    if not isinstance(loss, Tensor):
+    if loss is not None and not isinstance(loss, Tensor):
+        raise ConfigurationError(
+            f"expected the loss of the outputs as a tensor, got {type(loss).__name__}; have the model give the tensor, "
+            "without item"
+        )
+    if loss is None:
         raise ConfigurationError(
             f"expected outputs with a loss, got {_said(outputs)}; give what the model computes it from in the batch "
             "(labels, return_loss=True), or pass loss=…, from (outputs, batch) to a scalar or one loss a row"
