@@ -127,11 +127,11 @@ def fit(
         store.open(resume=resume)
     built = _adamw(model, options) if optimizer is None else optimizer(model)
     identity = {
-        "options": asdict(options),
+        "options": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(options).items()},
         "updates": updates,
         "seed": seed,
         "examples": len(source),
-        "method": re.sub(r" at 0x[0-9a-f]+", "", repr(method)),
+        "method": re.sub(r" at 0x[0-9a-f]+", "", repr(method)),  # what is told apart by its address is not told apart
         "optimizer": type(built).__name__,
     }
     for what, value in {**identity, "accumulate": accumulate, "nonfinite": (nonfinite, skip_limit)}.items():

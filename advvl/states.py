@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
@@ -41,21 +41,31 @@ def kept_modes(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-@contextmanager
-def kept_buffers(model: nn.Module) -> Iterator[None]:
-    """Every buffer is the tensor that it was and holds what it held, at the end, also where a forward replaces it."""
+def remembered_buffers(model: nn.Module) -> Callable[[], None]:
+    """A function that has every buffer be the tensor that it is now and hold what it holds, also where it was replaced."""
     before = [
         (module, name, buffer, buffer.clone())
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
     ]
-    try:
-        yield
-    finally:
+
+    def put_back() -> None:
         for module, name, buffer, value in before:
             # By `data`, which counts as no change: a graph that is alive may have saved a buffer for its backward.
             buffer.data.copy_(value)
             setattr(module, name, buffer)
+
+    return put_back
+
+
+@contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Every buffer is the tensor that it was and holds what it held, at the end, also where a forward replaces it."""
+    put_back = remembered_buffers(model)
+    try:
+        yield
+    finally:
+        put_back()
 
 
 @contextmanager

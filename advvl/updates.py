@@ -27,6 +27,7 @@ from advvl.maximizers import AscentState
 from advvl.optimization import derive_seed, examples_of, schedule
 from advvl.options import OptimizerOptions
 from advvl.shares import BatchSource, Count, Share, cut
+from advvl.states import remembered_buffers
 from advvl.training import AdversarialTraining
 
 
@@ -90,12 +91,12 @@ class Updater:
         factor = schedule(self.options, number, self.updates)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()] if self.keeps_buffers else []
+        put_back = remembered_buffers(self.model) if self.keeps_buffers else None
         try:
             return self._learn(number, self._apply)
         except Unusable:
-            for buffer, value in buffers:
-                buffer.data.copy_(value)
+            if put_back is not None:
+                put_back()
             self.optimizer.zero_grad()
             raise
 

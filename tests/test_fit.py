@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 import advvl.fit
@@ -33,11 +35,12 @@ from advvl import (
     Uniform,
     adapt,
 )
-from advvl.errors import CheckpointError, ConfigurationError, NonFiniteError
+from advvl.checkpointing import Checkpoints
+from advvl.errors import CheckpointError, ConfigurationError, DataError, NonFiniteError, OutputDirectoryError
 from advvl.fit import FitResult, fit
 from advvl.optimization import derive_seed, examples_of, parameter_groups, schedule, updates_per_epoch
 from advvl.options import OptimizerOptions
-from advvl.storage import read_torch
+from advvl.storage import read_torch, write_torch
 
 OPTIONS = OptimizerOptions(epochs=3, batch_size=4, learning_rate=0.05, weight_decay=0.1, warmup=0.3, clip=1.0)
 UPDATES = 3 * (18 // 4)
@@ -111,6 +114,25 @@ def run(model: nn.Module, source: Source | None = None, **arguments: Any) -> Fit
 
 def bits(model: nn.Module) -> bytes:
     return b"".join(tensor.detach().numpy().tobytes() for tensor in model.state_dict().values())
+
+
+class Stop(Exception):
+    """Stands for a kill at this moment."""
+
+
+def stop() -> None:
+    raise Stop
+
+
+def sited(model: nn.Module) -> Adapter:
+    return adapt(model, {"image": Site("first", at="input")})
+
+
+ASCENT = Ascent(L2(0.5), step_size=0.3, start=Uniform(0.2))
+METHODS = {
+    "villa": AdversarialTraining(EmbeddingPerturber(image=ASCENT), FreeLB(2), SymmetricKL(weight=0.5)),
+    "free-at": AdversarialTraining(EmbeddingPerturber(image=ASCENT), FreeAT(3)),
+}
 
 
 def test_training_lowers_the_loss() -> None:
@@ -224,6 +246,341 @@ def test_biases_and_normalisations_are_spared_from_weight_decay_and_frozen_param
     }
 
 
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        [{"params": [p], "lr": 0.1 * (i + 1)} for i, p in enumerate(model.parameters())], momentum=0.9
+    )
+
+
+def test_an_optimiser_of_ones_own_keeps_its_groups_rates_under_the_schedule(tmp_path: Path) -> None:
+    model, expected = toy(), toy()
+    for both in (model, expected):
+        both.dropout.p = 0.0
+    source = Source()
+    options = replace(OPTIONS, clip=math.inf)
+    run(model, source, options=options, updates=3, optimizer=sgd, checkpoint=tmp_path / "run.pt")
+    theirs = sgd(expected)
+    for update in range(3):
+        generator = torch.Generator().manual_seed(derive_seed(3, "batch", update))
+        expected(**Source().batch(source.asked[update], generator)).loss.mean().backward()
+        for i, group in enumerate(theirs.param_groups):
+            group["lr"] = 0.1 * (i + 1) * schedule(options, update, 3)
+        theirs.step()
+        theirs.zero_grad()
+    for name, parameter in expected.named_parameters():
+        torch.testing.assert_close(model.get_parameter(name), parameter, rtol=1e-5, atol=1e-7)
+    again = toy()  # the rates of a checkpoint are those of its last update, not what the schedule multiplies
+    run(again, options=options, updates=3, optimizer=sgd, checkpoint=tmp_path / "run.pt", resume=True)
+    assert bits(again) == bits(model)
+
+
+class Words(nn.Module):
+    """A mean over labelled words: one number, of another number of words in every batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(1, 1)
+        self.double()
+
+    def forward(self, x: Tensor, y: Tensor, task: str) -> Output:
+        del task
+        words = x.double().reshape(-1, 1)
+        return Output((self.last(words[words[:, 0] > -0.5]) ** 2).mean() + 0 * y.sum())
+
+
+def labelled(batch: Any) -> Tensor:
+    return (batch["x"] > -0.5).sum()
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 4])
+@pytest.mark.parametrize("kind", ["rows", "words"])
+def test_micro_batches_leave_what_the_whole_batch_leaves(kind: str, accumulate: int) -> None:
+    """Also where the batch is not cut evenly (4 in 3), or words are not; a source without draws, so that all is alike."""
+
+    class Still(Source):
+        def batch(self, indices: Sequence[int], generator: torch.Generator) -> dict[str, Any]:
+            batch = super().batch(indices, generator)
+            return {**batch, "x": batch["x"].double(), "y": batch["x"].double().sum(1, keepdim=True), "task": "a"}
+
+    def trained(accumulate: int) -> tuple[nn.Module, FitResult]:
+        model: nn.Module = toy().double() if kind == "rows" else Words()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        arguments: dict[str, Any] = {"optimizer": sgd, "accumulate": accumulate}
+        return model, run(model, Still(), **arguments, count=None if kind == "rows" else labelled)
+
+    if kind == "words":
+        torch.manual_seed(0)
+    whole, expected = trained(1)
+    if kind == "words":
+        torch.manual_seed(0)
+    parts, result = trained(accumulate)
+    assert result.losses == pytest.approx(expected.losses, rel=1e-12)
+    for name, parameter in whole.named_parameters():
+        torch.testing.assert_close(parts.get_parameter(name), parameter, rtol=1e-12, atol=1e-14)
+
+
+def test_means_over_words_of_several_micro_batches_have_to_be_counted() -> None:
+    with pytest.raises(ConfigurationError, match=r"one loss a row \(B,\), or count="):
+        run(Words(), accumulate=2)
+    with pytest.raises(DataError, match=r"count\(batch\) of 1 or more in each of 2 parts of an update, got less in 2"):
+        run(Words(), accumulate=2, count=lambda batch: 0)
+
+
+def test_losses_that_are_neither_one_nor_one_a_row_are_refused_in_micro_batches() -> None:
+    class Odd(Toy):
+        def forward(self, x: Tensor, y: Tensor, task: str = "a") -> Output:
+            return Output(super().forward(x, y, task).loss.repeat(2)[1:])
+
+    with pytest.raises(ConfigurationError, match="a scalar loss or one for each of 2 rows, got"):
+        run(Odd(), accumulate=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"accumulate": 0}, "accumulate to be a whole number of 1 or more, got 0"),
+        ({"accumulate": 5}, "1 processes times 5 micro-batches, got 4"),
+        ({"nonfinite": "keep"}, "nonfinite to be 'raise' or 'skip', got 'keep'"),
+        ({"accumulate": 2, "method": "free-at"}, r"accumulate=1 with 3 updates a batch \(FreeAT\), got 2"),
+    ],
+    ids=["none", "too many", "policy", "free-at"],
+)
+def test_what_makes_no_sense_is_refused(arguments: dict[str, Any], said: str) -> None:
+    if "method" in arguments:
+        arguments = {**arguments, "method": METHODS[arguments["method"]], "target": sited}
+    with pytest.raises(ConfigurationError, match=said):
+        run(toy(), **arguments)
+
+
+def test_an_accelerator_that_accumulates_by_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "gradient_accumulation_steps", 4)
+    with pytest.raises(ConfigurationError, match="gradient_accumulation_steps=1, got 4; give accumulate=4"):
+        run(toy())
+
+
+def test_processes_that_share_parameters_out_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ConfigurationError, match="hold all parameters, as under DDP, got FSDP"):
+        run(toy())
+
+
+def test_an_accelerator_that_does_not_know_of_the_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advvl.fit, "process_count", lambda: 2)
+    with pytest.raises(ConfigurationError, match="knows of all 2 processes, got one of 1"):
+        run(toy())
+
+
+class Counting(Toy):
+    """A buffer that sees every batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor, y: Tensor, task: str = "a") -> Output:
+        self.seen = self.seen + y.detach().sum()
+        return super().forward(x, y, task)
+
+
+@dataclass
+class Poisoned(Source):
+    """Batches of these numbers are not finite."""
+
+    calls: tuple[int, ...] = ()
+
+    def batch(self, indices: Sequence[int], generator: torch.Generator) -> dict[str, Any]:
+        self.poison = len(self.asked) if len(self.asked) in self.calls else None
+        return super().batch(indices, generator)
+
+
+@pytest.mark.parametrize("method", [None, "villa", "free-at"])
+def test_a_skipped_update_leaves_no_trace_but_its_number(method: str | None, tmp_path: Path) -> None:
+    """The first, and two in a row; then the run goes on as from a checkpoint that says those updates are done."""
+    arguments: dict[str, Any] = {} if method is None else {"method": METHODS[method], "target": sited}
+    model = Counting()
+    before = bits(model)
+    result = run(model, Poisoned(calls=(0,)), nonfinite="skip", updates=1, **arguments)
+    assert bits(model) == before
+    assert (result.updates, result.skipped) == (1, 1)
+    assert math.isnan(result.losses[0])
+    model = Counting()
+    result = run(model, Poisoned(calls=(0, 4, 5)), nonfinite="skip", checkpoint=tmp_path / "run.pt", **arguments)
+    assert (result.updates, result.skipped) == (UPDATES, 3)
+    assert [update for update, loss in enumerate(result.losses) if math.isnan(loss)] == [0, 4, 5]
+    assert all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
+    again = run(Counting(), checkpoint=tmp_path / "run.pt", resume=True, nonfinite="skip", **arguments)
+    assert again.skipped == 3
+
+
+def test_too_many_skipped_updates_in_a_row_are_an_error(tmp_path: Path) -> None:
+    run(toy(), Poisoned(calls=(1, 2, 4, 5)), nonfinite="skip", skip_limit=3)
+    with pytest.raises(NonFiniteError, match=r"3 updates in a row had to be skipped: .* loss in update 6, got nan"):
+        run(toy(), Poisoned(calls=(1, 2, 4, 5, 6)), nonfinite="skip", skip_limit=3)
+    file = tmp_path / "run.pt"  # also where the run was stopped in between
+    with pytest.raises(Stop):
+        run(
+            toy(),
+            Poisoned(calls=(4, 5), at={6: stop}),
+            nonfinite="skip",
+            skip_limit=3,
+            checkpoint=file,
+            checkpoint_seconds=0.0,
+        )
+    with pytest.raises(NonFiniteError, match="3 updates in a row"):
+        run(toy(), Poisoned(calls=(0,)), nonfinite="skip", skip_limit=3, checkpoint=file, resume=True)
+
+
+def test_an_update_that_raises_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    file = tmp_path / "run.pt"
+    with pytest.raises(NonFiniteError):
+        run(toy(), Source(poison=5), checkpoint=file, checkpoint_seconds=0.0)
+    assert read_torch(file)["done"] == 5
+    whole, parts = toy(), toy()
+    run(whole)
+    run(parts, checkpoint=file, resume=True)
+    assert bits(parts) == bits(whole)
+
+
+def test_a_method_that_keeps_what_is_not_finite_still_ends_the_run() -> None:
+    """Its loss is known only when the update is done, so that no policy can leave it out."""
+
+    class Unbounded(Toy):
+        def forward(self, x: Tensor, y: Tensor, task: str = "a") -> Output:
+            output = super().forward(x, y, task)
+            return replace(output, loss=output.loss + math.inf)
+
+    method = replace(METHODS["villa"], nonfinite="keep")
+    for policy in ("raise", "skip"):
+        with pytest.raises(NonFiniteError, match="finite loss in update 0, got inf, known too late"):
+            run(Unbounded(), method=method, target=sited, nonfinite=policy)
+
+
+@pytest.fixture
+def fresh_state() -> Iterator[None]:
+    """Accelerate keeps one precision for all accelerators of a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("method", [None, "villa"])
+def test_half_precision_learns_what_full_precision_learns_but_for_its_rounding(
+    method: str | None, fresh_state: None
+) -> None:
+    del fresh_state
+    arguments: dict[str, Any] = {} if method is None else {"method": METHODS[method], "target": sited}
+    full, seen = run(toy(), **arguments), []
+
+    class Watched(Toy):
+        def forward(self, x: Tensor, y: Tensor, task: str = "a") -> Output:
+            output = super().forward(x, y, task)
+            seen.append(output.logits.dtype if output.logits is not None else None)
+            return output
+
+    model = Watched()
+    model.load_state_dict(toy().state_dict())
+    AcceleratorState._reset_state(reset_partial_state=True)
+    half = run(model, accelerator=Accelerator(cpu=True, mixed_precision="bf16"), **arguments)
+    assert set(seen) == {torch.bfloat16}
+    assert half.losses != full.losses
+    assert half.losses == pytest.approx(full.losses, rel=0.1)
+
+
+def scaled() -> Accelerator:
+    """An accelerator in float16 with a loss scaler, as on a GPU; the scale's first values are too large for float16."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=3)
+    return accelerator
+
+
+@pytest.mark.parametrize("method", [None, "villa", "free-at"])
+def test_overflows_under_a_loss_scaler_are_its_own_to_skip_and_its_scale_is_resumed(
+    tmp_path: Path, method: str | None, fresh_state: None
+) -> None:
+    del fresh_state
+    arguments: dict[str, Any] = {}
+    if method is not None:
+        arguments |= {"method": replace(METHODS[method], nonfinite="keep"), "target": sited}
+    model, before = toy(), bits(toy())
+    run(model, **arguments, updates=1, accelerator=scaled())
+    assert bits(model) == before
+    whole, parts = toy(), toy()
+    accelerator = scaled()
+    expected = run(whole, **arguments, accelerator=accelerator)
+    assert bits(whole) != before
+    assert accelerator.scaler.get_scale() < 2.0**24
+    file = tmp_path / "run.pt"
+    with pytest.raises(Stop):
+        run(parts, Source(at={5: stop}), checkpoint=file, checkpoint_seconds=0.0, accelerator=scaled(), **arguments)
+    parts = toy()
+    result = run(parts, checkpoint=file, resume=True, accelerator=scaled(), **arguments)
+    assert result.losses == expected.losses
+    assert (bits(parts), result.skipped) == (bits(whole), 0)
+
+
+def test_a_method_that_raises_is_refused_under_a_loss_scaler(fresh_state: None) -> None:
+    del fresh_state
+    with pytest.raises(ConfigurationError, match="nonfinite='keep'"):
+        run(toy(), method=METHODS["villa"], target=sited, accelerator=scaled())
+
+
+def largest(model: nn.Module) -> float:
+    assert not model.training
+    torch.rand(7)  # an evaluation may draw
+    return float(max(p.detach().abs().max() for p in model.parameters()))
+
+
+@pytest.mark.parametrize("moment", [0, 3, 4, 7, UPDATES - 1])
+def test_a_run_with_a_directory_of_checkpoints_resumes_to_the_same_bits_scores_and_files(
+    tmp_path: Path, moment: int
+) -> None:
+    whole, parts, plain = toy(), toy(), toy()
+    run(plain)
+
+    def store(name: str) -> Checkpoints:
+        return Checkpoints(directory=tmp_path / name, keep_last=2, keep_best=2, evaluate=largest, every=3)
+
+    arguments: dict[str, Any] = {"checkpoint_seconds": 0.0}
+    expected = run(whole, checkpoint=store("whole"), **arguments)
+    assert bits(whole) == bits(plain), "evaluating changes nothing"
+    assert list(expected.scores) == [3, 6, 9, 12]
+    assert all(module.training for module in whole.modules())
+    best = sorted(expected.scores, key=lambda update: -expected.scores[update])[:2]
+    assert set(store("whole").files()) == {11, 12, *best}
+    weights = read_torch(store("whole").best_file())["model"]
+    assert float(max(weight.abs().max() for weight in weights.values())) == max(expected.scores.values())
+    with pytest.raises(Stop):
+        run(parts, Source(at={moment: stop}), checkpoint=store("parts"), **arguments)
+    parts = toy()
+    result = run(parts, checkpoint=store("parts"), resume=True, **arguments)
+    assert (result.losses, result.scores) == (expected.losses, expected.scores)
+    assert bits(parts) == bits(whole)
+    assert set(store("parts").files()) == set(store("whole").files())
+
+
+def test_a_directory_that_is_not_to_be_resumed_has_to_be_empty(tmp_path: Path) -> None:
+    store = Checkpoints(directory=tmp_path)
+    run(toy(), checkpoint=store)
+    with pytest.raises(OutputDirectoryError, match="resume=True"):
+        run(toy(), checkpoint=store)
+
+
+def test_the_best_is_saved_when_it_is_found_and_not_only_when_time_is_up(tmp_path: Path) -> None:
+    scores = iter([1.0, 5.0, 2.0, 3.0])
+    store = Checkpoints(directory=tmp_path, keep_best=1, evaluate=lambda model: next(scores), every=3)
+    run(toy(), checkpoint=store, checkpoint_seconds=math.inf)
+    assert list(store.files()) == [6, 12]
+
+
+def test_a_score_that_is_not_a_number_ends_the_run(tmp_path: Path) -> None:
+    store = Checkpoints(directory=tmp_path, evaluate=lambda model: math.nan, every=3)
+    with pytest.raises(NonFiniteError, match="finite score after 3 updates, got nan"):
+        run(toy(), checkpoint=store)
+
+
 @pytest.mark.parametrize("update", [0, 5])
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_update(update: int) -> None:
     model = toy()
@@ -257,14 +614,6 @@ def test_an_empty_source_is_refused() -> None:
 
     with pytest.raises(ConfigurationError, match="at least 1 example"):
         run(toy(), Empty())
-
-
-class Stop(Exception):
-    """Stands for a kill at this moment."""
-
-
-def stop() -> None:
-    raise Stop
 
 
 @pytest.mark.parametrize("every", [0.0, math.inf], ids=["saving-always", "saving-at-the-end"])
@@ -305,13 +654,25 @@ def test_without_resume_an_old_file_is_not_read(tmp_path: Path) -> None:
     assert len(source.asked) == UPDATES
 
 
-@pytest.mark.parametrize(
-    "other", [{"seed": 4}, {"updates": 5}, {"options": replace(OPTIONS, clip=2.0)}], ids=["seed", "updates", "options"]
-)
-def test_the_state_of_another_run_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
+def test_the_state_of_another_run_is_refused_and_told_apart(tmp_path: Path) -> None:
     run(toy(), checkpoint=tmp_path / "run.pt")
-    with pytest.raises(CheckpointError, match=r"run\.pt"):
-        run(toy(), checkpoint=tmp_path / "run.pt", resume=True, **other)
+    others: dict[str, dict[str, Any]] = {
+        r"seed \(3 there, 4 here\)": {"seed": 4},
+        r"updates \(12 there, 5 here\)": {"updates": 5},
+        r"options\.clip \(1\.0 there, 2\.0 here\)": {"options": replace(OPTIONS, clip=2.0)},
+        r"method \('None' there, .*FreeLB": {"method": METHODS["villa"], "target": sited},
+        r"optimizer \('AdamW' there, 'SGD' here\)": {"optimizer": sgd},
+    }
+    for said, other in others.items():
+        with pytest.raises(CheckpointError, match=rf"run\.pt', got one that differs in {said}"):
+            run(toy(), checkpoint=tmp_path / "run.pt", resume=True, **other)
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    run(toy(), checkpoint=tmp_path / "run.pt")
+    write_torch(tmp_path / "run.pt", {**read_torch(tmp_path / "run.pt"), "format": 3})
+    with pytest.raises(CheckpointError, match=r"format 2 in .*run\.pt', got format 3, written by a newer advvl"):
+        run(toy(), checkpoint=tmp_path / "run.pt", resume=True)
 
 
 def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -342,17 +703,6 @@ def test_a_signal_ends_the_update_saves_and_exits(
     parts = toy()
     assert run(parts, checkpoint=file, resume=True).losses == expected.losses
     assert bits(parts) == bits(whole)
-
-
-def sited(model: nn.Module) -> Adapter:
-    return adapt(model, {"image": Site("first", at="input")})
-
-
-ASCENT = Ascent(L2(0.5), step_size=0.3, start=Uniform(0.2))
-METHODS = {
-    "villa": AdversarialTraining(EmbeddingPerturber(image=ASCENT), FreeLB(2), SymmetricKL(weight=0.5)),
-    "free-at": AdversarialTraining(EmbeddingPerturber(image=ASCENT), FreeAT(3)),
-}
 
 
 def test_an_adversarial_update_leaves_what_the_methods_own_step_leaves() -> None:
