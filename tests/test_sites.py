@@ -177,7 +177,7 @@ def test_a_site_that_does_not_fire_is_an_error() -> None:
             return {"logits": self.head(embedded), "loss": self.head(embedded).sum(1)}
 
     target = Adapter(Branch().double(), toy_sites())
-    expected = r"expected the site of 'text' \(words\) to fire in a forward, but it did not: 'words' \(Embedding\) was not call"
+    expected = r"expected the site of 'text' \(words\) to fire in a forward, but it did not: 'words' \(Embedding\) was"
     with pytest.raises(SiteError, match=expected), target.inject({"text": randn(3, 5, 8)}):
         target.model(**toy_batch())
     with pytest.raises(SiteError, match=expected):
