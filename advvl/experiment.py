@@ -25,14 +25,13 @@ from accelerate import Accelerator  # type: ignore[import-untyped]
 
 from advvl.config import identity
 from advvl.data.corpus import DigitsConfig, digits_corpus
-from advvl.errors import CheckpointError, ConfigurationError, OutputDirectoryError
-from advvl.evaluation.report import curve_png, markdown, to_json
-from advvl.evaluation.summary import Condition, Report, RunResult, summarise
-from advvl.jobs import share_out
+from advvl.errors import CheckpointError, ConfigurationError
+from advvl.jobs import work_through
 from advvl.options import ExperimentOptions
+from advvl.results import announced, claim, duration, label_of, publish, released_if_empty
 from advvl.rows import BASELINE, Row, Start, adversary_of, rows_of, update_cost, updates_of
 from advvl.stages import Bench, finetune, pretrain
-from advvl.storage import OWNER_FILE, OutputDirectory, read_json, write_bytes, write_json, write_text
+from advvl.storage import OutputDirectory, read_json
 
 STARTS: Final[tuple[Start, ...]] = ("adversarial", "standard")
 
@@ -57,55 +56,24 @@ def run(options: ExperimentOptions, *, progress: bool = True) -> None:
     if options.checkpoint is not None and not Path(options.checkpoint).is_file():
         raise CheckpointError(f"expected a file at {options.checkpoint!r}, got none; check --checkpoint")
     device_of(options.device)
-    with _released_if_empty(options):
+    with released_if_empty(options):
         _run(options, claim(options), progress)
 
 
 def _run(options: ExperimentOptions, directory: OutputDirectory, progress: bool) -> None:
     began = time.monotonic()
     tasks = tasks_of(options)
-    print(f"{_label(options)}; {len(tasks)} models to train, {options.jobs} at a time, in {directory.path}", flush=True)
-    if options.jobs == 1 or len(tasks) == 1:
-        with open_worker(0, options, directory, progress) as handle:
-            for task in tasks:
-                handle(task)
-    else:
-        share_out(open_worker, tasks, options, directory, progress, jobs=options.jobs)
+    label = label_of(options.preset, options.seeds)
+    print(f"{label}; {len(tasks)} models to train, {options.jobs} at a time, in {directory.path}", flush=True)
+    work_through(open_worker, tasks, options, directory, progress, jobs=options.jobs)
     if options.stage != "pretrain":
         print("\n" + report(options, directory, time.monotonic() - began))
     trained = sum(read_json(record)["seconds"] for task in tasks if (record := _file(directory, task)).exists())
     print(
-        f"this call took {_duration(time.monotonic() - began)}; the updates of all {len(tasks)} models, whichever call "
-        f"did them, {_duration(trained)}; everything is in {directory.path}",
+        f"this call took {duration(time.monotonic() - began)}; the updates of all {len(tasks)} models, whichever call "
+        f"did them, {duration(trained)}; everything is in {directory.path}",
         flush=True,
     )
-
-
-@contextmanager
-def _released_if_empty(options: ExperimentOptions) -> Iterator[None]:
-    """On an error, take back the claim on an output directory that was claimed within and got nothing to hold."""
-    owner = Path(options.output, OWNER_FILE)
-    claimed_before = owner.exists()
-    try:
-        yield
-    except BaseException:
-        if not claimed_before and owner.exists() and list(owner.parent.iterdir()) == [owner]:
-            owner.unlink()
-        raise
-
-
-def claim(options: ExperimentOptions) -> OutputDirectory:
-    """The output directory of these options; see `run`."""
-    directory = OutputDirectory.claim(options.output, identity(options), overwrite=options.overwrite)
-    if any(directory.path.glob("seed-*/*")):
-        if options.overwrite:
-            directory.clear()
-        elif not options.resume:
-            raise OutputDirectoryError(
-                f"expected no results in {options.output!r}, got some of this very configuration; pass --resume to go "
-                "on from them, --overwrite to lose them, or another --output"
-            )
-    return directory
 
 
 def tasks_of(options: ExperimentOptions) -> list[Task]:
@@ -132,19 +100,11 @@ def open_worker(
         bench = Bench(options, directory, corpus, accelerator_on(options.device), progress and terminal, index)
 
         def handle(task: Task) -> None:
-            says = progress and not terminal and not _file(directory, task).exists()
-            if says:
-                print(f"{_name(task)}: started", file=sys.stderr, flush=True)
-            began = time.monotonic()
-            do(task)
-            if says:
-                print(f"{_name(task)}: done in {_duration(time.monotonic() - began)}", file=sys.stderr, flush=True)
-
-        def do(task: Task) -> None:
-            if isinstance(task.what, Row):
-                finetune(bench, task.seed, task.what)
-            else:
-                pretrain(bench, task.seed, task.what)
+            with announced(_name(task), when=progress and not terminal and not _file(directory, task).exists()):
+                if isinstance(task.what, Row):
+                    finetune(bench, task.seed, task.what)
+                else:
+                    pretrain(bench, task.seed, task.what)
 
         yield handle
 
@@ -152,28 +112,19 @@ def open_worker(
 def report(options: ExperimentOptions, directory: OutputDirectory, seconds: float) -> str:
     """Write the table, `results.json` and the curve from the records of all rows and seeds; the table."""
     rows = rows_of(options.methods, given=options.checkpoint is not None)
-    records = {(row.name, seed): _record(directory, row, seed) for row in rows for seed in options.seeds}
-    results = [_result(name, seed, record) for (name, seed), record in records.items()]
     names = [row.name for row in rows]
-    summary = summarise(results, baseline=BASELINE if BASELINE in names else names[0])
-    label = _label(options)
-    table = f"{label}\n\n{markdown(summary, caption=_caption(options, summary))}"
-    kept = ("updates", "seconds", "loss", "start")
-    facts = [
-        {"method": name, "seed": seed} | {key: record[key] for key in kept} for (name, seed), record in records.items()
-    ]
-    document: dict[str, Any] = {
-        "label": label,
-        "configuration": json.loads(json.dumps(identity(options)), parse_constant=str),  # an infinite radius
-        "threads": options.threads,
-        "seconds_of_last_call": seconds,
-        **to_json(summary, results),
-        "training": facts,
-    }
-    write_text(directory / "results.md", table)
-    write_bytes(directory / "accuracy_against_radius.png", curve_png(summary, title=label))
-    write_json(directory / "results.json", document)
-    return table
+    return publish(
+        directory,
+        {(row.name, seed): _record(directory, row, seed) for row in rows for seed in options.seeds},
+        baseline=BASELINE if BASELINE in names else names[0],
+        label=label_of(options.preset, options.seeds),
+        evaluation=options.evaluation,
+        document={
+            "configuration": json.loads(json.dumps(identity(options)), parse_constant=str),  # an infinite radius
+            "threads": options.threads,
+            "seconds_of_last_call": seconds,
+        },
+    )
 
 
 @contextmanager
@@ -232,46 +183,6 @@ def _record(directory: OutputDirectory, row: Row, seed: int) -> dict[str, Any]:
     return record
 
 
-def _result(method: str, seed: int, record: dict[str, Any]) -> RunResult:
-    scores = dict(record["scores"])
-    return RunResult.of(
-        method,
-        seed,
-        clean=scores.pop("clean"),
-        attacked={
-            modality: {float(radius): worst for radius, worst in curve.items()} for modality, curve in scores.items()
-        },
-        seconds_per_update=record["seconds_per_update"],
-    )
-
-
 def _urgency(row: Row, options: ExperimentOptions) -> tuple[bool, int]:
     cost = updates_of(row, options, update_cost(adversary_of(row, options)))
     return row.start == "adversarial", -cost
-
-
-def _label(options: ExperimentOptions) -> str:
-    seeds = "one seed" if len(options.seeds) == 1 else f"{len(options.seeds)} seeds"
-    if options.preset == "demo":
-        return f"Quick demo, {seeds}: not evidence"
-    return f"Preset {options.preset}, {seeds}"
-
-
-def _caption(options: ExperimentOptions, summary: Report) -> str:
-    """On what the numbers rest: examples, attacks, seeds."""
-    attack = options.evaluation
-    attacked = [count for condition, count in summary.examples.items() if condition.modality]
-    examples = f"{summary.examples[Condition()]} {attack.split} examples"
-    seeds = f"seed{'s' * (len(options.seeds) > 1)} {', '.join(map(str, options.seeds))}"
-    if not attacked:
-        return f"Clean: {examples}; attacked: none; {seeds}."
-    return (
-        f"Clean: {examples}; attacked: the first {attacked[0]} of them; {seeds}.\n"
-        f"Attacks: L2 PGD on one modality at a time, {attack.steps} steps of {attack.step_fraction:g} of the radius, "
-        f"restarts: {attack.restarts}, objectives: {', '.join(attack.objectives)}; the worst of all counts."
-    )
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s"

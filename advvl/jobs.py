@@ -23,6 +23,18 @@ class WorkerError(AdvVLError, RuntimeError):
     """A worker process ended before its work was done; what it had said is on its standard error."""
 
 
+def work_through(
+    open_worker: Callable[..., AbstractContextManager[Handle]], items: Sequence[Any], *arguments: Any, jobs: int
+) -> None:
+    """As `share_out`; here, in this very process, where one is enough."""
+    if jobs > 1 and len(items) > 1:
+        share_out(open_worker, items, *arguments, jobs=jobs)
+        return
+    with open_worker(0, *arguments) as handle:
+        for item in items:
+            handle(item)
+
+
 def share_out(
     open_worker: Callable[..., AbstractContextManager[Handle]], items: Sequence[Any], *arguments: Any, jobs: int
 ) -> None:

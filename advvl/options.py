@@ -31,7 +31,8 @@ def _check(options: object, names: tuple[str, ...], good: Callable[[Any], bool],
             raise ConfigurationError(f"expected {name} to be {wanted}, got {value!r}")
 
 
-def _at_least(least: int, options: object, *names: str) -> None:
+def at_least(least: int, options: object, *names: str) -> None:
+    """Each of these functions raises `ConfigurationError` unless the named options are what its name says."""
     _check(
         options,
         names,
@@ -40,7 +41,7 @@ def _at_least(least: int, options: object, *names: str) -> None:
     )
 
 
-def _positive(options: object, *names: str) -> None:
+def positive(options: object, *names: str) -> None:
     _check(options, names, lambda value: 0 < value < math.inf, "a finite number above 0")
 
 
@@ -48,19 +49,19 @@ def _positive_or_infinite(options: object, *names: str) -> None:
     _check(options, names, lambda value: value > 0, "a number above 0, or math.inf (.inf in YAML) for no limit")
 
 
-def _not_negative(options: object, *names: str) -> None:
+def not_negative(options: object, *names: str) -> None:
     _check(options, names, lambda value: 0 <= value < math.inf, "a finite number of 0 or more")
 
 
-def _fraction(options: object, *names: str) -> None:
+def fraction(options: object, *names: str) -> None:
     _check(options, names, lambda value: 0 <= value < 1, "a number in [0, 1)")
 
 
-def _choice(options: object, name: str, literal: Any) -> None:
+def choice(options: object, name: str, literal: Any) -> None:
     _check(options, (name,), lambda value: value in get_args(literal), f"one of {', '.join(get_args(literal))}")
 
 
-def _choices(options: object, name: str, literal: Any) -> None:
+def choices(options: object, name: str, literal: Any) -> None:
     _check(
         options,
         (name,),
@@ -95,14 +96,14 @@ class ModelOptions:
     initializer_range: float = 0.12
 
     def __post_init__(self) -> None:
-        _positive(self, "initializer_range")
-        _at_least(1, self, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        positive(self, "initializer_range")
+        at_least(1, self, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
         if self.hidden_size % self.num_attention_heads:
             raise ConfigurationError(
                 f"expected hidden_size to be a multiple of num_attention_heads={self.num_attention_heads}, "
                 f"got {self.hidden_size}"
             )
-        _fraction(self, "dropout")
+        fraction(self, "dropout")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +118,8 @@ class DataOptions:
     captions: int = 4000
 
     def __post_init__(self) -> None:
-        _at_least(0, self, "seed")
-        _at_least(1, self, "train_images", "train_questions", "validation_questions", "test_questions", "captions")
+        at_least(0, self, "seed")
+        at_least(1, self, "train_images", "train_questions", "validation_questions", "test_questions", "captions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,11 +141,11 @@ class OptimizerOptions:
     betas: tuple[float, float] = (0.9, 0.98)
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "epochs", "batch_size")
-        _positive(self, "learning_rate")
-        _not_negative(self, "weight_decay")
-        _choice(self, "schedule", Schedule)
-        _fraction(self, "warmup")
+        at_least(1, self, "epochs", "batch_size")
+        positive(self, "learning_rate")
+        not_negative(self, "weight_decay")
+        choice(self, "schedule", Schedule)
+        fraction(self, "warmup")
         _positive_or_infinite(self, "clip")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigurationError(f"expected betas to be two numbers in [0, 1), got {self.betas!r}")
@@ -174,12 +175,12 @@ class AdversaryOptions:
     dropout: Dropout = "shared"
 
     def __post_init__(self) -> None:
-        _at_least(2, self, "steps")
-        _choice(self, "modalities", Order)
-        _positive(self, "text_step", "image_step")
+        at_least(2, self, "steps")
+        choice(self, "modalities", Order)
+        positive(self, "text_step", "image_step")
         _positive_or_infinite(self, "text_radius", "image_radius")
-        _not_negative(self, "kl_weight", "clean_weight")
-        _choice(self, "dropout", Dropout)
+        not_negative(self, "kl_weight", "clean_weight")
+        choice(self, "dropout", Dropout)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,15 +206,15 @@ class EvaluationOptions:
 
     def __post_init__(self) -> None:
         _radii(self, "radii", "text_radii")
-        _at_least(1, self, "steps", "restarts", "batch_size")
-        _positive(self, "step_fraction")
-        _choices(self, "objectives", Objective)
-        _choice(self, "split", Split)
+        at_least(1, self, "steps", "restarts", "batch_size")
+        positive(self, "step_fraction")
+        choices(self, "objectives", Objective)
+        choice(self, "split", Split)
         if self.examples is not None:
-            _at_least(1, self, "examples")
+            at_least(1, self, "examples")
 
 
-def _own(help: str, **metadata: Any) -> dict[str, Any]:
+def own(help: str, **metadata: Any) -> dict[str, Any]:
     """Metadata of a field that belongs to one run and not to what an output directory holds."""
     return {"help": help, "identity": False, **metadata}
 
@@ -230,24 +231,24 @@ def first_seeds(text: str) -> tuple[int, ...]:
 class ExperimentOptions:
     """The whole experiment: pre-train, fine-tune by each method from each seed, attack, report."""
 
-    preset: Preset = field(default="demo", metadata=_own("values to start from, over the defaults below"))
-    stage: Stage = field(default="all", metadata=_own("which half of the experiment to run"))
+    preset: Preset = field(default="demo", metadata=own("values to start from, over the defaults below"))
+    stage: Stage = field(default="all", metadata=own("which half of the experiment to run"))
     methods: tuple[Method, ...] = field(
         default=("standard", "freelb", "villa"),
-        metadata=_own("fine-tuning methods; may be repeated", flags=("--method",)),
+        metadata=own("fine-tuning methods; may be repeated", flags=("--method",)),
     )
     seeds: tuple[int, ...] = field(
-        default=(0,), metadata=_own("number of seeds, 0 to N-1", parse=first_seeds, metavar="N")
+        default=(0,), metadata=own("number of seeds, 0 to N-1", parse=first_seeds, metavar="N")
     )
-    output: str = field(default="runs/villa_uniter", metadata=_own("directory of results"))
+    output: str = field(default="runs/villa_uniter", metadata=own("directory of results"))
     checkpoint: str | None = field(
         default=None, metadata={"help": "UNITER checkpoint to fine-tune instead of pre-training"}
     )
-    resume: bool = field(default=False, metadata=_own("take up a run where it was killed"))
-    overwrite: bool = field(default=False, metadata=_own("lose what the output directory holds"))
-    jobs: int = field(default=2, metadata=_own("processes that share the work, each with its own threads"))
-    device: str = field(default="auto", metadata=_own("auto, cpu, cuda, cuda:1, ..."))
-    threads: int = field(default=1, metadata=_own("CPU threads of a process; the same number gives the same bits"))
+    resume: bool = field(default=False, metadata=own("take up a run where it was killed"))
+    overwrite: bool = field(default=False, metadata=own("lose what the output directory holds"))
+    jobs: int = field(default=2, metadata=own("processes that share the work, each with its own threads"))
+    device: str = field(default="auto", metadata=own("auto, cpu, cuda, cuda:1, ..."))
+    threads: int = field(default=1, metadata=own("CPU threads of a process; the same number gives the same bits"))
     model: ModelOptions = field(default_factory=ModelOptions)
     data: DataOptions = field(default_factory=DataOptions)
     pretrain: OptimizerOptions = field(default_factory=lambda: OptimizerOptions(epochs=12))
@@ -260,12 +261,12 @@ class ExperimentOptions:
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
 
     def __post_init__(self) -> None:
-        _choice(self, "preset", Preset)
-        _choice(self, "stage", Stage)
-        _choices(self, "methods", Method)
+        choice(self, "preset", Preset)
+        choice(self, "stage", Stage)
+        choices(self, "methods", Method)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ConfigurationError(f"expected seeds to be distinct numbers of 0 or more, got {self.seeds!r}")
-        _at_least(1, self, "threads", "jobs")
+        at_least(1, self, "threads", "jobs")
         if self.resume and self.overwrite:
             raise ConfigurationError("expected resume or overwrite, got both; one keeps what the other loses")
         for name in ("output", "device"):

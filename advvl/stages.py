@@ -23,15 +23,15 @@ from accelerate.utils import send_to_device  # type: ignore[import-untyped]
 from torch import nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from advvl.adapters.base import adapt
+from advvl.adapters.base import Adapter, adapt
 from advvl.data.corpus import DigitsCorpus
 from advvl.errors import CheckpointError, ConfigurationError
 from advvl.evaluation.robustness import WorstCase, clean_scores, robustness_curve
-from advvl.fit import FitResult, fit
+from advvl.fit import BatchSource, fit
 from advvl.models.checkpoints import PRETRAINING_HEADS, load_checkpoint, save_checkpoint
 from advvl.models.uniter import UniterConfig
 from advvl.optimization import derive_seed, updates_per_epoch
-from advvl.options import ExperimentOptions
+from advvl.options import EvaluationOptions, ExperimentOptions
 from advvl.rows import Row, Start, adversary_of, training_of, updates_of
 from advvl.storage import OutputDirectory, write_json
 from advvl.tasks.pretraining import UniterForPretraining
@@ -52,6 +52,11 @@ class Bench:
     progress: bool
     worker: int = 0
 
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What `train` wants of it."""
+        return {"accelerator": self.accelerator, "progress": self.progress, "worker": self.worker}
+
     def file(self, seed: int, name: str) -> Path:
         return self.directory / f"seed-{seed}" / name
 
@@ -64,10 +69,10 @@ def pretrain(bench: Bench, seed: int, start: Start) -> None:
         return
     options = bench.options
     model = _new(bench, UniterForPretraining, seed)
-    result = _fit(
-        bench,
+    facts = train(
         model,
         bench.corpus.pretrain,
+        **bench.shared,
         options=options.pretrain,
         seed=derive_seed(seed, "pretrain"),
         method=training_of(options.pretrain_adversary) if start == "adversarial" else None,
@@ -76,7 +81,7 @@ def pretrain(bench: Bench, seed: int, start: Start) -> None:
         description=f"seed {seed}, {start} pre-training",
     )
     save_checkpoint(model, file)
-    write_json(record, {**_facts(result), "sha256": _sha256(file)})
+    write_json(record, {**facts, "sha256": _sha256(file)})
     file.with_suffix(".progress.pt").unlink(missing_ok=True)
 
 
@@ -91,10 +96,10 @@ def finetune(bench: Bench, seed: int, row: Row) -> None:
     model = _new(bench, UniterForVQA, seed, num_answers=len(bench.corpus.answers))
     load_start(model, start, given=row.start == "given")
     updates = options.finetune.epochs * updates_per_epoch(len(source), options.finetune.batch_size)
-    result = _fit(
-        bench,
+    facts = train(
         model,
         source,
+        **bench.shared,
         options=options.finetune,
         updates=updates_of(row, options, updates),
         seed=derive_seed(seed, "finetune"),
@@ -105,7 +110,7 @@ def finetune(bench: Bench, seed: int, row: Row) -> None:
     save_checkpoint(model, file)
     began = {"file": start.name, "sha256": _sha256(start)}
     scores = evaluate(bench, model, seed)
-    write_json(record, {**_facts(result), "start": began, "sha256": _sha256(file), "scores": scores})
+    write_json(record, {**facts, "start": began, "sha256": _sha256(file), "scores": scores})
     file.with_suffix(".progress.pt").unlink(missing_ok=True)
 
 
@@ -129,10 +134,16 @@ def load_start(model: UniterForVQA, path: Path, *, given: bool) -> None:
 
 
 def evaluate(bench: Bench, model: nn.Module, seed: int) -> dict[str, Any]:
-    """Scores in [0, 1]: of every example "clean", of the attacked ones the worst, by modality and radius."""
+    """The scores of a row's model on the questions that the options choose; see `attacked_scores`."""
     options = bench.options.evaluation
     source = bench.corpus.test if options.split == "test" else bench.corpus.validation
-    target = adapt(model)
+    return attacked_scores(adapt(model), source, options, device=bench.accelerator.device, seed=seed)
+
+
+def attacked_scores(
+    target: Adapter, source: BatchSource, options: EvaluationOptions, *, device: torch.device, seed: int
+) -> dict[str, Any]:
+    """Scores in [0, 1]: of every example "clean", of the attacked ones the worst, by modality and radius."""
     attacks = WorstCase(
         steps=options.steps,
         step_fraction=options.step_fraction,
@@ -140,12 +151,18 @@ def evaluate(bench: Bench, model: nn.Module, seed: int) -> dict[str, Any]:
         objectives=options.objectives,
     )
     attacked = len(source) if options.examples is None else min(options.examples, len(source))
-    scores: dict[str, Any] = {"clean": clean_scores(target, _batches(bench, source, len(source))).tolist()}
+
+    def batches(count: int) -> Iterator[Any]:
+        for first in range(0, count, options.batch_size):
+            rows = range(first, min(first + options.batch_size, count))
+            yield send_to_device(source.batch(rows, torch.Generator()), device)
+
+    scores: dict[str, Any] = {"clean": clean_scores(target, batches(len(source))).tolist()}
     for modality, radii in (("image", options.radii), ("text", options.text_radii)):
         if radii:
             curve = robustness_curve(
                 target,
-                _batches(bench, source, attacked),
+                batches(attacked),
                 modality=modality,
                 radii=radii,
                 attacks=attacks,
@@ -155,21 +172,22 @@ def evaluate(bench: Bench, model: nn.Module, seed: int) -> dict[str, Any]:
     return scores
 
 
-def _fit(bench: Bench, model: nn.Module, source: Any, **arguments: Any) -> FitResult:
-    result = fit(
-        model,
-        source,
-        accelerator=bench.accelerator,
-        resume=True,
-        progress=bench.progress,
-        line=bench.worker,
-        **arguments,
-    )
+def train(
+    model: nn.Module, source: BatchSource, *, accelerator: Accelerator, progress: bool, worker: int, **arguments: Any
+) -> dict[str, Any]:
+    """Fit a model, taking up what a killed run left; say how it went, and return that for the record."""
+    result = fit(model, source, accelerator=accelerator, resume=True, progress=progress, line=worker, **arguments)
     tqdm.write(
         f"{arguments['description']}: {result.updates} updates of {1000 * result.seconds_per_update:.1f} ms, "
         f"last loss {result.losses[-1]:.3f}"
     )
-    return result
+    tail = result.losses[-max(1, len(result.losses) // 20) :]
+    return {
+        "updates": result.updates,
+        "seconds": result.seconds,
+        "seconds_per_update": result.seconds_per_update,
+        "loss": sum(tail) / len(tail),
+    }
 
 
 def _new(bench: Bench, kind: Callable[..., Any], seed: int, **arguments: Any) -> Any:
@@ -206,23 +224,6 @@ def _start(bench: Bench, seed: int, row: Row) -> Path:
     while not record.exists():  # another worker took it up before this row was taken
         time.sleep(0.1)
     return path
-
-
-def _batches(bench: Bench, source: Any, count: int) -> Iterator[Any]:
-    size = bench.options.evaluation.batch_size
-    for first in range(0, count, size):
-        rows = range(first, min(first + size, count))
-        yield send_to_device(source.batch(rows, torch.Generator()), bench.accelerator.device)
-
-
-def _facts(result: FitResult) -> dict[str, Any]:
-    tail = result.losses[-max(1, len(result.losses) // 20) :]
-    return {
-        "updates": result.updates,
-        "seconds": result.seconds,
-        "seconds_per_update": result.seconds_per_update,
-        "loss": sum(tail) / len(tail),
-    }
 
 
 def _sha256(path: Path) -> str:

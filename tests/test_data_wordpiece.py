@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models
+from transformers import BertTokenizer
 
 from advvl.data.wordpiece import (
     CLS,
@@ -15,6 +17,7 @@ from advvl.data.wordpiece import (
     SPECIALS,
     UNK,
     build_tokenizer,
+    load_bert_tokenizer,
     load_tokenizer,
     replacement_range,
     save_tokenizer,
@@ -71,3 +74,26 @@ def test_a_tokeniser_with_other_special_ids_is_refused(tmp_path: Path) -> None:
     Tokenizer(models.WordPiece({"[UNK]": 0, "[PAD]": 1}, unk_token="[UNK]")).save(str(path))
     with pytest.raises(DataError, match=r"ids 0\.\.4"):
         load_tokenizer(path)
+
+
+def test_berts_own_vocabulary_gives_the_ids_that_transformers_gives(tmp_path: Path) -> None:
+    """Of a `vocab.txt` in which the special tokens are not first, and of the `tokenizer.json` made of it."""
+    words = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "cafe", "##s", "'", "?", "un", "##it"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    theirs = BertTokenizer(str(tmp_path / "vocab.txt"))
+    ours = load_bert_tokenizer(tmp_path / "vocab.txt")
+    save_tokenizer(ours, tmp_path / "tokenizer.json")
+    texts = ["What's cafés?", "UNITS un its", "what\tis\u00a0[SEP] 中", ""]
+    expected = [theirs(text)["input_ids"] for text in texts]
+    assert token_ids(ours, texts) == expected
+    assert token_ids(load_bert_tokenizer(tmp_path / "tokenizer.json"), texts) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("vocab.txt", "[PAD]\nword"), ("tokenizer.json", "{}"), ("vocab.txt", None)]
+)
+def test_what_is_not_berts_vocabulary_is_refused(tmp_path: Path, name: str, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=re.escape(name)):
+        load_bert_tokenizer(tmp_path / name)

@@ -17,22 +17,45 @@ from advvl.errors import DataError
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD, UNK, CLS, SEP, MASK = range(len(SPECIALS))
 
+_NORMALIZER = normalizers.BertNormalizer(lowercase=True)
+_SPLIT = pre_tokenizers.BertPreTokenizer()
+
 
 def build_tokenizer(texts: Iterable[str]) -> Tokenizer:
     """A lower-casing WordPiece tokeniser with a token for every word of `texts`; it adds [CLS] and [SEP]."""
-    normalizer = normalizers.BertNormalizer(lowercase=True)
-    split = pre_tokenizers.BertPreTokenizer()
-    words = {word for text in texts for word, _ in split.pre_tokenize_str(normalizer.normalize_str(text))}
+    words = {word for text in texts for word, _ in _SPLIT.pre_tokenize_str(_NORMALIZER.normalize_str(text))}
     symbols = string.ascii_lowercase + string.digits
     pieces = [*symbols, *("##" + symbol for symbol in symbols), *sorted(words - set(symbols))]
-    tokenizer = Tokenizer(
-        models.WordPiece({token: i for i, token in enumerate((*SPECIALS, *pieces))}, unk_token=SPECIALS[UNK])
-    )
+    return _tokenizer({token: i for i, token in enumerate((*SPECIALS, *pieces))})
+
+
+def load_bert_tokenizer(path: str | Path) -> Tokenizer:
+    """Reads the tokeniser of an uncased BERT: its `vocab.txt`, or the `tokenizer.json` made of it.
+
+    Raises `DataError` where it cannot be read, or lacks one of the special tokens.
+    """
+    try:
+        tokenizer = None if Path(path).suffix == ".txt" else Tokenizer.from_file(str(path))
+        vocabulary = tokenizer.get_vocab() if tokenizer else models.WordPiece.read_file(str(path))
+    except Exception as error:  # the only class that tokenizers raises
+        raise DataError(
+            f"expected a vocab.txt or tokenizer.json at {path}, got one that cannot be read: {error}"
+        ) from error
+    missing = [token for token in SPECIALS if token not in vocabulary]
+    if missing:
+        raise DataError(f"expected BERT's special tokens in {path}, got none of {', '.join(missing)}; is it BERT's?")
+    return tokenizer or _tokenizer(vocabulary)
+
+
+def _tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=SPECIALS[UNK]))
     tokenizer.add_special_tokens(list(SPECIALS))
-    tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = split
+    tokenizer.normalizer = _NORMALIZER
+    tokenizer.pre_tokenizer = _SPLIT
+    opening, closing = SPECIALS[CLS], SPECIALS[SEP]
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
+        single=f"{opening} $A {closing}",
+        special_tokens=[(opening, vocabulary[opening]), (closing, vocabulary[closing])],
     )
     tokenizer.decoder = decoders.WordPiece(cleanup=False)
     return tokenizer

@@ -1,0 +1,177 @@
+"""What the LXMERT experiment can be told: frozen dataclasses, their checks, and two presets; see `advvl.options`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from advvl.errors import ConfigurationError
+from advvl.options import (
+    DataOptions,
+    EvaluationOptions,
+    OptimizerOptions,
+    at_least,
+    choice,
+    choices,
+    first_seeds,
+    fraction,
+    not_negative,
+    own,
+    positive,
+)
+
+Preset = Literal["demo", "published"]
+Method = Literal["standard", "lxmert-adv"]
+Optimizer = Literal["adamw", "bert-adam"]
+
+_FILES: Final = ("regions", "questions", "test_questions", "answers", "tokenizer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LxmertSize:
+    """The LXMERT that is trained; a checkpoint has to be of this size.
+
+    Arguments:
+        l_layers, r_layers, x_layers: of words, of regions, and of both.
+        initializer_range: standard deviation of new weights; see `advvl.options.ModelOptions`.
+    """
+
+    hidden_size: int = 64
+    l_layers: int = 1
+    r_layers: int = 1
+    x_layers: int = 2
+    num_attention_heads: int = 4
+    intermediate_size: int = 192
+    max_position_embeddings: int = 20
+    dropout: float = 0.0
+    initializer_range: float = 0.12
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "hidden_size", "x_layers", "num_attention_heads", "intermediate_size")
+        at_least(0, self, "l_layers", "r_layers")
+        at_least(20, self, "max_position_embeddings")
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigurationError(
+                f"expected hidden_size to be a multiple of num_attention_heads={self.num_attention_heads}, "
+                f"got {self.hidden_size}"
+            )
+        fraction(self, "dropout")
+        positive(self, "initializer_range")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LxmertAdversary:
+    """How an update of LXMERT-AdvTrain perturbs the word embeddings and, which it does not, the region features.
+
+    Arguments:
+        steps: K, passes.
+        text_step, image_step: L2 length of one ascent step; None: the modality stays clean.
+        kl_weight: of the symmetric KL divergence between clean and perturbed answers.
+    """
+
+    steps: int = 3
+    text_step: float | None = 0.05
+    image_step: float | None = None
+    kl_weight: float = 1.5
+
+    def __post_init__(self) -> None:
+        at_least(2, self, "steps")
+        given = [name for name in ("text_step", "image_step") if getattr(self, name) is not None]
+        if not given:
+            raise ConfigurationError("expected text_step or image_step, got neither; nothing would be perturbed")
+        positive(self, *given)
+        not_negative(self, "kl_weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LxmertOptions:
+    """The whole experiment: train by each method from each seed, attack, report; on the digits, or on files of VQA."""
+
+    preset: Preset = field(default="demo", metadata=own("values to start from, over the defaults below"))
+    methods: tuple[Method, ...] = field(
+        default=("standard", "lxmert-adv"), metadata=own("ways to train; may be repeated", flags=("--method",))
+    )
+    seeds: tuple[int, ...] = field(
+        default=(0,), metadata=own("number of seeds, 0 to N-1", parse=first_seeds, metavar="N")
+    )
+    output: str = field(default="runs/villa_lxmert", metadata=own("directory of results"))
+    regions: tuple[str, ...] = field(default=(), metadata={"help": "region files, such as train2014_obj36.tsv"})
+    questions: tuple[str, ...] = field(default=(), metadata={"help": "question files to train on, such as train.json"})
+    test_questions: tuple[str, ...] = field(default=(), metadata={"help": "to test on, such as minival.json"})
+    answers: str | None = field(
+        default=None, metadata={"help": "directory of trainval_ans2label.json and trainval_label2ans.json"}
+    )
+    tokenizer: str | None = field(default=None, metadata={"help": "bert-base-uncased's vocab.txt or tokenizer.json"})
+    checkpoint: str | None = field(default=None, metadata={"help": "LXMERT checkpoint whose encoder to begin from"})
+    resume: bool = field(default=False, metadata=own("take up a run where it was killed"))
+    overwrite: bool = field(default=False, metadata=own("lose what the output directory holds"))
+    jobs: int = field(default=2, metadata=own("processes that share the work, each with its own threads"))
+    device: str = field(default="auto", metadata=own("auto, cpu, cuda, cuda:1, ..."))
+    threads: int = field(default=1, metadata=own("CPU threads of a process; the same number gives the same bits"))
+    model: LxmertSize = field(default_factory=LxmertSize)
+    data: DataOptions = field(default_factory=DataOptions)
+    optimizer: Optimizer = field(default="adamw", metadata={"help": "bert-adam is LXMERT's own"})
+    finetune: OptimizerOptions = field(default_factory=OptimizerOptions)
+    adversary: LxmertAdversary = field(default_factory=LxmertAdversary)
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+
+    def __post_init__(self) -> None:
+        choice(self, "preset", Preset)
+        choices(self, "methods", Method)
+        choice(self, "optimizer", Optimizer)
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            raise ConfigurationError(f"expected seeds to be distinct numbers of 0 or more, got {self.seeds!r}")
+        at_least(1, self, "threads", "jobs")
+        if self.resume and self.overwrite:
+            raise ConfigurationError("expected resume or overwrite, got both; one keeps what the other loses")
+        missing = [name for name in _FILES if not getattr(self, name)]
+        if 0 < len(missing) < len(_FILES):
+            raise ConfigurationError(
+                f"expected all of {', '.join(_FILES)}, or none of them for the digits, got no {', '.join(missing)}"
+            )
+
+        if self.given_files and self.evaluation.split != "test":
+            raise ConfigurationError(
+                f"expected evaluation.split to be test, which is test_questions, got {self.evaluation.split!r}"
+            )
+
+    @property
+    def given_files(self) -> bool:
+        """Whether it is about files that a person gave, and not about the digits."""
+        return bool(self.regions)
+
+
+PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "demo": {
+        "data": {"train_questions": 4000, "test_questions": 1000},
+        "finetune": {"epochs": 14},
+        "evaluation": {"restarts": 1, "examples": 200},
+    },
+    "published": {
+        "model": {
+            "hidden_size": 768,
+            "l_layers": 9,
+            "r_layers": 5,
+            "x_layers": 5,
+            "num_attention_heads": 12,
+            "intermediate_size": 3072,
+            "max_position_embeddings": 512,
+            "dropout": 0.1,
+            "initializer_range": 0.02,
+        },
+        "optimizer": "bert-adam",
+        "finetune": {
+            "epochs": 4,
+            "batch_size": 32,
+            "learning_rate": 5e-5,
+            "weight_decay": 0.01,
+            "schedule": "linear",
+            "warmup": 0.1,
+            "clip": 5.0,
+            "betas": (0.9, 0.999),
+        },
+        "adversary": {"text_step": 1e-3},
+        "evaluation": {"restarts": 1, "examples": 500},
+    },
+}
