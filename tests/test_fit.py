@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -769,46 +770,77 @@ def test_an_adversarial_loss_that_is_not_finite_names_the_update() -> None:
         run(toy(), Source(poison=5), method=METHODS["villa"], target=sited)
 
 
-SCRIPT = """
-import os, signal, sys
-sys.path.insert(0, os.path.dirname({test!r}))
-import torch
-torch.set_num_threads(1)
-from test_fit import *
-moment, file = sys.argv[1], Path(sys.argv[2])
-kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-at = {{6: kill}} if moment == "update" else {{}}
-if moment != "update":
+MOMENTS = {"update": 6, "before": 5, "after": 6}  # and how many updates are saved by then
+DELAYS = [0.01 * k for k in range(8)]  # seconds; a whole run takes some 0.1
+
+
+def stores(folder: Path, name: str) -> dict[str, Path | Checkpoints]:
+    directory = Checkpoints(directory=folder / f"{name} many", keep_last=2, keep_best=1, evaluate=largest, every=2)
+    return {"file": folder / f"{name}.pt", "directory": directory}
+
+
+def run_to_be_killed(folder: Path, moment: str, store: str) -> None:
+    """In the middle of an update, before a checkpoint is renamed into place, or after."""
     replace_file, calls = os.replace, []
-    def killing(*names):
+
+    def kill() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def killing(*names: Any) -> None:
         calls.append(names)
         if len(calls) == 6 and moment == "before":
             kill()
         replace_file(*names)
-        if len(calls) == 6:
+        if len(calls) == 6 and moment == "after":
             kill()
+
     os.replace = killing
-run(toy(), Source(at=at), checkpoint=file, checkpoint_seconds=0.0)
-"""
+    source = Source(at={6: kill} if moment == "update" else {})
+    run(toy(), source, checkpoint=stores(folder, moment)[store], checkpoint_seconds=0.0)
 
 
-@pytest.mark.parametrize("moment", ["update", "before", "after"])
-def test_a_process_killed_outright_resumes_to_the_same_bits(tmp_path: Path, moment: str) -> None:
-    """In the middle of an update, before a checkpoint is renamed into place, and after."""
+def kill_runs(folder: Path) -> None:
+    """Fork a run for each moment, and one for each delay, after which it is killed wherever it is."""
+    torch.set_num_threads(1)
+    for moment in [*MOMENTS, *map(str, DELAYS)]:
+        for store in ("file", "directory"):
+            child = os.fork()
+            if not child:
+                run_to_be_killed(folder, moment, store)
+                os._exit(0)
+            if moment not in MOMENTS:
+                time.sleep(float(moment))
+                os.kill(child, signal.SIGKILL)
+            ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            assert ended == -signal.SIGKILL or (moment not in MOMENTS and ended == 0)
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("killed")
+    command = "import sys, test_fit as t; t.kill_runs(t.Path(sys.argv[1]))"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [sys.executable, "-c", command, str(folder)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert ran.returncode == 0, ran.stderr
+    return folder
+
+
+@pytest.mark.parametrize("store", ["file", "directory"])
+@pytest.mark.parametrize("moment", [*MOMENTS, *map(str, DELAYS)])
+def test_a_process_killed_outright_resumes_to_the_same_bits(killed: Path, moment: str, store: str) -> None:
     whole, parts = toy(), toy()
     expected = run(whole)
-    file = tmp_path / "run.pt"
-    killed = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(test=__file__), moment, str(file)],
-        capture_output=True,
-        cwd=Path(advvl.fit.__file__).parents[1],
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert read_torch(file)["done"] == (5 if moment == "before" else 6)
+    checkpoint = stores(killed, moment)[store]
+    if moment in MOMENTS:
+        latest = checkpoint if isinstance(checkpoint, Path) else checkpoint.latest()
+        assert latest is not None
+        assert read_torch(latest)["done"] == MOMENTS[moment]
     source = Source()
-    assert run(parts, source, checkpoint=file, resume=True).losses == expected.losses
-    assert len(source.asked) == UPDATES - (5 if moment == "before" else 6)
+    assert run(parts, source, checkpoint=checkpoint, resume=True).losses == expected.losses
+    if moment in MOMENTS:
+        assert len(source.asked) == UPDATES - MOMENTS[moment]
     assert bits(parts) == bits(whole)
 
 
