@@ -55,6 +55,13 @@ class Again(nn.Module):
         return checkpoint(nn.functional.linear, x, self.weight, self.bias, use_reentrant=False)  # type: ignore[no-any-return]
 
 
+class CheckpointedSites(ToyModel):
+    """The sites themselves are computed again in the backward."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return checkpoint(super().forward, *args, use_reentrant=False, **kwargs)
+
+
 def model_of(dtype: torch.dtype = torch.float64, *, checkpointed: bool = False) -> ToyModel:
     torch.manual_seed(0)
     model = ToyModel().to(dtype)

@@ -72,9 +72,9 @@ def run(commands: list[list[str]], *, limit: float, environment: dict[str, str] 
     return ended
 
 
-def results(function: str, processes: int, folder: Path) -> list[dict[str, Any]]:
+def results(function: str, processes: int, folder: Path, *, limit: float = 100.0) -> list[dict[str, Any]]:
     """What a function returned in each process, by rank; all of them have to end well."""
-    ended = spawn(function, processes, folder)
+    ended = spawn(function, processes, folder, limit=limit)
     assert all(process.code == 0 for process in ended), "\n".join(process.output for process in ended)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
 

@@ -11,13 +11,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import ToyModel, toy_batch, toy_sites
-from distributed_cases import CASES, ROWS, SIZES, check, close, gradients, method_of, model_of, part
+from distributed_cases import CASES, ROWS, SIZES, CheckpointedSites, check, close, gradients, method_of, model_of, part
 from spawn import results
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.checkpoint import checkpoint
 
 import advvl
 from advvl import Adapter, AdversarialTraining, AscentState, EmbeddingPerturber, FreeAT, FreeLB
@@ -36,13 +35,6 @@ class Task(nn.Module):
 
     def forward(self, **fields: Tensor) -> object:
         return self.backbone(**fields)
-
-
-class CheckpointedSites(ToyModel):
-    """The sites themselves are computed again in the backward."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return checkpoint(super().forward, *args, use_reentrant=False, **kwargs)
 
 
 def ddp(model: nn.Module, **options: Any) -> Adapter:

@@ -11,7 +11,19 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import toy_batch, toy_sites
-from distributed_cases import CASES, METHODS, ROWS, accumulation, check, close, gradients, method_of, model_of, part
+from distributed_cases import (
+    CASES,
+    METHODS,
+    ROWS,
+    CheckpointedSites,
+    accumulation,
+    check,
+    close,
+    gradients,
+    method_of,
+    model_of,
+    part,
+)
 from spawn import results
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -120,6 +132,10 @@ def worker(rank: int, folder: Path) -> dict[str, Any]:
     found["held, in half"] = held(mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32))
     found["attacked"] = attacked(rank)
     found["refused"] = refused()
+    torch.manual_seed(0)
+    site = Adapter(sharded(CheckpointedSites().double()), toy_sites())  # type: ignore[arg-type]
+    method_of("villa").step(site, part(toy_batch(ROWS)))
+    found["checkpointed sites"] = gradients(site.model)
     late = model_of()
     target = Adapter(late, toy_sites())
     method_of("villa").step(target.through(sharded(late, reshard_after_forward=False)), part(toy_batch(ROWS)))  # type: ignore[arg-type]
@@ -182,3 +198,10 @@ def test_a_model_may_be_adapted_before_it_is_sharded(two: Results) -> None:
     expected = Adapter(model_of(), toy_sites())
     method_of("villa").step(expected, toy_batch(ROWS))
     close(two[0]["adapted before"], gradients(expected.model))
+
+
+def test_a_site_that_is_computed_again_finds_its_own_graphs_perturbation(two: Results) -> None:
+    """As it does in one process: each graph has a backward of its own."""
+    expected = Adapter(model_of(), toy_sites())
+    method_of("villa").step(expected, toy_batch(ROWS))
+    close(two[0]["checkpointed sites"], gradients(expected.model))
