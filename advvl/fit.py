@@ -8,6 +8,7 @@ never killed. See `docs/training-loop.md`.
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import time
@@ -182,10 +183,11 @@ def _check(
             f"expected every process to hold all parameters, as under DDP, got {kind.value}, which shards them; write the "
             "loop around AdversarialTraining.step"
         )
-    if process_count() != accelerator.num_processes:
+    started = max(process_count(), int(os.environ.get("WORLD_SIZE", "1")))
+    if started != accelerator.num_processes:
         raise ConfigurationError(
-            f"expected an accelerator that knows of all {process_count()} processes, got one of "
-            f"{accelerator.num_processes}; start them by accelerate launch or torchrun, and make it after that"
+            f"expected an accelerator that knows of all {started} processes, got one of {accelerator.num_processes}, which "
+            "would train alone; make it in each of them, on CPUs by Accelerator(cpu=True)"
         )
     if accelerator.gradient_accumulation_steps != 1:
         raise ConfigurationError(

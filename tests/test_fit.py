@@ -367,10 +367,18 @@ def test_processes_that_share_parameters_out_are_refused(monkeypatch: pytest.Mon
         run(toy())
 
 
-def test_an_accelerator_that_does_not_know_of_the_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(advvl.fit, "process_count", lambda: 2)
-    with pytest.raises(ConfigurationError, match="knows of all 2 processes, got one of 1"):
-        run(toy())
+@pytest.mark.parametrize("how", ["group", "launcher"])
+def test_an_accelerator_that_does_not_know_of_the_processes_is_refused(
+    monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """As Accelerator() is on CPUs under torchrun: every process would train alone, and write over the others' files."""
+    accelerator = Accelerator(cpu=True)
+    if how == "group":
+        monkeypatch.setattr(advvl.fit, "process_count", lambda: 2)
+    else:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigurationError, match=r"knows of all 2 processes, got one of 1.* Accelerator\(cpu=True\)"):
+        fit(toy(), Source(), options=OPTIONS, seed=3, accelerator=accelerator)
 
 
 class Counting(Toy):
