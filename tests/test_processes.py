@@ -87,12 +87,12 @@ def answers(batch: dict[str, Tensor]) -> Tensor:
 
 
 def curve(**options: Any) -> RobustnessCurve:
-    attacks = WorstCase(steps=3, restarts=2)
+    attacks = WorstCase(steps=1, step_fraction=0.05, restarts=2)  # of which the random starts decide
     return robustness_curve(
         model(),
         batches(),
         modality="image",
-        radii=(0.5, 2.0),
+        radii=tuple(0.25 * n for n in range(1, 17)),
         attacks=attacks,
         targets=answers,
         **options,
@@ -132,7 +132,7 @@ def test_processes_that_disagree_are_all_told(two: list[dict[str, Any]]) -> None
 def test_a_robustness_curve_over_processes_is_that_of_one(two: list[dict[str, Any]]) -> None:
     expected = curve()
     assert len(expected.clean) == 11
-    assert 0 < expected.accuracy()[0] < 1
+    assert not torch.equal(expected.scores, curve(seed=1).scores)
     for found in two:
         assert torch.equal(found["curve"]["clean"], expected.clean)
         assert torch.equal(found["clean"], expected.clean)
