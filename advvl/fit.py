@@ -132,10 +132,17 @@ def fit(
         "updates": updates,
         "seed": seed,
         "examples": len(source),
-        "method": re.sub(r" at 0x[0-9a-f]+", "", repr(method)),  # what is told apart by its address is not told apart
+        "method": re.sub(r" at 0x[0-9a-f]+|, device='[^']*'", "", repr(method)),  # the same in every process
+        "adversarial_tasks": None if adversarial_tasks is None else sorted(adversarial_tasks),
         "optimizer": type(built).__name__,
     }
-    for what, value in {**identity, "accumulate": accumulate, "nonfinite": (nonfinite, skip_limit)}.items():
+    every = store.every if isinstance(store, Checkpoints) else 0
+    how = {
+        "accumulate": accumulate,
+        "nonfinite": (nonfinite, skip_limit),
+        "resume": (resume, type(store).__name__, every),
+    }
+    for what, value in {**identity, **how}.items():
         check_agreement(what, value)
     prepared, built = accelerator.prepare(model, built)
     prepared.train()

@@ -244,6 +244,8 @@ def pair(rank: int, folder: Path) -> dict[str, Any]:
     r["options"] = error(ConfigurationError, options=replace(OPTIONS, clip=1.0 + rank))
     r["examples"] = error(ConfigurationError, source=Source(length=EXAMPLES - rank))
     r["methods"] = error(ConfigurationError, **method(FreeLB(2 + rank)))
+    r["tasks"] = error(ConfigurationError, **CASES["villa"], adversarial_tasks={"ab"[rank]})
+    r["resume"] = error(ConfigurationError, checkpoint=folder / "one.pt", resume=rank == 0)
     r["files"] = error(ConfigurationError, checkpoint=folder / f"only{rank}.pt", resume=True)
     r["newer"] = error(CheckpointError, checkpoint=folder / "newer.pt", resume=True)
     r["truncated"] = error(CheckpointError, checkpoint=folder / "truncated.pt", resume=True)
@@ -515,6 +517,8 @@ def test_perturbations_carried_by_other_processes_start_anew_and_say_so(folder: 
         "options": r"options to be the same in all 2 processes, got .*'clip': 1\.0.* in process 0 .*'clip': 2\.0",
         "examples": r"examples to be the same in all 2 processes, got 26 in process 0 and 25 in process 1",
         "methods": r"method to be the same.*FreeLB\(steps=2.*FreeLB\(steps=3",
+        "tasks": r"adversarial_tasks to be the same.*\['a'\] in process 0 and \['b'\] in process 1",
+        "resume": r"resume to be the same.*True, 'OneFile'.*False, 'OneFile'",
         "files": r"what to resume from to be the same in all 2 processes, got .*only0\.pt.* 6\).*None",
         "newer": r"format 2 in .*newer\.pt', got format 99, written by a newer advvl",
         "truncated": r"whole PyTorch file .*truncated\.pt",
