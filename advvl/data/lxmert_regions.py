@@ -196,7 +196,7 @@ def _end_of_line(stream: IO[bytes], end: int, size: int) -> int | None:
 @contextmanager
 def _reading(path: Path) -> Iterator[IO[bytes]]:
     try:
-        with open(path, "rb") as stream:
+        with open(path, "rb", buffering=_BLOCK) as stream:
             yield stream
     except OSError as error:
         raise DataError(f"expected a readable file of regions at {str(path)!r}, got {error}; check the path") from error
