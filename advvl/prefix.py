@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from advvl.adapters.diagnosis import is_compiled
+
 
 @dataclass(frozen=True, eq=False)
 class _Finished:
@@ -102,8 +104,7 @@ def _topmost(runs: Mapping[nn.Module, int], early: Mapping[nn.Module, _Finished]
 
 def _opaque(module: nn.Module) -> bool:
     """Whether hooks do not reach into it, or would have it compiled again."""
-    compiled = getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
-    return compiled or isinstance(module, torch.jit.ScriptModule)
+    return is_compiled(module) or isinstance(module, torch.jit.ScriptModule)
 
 
 def _repeatable(module: nn.Module) -> bool:

@@ -220,7 +220,11 @@ def test_a_model_that_was_compiled_and_run_before_it_was_adapted_is_told_so(way:
         SiteError, match=r"the model is compiled and had run before .* torch.compiler.reset\(\) once it"
     ):
         attack(target, ids, "text")
-    clean = compiled(ids)
+    with (
+        pytest.raises(SiteError, match=r"was not called; if the model had run compiled already, adapt it before"),
+        target.inject({"text": torch.ones(3, 5, 8)}),
+    ):
+        clean = compiled(ids)
     torch.compiler.reset()  # as it says
     with target.inject({"text": torch.ones(3, 5, 8)}):
         assert not torch.equal(compiled(ids), clean)

@@ -13,16 +13,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointFunction
 
+from advvl.processes import in_process_group
 from advvl.randomness import preserved
 from advvl.states import kept_buffers
 
 Again = Callable[[], object]
+
+_ADAPT_FIRST = "adapt it before its first call, or call torch.compiler.reset() once it is adapted"
 
 NON_REENTRANT = "checkpoint with use_reentrant=False, in transformers by gradient_checkpointing_kwargs"
 
@@ -64,10 +66,10 @@ def why_silent(model: nn.Module, module: nn.Module, batch: Any = None, again: Ag
     if type(module).forward is nn.Module.forward:
         return f"{name} has no forward of its own, and only what it holds is called; name one of {_some(parts)}"
     seen = None if again is None else _watched(model, again, _Watch(model, module=module))
-    if any(map(is_compiled, model.modules())) and (seen is None or module in seen.called):
+    compiled = any(map(is_compiled, model.modules()))
+    if compiled and seen is not None and module in seen.called:
         return (
-            "the model is compiled and had run before it was adapted, so that the compiled code has no hook there; adapt "
-            "it before its first call, or call torch.compiler.reset() once it is adapted"
+            f"the model is compiled and had run before it was adapted, and its code has no hook there; {_ADAPT_FIRST}"
         )
     fields = list(batch) if isinstance(batch, Mapping) else []
     given = [field for field in fields if str(field).endswith("inputs_embeds") and batch[field] is not None]
@@ -77,7 +79,9 @@ def why_silent(model: nn.Module, module: nn.Module, batch: Any = None, again: Ag
             "the input of the first module that takes those embeddings"
         )
     if seen is None:
-        return f"{name} was not called"
+        return f"{name} was not called" + (
+            f"; if the model had run compiled already, {_ADAPT_FIRST}" if compiled else ""
+        )
     if module in seen.called:
         return f"{name} is not called in every forward; on the same batch it was called when the model ran again"
     called = [part for part, inner in parts.items() if inner in seen.called]
@@ -216,7 +220,7 @@ def _watched(model: nn.Module, again: Again, watch: _Watch) -> _Watch | None:
 
     Not among several processes: a forward may wait for the other ones, which may not have failed.
     """
-    if dist.is_available() and dist.is_initialized():
+    if in_process_group():
         return None
     try:
         with ExitStack() as stack:
