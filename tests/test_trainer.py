@@ -219,20 +219,23 @@ def sentences() -> list[dict[str, Tensor]]:
     ]
 
 
+TOKENS = {"text": "model.embed_tokens"}
+COUNTED = 10 + 6 + 2  # tokens to predict in the batches
+
+
+def token_loss(outputs: Any, batch: Any) -> Tensor:
+    """As much of the mean over the three batches' tokens as to be averaged over the batches."""
+    labels = batch["labels"][:, 1:].flatten()
+    summed = F.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels, reduction="sum")
+    return summed / COUNTED * 3
+
+
 @pytest.mark.parametrize("regularizer", [None, SymmetricKL(2.0)], ids=["task", "penalty"])
 def test_tokens_count_alike_in_all_batches_of_a_window(tmp_path: Path, regularizer: SymmetricKL | None) -> None:
     """The task's loss is the mean over the window's tokens, the penalty the mean of its batches'."""
     method = AdversarialTraining(TEXT, FreeLB(2), regularizer)
-    sites, data = {"text": "model.embed_tokens"}, sentences()
-    total = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in data)
-
-    def loss(outputs: Any, batch: Any) -> Tensor:
-        labels = batch["labels"][:, 1:].flatten()
-        summed = F.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels, reduction="sum")
-        return summed / total * len(data)
-
-    expected = plain_loop(language_model(), data, method, window=3, sites=sites, loss=loss)
-    options = {"method": method, "sites": sites}
+    data, options = sentences(), {"method": method, "sites": TOKENS}
+    expected = plain_loop(language_model(), data, method, window=3, sites=TOKENS, loss=token_loss)
     found = trained(tmp_path, language_model(), rows_of(data), options=options, gradient_accumulation_steps=3)
     assert_equal(found, expected, TOLERANCE[torch.float32])  # transformers takes the loss in that
 
@@ -511,6 +514,16 @@ def test_every_batch_has_starts_of_its_own(tmp_path: Path, monkeypatch: pytest.M
     assert not set(seeds()) & set(first)
 
 
+def test_the_same_trainer_resumes_like_another(tmp_path: Path) -> None:
+    start = Noted()
+    method = AdversarialTraining(EmbeddingPerturber(text=Ascent(L2(), step_size=0.3, start=start)), FreeLB(1))
+    trainer = started(tmp_path, model_of(), method)
+    trainer.train()
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert len(start.seeds) == 11
+    assert start.seeds[-1] == start.seeds[-2]
+
+
 def test_evaluation_is_not_perturbed(tmp_path: Path) -> None:
     model, data = model_of(0.5), rows_of(batches(3))
     args = arguments(tmp_path, eval_strategy="steps", eval_steps=1)
@@ -530,25 +543,41 @@ def test_evaluation_is_not_perturbed(tmp_path: Path) -> None:
 
 
 def test_the_log_has_the_objective_and_its_parts(tmp_path: Path) -> None:
-    """Means over the updates since it last spoke; the fifth batch is an update of its own."""
+    """Means over the updates since it last spoke, of windows (0 1) (2 3) (4) (0 1) (2 3); it does not come to the last."""
     data = batches(5)
     method = AdversarialTraining(TEXT, FreeLB(3), SymmetricKL(2.0), nonfinite="keep")
-    args = arguments(tmp_path, gradient_accumulation_steps=2, logging_steps=3, learning_rate=0.0)
+    args = arguments(tmp_path, gradient_accumulation_steps=2, logging_steps=2, max_steps=5, learning_rate=0.0)
     trainer = AdversarialTrainer(
         model=model_of(), args=args, train_dataset=rows_of(data), method=method, sites=toy_sites()
     )
     trainer.train()
-    logs, *others = trainer.state.log_history
+    first, second, *others = trainer.state.log_history
     target = adapt(model_of(), toy_sites())
     reports = [method.step(target, batch) for batch in data]
-    weights = torch.tensor([1 / 2, 1 / 2, 1 / 2, 1 / 2, 1]) / 3
-    for name in ("loss", "task_loss", "regularization"):
-        mean = (torch.stack([getattr(report, name) for report in reports]) * weights).sum().item()
-        assert logs[name] == pytest.approx(mean, rel=1e-6), name
-    norms = torch.stack([report.delta_norms["text"].mean() for report in reports])
-    assert logs["delta_norm_text"] == pytest.approx((norms * weights).sum().item(), rel=1e-6)
-    assert logs["nonfinite_text"] == 0
+    norms = [report.delta_norms["text"].mean() for report in reports]
+    for logs, weights in ((first, [0.25, 0.25, 0.25, 0.25, 0]), (second, [0.25, 0.25, 0, 0, 0.5])):
+        for name in ("loss", "task_loss", "regularization"):
+            mean = sum(weight * getattr(report, name).item() for weight, report in zip(weights, reports, strict=True))
+            assert logs[name] == pytest.approx(mean, rel=1e-6), name
+        mean = sum(weight * norm.item() for weight, norm in zip(weights, norms, strict=True))
+        assert logs["delta_norm_text"] == pytest.approx(mean, rel=1e-6)
+        assert logs["nonfinite_text"] == 0
+    assert others
     assert not any("task_loss" in other for other in others)
+
+
+def test_the_log_of_a_loss_that_is_a_mean_over_the_window(tmp_path: Path) -> None:
+    method, data = AdversarialTraining(TEXT, FreeLB(2), SymmetricKL(20.0)), sentences()
+    args = arguments(tmp_path, gradient_accumulation_steps=3)
+    trainer = AdversarialTrainer(
+        model=language_model(), args=args, train_dataset=rows_of(data), method=method, sites=TOKENS
+    )
+    trainer.train()
+    target = adapt(language_model().train(), TOKENS)
+    reports = [method.step(target, batch, loss=token_loss) for batch in data]
+    for name in ("loss", "task_loss", "regularization"):
+        mean = torch.stack([getattr(report, name) for report in reports]).mean().item()
+        assert trainer.state.log_history[0][name] == pytest.approx(mean, rel=1e-5), name
 
 
 def test_rows_that_were_kept_back_are_counted(tmp_path: Path) -> None:
