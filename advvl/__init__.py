@@ -17,13 +17,14 @@
       start │             │ step along the gradient, back into the ball and the box
           perturber ──► ball ──► ops          perturbers.py, balls.py, ops/
 
-Importing this loads torch and nothing else. `models`, `tasks`, `data`, `evaluation`, `fit`, `config` and `cli` stand on
-it and are imported by name.
+Importing this loads torch and nothing else. `models`, `tasks`, `data`, `evaluation`, `fit`, `trainer`, `config` and `cli`
+stand on it and are imported by name.
 """
 
 from advvl.adapters.base import Adapter as Adapter
 from advvl.adapters.base import adapt as adapt
 from advvl.adapters.base import register as register
+from advvl.adapters.candidates import sites as sites
 from advvl.adapters.injection import Binding as Binding
 from advvl.adapters.injection import Site as Site
 from advvl.attacks import Attack as Attack
@@ -50,6 +51,7 @@ from advvl.probes import Feedback as Feedback
 from advvl.probes import Probe as Probe
 from advvl.recipes import free_at as free_at
 from advvl.recipes import freelb as freelb
+from advvl.recipes import lxmert_adv as lxmert_adv
 from advvl.recipes import pgd as pgd
 from advvl.recipes import villa as villa
 from advvl.regularizers import KL as KL

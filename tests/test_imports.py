@@ -11,8 +11,8 @@ import pytest
 import advvl
 
 NAMES = {
-    *("Adapter", "Binding", "Site", "adapt", "register"),
-    *("AdversarialTraining", "StepReport", "PassTrace", "free_at", "freelb", "pgd", "villa"),
+    *("Adapter", "Binding", "Site", "adapt", "register", "sites"),
+    *("AdversarialTraining", "StepReport", "PassTrace", "free_at", "freelb", "lxmert_adv", "pgd", "villa"),
     *("Attack", "AttackResult", "AdvVLError"),
     *("Ball", "L2", "Linf", "Place"),
     *("Ascent", "EmbeddingPerturber", "Given", "Normal", "Perturber", "Start", "Uniform", "Zero"),
