@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 HERE = Path(__file__).parent
-TIMEOUT = 20.0  # seconds that a collective waits for the others
+TIMEOUT = 60.0  # seconds that a collective waits for the others
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Ended:
 
 
 def spawn(
-    function: str, processes: int, folder: Path, *, limit: float = 100.0, timeout: float = TIMEOUT
+    function: str, processes: int, folder: Path, *, limit: float = 200.0, timeout: float = TIMEOUT
 ) -> list[Ended]:
     """Run `"module:function"`, of rank and folder, in processes that form a gloo group; none outlives `limit` seconds."""
     command = [
@@ -72,7 +72,7 @@ def run(commands: list[list[str]], *, limit: float, environment: dict[str, str] 
     return ended
 
 
-def results(function: str, processes: int, folder: Path, *, limit: float = 100.0) -> list[dict[str, Any]]:
+def results(function: str, processes: int, folder: Path, *, limit: float = 200.0) -> list[dict[str, Any]]:
     """What a function returned in each process, by rank; all of them have to end well."""
     ended = spawn(function, processes, folder, limit=limit)
     assert all(process.code == 0 for process in ended), "\n".join(process.output for process in ended)

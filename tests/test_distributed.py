@@ -147,7 +147,7 @@ def compiled(rank: int, folder: Path) -> dict[str, Tensor]:
     model = model_of()
     target = Adapter(model, toy_sites())
     wrapped: Any = torch.compile(DistributedDataParallel(model), backend="aot_eager")
-    method_of("villa").step(target.through(wrapped), part(toy_batch(ROWS)))
+    advvl.villa(step_sizes=SIZES, steps=2).step(target.through(wrapped), part(toy_batch(ROWS)))
     return gradients(wrapped)
 
 
@@ -226,6 +226,6 @@ def test_a_site_that_is_computed_again_is_refused_beside_a_live_clean_branch(two
 
 def test_a_compiled_model_trains_too(tmp_path: Path) -> None:
     expected = Adapter(model_of(), toy_sites())
-    method_of("villa").step(expected, toy_batch(ROWS))
+    advvl.villa(step_sizes=SIZES, steps=2).step(expected, toy_batch(ROWS))
     for found in results("test_distributed:compiled", 2, tmp_path):
         close(found, gradients(expected.model))

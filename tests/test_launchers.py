@@ -29,7 +29,7 @@ def accelerate() -> list[str]:
 
 
 def launched(command: list[str], how: str, folder: Path) -> Ended:
-    (ended,) = run([[*command, how, str(folder)]], limit=60, environment={"CUDA_VISIBLE_DEVICES": ""})
+    (ended,) = run([[*command, how, str(folder)]], limit=120, environment={"CUDA_VISIBLE_DEVICES": ""})
     return ended
 
 
