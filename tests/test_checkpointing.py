@@ -77,37 +77,39 @@ def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
     assert read_torch(store.best_file())["model"]["w"][0] == 4
 
 
-CALLS = 8 * 3 + 5  # a write's flush, rename and directory's flush; five files are dropped
-
-
+@pytest.mark.parametrize(
+    ("options", "kept", "calls"),
+    [
+        (STORE, KEPT, 8 * 3 + 5),
+        ({"keep_last": 1}, [8], 8 * 3 + 7),
+    ],  # each write flushes, renames, flushes; some drop one
+    ids=["two and the best", "one"],
+)
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("moment", range(CALLS))
 def test_a_kill_at_any_moment_leaves_the_last_written_one_whole_and_the_rest_follows(
-    tmp_path: Path, moment: int, after: bool
+    tmp_path: Path, options: dict[str, Any], kept: list[int], calls: int, after: bool
 ) -> None:
-    store = Checkpoints(directory=tmp_path, **STORE)
-    written = 0
-    with killed(moment, after=after), suppress(Killed):
-        for done in range(1, 9):
-            store.write(state(done, {update: score for update, score in SCORES.items() if update <= done}))
-            written = done
-    files = store.files()
-    for done, path in files.items():
-        assert read_checkpoint(path, RUN)["done"] == done
-    last = store.latest()
-    assert (last is None) == (files == {})
-    assert max(files, default=0) in (written, written + 1)
-    store.open(resume=True)
-    write_all(store, start=max(files, default=0) + 1)
-    assert set(KEPT) <= set(store.files())
-    if max(files, default=0) < 8:  # else nothing was left to write, and an old one to drop may have stayed
-        assert sorted(os.listdir(tmp_path)) == [f"update-{done:08d}.pt" for done in KEPT]
-
-
-def test_every_moment_of_a_run_is_tried(tmp_path: Path) -> None:
-    with killed(10**6, after=False) as calls:
-        write_all(Checkpoints(directory=tmp_path, **STORE))
-    assert len(calls) == CALLS
+    with killed(10**6, after=False) as seen:
+        write_all(Checkpoints(directory=tmp_path / "never", **options))
+    assert len(seen) == calls, "every moment is tried"
+    for moment in range(calls):
+        store = Checkpoints(directory=tmp_path / str(moment), **options)
+        written = 0
+        with killed(moment, after=after), suppress(Killed):
+            for done in range(1, 9):
+                store.write(state(done, {update: score for update, score in SCORES.items() if update <= done}))
+                written = done
+        files = store.files()
+        for done, path in files.items():
+            assert read_checkpoint(path, RUN)["done"] == done
+        found = max(files, default=0)
+        assert found in (written, written + 1)
+        assert store.latest() == files.get(found)
+        store.open(resume=True)
+        write_all(store, start=found + 1)
+        assert set(kept) <= set(store.files())
+        if found < 8:  # else nothing was left to write, and an old one to drop may have stayed
+            assert sorted(os.listdir(store.directory)) == [f"update-{done:08d}.pt" for done in kept]
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
