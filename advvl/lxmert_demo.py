@@ -196,6 +196,7 @@ def method_of(adversary: LxmertAdversary) -> AdversarialTraining:
         step_sizes={modality: step for modality, step in steps.items() if step is not None},
         steps=adversary.steps,
         kl_weight=adversary.kl_weight,
+        dropout=adversary.dropout,
     )
 
 

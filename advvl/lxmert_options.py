@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 from advvl.errors import ConfigurationError
 from advvl.options import (
     DataOptions,
+    Dropout,
     EvaluationOptions,
     OptimizerOptions,
     at_least,
@@ -68,12 +69,14 @@ class LxmertAdversary:
         steps: K, passes.
         text_step, image_step: L2 length of one ascent step; None: the modality stays clean.
         kl_weight: of the symmetric KL divergence between clean and perturbed answers.
+        dropout: new masks in every pass, as published, or the clean pass's masks in all of them.
     """
 
     steps: int = 3
     text_step: float | None = 0.05
     image_step: float | None = None
     kl_weight: float = 1.5
+    dropout: Dropout = "shared"
 
     def __post_init__(self) -> None:
         at_least(2, self, "steps")
@@ -82,6 +85,7 @@ class LxmertAdversary:
             raise ConfigurationError("expected text_step or image_step, got neither; nothing would be perturbed")
         positive(self, *given)
         not_negative(self, "kl_weight")
+        choice(self, "dropout", Dropout)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +175,7 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
             "clip": 5.0,
             "betas": (0.9, 0.999),
         },
-        "adversary": {"text_step": 1e-3},
+        "adversary": {"text_step": 1e-3, "dropout": "fresh"},
         "evaluation": {"restarts": 1, "examples": 500},
     },
 }

@@ -11,6 +11,7 @@ from lxmert_files import regions
 from tokenizers import Tokenizer
 
 from advvl.data.lxmert_answers import AnswerTable
+from advvl.data.lxmert_lines import Regions
 from advvl.data.lxmert_questions import Statement, VisualQuestion
 from advvl.data.lxmert_regions import RegionFile, open_regions, write_regions
 from advvl.data.lxmert_sources import Pictures, Sentences, StatementSource, VisualQuestionSource
@@ -28,11 +29,13 @@ def sentences() -> Sentences:
     return Sentences(build_tokenizer([SHORT, LONG]))
 
 
+def image(name: str, count: int = 36, *, feature_dim: int = 5) -> Regions:
+    """Every name's image is another."""
+    return regions(name, count, seed=ord(name), feature_dim=feature_dim)
+
+
 def region_file(path: Path, counts: dict[str, int], *, num_boxes: int | None = 36, feature_dim: int = 5) -> RegionFile:
-    write_regions(
-        path,
-        (regions(name, count, seed=seed, feature_dim=feature_dim) for seed, (name, count) in enumerate(counts.items())),
-    )
+    write_regions(path, (image(name, count, feature_dim=feature_dim) for name, count in counts.items()))
     return open_regions(path, num_boxes=num_boxes)
 
 
@@ -104,12 +107,11 @@ def test_a_batch_of_questions_is_what_the_files_say(pictures: Pictures, sentence
     assert set(batch) == TEXT | {"visual_feats", "visual_pos", "targets"}
     assert batch["visual_feats"].shape == (4, 36, 5)
     assert torch.equal(batch["targets"], torch.tensor([[1, 0, 0], [0.3, 0, 0.6], [0, 1, 0], [0.3, 0, 0.6]]))
-    seeds = {"a": 0, "b": 1, "c": 0}
     for row, index in enumerate(indices):
         question = questions()[index]
-        image = regions(question.image_id, seed=seeds[question.image_id])
-        assert torch.equal(batch["visual_feats"][row], image.features)
-        assert torch.equal(batch["visual_pos"][row], image.boxes / torch.tensor([640.0, 480.0, 640.0, 480.0]))
+        expected = image(question.image_id)
+        assert torch.equal(batch["visual_feats"][row], expected.features)
+        assert torch.equal(batch["visual_pos"][row], expected.boxes / torch.tensor([640.0, 480.0, 640.0, 480.0]))
         ids = batch["input_ids"][row][batch["attention_mask"][row].bool()].tolist()
         assert ids == [CLS, *tokens_of(sentences.tokenizer, question.sentence)[:18], SEP]
 
@@ -121,11 +123,10 @@ def test_a_batch_of_sentences_has_both_images_of_each(pictures: Pictures, senten
     assert batch["visual_feats"].shape == (2, 2, 36, 5)
     assert batch["visual_pos"].shape == (2, 2, 36, 4)
     assert (batch["targets"].dtype, batch["targets"].tolist()) == (torch.long, [0, 1])
-    expected = {"a": regions("a", seed=0), "b": regions("b", seed=1), "c": regions("c", seed=0)}
     for row, index in enumerate([1, 0]):
         for side, image_id in enumerate(statements()[index].image_ids):
-            assert torch.equal(batch["visual_feats"][row, side], expected[image_id].features)
-            assert torch.equal(batch["visual_pos"][row, side], expected[image_id].positions())
+            assert torch.equal(batch["visual_feats"][row, side], image(image_id).features)
+            assert torch.equal(batch["visual_pos"][row, side], image(image_id).positions())
 
 
 def test_images_of_fewer_regions_are_padded_with_zeros_and_masked(tmp_path: Path, sentences: Sentences) -> None:

@@ -24,7 +24,14 @@ VQA = [
 GQA = [VisualQuestion(name, "a", "is it", {answer: 1.0}) for name, answer in (("x", "yes"), ("y", "no"), ("z", "sea"))]
 NLVR2 = [
     Statement(name, name, ("a", "b"), "it is", label)
-    for name, label in (("dev-1-0-0", 1), ("dev-1-1-0", 0), ("dev-1-0-1", 1), ("dev-2-0-0", 0), ("test1-1-0-0", 1))
+    for name, label in (
+        ("dev-1-0-0", 1),
+        ("dev-1-1-0", 0),
+        ("dev-1-0-1", 1),
+        ("dev-1-1-1", 0),
+        ("dev-2-0-0", 0),
+        ("test1-1-0-0", 1),
+    )
 ]
 
 
@@ -50,9 +57,11 @@ def test_gqa_counts_answers_that_are_the_right_ones_word_for_word() -> None:
 def test_nlvr2_counts_sentences_and_then_sentences_right_of_every_pair() -> None:
     truth = {statement.identifier: bool(statement.label) for statement in NLVR2}
     assert nlvr2_accuracy(truth, NLVR2) == nlvr2_consistency(truth, NLVR2) == 1.0
-    wrong = truth | {"dev-1-1-0": True}
-    assert nlvr2_accuracy(wrong, NLVR2) == pytest.approx(4 / 5)
-    assert nlvr2_consistency(wrong, NLVR2) == pytest.approx(3 / 4)  # dev-1-*-0 is asked of two pairs, the others of one
+    wrong = truth | {"dev-1-0-0": False, "dev-1-1-0": True}
+    assert nlvr2_accuracy(wrong, NLVR2) == pytest.approx(4 / 6)
+    assert nlvr2_consistency(wrong, NLVR2) == pytest.approx(
+        3 / 4
+    )  # dev-1-*-0, but not dev-1-*-1, dev-2-0-*, test1-1-0-*
 
 
 Metric = Callable[[Any, Any], float]
