@@ -73,9 +73,9 @@ class LxmertAdversary:
     """
 
     steps: int = 3
-    text_step: float | None = 0.05
+    text_step: float | None = 0.02
     image_step: float | None = None
-    kl_weight: float = 1.5
+    kl_weight: float = 0.5
     dropout: Dropout = "shared"
 
     def __post_init__(self) -> None:
@@ -175,7 +175,7 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
             "clip": 5.0,
             "betas": (0.9, 0.999),
         },
-        "adversary": {"text_step": 1e-3, "dropout": "fresh"},
+        "adversary": {"text_step": 1e-3, "kl_weight": 1.5, "dropout": "fresh"},
         "evaluation": {"restarts": 1, "examples": 500},
     },
 }

@@ -138,6 +138,11 @@ class CountingFile(io.FileIO):
         CountingFile.total += count
         return count
 
+    def readall(self) -> bytes:
+        data = super().readall()
+        CountingFile.total += len(data)
+        return data
+
 
 def test_opening_reads_a_fraction_of_a_file_of_the_published_sizes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -193,13 +193,25 @@ def test_a_model_begins_at_the_checkpoints_encoder_and_at_a_head_of_its_own(tmp_
     ("spoil", "message"),
     [
         (lambda path: (path / "val2014_obj36.tsv").unlink(), "val2014_obj36.tsv"),
+        (
+            lambda path: write_regions(path / "val2014_obj36.tsv", [regions("val-0", 35)]),
+            "val2014_obj36.tsv, line 1: column num_boxes: expected 36, got 35",
+        ),
         (lambda path: (path / "minival.json").write_text("[{}]"), "minival.json, entry 0: field 'question_id'"),
         (lambda path: (path / TABLE[0]).write_text('{"net": 0, "nets": 1, "it": 2}'), "UNITER numbers"),
         (lambda path: (path / "vocab.txt").write_text("[PAD]\n[UNK]"), r"got none of [CLS], [SEP], [MASK]"),
         (lambda path: (path / "vocab.txt").unlink(), "vocab.txt"),
         (lambda path: pretrained(path / "model.pt", given(path), hidden_size=12), "model.pt"),
     ],
-    ids=["no regions", "questions", "UNITER's table", "vocabulary", "no vocabulary", "checkpoint of another size"],
+    ids=[
+        "no regions",
+        "fewer regions",
+        "questions",
+        "UNITER's table",
+        "vocabulary",
+        "no vocabulary",
+        "checkpoint of another size",
+    ],
 )
 def test_a_file_that_will_not_do_ends_with_a_message_that_names_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: object, message: str
