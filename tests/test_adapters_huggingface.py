@@ -10,26 +10,21 @@ import pytest
 import torch
 import transformers as hf
 from hf_families import (
-    CHECKS,
     ENDS,
     FAMILIES,
     GPT2,
     IMAGE,
-    PAGE,
     PATCHES,
     WORDS,
     Family,
     Fields,
-    Seen,
     classed,
-    failure,
     masked_words,
     next_words,
     pictures,
-    seen,
-    with_table,
     words,
 )
+from hf_found import CHECKS, PAGE, Seen, failure, seen, with_table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -155,9 +150,7 @@ def test_a_perturbation_is_what_inputs_embeds_would_be_given(index: int) -> None
 
 def test_the_table_of_the_page_is_what_was_found() -> None:
     page = PAGE.read_text()
-    assert with_table(page) == page, (
-        "what works has changed; run: python tests/hf_families.py, and look at the difference"
-    )
+    assert with_table(page) == page, "what works has changed; run: python tests/hf_found.py, and look at the difference"
 
 
 def test_a_family_that_fails_is_marked_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +159,7 @@ def test_a_family_that_fails_is_marked_in_the_table(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setitem(CHECKS, "attack", fails)
     failure.cache_clear()
-    monkeypatch.setattr("hf_families.FAMILIES", FAMILIES[:1])
+    monkeypatch.setattr("hf_found.FAMILIES", FAMILIES[:1])
     row = with_table("<!-- table -->\n<!-- end of table -->\n").splitlines()[3]
     assert row.endswith("| `attention_mask` | ✓ | ✗ | ✓ |  |")
     failure.cache_clear()
@@ -400,7 +393,7 @@ def test_a_hidden_layer_is_attacked_and_trained(make: Any, module: str, batch: A
     torch.manual_seed(0)
     model, fields_ = make().eval(), batch()
     mask = (lambda b: b["attention_mask"]) if "attention_mask" in fields_ else None
-    target = adapt(model, {"hidden": Site(module, mask=mask)}, pure=True)
+    target = adapt(model, {"hidden": Site(module, mask=mask)})
     clean = model(**fields_).loss
     result = Attack(climb("hidden"), PGD(3))(target, fields_)
     with target.inject(result.deltas):
