@@ -1,7 +1,7 @@
 """LXMERT's region files, `*_obj36.tsv`: one image a line, read when it is asked for.
 
 The published files are up to 30 GB long. Opening one reads the beginning of each line and skips the features, whose
-length follows from the number of regions: a fraction of a per cent of the file. `advvl.data.lxmert_lines` has the format.
+length follows from the number of regions: a few per cent of the file. `advvl.data.lxmert_lines` has the format.
 
 Legend: n regions, F features.
 """
