@@ -52,6 +52,12 @@ NOTES = {
         "K+1 passes of the model with fresh masks and K and a third with shared ones, at every size, and its memory does "
         "not depend on K.",
     ),
+    "trainer": (
+        "An update in transformers' Trainer",
+        "FreeLB with K = 3 in `AdversarialTrainer`, against `Trainer` with gradients accumulated over K batches of the same "
+        "size: as many passes of the model and as many updates, in whole trainings of six updates that log nothing. Trainer "
+        "collates K batches in an update where ours collates one.",
+    ),
     "regularizer": (
         "The symmetric divergence",
         "Of two tensors of logits, with its gradients to both. Up to a mebibyte a side, as 64x3129, ours is the expression "

@@ -22,7 +22,7 @@ class Target:
 
 
 def targets(run: Run) -> list[Target]:
-    return [target for find in (_ops_targets, _step_targets, _attack_targets) for target in find(run)]
+    return [target for find in (_ops_targets, _step_targets, _attack_targets, _trainer_targets) for target in find(run)]
 
 
 def _ops_targets(run: Run) -> list[Target]:
@@ -129,6 +129,18 @@ def _attack_targets(run: Run) -> list[Target]:
             measure = f"attack, {case}: over ten bare forward and input-only backward passes"
             measured = f"{ratio:.3f}{_interval(ours, bare)}"
             found.append(Target(measure, "at most 1.03", measured, ratio <= 1.03, _within(1.03, ours, bare)))
+    return found
+
+
+def _trainer_targets(run: Run) -> list[Target]:
+    found = list[Target]()
+    for case, lanes in run.cases("trainer").items():
+        ours, plain = lanes.get("AdversarialTrainer, FreeLB"), lanes.get("Trainer, K batches")
+        if ours and plain:
+            ratio = ours.median / plain.median
+            measure = f"AdversarialTrainer, {case}: over Trainer at as many passes of the model"
+            measured = f"{ratio:.3f}{_interval(ours, plain)}"
+            found.append(Target(measure, "at most 1.03", measured, ratio <= 1.03, _within(1.03, ours, plain)))
     return found
 
 
