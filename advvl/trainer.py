@@ -237,7 +237,8 @@ def _check_loop(trainer: AdversarialTrainer) -> None:
         "nonfinite='keep' with fp16": (
             bool(args.fp16) and trainer.method.nonfinite == "raise",
             "nonfinite='raise'",
-            "the loss scaler's first steps overflow by design: keep such rows where they are and count them, or use bf16",
+            "the loss scaler's first steps overflow by design: pass dataclasses.replace(method, nonfinite='keep'), which "
+            "keeps such rows where they are and counts them, or use bf16",
         ),
     }
     for expected, (wrong, got, advice) in refused.items():

@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState
 from conftest import TOLERANCE, ToyModel, toy_batch, toy_sites
 from test_training import HostReads
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn import functional as F
 from transformers import (
     BertConfig,
@@ -742,9 +743,22 @@ PROCESSES = 2
 
 def worker(folder: str) -> None:
     """One of the processes that torchrun starts."""
-    data, model = batches(8), model_of()
-    changes = {"gradient_accumulation_steps": 2, "ddp_backend": "gloo", "logging_steps": 2}
-    found = trained(Path(folder), model, rows_of(data), options={"method": METHODS["villa"]}, **changes)
+    reduced: list[int] = []
+
+    def reduce(state, bucket):  # type: ignore[no-untyped-def]
+        reduced.append(bucket.index())
+        return allreduce_hook(state, bucket)
+
+    class Counted(AdversarialTrainer):
+        def _prepare_for_training(self, *args: Any) -> Any:
+            model, loader = super()._prepare_for_training(*args)
+            model.register_comm_hook(None, reduce)
+            return model, loader
+
+    changes = {"gradient_accumulation_steps": 2, "ddp_backend": "gloo"}
+    options = {"method": METHODS["villa"]}
+    found = trained(Path(folder), model_of(), rows_of(batches(8)), trainer=Counted, options=options, **changes)
+    assert reduced == [0] * len(found)  # one bucket, once an update
     torch.save(found, f"{folder}/{os.environ['RANK']}.pt")
 
 
