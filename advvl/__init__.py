@@ -22,11 +22,11 @@ stand on it and are imported by name.
 """
 
 from advvl.adapters.base import Adapter as Adapter
-from advvl.adapters.base import adapt as adapt
-from advvl.adapters.base import register as register
 from advvl.adapters.candidates import sites as sites
 from advvl.adapters.injection import Binding as Binding
 from advvl.adapters.injection import Site as Site
+from advvl.adapters.registry import adapt as adapt
+from advvl.adapters.registry import register as register
 from advvl.attacks import Attack as Attack
 from advvl.attacks import AttackResult as AttackResult
 from advvl.balls import L2 as L2

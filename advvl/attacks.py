@@ -10,8 +10,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from advvl.adapters.base import Adapter, adapted
+from advvl.adapters.base import Adapter
 from advvl.adapters.injection import Batch
+from advvl.adapters.registry import adapted
 from advvl.balls import Place
 from advvl.errors import ConfigurationError
 from advvl.maximizers import InnerMaximizer

@@ -26,7 +26,8 @@ from accelerate.utils import DistributedType  # type: ignore[import-untyped]
 from torch import nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from advvl.adapters.base import Adapter, adapt
+from advvl.adapters.base import Adapter
+from advvl.adapters.registry import adapt
 from advvl.checkpointing import Checkpoints, OneFile
 from advvl.errors import ConfigurationError
 from advvl.maximizers import AscentState

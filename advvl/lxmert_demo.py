@@ -24,7 +24,7 @@ from typing import Final
 import torch
 from transformers import LxmertConfig
 
-from advvl.adapters.base import adapt
+from advvl.adapters.registry import adapt
 from advvl.bert_adam import BertAdam
 from advvl.config import identity
 from advvl.data.corpus import DigitsConfig, digits_corpus

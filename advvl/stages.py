@@ -23,7 +23,8 @@ from accelerate.utils import send_to_device  # type: ignore[import-untyped]
 from torch import nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from advvl.adapters.base import Adapter, adapt
+from advvl.adapters.base import Adapter
+from advvl.adapters.registry import adapt
 from advvl.data.corpus import DigitsCorpus
 from advvl.errors import CheckpointError, ConfigurationError
 from advvl.evaluation.robustness import WorstCase, clean_scores, robustness_curve

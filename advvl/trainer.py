@@ -14,8 +14,9 @@ from accelerate.utils import DistributedType  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from transformers import Trainer
 
-from advvl.adapters.base import Adapter, adapt
+from advvl.adapters.base import Adapter
 from advvl.adapters.injection import Batch, Site
+from advvl.adapters.registry import adapt
 from advvl.errors import ConfigurationError
 from advvl.maximizers import PGD, FreeAT
 from advvl.training import AdversarialTraining, StepReport

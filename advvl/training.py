@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from advvl.adapters.base import Adapter, adapted
+from advvl.adapters.base import Adapter
 from advvl.adapters.injection import Batch
+from advvl.adapters.registry import adapted
 from advvl.errors import ConfigurationError, NonFiniteError
 from advvl.maximizers import AscentState, InnerMaximizer
 from advvl.passes import Backward, Correct, Loss, Passes, check_parts

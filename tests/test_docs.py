@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from advvl.adapters import base
+from advvl.adapters import registry
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -74,7 +74,7 @@ def readme_names() -> dict[str, Any]:
 @pytest.mark.parametrize("page", WITH_CODE, ids=name)
 def test_the_code_of_every_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     module = ModuleType("page")  # a module of its own, as the reader's file is
     monkeypatch.setitem(sys.modules, "page", module)
     names = vars(module)

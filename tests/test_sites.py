@@ -31,6 +31,7 @@ from advvl import (
     adapt,
     register,
 )
+from advvl.adapters.names import find, unwrapped
 from advvl.errors import ConfigurationError, ShapeError, SiteError
 
 
@@ -271,6 +272,21 @@ def test_a_packed_site_moves_like_the_padded_one_it_is() -> None:
 
 
 # --- names ---
+
+
+def test_what_only_looks_like_a_wrapper_is_a_model() -> None:
+    """As a model with a head beside its `model`, in what PEFT makes of it for prompt tuning."""
+
+    class Headed(ToyModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = nn.Linear(2, 2)
+
+    outer = nn.Module()
+    outer.base_model = Headed()
+    assert unwrapped(outer) is outer
+    assert unwrapped(Wrapper(ToyModel(), "module", "base_model", "model", "_orig_mod")).__class__ is ToyModel
+    assert find(outer, "base_model.words") is outer.base_model.words
 
 
 @pytest.mark.parametrize("name", ["wordz", "encoder.words", "word"])
@@ -578,7 +594,8 @@ def test_a_registered_class_and_its_subclasses_are_adapted_without_sites() -> No
     ):
         adapt(Registered())
     register(f"{Registered.__module__}.{Registered.__qualname__}", f"{__name__}:toy_adapter")
-    for model in (Registered(), Heir(), Wrapper(Heir(), "module"), Wrapper(Heir(), "_orig_mod")):
+    paths = (["module"], ["_orig_mod"], ["base_model", "model"], ["module", "base_model", "model"])
+    for model in (Registered(), Heir(), *(Wrapper(Heir(), *path) for path in paths)):
         target = adapt(model)
         assert target.model is model
         assert set(target.sites) == {"text", "image"}

@@ -546,9 +546,9 @@ def test_a_loss_that_ignores_the_perturbation_is_an_error() -> None:
 
 
 def test_a_bare_registered_model_is_adapted_for_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    from advvl.adapters import base
+    from advvl.adapters import registry
 
-    monkeypatch.setitem(base._REGISTRY, f"{ToyModel.__module__}.{ToyModel.__qualname__}", "conftest:adapt_toy")
+    monkeypatch.setitem(registry._REGISTRY, f"{ToyModel.__module__}.{ToyModel.__qualname__}", "conftest:adapt_toy")
     model = ToyModel().double()
     AdversarialTraining(perturber(), FreeLB(2)).step(model, toy_batch())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

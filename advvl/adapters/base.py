@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
-import importlib
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 
 from advvl.adapters.diagnosis import why_silent
 from advvl.adapters.injection import Batch, Binding, Holder, InputHook, Maker, OutputHook, Site
+from advvl.adapters.names import find, unwrapped
 from advvl.adapters.outputs import Outputs as Outputs
 from advvl.adapters.outputs import read_logits, read_loss, run
 from advvl.errors import ConfigurationError, ShapeError, SiteError
@@ -57,7 +56,7 @@ class Adapter:
         repeat: Callable[[Batch, int], Batch] | None = None,
         pure: bool = False,
     ) -> None:
-        _check_model(model)
+        check_model(model)
         self.model = model
         self.sites: Mapping[str, Site] = _sites(sites)
         self.call = call or run
@@ -67,7 +66,7 @@ class Adapter:
         self.repeat, self.pure = repeat, pure
         self.replay_verified = False  # whether replayed randomness was seen to give the same logits
         self._holder = Holder()
-        modules = {modality: _find(model, site.module) for modality, site in self.sites.items()}
+        modules = {modality: find(model, site.module) for modality, site in self.sites.items()}
         self._perturbed = tuple(modules.values())
         self._origin: Adapter | None = None
         handles = [self._hook(modules[modality], modality, site.at) for modality, site in self.sites.items()]
@@ -75,7 +74,7 @@ class Adapter:
 
     def __repr__(self) -> str:
         sites = {modality: f"{site.module}:{site.at}" for modality, site in self.sites.items()}
-        return f"Adapter({type(_unwrapped(self.model)).__name__}, {sites})"
+        return f"Adapter({type(unwrapped(self.model)).__name__}, {sites})"
 
     def _hook(self, module: nn.Module, modality: str, at: str) -> torch.utils.hooks.RemovableHandle:
         if at == "output":
@@ -106,8 +105,8 @@ class Adapter:
         held = set(model.modules())
         if not all(module in held for module in self._perturbed):
             raise SiteError(
-                f"expected a wrapper of the adapted {type(_unwrapped(self.model)).__name__}, got a "
-                f"{type(_unwrapped(model)).__name__} that does not hold its sites; adapt that model itself"
+                f"expected a wrapper of the adapted {type(unwrapped(self.model)).__name__}, got a "
+                f"{type(unwrapped(model)).__name__} that does not hold its sites; adapt that model itself"
             )
         other = copy.copy(self)
         other.model, other._origin = model, self  # the hooks go with the first of them
@@ -164,81 +163,8 @@ class Adapter:
                 )
 
 
-_REGISTRY: dict[str, str] = {
-    "advvl.models.uniter.UniterModel": "advvl.adapters.uniter:uniter_adapter",
-    "advvl.tasks.vqa.UniterForVQA": "advvl.adapters.uniter:uniter_adapter",
-    "advvl.tasks.pretraining.UniterForPretraining": "advvl.adapters.uniter:uniter_adapter",
-    "advvl.tasks.lxmert.LxmertForNLVR2": "advvl.adapters.lxmert:lxmert_adapter",
-    "advvl.tasks.lxmert.LxmertForVQA": "advvl.adapters.lxmert:lxmert_adapter",
-    "transformers.models.lxmert.modeling_lxmert.LxmertForPreTraining": "advvl.adapters.lxmert:lxmert_adapter",
-    "transformers.models.lxmert.modeling_lxmert.LxmertForQuestionAnswering": "advvl.adapters.lxmert:lxmert_adapter",
-    "transformers.models.lxmert.modeling_lxmert.LxmertModel": "advvl.adapters.lxmert:lxmert_adapter",
-    "transformers.modeling_utils.PreTrainedModel": "advvl.adapters.huggingface:huggingface_adapter",
-}
-
-
-def register(class_path: str, factory: str) -> None:
-    """Have `adapt` use `factory` ("module:function", from model to `Adapter`) for the class at `class_path`."""
-    _REGISTRY[class_path] = factory
-
-
-def adapt(
-    model: nn.Module,
-    sites: Mapping[str, Site | str] | None = None,
-    *,
-    call: Callable[[nn.Module, Batch], Outputs] | None = None,
-    logits: Callable[[Outputs], Tensor] | None = None,
-    positions: Callable[[Batch], Tensor | None] | None = None,
-    loss: Callable[[Outputs, Batch], Tensor] | None = None,
-    repeat: Callable[[Batch, int], Batch] | None = None,
-    pure: bool = False,
-) -> Adapter:
-    """The adapter of a model: its registered one, or one with these sites; call it once, before any `torch.compile`.
-
-    Arguments:
-        model: of a registered class, of transformers, or any other with its sites.
-        sites: modality to site, or to the name of a module; in the place of those that are known.
-        call, logits, positions, loss, repeat, pure: as `Adapter` takes them; in the place of a registered adapter's own.
-
-    Raises:
-        SiteError: no sites given, and none known of the model's class; a module that it does not have.
-        ConfigurationError: something else than a model.
-    """
-    _check_model(model)
-    options = {"call": call, "logits": logits, "positions": positions, "loss": loss, "repeat": repeat}
-    if sites is not None:
-        return Adapter(model, sites, pure=pure, **options)  # type: ignore[arg-type]
-    inner = _unwrapped(model)
-    for cls in type(inner).__mro__:
-        factory = _REGISTRY.get(f"{cls.__module__}.{cls.__qualname__}")
-        if factory is not None:
-            module, _, function = factory.partition(":")
-            adapter: Adapter = getattr(importlib.import_module(module), function)(model)
-            for name, option in options.items():
-                if option is not None:
-                    setattr(adapter, name, option)
-            adapter.pure = adapter.pure or pure
-            return adapter
-    raise SiteError(
-        f"expected a model with a registered adapter, got {type(inner).__name__}; say what to perturb, as in "
-        'adapt(model, sites={"text": Site("…embeddings.word_embeddings")}); advvl.sites(model) lists what could be'
-    )
-
-
-@contextmanager
-def adapted(model: Adapter | nn.Module) -> Iterator[Adapter]:
-    """An adapter as it is, or that of a bare model for as long as this lasts."""
-    if isinstance(model, Adapter):
-        yield model
-        return
-    adapter = adapt(model)
-    try:
-        yield adapter
-    finally:
-        adapter.close()
-
-
-def _check_model(model: object) -> None:
+def check_model(model: object) -> None:
+    """Raise ConfigurationError unless it is a model that can be adapted."""
     if isinstance(model, Adapter):
         raise ConfigurationError(
             f"expected a model, got an adapter of {type(model.model).__name__}; use it as it is, or adapt its .model"
@@ -264,34 +190,6 @@ def _sites(sites: object) -> dict[str, Site]:
             )
         found[modality] = Site.parse(site) if isinstance(site, str) else site
     return found
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    for name in ("_orig_mod", "module"):
-        if isinstance(inner := getattr(model, name, None), nn.Module):
-            return _unwrapped(inner)
-    return model
-
-
-_WRAPPERS = ("module", "_orig_mod")
-
-
-def _find(model: nn.Module, name: str) -> nn.Module:
-    modules: dict[str, nn.Module] = dict(model.named_modules())
-    if name in modules:
-        return modules[name]
-    plain: dict[str, nn.Module] = {}
-    for path, module in modules.items():
-        short = ".".join(part for part in path.split(".") if part not in _WRAPPERS)
-        plain.setdefault(short.removeprefix("base_model.model."), module)
-    if name in plain:
-        return plain[name]
-    near = difflib.get_close_matches(name, plain, n=3, cutoff=0.4)
-    near += [path for path in plain if path.endswith("." + name.rpartition(".")[2]) and path not in near][:3]
-    raise SiteError(
-        f"expected the name of a module of {type(_unwrapped(model)).__name__}, got {name!r}; "
-        f"the nearest are {', '.join(map(repr, near)) or 'none'}"
-    )
 
 
 def _remove(handles: list[torch.utils.hooks.RemovableHandle]) -> None:

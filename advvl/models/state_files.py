@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from advvl.adapters.names import without_wrappers
 from advvl.errors import CheckpointError, ConfigurationError
 from advvl.storage import read_torch, write_safetensors, write_torch
 
-_WRAPPERS = ("module", "_orig_mod")
 _BUFFERS = ("position_ids", "token_type_ids")
 _MOST_PADDING = 64  # more rows than any alignment adds are another vocabulary, unless they are zero
 _SHOWN = 8
@@ -50,7 +50,7 @@ class LoadReport:
 def plain_parts(name: str) -> list[str]:
     """The parts of a name without those of wrappers, its last one in today's spelling: no `gamma`, no `beta`."""
     *parts, last = name.split(".")
-    return [*(part for part in parts if part not in _WRAPPERS), {"gamma": "weight", "beta": "bias"}.get(last, last)]
+    return [*without_wrappers(parts), {"gamma": "weight", "beta": "bias"}.get(last, last)]
 
 
 def read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
@@ -201,7 +201,8 @@ def _agree(a: Tensor, b: Tensor) -> bool:
 def _matches(name: str, patterns: Iterable[str], naming: Naming) -> bool:
     for pattern in patterns:
         # without its wrapper, module.* would be all there is
-        common = pattern if pattern.split(".")[0] in _WRAPPERS else naming.common(pattern)
+        parts = pattern.split(".")
+        common = naming.common(pattern) if without_wrappers(parts)[:1] == parts[:1] else pattern
         if any(fnmatchcase(name, p) or name.startswith(f"{p.rstrip('.')}.") for p in (pattern, common)):
             return True
     return False

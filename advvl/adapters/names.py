@@ -1,0 +1,57 @@
+"""Names: what wrappers put before the names of a model's modules and tensors, and a module by its name without that."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from torch import nn
+
+from advvl.errors import SiteError
+
+# where DDP, torch.compile and PEFT keep the model that they wrap
+_WRAPPERS = (("module",), ("_orig_mod",), ("base_model", "model"))
+
+
+def without_wrappers(parts: Sequence[str]) -> list[str]:
+    """The parts of a dotted name without those of wrappers."""
+    plain, rest = list[str](), tuple(parts)
+    while rest:
+        wrapper = next((path for path in _WRAPPERS if rest[: len(path)] == path), ())
+        plain += [] if wrapper else rest[:1]
+        rest = rest[len(wrapper) or 1 :]
+    return plain
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model in its wrappers, each of which holds nothing else."""
+    for path in _WRAPPERS:
+        inner: nn.Module | None = model
+        for name in path:
+            children = {} if inner is None else dict(inner.named_children())
+            inner = children.get(name) if len(children) == 1 else None
+        if inner is not None:
+            return unwrapped(inner)
+    return model
+
+
+def find(model: nn.Module, name: str) -> nn.Module:
+    """The module of this name in a model; parts of wrappers may be left out.
+
+    Raises:
+        SiteError: there is none, with the nearest names that there are.
+    """
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    if name in modules:
+        return modules[name]
+    plain: dict[str, nn.Module] = {}
+    for path, module in modules.items():
+        plain.setdefault(".".join(without_wrappers(path.split("."))), module)
+    if name in plain:
+        return plain[name]
+    near = difflib.get_close_matches(name, plain, n=3, cutoff=0.4)
+    near += [path for path in plain if path.endswith("." + name.rpartition(".")[2]) and path not in near][:3]
+    raise SiteError(
+        f"expected the name of a module of {type(unwrapped(model)).__name__}, got {name!r}; "
+        f"the nearest are {', '.join(map(repr, near)) or 'none'}"
+    )

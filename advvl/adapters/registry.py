@@ -1,0 +1,87 @@
+"""The registry: the adapter of a model by its class, and `adapt`, which looks there or takes the sites that it is given."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from advvl.adapters.base import Adapter, Outputs, check_model
+from advvl.adapters.injection import Batch, Site
+from advvl.adapters.names import unwrapped
+from advvl.errors import SiteError
+
+_REGISTRY: dict[str, str] = {
+    "advvl.models.uniter.UniterModel": "advvl.adapters.uniter:uniter_adapter",
+    "advvl.tasks.vqa.UniterForVQA": "advvl.adapters.uniter:uniter_adapter",
+    "advvl.tasks.pretraining.UniterForPretraining": "advvl.adapters.uniter:uniter_adapter",
+    "advvl.tasks.lxmert.LxmertForNLVR2": "advvl.adapters.lxmert:lxmert_adapter",
+    "advvl.tasks.lxmert.LxmertForVQA": "advvl.adapters.lxmert:lxmert_adapter",
+    "transformers.models.lxmert.modeling_lxmert.LxmertForPreTraining": "advvl.adapters.lxmert:lxmert_adapter",
+    "transformers.models.lxmert.modeling_lxmert.LxmertForQuestionAnswering": "advvl.adapters.lxmert:lxmert_adapter",
+    "transformers.models.lxmert.modeling_lxmert.LxmertModel": "advvl.adapters.lxmert:lxmert_adapter",
+    "transformers.modeling_utils.PreTrainedModel": "advvl.adapters.huggingface:huggingface_adapter",
+}
+
+
+def register(class_path: str, factory: str) -> None:
+    """Have `adapt` use `factory` ("module:function", from model to `Adapter`) for the class at `class_path`."""
+    _REGISTRY[class_path] = factory
+
+
+def adapt(
+    model: nn.Module,
+    sites: Mapping[str, Site | str] | None = None,
+    *,
+    call: Callable[[nn.Module, Batch], Outputs] | None = None,
+    logits: Callable[[Outputs], Tensor] | None = None,
+    positions: Callable[[Batch], Tensor | None] | None = None,
+    loss: Callable[[Outputs, Batch], Tensor] | None = None,
+    repeat: Callable[[Batch, int], Batch] | None = None,
+    pure: bool = False,
+) -> Adapter:
+    """The adapter of a model: its registered one, or one with these sites; call it once, before any `torch.compile`.
+
+    Arguments:
+        model: of a registered class, of transformers, or any other with its sites.
+        sites: modality to site, or to the name of a module; in the place of those that are known.
+        call, logits, positions, loss, repeat, pure: as `Adapter` takes them; in the place of a registered adapter's own.
+
+    Raises:
+        SiteError: no sites given, and none known of the model's class; a module that it does not have.
+        ConfigurationError: something else than a model.
+    """
+    check_model(model)
+    options = {"call": call, "logits": logits, "positions": positions, "loss": loss, "repeat": repeat}
+    if sites is not None:
+        return Adapter(model, sites, pure=pure, **options)  # type: ignore[arg-type]
+    inner = unwrapped(model)
+    for cls in type(inner).__mro__:
+        factory = _REGISTRY.get(f"{cls.__module__}.{cls.__qualname__}")
+        if factory is not None:
+            module, _, function = factory.partition(":")
+            adapter: Adapter = getattr(importlib.import_module(module), function)(model)
+            for name, option in options.items():
+                if option is not None:
+                    setattr(adapter, name, option)
+            adapter.pure = adapter.pure or pure
+            return adapter
+    raise SiteError(
+        f"expected a model with a registered adapter, got {type(inner).__name__}; say what to perturb, as in "
+        'adapt(model, sites={"text": Site("…embeddings.word_embeddings")}); advvl.sites(model) lists what could be'
+    )
+
+
+@contextmanager
+def adapted(model: Adapter | nn.Module) -> Iterator[Adapter]:
+    """An adapter as it is, or that of a bare model for as long as this lasts."""
+    if isinstance(model, Adapter):
+        yield model
+        return
+    adapter = adapt(model)
+    try:
+        yield adapter
+    finally:
+        adapter.close()
