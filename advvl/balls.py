@@ -33,11 +33,13 @@ class Place:
         x: the unperturbed tensor at the site, `(B, T, D)` or any `(B, ...)`, or `(N, ...)` packed; detached.
         mask: `(B, T)` bool, True at real positions, or None where all are real.
         segments: `(N,)` long, the sample of each row of a packed tensor, or None.
+        examples: `(N,)` long, the example of each row where one has several, each in a ball of its own, or None.
     """
 
     x: Tensor
     mask: Tensor | None = None
     segments: Tensor | None = None
+    examples: Tensor | None = None
 
 
 class Ball(ABC):

@@ -261,13 +261,14 @@ def _rows(
     """Row by row, the perturbations of `yes` where `chosen` `(B,)`, else those of `no`."""
     picked = {}
     for modality, delta in yes.items():
-        segments = places[modality].segments
-        rows = chosen if segments is None else chosen[segments]
+        place = places[modality]
+        owners = place.examples if place.segments is None else place.segments
+        rows = chosen if owners is None else chosen[owners]
         if rows.shape != delta.shape[:1]:
             raise ShapeError(
                 f"expected one loss or verdict for each of the {delta.shape[0]} rows of {modality!r}, got "
-                f"{tuple(rows.shape)}; where an example has several rows, give each its example's, as in "
-                "loss=lambda outputs, batch: outputs.loss.repeat_interleave(2)"
+                f"{tuple(rows.shape)}; where an example has several rows, say which: Site(…, examples=…), or with a ball of "
+                "the whole example Site(…, rows=…)"
             )
         picked[modality] = torch.where(rows.reshape(-1, *[1] * (delta.ndim - 1)), delta, no[modality])
     return picked

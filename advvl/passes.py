@@ -44,7 +44,6 @@ class Pass:
     places: dict[str, Place]
     binding: Binding
     effective: dict[str, Tensor]
-    why_independent: Callable[[str], str]  # why the loss does not depend on a modality's perturbation, if it does not
 
 
 class Passes:
@@ -87,7 +86,7 @@ class Passes:
         random = any(start.random for start in perturber.starts().values())
         self._generator = forked(generator) if random else generator
         self._stack = ExitStack()
-        self._places: dict[str, tuple[Tensor | None, Tensor | None]] = {}
+        self._places: dict[str, tuple[Tensor | None, ...]] = {}
         self._reuse = reuse
         self._prefixes: dict[tuple[str, ...], Prefix] = {}
 
@@ -137,21 +136,10 @@ class Passes:
                 f"expected a loss as a scalar tensor or one a row (B,), got {got}; reduce the other axes, without item"
             )
         losses = loss if loss.ndim == 1 else None
-        if losses is not None and not apart:
-            check_rows(places, len(losses))
+        if not apart:
+            check_rows(places, losses, partial(self.logits_if_any, outputs))
         task = loss if losses is None else self.reduce(losses)
-        why = partial(self._why_independent, leaves)
-        return Pass(batch, outputs, losses, task, leaves, places, binding, effective, why)
-
-    def _why_independent(self, leaves: Mapping[str, Tensor], modality: str) -> str:
-        leaf = leaves[modality].detach().requires_grad_()
-
-        def again() -> Tensor:
-            with self.adapter.inject({modality: leaf}):
-                outputs = self.adapter.forward(self.batch)
-            return self._loss(outputs, self.batch)
-
-        return why_independent(self.adapter.model, leaf, again)
+        return Pass(batch, outputs, losses, task, leaves, places, binding, effective)
 
     def _prefix(self, modalities: tuple[str, ...], binding: Binding) -> AbstractContextManager[None]:
         if modalities not in self._prefixes:
@@ -160,13 +148,92 @@ class Passes:
 
     def comparable(self, outputs: Outputs) -> Tensor:
         """The logits, or the loss of a model that gives nothing else: what tells whether a pass was repeated."""
-        try:
-            return self.adapter.logits(outputs).detach().float()
-        except ConfigurationError:
-            return self._loss(outputs, self.batch).detach().float()
+        logits = self.logits_if_any(outputs)
+        return (self._loss(outputs, self.batch) if logits is None else logits).detach().float()
 
     def logits(self, run: Pass) -> Tensor:
         return self.adapter.logits(run.outputs)
+
+    def logits_if_any(self, outputs: Outputs) -> Tensor | None:
+        """The logits; None of a model that gives none."""
+        try:
+            return self.adapter.logits(outputs)
+        except ConfigurationError:
+            return None
+
+    def input_gradients(self, objective: Tensor, run: Pass, *, retain_graph: bool = False) -> dict[str, Tensor]:
+        """The gradients of an objective with respect to the perturbations of its pass alone; parameters get none.
+
+        Raises:
+            SiteError: the objective does not depend on one of them; activation checkpointing with `use_reentrant=True`,
+                which gives no gradients but those of everything.
+            ConfigurationError: it depends on nothing.
+        """
+        self._check_differentiable(objective, run)
+        try:
+            found = torch.autograd.grad(
+                objective, list(run.leaves.values()), retain_graph=retain_graph, allow_unused=True
+            )
+        except RuntimeError as error:
+            if is_reentrant(objective):
+                raise SiteError(
+                    "expected activation checkpointing that gives gradients of perturbations alone, got a region with "
+                    f"use_reentrant=True between a site and the loss; {NON_REENTRANT}"
+                ) from error
+            raise
+        return self.all_found(dict(zip(run.leaves, found, strict=True)), run)
+
+    def accumulate(self, total: Tensor, backward: Backward | None, run: Pass) -> Tensor | None:
+        """Accumulate the gradients of `total` into every leaf's `.grad`, by the caller's backward if there is one.
+
+        Returns:
+            The factor by which that scaled them, read off a zero leaf added to `total`; None for 1.
+
+        Raises:
+            SiteError: the caller's backward differentiates nothing.
+            ConfigurationError: nothing is to be differentiated.
+        """
+        self._check_differentiable(total, run)
+        if backward is None:
+            total.backward()  # type: ignore[no-untyped-call]
+            return None
+        unit = torch.zeros_like(total, requires_grad=True)
+        backward(total + unit)
+        if unit.grad is None:
+            raise SiteError(
+                "expected backward to differentiate the loss it was given, but it did not; have it call backward() on that "
+                "very tensor or a multiple of it, as accelerator.backward does"
+            )
+        return unit.grad
+
+    def _check_differentiable(self, objective: Tensor, run: Pass) -> None:
+        if objective.requires_grad:
+            return
+        expected = "expected a loss that requires grad, got one that"
+        for modality, leaf in run.leaves.items():
+            if leaf.requires_grad:
+                why = self._why_independent(run, modality)
+                raise ConfigurationError(f"{expected} does not depend on the perturbation of {modality!r}: {why}")
+        raise ConfigurationError(
+            f"{expected} does not; let some parameter of the model require grad, and compute the loss from the model's "
+            "outputs without detach, item or no_grad"
+        )
+
+    def all_found(self, gradients: Mapping[str, Tensor | None], run: Pass) -> dict[str, Tensor]:
+        """The gradients of a pass, every one of which has to be there.
+
+        Raises:
+            SiteError: one is not.
+        """
+        complete = {}
+        for modality, gradient in gradients.items():
+            if gradient is None:
+                raise SiteError(
+                    f"expected the loss to depend on the perturbation of {modality!r}, but it does not: "
+                    f"{self._why_independent(run, modality)}"
+                )
+            complete[modality] = gradient
+        return complete
 
     def feedback(
         self, run: Pass, gradients: Mapping[str, Tensor], modalities: tuple[str, ...], *, of: int = 1
@@ -184,6 +251,17 @@ class Passes:
             correct=correct,
         )
 
+    def _why_independent(self, run: Pass, modality: str) -> str:
+        """Why the loss does not depend on a modality's perturbation, which it does not."""
+        leaf = run.leaves[modality].detach().requires_grad_()
+
+        def again() -> Tensor:
+            with self.adapter.inject({modality: leaf}):
+                outputs = self.adapter.forward(self.batch)
+            return self._loss(outputs, self.batch)
+
+        return why_independent(self.adapter.model, leaf, again)
+
     def _begin(self, modality: str, value: Tensor | Start, place: Place) -> Tensor:
         if isinstance(value, Start):
             return self.perturber.begin(modality, value, place, self._generator)
@@ -197,81 +275,7 @@ class Passes:
     def _place(self, modality: str, x: Tensor) -> Place:
         if modality not in self._places:
             self._places[modality] = read_positions(modality, self.adapter.sites[modality], self.batch, x)
-        mask, rows = self._places[modality]
-        return Place(x.detach(), mask, rows)
-
-
-def input_gradients(objective: Tensor, run: Pass, *, retain_graph: bool = False) -> dict[str, Tensor]:
-    """The gradients of an objective with respect to the perturbations of its pass alone; parameters get none.
-
-    Raises:
-        SiteError: the objective does not depend on one of them; activation checkpointing with `use_reentrant=True`, which
-            gives no gradients but those of everything.
-        ConfigurationError: it depends on nothing.
-    """
-    _check_differentiable(objective, run)
-    try:
-        found = torch.autograd.grad(objective, list(run.leaves.values()), retain_graph=retain_graph, allow_unused=True)
-    except RuntimeError as error:
-        if is_reentrant(objective):
-            raise SiteError(
-                "expected activation checkpointing that gives gradients of perturbations alone, got a region with "
-                f"use_reentrant=True between a site and the loss; {NON_REENTRANT}"
-            ) from error
-        raise
-    return all_found(dict(zip(run.leaves, found, strict=True)), run)
-
-
-def accumulate(total: Tensor, backward: Backward | None, run: Pass | None = None) -> Tensor | None:
-    """Accumulate the gradients of `total` into every leaf's `.grad`, by the caller's backward if there is one.
-
-    Returns:
-        The factor by which that scaled them, read off a zero leaf added to `total`; None for 1.
-
-    Raises:
-        SiteError: the caller's backward differentiates nothing.
-        ConfigurationError: nothing is to be differentiated.
-    """
-    _check_differentiable(total, run)
-    if backward is None:
-        total.backward()  # type: ignore[no-untyped-call]
-        return None
-    unit = torch.zeros_like(total, requires_grad=True)
-    backward(total + unit)
-    if unit.grad is None:
-        raise SiteError("expected backward to differentiate the loss it was given, but it did not")
-    return unit.grad
-
-
-def _check_differentiable(objective: Tensor, run: Pass | None) -> None:
-    if objective.requires_grad:
-        return
-    expected = "expected a loss that requires grad, got one that"
-    for modality, leaf in run.leaves.items() if run is not None else ():
-        if leaf.requires_grad:
-            why = run.why_independent(modality)  # type: ignore[union-attr]
-            raise ConfigurationError(f"{expected} does not depend on the perturbation of {modality!r}: {why}")
-    raise ConfigurationError(
-        f"{expected} does not; let some parameter of the model require grad, and compute the loss from the model's outputs "
-        "without detach, item or no_grad"
-    )
-
-
-def all_found(gradients: Mapping[str, Tensor | None], run: Pass) -> dict[str, Tensor]:
-    """The gradients of a pass, every one of which has to be there.
-
-    Raises:
-        SiteError: one is not.
-    """
-    complete = {}
-    for modality, gradient in gradients.items():
-        if gradient is None:
-            raise SiteError(
-                f"expected the loss to depend on the perturbation of {modality!r}, but it does not: "
-                f"{run.why_independent(modality)}"
-            )
-        complete[modality] = gradient
-    return complete
+        return Place(x.detach(), *self._places[modality])
 
 
 def check_parts(perturber: object, maximizer: object) -> None:

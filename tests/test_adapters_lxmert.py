@@ -22,6 +22,7 @@ from advvl import (
     EmbeddingPerturber,
     FreeLB,
     PassTrace,
+    Site,
     SymmetricKL,
     Uniform,
     adapt,
@@ -29,7 +30,7 @@ from advvl import (
 from advvl.adapters.lxmert import lxmert_adapter, lxmert_sites, repeat
 from advvl.errors import ConfigurationError, DataError, ShapeError, SiteError
 from advvl.evaluation.robustness import WorstCase, robustness_curve
-from advvl.models.lxmert_layout import region_mask, text_mask
+from advvl.models.lxmert_layout import examples, region_mask, text_mask
 from advvl.tasks.lxmert import LxmertForNLVR2, LxmertForVQA
 
 Batch = dict[str, Any]
@@ -264,26 +265,56 @@ def test_a_repeated_batch_gives_the_same_rows_again(kind: type[nn.Module]) -> No
         torch.testing.assert_close(twice.loss, once.loss)
 
 
-@pytest.mark.parametrize("maximizer", [PGD(3, keep="best"), PGD(3, early_stop=True)], ids=["best", "early-stop"])
-def test_what_goes_by_row_wants_a_loss_for_each_image_of_a_pair(maximizer: PGD) -> None:
-    target, batch = adapt(build(LxmertForNLVR2)), nlvr2_batch()
+def judged(outputs: Any, batch: Batch) -> Tensor:
+    return outputs.logits.argmax(1) == batch["targets"]
 
-    def correct(outputs: Any, batch: Batch) -> Tensor:
-        return outputs.logits.argmax(1) == batch["targets"]
 
-    with pytest.raises(ShapeError, match=r"each of the 6 rows of 'text', got \(3,\); .*repeat_interleave\(2\)"):
-        Attack(ascents(), maximizer, correct=correct)(target, batch)
-    attack = Attack(
-        ascents(),
-        maximizer,
-        loss=lambda outputs, batch: outputs.loss.repeat_interleave(2),
-        correct=lambda outputs, batch: correct(outputs, batch).repeat_interleave(2),
-    )
-    result = attack(target, batch)
-    assert result.losses is not None
-    assert result.losses.shape == (6,)
+def test_the_best_of_a_pair_is_kept_by_its_examples_loss() -> None:
+    target, batch, gone = adapt(build(LxmertForNLVR2)), nlvr2_batch(), []
+
+    def losses(outputs: Any, batch: Batch) -> Tensor:
+        gone.append(outputs.loss.detach())
+        return outputs.loss
+
+    result = Attack(ascents(), PGD(3, keep="best"), loss=losses)(target, batch)
+    best = torch.stack(gone[:4]).amax(0)
+    assert result.losses.shape == (3,)
+    torch.testing.assert_close(result.losses, best, rtol=1e-12, atol=0)
     with torch.no_grad(), target.inject(result.deltas):
-        torch.testing.assert_close(target.forward(batch).loss.repeat_interleave(2), result.losses)
+        torch.testing.assert_close(target.forward(batch).loss, best, rtol=1e-12, atol=0)
+
+
+def test_both_rows_of_a_pair_stop_when_its_example_is_misjudged() -> None:
+    batch, never = nlvr2_batch(), torch.tensor([True, False, True])
+    attack = Attack(ascents(), PGD(2, early_stop=True), correct=lambda outputs, batch: never)
+    result = attack(adapt(build(LxmertForNLVR2)), batch)
+    assert result.correct.shape == (3,)
+    for delta in result.deltas.values():
+        assert delta.flatten(1).any(1).tolist() == [True, True, False, False, True, True]
+
+
+def test_pooled_vectors_of_pairs_are_two_of_an_example() -> None:
+    target = adapt(build(LxmertForNLVR2), {"pooled": Site("lxmert.pooler", examples=examples)})
+    perturber = EmbeddingPerturber(pooled=Ascent(L2(0.5), step_size=0.3))
+    result = Attack(perturber, PGD(3, keep="best"))(target, nlvr2_batch())
+    torch.testing.assert_close(result.deltas["pooled"].norm(dim=1), torch.full((6,), 0.5).double())
+
+
+def test_examples_that_fit_no_row_are_refused() -> None:
+    target = adapt(build(LxmertForNLVR2), {"pooled": Site("lxmert.pooler", examples=lambda batch: torch.arange(3))})
+    with pytest.raises(
+        ShapeError, match=r"expected examples of 'pooled' to be the example, .* of the 6 rows .* got \(3,\)"
+    ):
+        Attack(EmbeddingPerturber(pooled=Ascent(L2(0.5), step_size=0.3)), PGD(1))(target, nlvr2_batch())
+
+
+@PADDED
+def test_masks_of_floats_are_masks(kind: type[nn.Module]) -> None:
+    batch = KINDS[kind](more_text=1, more_regions=1)
+    floats = batch | {name: batch[name].double() for name in ("attention_mask", "visual_attention_mask")}
+    expected = deltas(VILLA, build(kind), batch)
+    for ours, theirs in zip(deltas(VILLA, build(kind), floats), expected, strict=True):
+        assert all(torch.equal(ours[modality], theirs[modality]) for modality in ("text", "image"))
 
 
 def test_the_robustness_of_pairs_is_measured_example_by_example() -> None:

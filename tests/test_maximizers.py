@@ -59,12 +59,14 @@ class Recorder:
         shapes: dict[str, tuple[int, ...]] | None = None,
         masks: dict[str, Tensor] | None = None,
         segments: dict[str, Tensor] | None = None,
+        examples: dict[str, Tensor] | None = None,
         gradient: Callable[[str, int], float] = lambda modality, count: 1.0,
     ) -> None:
         self.who, self.losses, self.correct, self.gradient = who, losses, correct, gradient
         self.places = {
             modality: Place(
-                torch.zeros(shape, dtype=torch.float64), (masks or {}).get(modality), (segments or {}).get(modality)
+                torch.zeros(shape, dtype=torch.float64),
+                *((given or {}).get(modality) for given in (masks, segments, examples)),
             )
             for modality, shape in (shapes or SHAPES).items()
         }
@@ -226,6 +228,14 @@ def test_packed_rows_stop_with_their_sample() -> None:
     assert recorder.run(PGD(1, early_stop=True))["image"][:, 0].tolist() == [STEP, STEP, 0.0, STEP, STEP]
 
 
+def test_several_rows_of_an_example_follow_its_losses_and_verdicts() -> None:
+    kwargs: dict[str, Any] = {"shapes": {"image": (4, 2)}, "examples": {"image": torch.tensor([0, 0, 1, 1])}}
+    stopped = Recorder(perturber("image"), correct=[[True, False]] * 2, **kwargs)
+    assert stopped.run(PGD(1, early_stop=True))["image"][:, 0].tolist() == [STEP, STEP, 0.0, 0.0]
+    best = Recorder(perturber("image"), losses=[[1.0, 2.0], [2.0, 1.0], [0.0, 0.0]], **kwargs)
+    assert best.run(PGD(1, keep="best"))["image"][:, 0].tolist() == [STEP, STEP, 0.0, 0.0]
+
+
 @pytest.mark.parametrize(
     ("maximizer", "message"),
     [
@@ -240,7 +250,8 @@ def test_pgd_says_what_it_lacks(maximizer: PGD, message: str) -> None:
 
 
 def test_a_verdict_a_row_is_needed_for_every_row() -> None:
-    with pytest.raises(ShapeError, match=r"expected one loss or verdict for each of the 3 rows of 'text', got \(2,\)"):
+    expected = r"expected one loss or verdict for each of the 3 rows of 'text', got \(2,\); .*Site\(…, examples=…\)"
+    with pytest.raises(ShapeError, match=expected):
         Recorder(perturber(), correct=[[True, False]]).run(PGD(1, early_stop=True))
 
 

@@ -30,9 +30,13 @@ class Site:
         at: whether the module's output or its first input is perturbed.
         mask: from the batch to the `(B, T)` mask of real positions, of bool or whole numbers: True or 1 is a real
             position, as in transformers' attention_mask; torch's key_padding_mask is the opposite. None: all are real.
-        rows: for a packed tensor without a batch axis: from the batch to the sample of each row, `(N,)`.
+        rows: for a packed tensor without a batch axis: from the batch to the sample of each row, `(N,)`. None: a row is
+            a sample. A tensor `(N, D)` without mask and rows whose N is not that of the losses, or with a scalar loss of
+            the logits, is refused, since every row would have a ball of its own; of other packed ones that is not seen.
         firing: which call is perturbed, from 0, if the module runs several times in a forward; None: it runs once, and
             a module that runs more often is an error.
+        examples: where the tensor has several rows of an example, each in a ball of its own (NLVR2's two images, the choices
+            of a question): from the batch to the example of each row, `(N,)`. None: a row is an example.
     """
 
     module: str
@@ -40,13 +44,14 @@ class Site:
     mask: Callable[[Batch], Tensor] | None = None
     rows: Callable[[Batch], Tensor] | None = None
     firing: int | None = None
+    examples: Callable[[Batch], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.module, str):
             raise ConfigurationError(
                 f"expected the name of a module, as named_modules() gives it, got {type(self.module).__name__}"
             )
-        for name, read in (("mask", self.mask), ("rows", self.rows)):
+        for name, read in (("mask", self.mask), ("rows", self.rows), ("examples", self.examples)):
             if read is not None and not callable(read):
                 raise ConfigurationError(
                     f"expected {name} as a function of the batch, or None, got {type(read).__name__}; "
@@ -231,5 +236,6 @@ class InputHook:
             if isinstance(value, Tensor):
                 return args, kwargs | {name: binding.fire(self.modality, value)}
         raise SiteError(
-            f"expected a tensor as first input of the site of {self.modality!r}, got none in {type(module).__name__}"
+            f"expected a tensor as first input of the site of {self.modality!r}, got none in {type(module).__name__}; name "
+            "the module that takes the tensor, or perturb the output of the one that gives it"
         )

@@ -18,7 +18,7 @@ from transformers.models.lxmert.modeling_lxmert import (
 from advvl.adapters.base import Adapter, Outputs
 from advvl.adapters.injection import Batch, Site
 from advvl.errors import ConfigurationError, DataError, SiteError
-from advvl.models.lxmert_layout import region_mask, text_mask
+from advvl.models.lxmert_layout import examples, region_mask, text_mask
 
 
 def lxmert_adapter(model: nn.Module) -> Adapter:
@@ -64,8 +64,8 @@ def lxmert_sites(model: nn.Module) -> dict[str, Site]:
         raise SiteError(f"expected one LxmertModel in {type(model).__name__}, got {len(found)}; give adapt() the sites")
     prefix = f"{found[0]}." if found[0] else ""
     return {
-        "text": Site(f"{prefix}embeddings.word_embeddings", at="output", mask=text_mask),
-        "image": Site(f"{prefix}encoder.visn_fc", at="input", mask=region_mask),
+        "text": Site(f"{prefix}embeddings.word_embeddings", at="output", mask=text_mask, examples=examples),
+        "image": Site(f"{prefix}encoder.visn_fc", at="input", mask=region_mask, examples=examples),
     }
 
 

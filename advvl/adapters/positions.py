@@ -1,4 +1,4 @@
-"""Positions: which of a site's are real, and whose they are, as its mask and rows read them off a batch."""
+"""Positions: which of a site's are real, and whose they are, as its mask, rows and examples read them off a batch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from advvl.balls import Place
 from advvl.errors import ShapeError, SiteError
 
 
-def read_positions(modality: str, site: Site, batch: Batch, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """The mask `(B, T)`, bool, and the sample of each row `(N,)` of the tensor `x` at a site; None for what it has not.
+def read_positions(
+    modality: str, site: Site, batch: Batch, x: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Of the tensor `x` at a site the mask `(B, T)`, bool, and `rows` and `examples` `(N,)`; None for what it has not.
 
     Raises:
         SiteError: a field that the batch lacks.
-        ShapeError: something else than a mask or rows of that tensor.
+        ShapeError: something else than a mask, rows or examples of that tensor.
     """
     mask = _read("mask", modality, site.mask, batch, x.device)
     rows = _read("rows", modality, site.rows, batch, x.device)
+    examples = _read("examples", modality, site.examples, batch, x.device)
     if mask is not None and (mask.is_floating_point() or mask.is_complex()):
         raise ShapeError(
             f"expected a mask of {modality!r} of bool or of whole numbers 0/1, True or 1 for real positions, "
@@ -31,18 +34,20 @@ def read_positions(modality: str, site: Site, batch: Batch, x: Tensor) -> tuple[
             f"expected a mask of {modality!r} over the leading axes of {tuple(x.shape)}, got "
             f"{tuple(mask.shape)}; the site's mask must give one entry a position"
         )
-    if rows is not None and (rows.shape != x.shape[:1] or rows.dtype == torch.bool or rows.is_floating_point()):
-        raise ShapeError(
-            f"expected rows of {modality!r} to be the sample, a whole number, of each of the {len(x)} rows of "
-            f"{tuple(x.shape)}, got {tuple(rows.shape)} of {rows.dtype}"
-        )
-    return None if mask is None else mask.bool(), rows
+    for name, owner, of in (("rows", "sample", rows), ("examples", "example", examples)):
+        if of is not None and (of.shape != x.shape[:1] or of.dtype == torch.bool or of.is_floating_point()):
+            raise ShapeError(
+                f"expected {name} of {modality!r} to be the {owner}, a whole number, of each of the {len(x)} rows of "
+                f"{tuple(x.shape)}, got {tuple(of.shape)} of {of.dtype}"
+            )
+    return None if mask is None else mask.bool(), rows, examples
 
 
 def check_rows(places: Mapping[str, Place], samples: int) -> None:
     """Raise ShapeError for a packed tensor whose site lacks rows: vectors, of which there are not as many as samples."""
     for modality, place in places.items():
-        if place.x.ndim == 2 and place.mask is None and place.segments is None and len(place.x) != samples:
+        told = (place.mask, place.segments, place.examples)
+        if place.x.ndim == 2 and all(of is None for of in told) and len(place.x) != samples:
             raise ShapeError(
                 f"expected a row for each of {samples} losses at the site of {modality!r}, got a tensor of "
                 f"{tuple(place.x.shape)}; for one that packs the rows of all samples give Site(…, rows=…), from the batch "

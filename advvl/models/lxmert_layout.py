@@ -23,15 +23,21 @@ def twice(x: Tensor) -> Tensor:
 def text_mask(batch: Mapping[str, Any]) -> Tensor:
     """Which tokens are real, `(B, T)`, or `(2B, T)` of an NLVR2 batch; all where `attention_mask` is absent."""
     mask = batch.get("attention_mask")
-    mask = torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask
+    mask = torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
     return twice(mask) if _of_pairs(batch) else mask
 
 
 def region_mask(batch: Mapping[str, Any]) -> Tensor:
     """Which regions are real, `(B, R)`, or `(2B, R)` of an NLVR2 batch; all where `visual_attention_mask` is absent."""
     mask, feats = batch.get("visual_attention_mask"), batch["visual_feats"]
-    mask = torch.ones(feats.shape[:-1], dtype=torch.bool, device=feats.device) if mask is None else mask
+    mask = torch.ones(feats.shape[:-1], dtype=torch.bool, device=feats.device) if mask is None else mask.bool()
     return mask.flatten(0, 1) if _of_pairs(batch) else mask
+
+
+def examples(batch: Mapping[str, Any]) -> Tensor:
+    """The example of each row that LXMERT runs on, `(B,)`, or `(2B,)` of an NLVR2 batch."""
+    rows = torch.arange(len(batch["visual_feats"]), device=batch["visual_feats"].device)
+    return twice(rows) if _of_pairs(batch) else rows
 
 
 def _of_pairs(batch: Mapping[str, Any]) -> bool:
