@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from advvl.passes import Pass, input_gradients
+from advvl.passes import Pass, Passes
 
 
 class CleanBranch:
@@ -37,10 +37,10 @@ class CleanBranch:
             gradient = gradient if factor is None else gradient / factor
             self._cotangent = gradient if self._cotangent is None else self._cotangent + gradient
 
-    def gradients(self) -> dict[str, Tensor]:
+    def gradients(self, passes: Passes) -> dict[str, Tensor]:
         """The gradients at the zero perturbations of the clean pass, by one input-only backward of its graph."""
         if self._served is None:
-            self._served = input_gradients(self.run.task, self.run, retain_graph=True)
+            self._served = passes.input_gradients(self.run.task, self.run, retain_graph=True)
         return self._served
 
     @property

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from advvl.branches import CleanBranch
 from advvl.errors import ConfigurationError, RandomnessError
-from advvl.passes import Backward, Pass, Passes, accumulate, all_found, input_gradients
+from advvl.passes import Backward, Pass, Passes
 from advvl.perturbers import Start, Zero
 from advvl.probes import Feedback, Probe, merged
 from advvl.randomness import RandomState
@@ -96,16 +96,15 @@ class Round:
         with nullcontext() if last else self.quiet(), _grad(probe):
             run = self._forward(probe.deltas, wants=probe.delta_gradients, apart=probe.apart)
             tasks = [run.task] if not probe.apart else [self.passes.reduce(own) for own in self._parts(run, probe)]
-            logits: Sequence[Tensor | None] = [None] * len(groups)
-            if self.regularizer is not None or self.tally.trace is not None:
-                logits = self.passes.logits(run).tensor_split(len(groups))
+            whole = self._logits(run)
+            logits = [None] * len(groups) if whole is None else whole.tensor_split(len(groups))
             penalties = [self._penalty(clean, own, probe) for own in logits]
             objective = sum([*tasks[1:], *(penalty for penalty in penalties if penalty is not None)], tasks[0])
             if probe.weight:
                 gradients = self._learn(probe, run, objective, clean)
             elif probe.delta_gradients:
                 run.binding.begin_backward()
-                gradients = input_gradients(objective, run)
+                gradients = self.passes.input_gradients(objective, run)
             else:
                 gradients = {}
         if probe.update:
@@ -156,8 +155,7 @@ class Round:
         serves = self.shared and bool(zeros)  # then later probes at zero are answered from this graph
         with torch.enable_grad() if live or serves else torch.no_grad():
             run = self._forward(zeros if serves else {}, wants=True, clean=True)
-        seen = self.regularizer is not None or self.tally.trace is not None
-        logits = self.passes.logits(run) if seen else None
+        logits = self._logits(run)
         branch = CleanBranch(run, logits, live=self.regularizer is not None and self.regularizer.through_clean)
         branch.task_weight = self.clean_weight
         self.tally.add((), self.clean_weight, logits, run.task, None, {}, {})
@@ -166,11 +164,17 @@ class Round:
     def _serve(self, clean: CleanBranch, probe: Probe, modalities: tuple[str, ...]) -> Feedback:
         with self.quiet(), self.passes.adapter.bound(clean.run.binding):
             clean.run.binding.begin_backward()
-            gradients = clean.gradients() if probe.delta_gradients else {}
+            gradients = clean.gradients(self.passes) if probe.delta_gradients else {}
         clean.task_weight += probe.weight
         penalty = None if self.regularizer is None else clean.run.task.detach() * 0
         self.tally.add(modalities, probe.weight, clean.logits, clean.run.task, penalty, clean.run.leaves, gradients)
         return self.passes.feedback(clean.run, gradients, modalities)
+
+    def _logits(self, run: Pass) -> Tensor | None:
+        """Those of a pass, where something looks at them; a regulariser needs them, a trace does without."""
+        if self.regularizer is not None:
+            return self.passes.logits(run)
+        return None if self.tally.trace is None else self.passes.logits_if_any(run.outputs)
 
     def _penalty(self, clean: CleanBranch | None, logits: Tensor | None, probe: Probe) -> Tensor | None:
         if self.regularizer is None or clean is None or logits is None:
@@ -189,12 +193,12 @@ class Round:
         if probe.update and self._jointly and clean is not None and clean.owes:
             total, refusal = total + clean.remainder(), _CHECKPOINTED
         run.binding.begin_backward(refusal=refusal)
-        factor = accumulate(total, self._backward, run)
+        factor = self.passes.accumulate(total, self._backward, run)
         if clean is not None:
             clean.collect(factor)
         if not probe.delta_gradients:
             return {}
-        gradients = all_found({modality: leaf.grad for modality, leaf in run.leaves.items()}, run)
+        gradients = self.passes.all_found({modality: leaf.grad for modality, leaf in run.leaves.items()}, run)
         scale = probe.weight if factor is None else factor * probe.weight
         return {modality: gradient / scale for modality, gradient in gradients.items()}
 
@@ -202,7 +206,7 @@ class Round:
         """Give the clean graph its backward."""
         with torch.enable_grad(), self.passes.adapter.bound(clean.run.binding):
             clean.run.binding.begin_backward()
-            accumulate(clean.remainder(), self._backward)
+            self.passes.accumulate(clean.remainder(), self._backward, clean.run)
 
     def _forward(
         self, deltas: Mapping[str, Tensor | Start], *, wants: bool, clean: bool = False, apart: bool = False

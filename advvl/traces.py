@@ -15,7 +15,7 @@ class PassTrace:
     Arguments:
         modalities: those perturbed; empty for the clean pass.
         weight: of the pass in the parameter gradient.
-        logits, task_loss, regularization: as they came out; unweighted by `weight`.
+        logits, task_loss, regularization: as they came out; unweighted by `weight`. None where there are none.
         deltas, gradients: of the perturbations, unscaled; gradients are of `task_loss + regularization`.
     """
 

@@ -32,6 +32,7 @@ from advvl import (
     SymmetricKL,
     Uniform,
 )
+from advvl.adapters.outputs import read_logits
 from advvl.errors import ConfigurationError, ShapeError, SiteError
 
 Call = Callable[[Adapter, Any], object]
@@ -629,7 +630,7 @@ def test_a_loss_function_that_gives_no_loss_is_told_so(loss: Any, got: str) -> N
 )
 def test_rows_that_do_not_fit_are_refused(rows: Any, got: str) -> None:
     target = Adapter(Flat().double(), {"text": Site("words", rows=rows)})
-    refused(target, toy_batch(), rf"the sample, .* of the 15 rows of \(15, 8\), got {got}", error=ShapeError)
+    refused(target, toy_batch(), rf"the sample, .* of the 15 rows of \(15, 8\), got {got}; give", error=ShapeError)
 
 
 class Flat(Pooled):
@@ -643,6 +644,21 @@ def test_a_packed_tensor_without_rows_is_refused() -> None:
     refused(target, toy_batch(), expected, error=ShapeError)
     owned = Adapter(target.model, {"text": Site("words", rows=lambda batch: torch.arange(3).repeat_interleave(5))})
     assert attack(owned, toy_batch(), "text")["text"].shape == (15, 8)
+
+
+class Mean(Flat):
+    """Its loss is a scalar, as that of transformers' models."""
+
+    def finish(self, hidden: Tensor, labels: Tensor) -> dict[str, Any]:
+        found = super().finish(hidden, labels)
+        return {**found, "loss": found["loss"].mean()}
+
+
+def test_with_a_scalar_loss_the_logits_tell_how_many_samples_there_are() -> None:
+    target = Adapter(Mean().double(), {"text": "words"})
+    refused(target, toy_batch(), r"a row for each of 3 rows of logits at .* of \(15, 8\)", error=ShapeError)
+    unread = Adapter(target.model, {"text": "words"}, logits=lambda outputs: read_logits({}))
+    assert attack(unread, toy_batch(), "text")["text"].shape == (15, 8)  # nothing tells
 
 
 # --- activation checkpointing ---

@@ -69,8 +69,18 @@ class Adapter:
         modules = {modality: find(model, site.module) for modality, site in self.sites.items()}
         self._perturbed = tuple(modules.values())
         self._origin: Adapter | None = None
-        handles = [self._hook(modules[modality], modality, site.at) for modality, site in self.sites.items()]
+        handles: list[torch.utils.hooks.RemovableHandle] = []
         self._close = weakref.finalize(self, _remove, handles)
+        for modality, site in self.sites.items():
+            try:
+                handles.append(self._hook(modules[modality], modality, site.at))
+            except Exception as error:
+                self._close()
+                got = f"{site.module!r} ({type(modules[modality]).__name__})"
+                raise SiteError(
+                    f"expected a module that takes hooks at the site of {modality!r}, got {got}, which does not: {error}; "
+                    "name one that does, or adapt the model that was not scripted"
+                ) from error
 
     def __repr__(self) -> str:
         sites = {modality: f"{site.module}:{site.at}" for modality, site in self.sites.items()}
@@ -82,7 +92,7 @@ class Adapter:
         return module.register_forward_pre_hook(InputHook(self._holder, modality), with_kwargs=True)
 
     def close(self) -> None:
-        """Take the hooks off the model; done by itself when the adapter is no longer used."""
+        """Take the hooks off the model, for good; done by itself when the adapter is no longer used."""
         self._close()
 
     def through(
@@ -94,6 +104,8 @@ class Adapter:
         loss: Callable[[Outputs, Batch], Tensor] | None = None,
     ) -> Adapter:
         """This adapter with its model run through a wrapper that came later; sites and hooks are the same ones.
+
+        So is their end: to close either of the two is to close both.
 
         Arguments:
             model: what DDP, `torch.compile` or `accelerator.prepare` made of the adapted model.
@@ -145,6 +157,8 @@ class Adapter:
 
     def why_silent(self, modality: str, batch: Batch = None) -> str:
         """Why a modality's site did not fire in a forward, on this batch if it is known; may run the model again."""
+        if not self._close.alive:
+            return "this adapter was closed, and has no hooks any more; adapt the model anew"
         module = dict(zip(self.sites, self._perturbed, strict=True))[modality]
 
         def again() -> Outputs:
@@ -201,7 +215,8 @@ def _given(modality: str, delta: Tensor) -> Maker:
     def make(x: Tensor) -> Tensor:
         if delta.shape != x.shape:
             raise ShapeError(
-                f"expected a perturbation of {modality!r} of shape {tuple(x.shape)}, got {tuple(delta.shape)}"
+                f"expected a perturbation of {modality!r} of shape {tuple(x.shape)}, got {tuple(delta.shape)}; "
+                "make it of the shape of the tensor at the site, on this batch"
             )
         return delta
 

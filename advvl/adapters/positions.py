@@ -38,18 +38,26 @@ def read_positions(
         if of is not None and (of.shape != x.shape[:1] or of.dtype == torch.bool or of.is_floating_point()):
             raise ShapeError(
                 f"expected {name} of {modality!r} to be the {owner}, a whole number, of each of the {len(x)} rows of "
-                f"{tuple(x.shape)}, got {tuple(of.shape)} of {of.dtype}"
+                f"{tuple(x.shape)}, got {tuple(of.shape)} of {of.dtype}; "
+                f"give whole numbers from the batch, one a row of that tensor, or leave {name} out of the site"
             )
     return None if mask is None else mask.bool(), rows, examples
 
 
-def check_rows(places: Mapping[str, Place], samples: int) -> None:
-    """Raise ShapeError for a packed tensor whose site lacks rows: vectors, of which there are not as many as samples."""
+def check_rows(places: Mapping[str, Place], losses: Tensor | None, logits: Callable[[], Tensor | None]) -> None:
+    """Raise ShapeError for a packed tensor whose site lacks rows: vectors, of which there are not as many as samples.
+
+    Arguments:
+        losses: one a sample; None where the loss is a scalar.
+        logits: reads those of the outputs, with a row a sample; asked where there are no such losses.
+    """
     for modality, place in places.items():
-        told = (place.mask, place.segments, place.examples)
-        if place.x.ndim == 2 and all(of is None for of in told) and len(place.x) != samples:
+        if place.x.ndim != 2 or any(of is not None for of in (place.mask, place.segments, place.examples)):
+            continue
+        of, what = (losses, "losses") if losses is not None else (logits(), "rows of logits")
+        if of is not None and of.ndim and len(of) != len(place.x):
             raise ShapeError(
-                f"expected a row for each of {samples} losses at the site of {modality!r}, got a tensor of "
+                f"expected a row for each of {len(of)} {what} at the site of {modality!r}, got a tensor of "
                 f"{tuple(place.x.shape)}; for one that packs the rows of all samples give Site(…, rows=…), from the batch "
                 "to the sample of each row"
             )
