@@ -28,7 +28,7 @@ from advvl.probes import Feedback, Probe, merged
 from advvl.randomness import RandomState
 from advvl.reductions import Sync
 from advvl.regularizers import Regularizer
-from advvl.states import frozen_stats, kept_buffers, uses_batch_statistics
+from advvl.states import kept_buffers, kept_stats, uses_batch_statistics
 from advvl.traces import Tally, Trace
 
 
@@ -93,7 +93,7 @@ class Round:
             return self._serve(clean, probe, modalities)
         groups = [(modality,) for modality in modalities] if probe.apart else [modalities]
         last = probe.update and not (clean is not None and clean.owes and not self._jointly)
-        with nullcontext() if last else self.quiet(), _grad(probe):
+        with nullcontext() if last else self.quiet(), self._stats(), _grad(probe):
             run = self._forward(probe.deltas, wants=probe.delta_gradients, apart=probe.apart)
             tasks = [run.task] if not probe.apart else [self.passes.reduce(own) for own in self._parts(run, probe)]
             whole = self._logits(run)
@@ -154,15 +154,19 @@ class Round:
         zeros = {m: start for m, start in self.passes.perturber.starts().items() if isinstance(start, Zero)}
         serves = self.shared and bool(zeros)  # then later probes at zero are answered from this graph
         with torch.enable_grad() if live or serves else torch.no_grad():
-            run = self._forward(zeros if serves else {}, wants=True, clean=True)
+            run = self._forward(zeros if serves else {}, wants=True)
         logits = self._logits(run)
         branch = CleanBranch(run, logits, live=self.regularizer is not None and self.regularizer.through_clean)
         branch.task_weight = self.clean_weight
         self.tally.add((), self.clean_weight, logits, run.task, None, {}, {})
         return branch
 
+    def _stats(self) -> AbstractContextManager[None]:
+        """Around all but the clean pass's forward, since a backward may run a forward again."""
+        return kept_stats(self.passes.adapter.model) if self.freeze_stats else nullcontext()
+
     def _serve(self, clean: CleanBranch, probe: Probe, modalities: tuple[str, ...]) -> Feedback:
-        with self.quiet(), self.passes.adapter.bound(clean.run.binding):
+        with self.quiet(), self._stats(), self.passes.adapter.bound(clean.run.binding):
             clean.run.binding.begin_backward()
             gradients = clean.gradients(self.passes) if probe.delta_gradients else {}
         clean.task_weight += probe.weight
@@ -204,22 +208,18 @@ class Round:
 
     def _finish(self, clean: CleanBranch) -> None:
         """Give the clean graph its backward."""
-        with torch.enable_grad(), self.passes.adapter.bound(clean.run.binding):
+        with torch.enable_grad(), self._stats(), self.passes.adapter.bound(clean.run.binding):
             clean.run.binding.begin_backward()
             self.passes.accumulate(clean.remainder(), self._backward, clean.run)
 
-    def _forward(
-        self, deltas: Mapping[str, Tensor | Start], *, wants: bool, clean: bool = False, apart: bool = False
-    ) -> Pass:
+    def _forward(self, deltas: Mapping[str, Tensor | Start], *, wants: bool, apart: bool = False) -> Pass:
         self.count += 1
         first = self.shared and self._random is None
         if first:
             self._random = RandomState.of(self.passes.adapter.model)
         elif self._random is not None:
             self._random.replay()
-        frozen = self.freeze_stats and not clean
-        with frozen_stats(self.passes.adapter.model) if frozen else nullcontext():
-            run = self.passes.forward(deltas, wants=wants, apart=apart)
+        run = self.passes.forward(deltas, wants=wants, apart=apart)
         if self._random is not None and first and not self.passes.adapter.replay_verified:
             self._verify(self._random, run)
         if not apart:

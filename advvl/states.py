@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -69,16 +69,16 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def frozen_stats(model: nn.Module) -> Iterator[None]:
-    """Keep what runs within out of BatchNorm's running statistics."""
-    norms = [norm for norm in _norms(model) if norm.training and norm.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
+def kept_stats(model: nn.Module) -> Iterator[None]:
+    """Keep what runs within out of BatchNorm's running statistics.
+
+    They are put back, not switched off: activation checkpointing, which runs a norm again in the backward, refuses one
+    that then computes otherwise.
+    """
+    with ExitStack() as stack:
+        for norm in _norms(model):
+            stack.enter_context(kept_buffers(norm))
         yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
 
 
 def uses_batch_statistics(model: nn.Module) -> bool:

@@ -61,7 +61,8 @@ class AdversarialTraining:
         clean_weight: of a task loss on the clean pass beside the adversarial ones (the paper's L_std; 0 as released).
         dropout: `"fresh"` masks in every pass, as VILLA releases it, or `"shared"`: every pass replays the first one's
             randomness, as FreeLB's paper says, which with starts at zero saves the clean pass.
-        track_stats: BatchNorm's running statistics see `"all"` passes, as published, or the `"clean"` one alone.
+        track_stats: BatchNorm's running statistics see `"all"` passes, as published, or the `"clean"` one alone. What
+            activation checkpointing runs again in a backward they see again with `"all"`, as in plain training.
         nonfinite: `"raise"` NonFiniteError before any update if a loss or a perturbation's gradient was not finite
             (one read from the device an update), or `"keep"`: such rows keep their last perturbation and are counted.
 

@@ -121,7 +121,7 @@ def test_an_input_site_without_a_tensor_is_refused() -> None:
             return torch.zeros(2, 3)
 
     target = Adapter(Nothing(), {"x": Site("", at="input")})
-    with pytest.raises(SiteError, match="expected a tensor as first input of the site of 'x', got none in Nothing"):  # noqa: SIM117
+    with pytest.raises(SiteError, match="expected a tensor as first input of the site of 'x', got none in Nothing; name"):  # noqa: SIM117
         with target.inject({"x": torch.ones(2, 3)}):
             target.model()
 
@@ -236,7 +236,7 @@ def test_an_integer_mask_is_read_as_a_boolean_one() -> None:
 
 def test_an_injected_perturbation_of_another_shape_is_refused() -> None:
     target = toy()
-    expected = r"expected a perturbation of 'text' of shape \(3, 5, 8\), got \(3, 6, 8\)"
+    expected = r"expected a perturbation of 'text' of shape \(3, 5, 8\), got \(3, 6, 8\); make it of"
     with pytest.raises(ShapeError, match=expected), target.inject({"text": randn(3, 6, 8)}):
         target.model(**toy_batch())
 
@@ -300,6 +300,27 @@ def test_an_adapter_that_could_not_be_made_leaves_no_hook() -> None:
     with pytest.raises(SiteError, match="got 'nowhere'"):
         Adapter(model, {"text": Site("words"), "image": Site("nowhere")})
     assert hooks(model) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_a_module_that_takes_no_hooks_is_named_and_no_other_keeps_any() -> None:
+    model = ToyModel()
+    model.head = torch.jit.script(model.head)
+    with pytest.raises(SiteError, match=r"takes hooks at the site of 'head', got 'head' \(.*\), .*; name one that does"):
+        Adapter(model, {"text": "words", "head": "head"})
+    assert hooks(model) == 0
+
+
+def test_a_closed_adapter_says_so_also_through_another() -> None:
+    target = toy()
+    target.through(Wrapper(target.model, "module")).close()
+    assert hooks(target.model) == 0
+    for call in (
+        lambda: Attack(perturber(), PGD(1))(target, toy_batch()),
+        lambda: AdversarialTraining(perturber(), FreeLB(2)).step(target, toy_batch()),
+    ):
+        with pytest.raises(SiteError, match=r"this adapter was closed, .*; adapt the model anew"):
+            call()
 
 
 @pytest.mark.parametrize(

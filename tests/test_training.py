@@ -14,6 +14,7 @@ from conftest import ToyModel, gradients, toy, toy_batch, toy_sites
 from published import villa as published_villa
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from advvl import (
     KL,
@@ -410,23 +411,54 @@ def test_randomness_that_cannot_be_replayed_is_refused() -> None:
 
 
 class Normed(ToyModel):
-    def __init__(self) -> None:
+    def __init__(self, *, checkpointed: bool = False) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(8)
+        self.norm, self.checkpointed = nn.BatchNorm1d(8), checkpointed
 
-    def forward(self, ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        self.norm(self.words(ids).flatten(0, 1))
-        return super().forward(ids, *args, **kwargs)
+    def forward(self, ids: Tensor, regions: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        outputs = super().forward(ids, regions, *args, **kwargs)
+        words = nn.functional.embedding(ids, self.words.weight)
+        normed = checkpoint(self.normed, words, use_reentrant=False) if self.checkpointed else self.normed(words)
+        return {**outputs, "loss": outputs["loss"] + normed.square().mean((1, 2))}
+
+    def normed(self, words: Tensor) -> Tensor:
+        return self.norm(words.flatten(0, 1)).tanh().view(words.shape)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(("track", "seen"), [("all", 4), ("clean", 1)])
-def test_running_statistics_see_the_passes_that_they_are_told_to(track: str, seen: int) -> None:
-    target = Adapter(Normed().double(), {"image": toy_sites()["image"]})
-    AdversarialTraining(perturber(modalities=("image",)), FreeLB(3), SymmetricKL(), track_stats=track).step(
-        target, toy_batch()
-    )  # type: ignore[arg-type]
-    assert int(target.model.norm.num_batches_tracked) == seen
-    assert target.model.norm.track_running_stats
+def normed(*, checkpointed: bool = False, sync: Any = None, **options: Any) -> Adapter:
+    """After a step, in which the clean pass has a backward too."""
+    torch.manual_seed(0)
+    target = Adapter(Normed(checkpointed=checkpointed).double(), toy_sites())
+    method = AdversarialTraining(perturber(), FreeLB(3), SymmetricKL(), clean_weight=0.5, **options)
+    method.step(target, toy_batch(), sync=sync)
+    return target
+
+
+@pytest.mark.parametrize("dropout", ["fresh", "shared"])
+@pytest.mark.parametrize(("track", "seen"), [("all", {"fresh": 4, "shared": 3}), ("clean", {"fresh": 1, "shared": 1})])
+def test_running_statistics_see_the_passes_that_they_are_told_to(
+    track: str, seen: dict[str, int], dropout: str
+) -> None:
+    norm = normed(track_stats=track, dropout=dropout).model.norm
+    assert int(norm.num_batches_tracked) == seen[dropout]
+    assert norm.track_running_stats
+
+
+@pytest.mark.parametrize("dropout", ["fresh", "shared"])
+@pytest.mark.parametrize("sync", [None, nullcontext], ids=["a backward each", "one backward"])
+def test_statistics_of_the_clean_pass_are_those_without_checkpointing(dropout: Any, sync: Any) -> None:
+    one, two = (normed(checkpointed=c, sync=sync, track_stats="clean", dropout=dropout) for c in (False, True))
+    for name, buffer in one.model.named_buffers():
+        assert torch.equal(dict(two.model.named_buffers())[name], buffer)
+    for name, gradient in gradients(one).items():
+        close(gradients(two)[name], gradient)
+
+
+def test_statistics_of_all_passes_count_what_checkpointing_runs_again_as_torch_does() -> None:
+    plain = Normed(checkpointed=True).double()
+    plain(**toy_batch())["loss"].mean().backward()
+    assert int(plain.norm.num_batches_tracked) == 2
+    assert int(normed(checkpointed=True).model.norm.num_batches_tracked) == 2 * 4
 
 
 class Buffered(ToyModel):
@@ -535,6 +567,22 @@ def test_a_static_graph_is_refused_with_the_reason() -> None:
     target.model.static_graph = True
     with pytest.raises(ConfigurationError, match="without static_graph"):
         AdversarialTraining(perturber(), FreeLB(2)).step(target, toy_batch())
+
+
+def test_a_backward_that_differentiates_something_else_is_told_what_to_do() -> None:
+    with pytest.raises(SiteError, match=r"but it did not; have it call backward\(\) on that very tensor"):
+        AdversarialTraining(perturber(), FreeLB(2)).step(toy(), toy_batch(), backward=lambda loss: None)
+
+
+def test_a_trace_does_without_logits_and_a_regulariser_does_not() -> None:
+    target, passes = toy(), list[PassTrace]()
+    bare = Adapter(target.model, toy_sites(), call=lambda model, batch: {"loss": model(**batch)["loss"]})
+    target.close()
+    AdversarialTraining(perturber(), FreeLB(2), clean_weight=0.5).step(bare, toy_batch(), trace=passes.append)
+    assert [found.logits for found in passes] == [None] * 3
+    assert passes[1].gradients.keys() == {"text", "image"}
+    with pytest.raises(ConfigurationError, match="expected outputs with logits to compare"):
+        AdversarialTraining(perturber(), FreeLB(2), SymmetricKL()).step(bare, toy_batch(), trace=passes.append)
 
 
 def test_a_loss_that_ignores_the_perturbation_is_an_error() -> None:
