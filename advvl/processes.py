@@ -59,7 +59,8 @@ def share(count: Tensor) -> Tensor:
         count: a scalar, how many entries this process has.
 
     Returns:
-        A scalar; 1 for a process that has none, whose mean is 0 whatever it is multiplied by.
+        A scalar; 1 for a process that has none, whose loss must be 0, with a graph: the sum over `count.clamp(min=1)`. The
+        mean of torch's and transformers' own losses is NaN there.
     """
     count = count.detach().to(torch.promote_types(count.dtype, torch.float32))
     mean = process_mean(count)

@@ -2,7 +2,8 @@
 
 DDP settles in a forward what the next backward reduces, so passes are kept quiet as wholes, and all that one reduction
 is to cover leaves in one backward. FSDP2 looks when a backward has ended, and reduces once in each graph that it finds
-there, so that what one reduction is to cover has to be the last graph's.
+there, so that what one reduction is to cover has to be the last graph's: of a model that is sharded whole, which is then
+reduced whole. Parts that are sharded each by itself are reduced as far as that graph reaches, and leave together again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from advvl.processes import in_process_group
 
 Sync = Callable[[], AbstractContextManager[object]]
 
+_REDUCES = "require_backward_grad_sync"  # of DDP: False within its no_sync
+
 
 def no_sync(model: nn.Module) -> Sync:
     """Puts off the reductions of every wrapper in a model, DDP or FSDP2, and leaves them as found; or does nothing.
@@ -31,21 +34,30 @@ def no_sync(model: nn.Module) -> Sync:
 def one_backward(model: nn.Module, sync: Sync | None) -> bool:
     """Whether what one reduction is to cover has to leave in one backward.
 
-    So it is under DDP, and taken to be where nothing is known: of a `sync` of the user's own, or a wrapper out of sight.
+    So it is under DDP, and with several of FSDP2's, since the last graph may not reach them all; and taken to be where
+    nothing is known: of a `sync` of the user's own, or a wrapper out of sight.
     """
     found = _wrappers(model)
-    return not all(map(_sharded, found)) if found else sync is not None or in_process_group()
+    return len(found) > 1 or not _sharded(found[0]) if found else sync is not None or in_process_group()
 
 
 def accumulating(model: nn.Module) -> bool:
     """Whether the next backward's gradients are not reduced, because the user accumulates them."""
     found = [model, *_wrappers(model)]
-    quiet = any(getattr(module, "require_backward_grad_sync", True) is False for module in found)
+    quiet = any(getattr(module, _REDUCES, True) is False for module in found)
     return quiet or any(not group.reduce_grads for module in found if _sharded(module) for group in _groups(module))
 
 
 def check_wrappers(model: nn.Module) -> None:
     """Raise ConfigurationError if a wrapper in a model cannot run several passes before one reduction."""
+    for wrapper in _wrappers(model):
+        if not _sharded(wrapper) and not hasattr(wrapper, _REDUCES):
+            raise ConfigurationError(
+                f"expected DDP or FSDP2 (fully_shard) around a model, or what says by its {_REDUCES} as DDP does whether "
+                f"it reduces, got {type(wrapper).__name__}, of whose no_sync it is not known what becomes of several passes "
+                "before one reduction; wrap the model by one of these, as accelerate does by default or with "
+                "fsdp_version=2"
+            )
     for module in [model, *_wrappers(model)]:
         if getattr(module, "static_graph", False) is True:
             raise ConfigurationError(

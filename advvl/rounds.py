@@ -4,7 +4,8 @@ A regulariser compares perturbed passes with a clean one, and its gradient flows
 costs one backward of the clean graph however many passes compare with it: each comparison is made with a leaf that
 stands for the clean logits and collects their cotangent, which the clean graph gets at the end. Under DDP the last
 perturbed graph and the clean graph are left together in one backward: two would be one all-reduce too many, and wrong
-there. Elsewhere each has its own, which adds into `.grad` in place, where one over both sums every parameter's two
+there, and under FSDP2 where several modules are sharded each by itself and the clean graph may not reach them all.
+Elsewhere each has its own, which adds into `.grad` in place, where one over both sums every parameter's two
 gradients in new memory first; under FSDP2 the clean graph's, being the last, is the one that is reduced.
 
 With `dropout="shared"` every pass replays the random state of the first. A pass that starts at zero is then the clean
@@ -248,9 +249,9 @@ class Round:
 
 _CHECKPOINTED = (
     "expected the site of {modality!r} outside any activation-checkpointed region, but it was run again in a backward "
-    "that covers both the clean and the last perturbed pass, as one under DDP or sync=… does, where it cannot be told "
-    "which of them it belongs to; checkpoint only layers above the site, or train without a regulariser through the "
-    "clean branch"
+    "that covers both the clean and the last perturbed pass, as one under DDP, with sync=… or with modules sharded each by "
+    "itself does, where it cannot be told which of them it belongs to; checkpoint only layers above the site, or train "
+    "without a regulariser through the clean branch"
 )
 
 

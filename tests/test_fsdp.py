@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,32 @@ def sharded(model: nn.Module, **options: Any) -> FSDPModule:
 
 def target_of(**options: Any) -> Adapter:
     return Adapter(sharded(model_of(), **options), toy_sites())  # type: ignore[arg-type]
+
+
+class Several(nn.Module):
+    """Parts that are sharded each by itself; a loss uses one that the logits do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        toy = model_of()
+        self.words, self.body, self.first, self.second = toy.words, toy.mix, toy.head, toy.query
+
+    def forward(self, ids: Tensor, labels: Tensor, **others: Tensor) -> dict[str, Tensor]:
+        hidden = self.body(self.words(ids)).tanh().mean(1)
+        logits, guess = self.first(hidden), self.second(hidden).squeeze(-1)
+        loss = nn.functional.cross_entropy(logits, labels, reduction="none") + (guess - labels).square()
+        return {"logits": logits, "loss": loss}
+
+
+def several(name: str, wrap: Callable[[nn.Module], object]) -> dict[str, Tensor]:
+    model = Several()
+    for child in model.children():
+        wrap(child)
+    target = Adapter(model, {"text": "words"})
+    ascent = advvl.Ascent(advvl.L2(), step_size=0.3)
+    method = replace(method_of(name), perturber=EmbeddingPerturber(text=ascent))
+    method.step(target, part(toy_batch(ROWS)))
+    return gradients(model)
 
 
 class Collectives(TorchDispatchMode):
@@ -124,6 +151,13 @@ def accumulated_scatters() -> list[int]:
     return [first, scatters(lambda: method.step(target, batch))]
 
 
+def each(module: nn.Module) -> None:
+    fully_shard(module, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+
+
+SEVERAL = ["freelb", "villa", "villa-shared", "villa-in-turn", "villa-detached"]
+
+
 def worker(rank: int, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = cases(rank, folder)
     found["scatters"] = {name: scatters_of(name) for name in METHODS}
@@ -132,6 +166,7 @@ def worker(rank: int, folder: Path) -> dict[str, Any]:
     found["held, in half"] = held(mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32))
     found["attacked"] = attacked(rank)
     found["refused"] = refused()
+    found["several"] = {name: several(name, each) for name in SEVERAL}
     torch.manual_seed(0)
     site = Adapter(sharded(CheckpointedSites().double()), toy_sites())  # type: ignore[arg-type]
     method_of("villa").step(site, part(toy_batch(ROWS)))
@@ -205,3 +240,10 @@ def test_a_site_that_is_computed_again_finds_its_own_graphs_perturbation(two: Re
     expected = Adapter(model_of(), toy_sites())
     method_of("villa").step(expected, toy_batch(ROWS))
     close(two[0]["checkpointed sites"], gradients(expected.model))
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_parts_that_are_sharded_each_by_itself_are_all_reduced(name: str, two: Results) -> None:
+    """Also one that the clean graph does not reach, whose backward is the last."""
+    for found in two:
+        close(found["several"][name], several(name, lambda module: None))

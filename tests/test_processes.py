@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import advvl
 from advvl import Adapter
-from advvl.errors import ConfigurationError
+from advvl.errors import ConfigurationError, NonFiniteError
 from advvl.evaluation.robustness import RobustnessCurve, WorstCase, clean_scores, robustness_curve
 from advvl.processes import check_agreement, collected, global_mean, process_mean, share
 
@@ -42,6 +43,28 @@ def test_the_global_mean_is_that_of_what_counts() -> None:
     nothing.backward()
     assert nothing == 0
     assert torch.equal(losses.grad, torch.zeros(3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("clamped", [False, True])
+def test_a_process_without_entries_needs_a_loss_of_zero(clamped: bool) -> None:
+    """A plain mean over none of them is not a number, whatever it is multiplied by."""
+    target, batch = model(), part(toy_batch(4))
+    ignored = torch.full((4,), -100)
+    count = (ignored != -100).sum()
+
+    def loss(outputs: Any, batch: Any) -> Tensor:
+        if not clamped:
+            return nn.functional.cross_entropy(outputs["logits"], ignored)
+        return nn.functional.cross_entropy(outputs["logits"], ignored, reduction="sum") / count.clamp(min=1)
+
+    weight = share(count)
+    assert weight == 1
+    with nullcontext() if clamped else pytest.raises(NonFiniteError, match="expected finite losses"):
+        report = advvl.freelb(step_sizes={"text": 0.1}).step(
+            target, batch, loss=loss, backward=lambda loss: (weight * loss).backward()
+        )
+        assert report.loss == 0
+        assert all(not p.grad.any() for p in target.model.parameters() if p.grad is not None)
 
 
 def worker(rank: int, folder: Path) -> dict[str, Any]:

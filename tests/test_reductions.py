@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from advvl.errors import ConfigurationError
 from advvl.reductions import accumulating, check_alone, check_wrappers, no_sync, one_backward
@@ -80,16 +81,43 @@ def test_an_accumulation_of_the_users_is_seen_and_stays() -> None:
         assert accumulating(model)
 
 
-def test_only_a_model_that_is_all_shards_has_a_backward_for_each_graph() -> None:
+def test_only_a_model_that_is_sharded_whole_has_a_backward_for_each_graph() -> None:
     assert not one_backward(nn.Sequential(Sharded()), None)
     assert not one_backward(Sharded(), nullcontext)
     assert one_backward(Replicated(nn.Linear(2, 2)), None)
     assert one_backward(nn.Sequential(Sharded(), Replicated(nn.Linear(2, 2))), None)
 
 
+def test_parts_that_are_sharded_each_by_itself_share_a_backward() -> None:
+    """The last graph alone may not reach all of them."""
+    assert one_backward(nn.Sequential(Sharded(), nn.Sequential(Sharded())), None)
+
+
 def test_a_static_graph_inside_the_model_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="without static_graph"):
         check_wrappers(nn.Sequential(Replicated(nn.Linear(2, 2), static_graph=True)))
+
+
+class Engine(nn.Module):
+    """As DeepSpeed's engine and FSDP1 are: it has a no_sync, and does not say whether it reduces."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        yield
+
+
+def test_a_wrapper_of_another_kind_is_refused() -> None:
+    for model in (Engine(nn.Linear(2, 2)), nn.Sequential(Engine(nn.Linear(2, 2)))):
+        with pytest.raises(
+            ConfigurationError, match=r"expected DDP or FSDP2 .*, got Engine, .*; wrap the model by one"
+        ):
+            check_wrappers(model)
+    assert hasattr(FullyShardedDataParallel, "no_sync")
+    assert not hasattr(FullyShardedDataParallel, "require_backward_grad_sync")
 
 
 @pytest.mark.parametrize("wrapper", [Replicated(nn.Linear(2, 2)), Sharded()], ids=["replicated", "sharded"])
