@@ -128,6 +128,27 @@ def several_pictures() -> Fields:
     return with_tokens(1, pixels)
 
 
+def tiled_pictures() -> Fields:
+    """One picture of two tiles and the whole; one of four and one of two; each line of patches ends in a token more."""
+    lengths = [4 + 2 * 5], [4 + 4 * 5, 4 + 4 * 3]
+    rows = [[1, *(word for n in own for word in [*[IMAGE] * n, 5]), 6, 2] for own in lengths]
+    length = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+    return {
+        "input_ids": ids,
+        "attention_mask": (ids != 0).long(),
+        "labels": ids.masked_fill((ids == 0) | (ids == IMAGE), -100),
+        "pixel_values": torch.rand(3, 5, 3, 8, 8),  # filled up with tiles that the model leaves out
+        "image_sizes": torch.tensor([[8, 16], [16, 16], [16, 8]]),
+    }
+
+
+def chosen(batch: Callable[..., Fields] = words) -> Fields:
+    """Two choices, the second the first one's words backwards."""
+    fields = {name: torch.stack([value, value.flip(0)], 1) for name, value in batch().items()}
+    return fields | {"labels": torch.tensor([0, 1])}
+
+
 def packed() -> Fields:
     """A picture of 4 patches; one of 8 and one of 4. Two by two patches are a token."""
     ids = torch.tensor([[1, 47, IMAGE, 46, 5, 6, 2, 0, 0], [1, 47, IMAGE, IMAGE, 46, 47, IMAGE, 46, 2]])
@@ -188,6 +209,17 @@ def llava() -> nn.Module:
     )
 
 
+def llava_next() -> nn.Module:
+    return hf.LlavaNextForConditionalGeneration(
+        hf.LlavaNextConfig(
+            text_config=WORDS | {"model_type": "llama", "max_position_embeddings": 64},
+            vision_config=PATCHES | {"model_type": "clip_vision_model", "num_hidden_layers": 2},
+            image_grid_pinpoints=[[8, 16], [16, 8], [16, 16]],
+            image_token_id=IMAGE,
+        )
+    )
+
+
 QWEN_VL_TEXT = WORDS | {
     "num_key_value_heads": 2,
     "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4},
@@ -228,11 +260,17 @@ def blip_config() -> Any:
     return hf.BlipConfig(text_config=text, vision_config=PATCHES, projection_dim=16, image_text_hidden_size=16)
 
 
-def bridgetower() -> nn.Module:
+def bridgetower_config() -> Any:
     wide = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 32}
-    return hf.BridgeTowerForImageAndTextRetrieval(
-        hf.BridgeTowerConfig(text_config=WORDS | wide, vision_config=PATCHES | wide, **wide)
+    config = hf.BridgeTowerConfig(
+        text_config=WORDS | wide,
+        vision_config=PATCHES | wide,
+        contrastive_hidden_size=16,
+        initializer_range=0.3,
+        **wide,
     )
+    config.logit_scale_init_value = 1.0  # transformers 5.23 reads it, and drops it where it is given
+    return config
 
 
 def blip2() -> nn.Module:
@@ -326,6 +364,7 @@ FAMILIES = [
         classed,
         embeds=True,
     ),
+    Family("BERT", lambda: hf.BertForMultipleChoice(hf.BertConfig(**WORDS)), chosen),
     Family("MPNet", lambda: hf.MPNetForSequenceClassification(hf.MPNetConfig(**WORDS, **CLASSES)), classed),
     Family("GPT-2", lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2, **ENDS)), next_words, embeds=True, idle=last_word),
     Family("Llama", lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**WORDS)), next_words, embeds=True, idle=last_word),
@@ -362,6 +401,11 @@ FAMILIES = [
         lambda: hf.BartForConditionalGeneration(hf.BartConfig(**BART, **ENDS, decoder_start_token_id=2)),
         next_words,
         notes={"text": "the encoder's words"},
+    ),
+    Family(
+        "BART",
+        lambda: hf.BartForCausalLM(hf.BartConfig(**BART, **ENDS)),
+        next_words,
     ),
     Family("ViT", lambda: hf.ViTForImageClassification(hf.ViTConfig(**PATCHES, **CLASSES)), lambda: classed(pictures)),
     Family(
@@ -416,6 +460,12 @@ FAMILIES = [
         notes={"image": "region features"},
     ),
     Family(
+        "VisualBERT",
+        lambda: hf.VisualBertForMultipleChoice(hf.VisualBertConfig(**WORDS, visual_embedding_dim=6)),
+        lambda: chosen(regions),
+        notes={"image": "region features"},
+    ),
+    Family(
         "FLAVA",
         lambda: hf.FlavaModel(flava_config()),
         lambda: pictures(**words()),
@@ -430,7 +480,19 @@ FAMILIES = [
         coupled="contrastive loss",
         notes={"text": "its second forward, on masked inputs"},
     ),
-    Family("BridgeTower", bridgetower, lambda: pictures(**words(), labels=torch.tensor([0, 1]))),
+    Family(
+        "BridgeTower",
+        lambda: hf.BridgeTowerForImageAndTextRetrieval(bridgetower_config()),
+        lambda: pictures(**words(), labels=torch.tensor([0, 1])),
+    ),
+    Family(
+        "BridgeTower",
+        lambda: hf.BridgeTowerForContrastiveLearning(bridgetower_config()),
+        lambda: pictures(**words(), return_loss=True),
+        logits=False,
+        coupled="contrastive loss",
+        notes={"text": "no logits: what it calls so are embeddings"},
+    ),
     Family(
         "BLIP", lambda: hf.BlipForConditionalGeneration(blip_config()), lambda: pictures(**next_words()), idle=last_word
     ),
@@ -454,6 +516,7 @@ FAMILIES = [
     ),
     Family("BLIP-2", blip2, lambda: with_tokens(3, torch.rand(3, 3, 8, 8)), idle=last_word),
     Family("LLaVA", llava, lambda: with_tokens(4, torch.rand(3, 3, 8, 8)), idle=last_word),
+    Family("LLaVA-NeXT", llava_next, tiled_pictures, idle=last_word, notes={"image": "rows are tiles of images"}),
     Family(
         "PaliGemma",
         lambda: hf.PaliGemmaForConditionalGeneration(

@@ -45,7 +45,8 @@ class Seen:
     @property
     def rows(self) -> Tensor:
         """The sample of each entry of the first axis."""
-        return torch.arange(len(self.place.x)) if self.place.segments is None else self.place.segments
+        told = (self.place.segments, self.place.examples)
+        return next((of for of in told if of is not None), torch.arange(len(self.place.x)))
 
 
 class Recorder(EmbeddingPerturber):
@@ -150,6 +151,7 @@ def table() -> str:
         for first, (modality, site) in enumerate(seen(target, batch).items()):
             where, shape = target.sites[modality], tuple(site.place.x.shape)
             packed = ["packed"] if site.place.segments is not None else []
+            packed += ["a row for each choice"] if site.place.examples is not None else []
             said = [family.notes.get(modality, ""), family.leaks if modality == "text" else ""]
             notes = [*filter(None, said), *coupled, *packed]
             name = [family.name, f"`{type(target.model).__name__}`"] if not first else ["", ""]

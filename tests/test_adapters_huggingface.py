@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers as hf
 from hf_families import (
+    BART,
     ENDS,
     FAMILIES,
     GPT2,
@@ -18,6 +19,7 @@ from hf_families import (
     WORDS,
     Family,
     Fields,
+    chosen,
     classed,
     masked_words,
     next_words,
@@ -225,6 +227,85 @@ def test_images_with_differing_numbers_of_tokens_are_refused() -> None:
         fields.image_rows({"input_ids": ids, "pixel_values": torch.zeros(3, 3, 8, 8)}, tokens={IMAGE})
 
 
+def llava_next_batch(sizes: list[list[int]], lengths: list[int]) -> tuple[Adapter, Fields]:
+    """Pictures of these sizes, in two samples with so many of their tokens."""
+    index = next(i for i, family in enumerate(FAMILIES) if family.name == "LLaVA-NeXT")
+    ids = torch.zeros(2, max(lengths), dtype=torch.long)
+    for row, length in zip(ids, lengths, strict=True):
+        row[:length] = IMAGE
+    return found(index)[0], {"input_ids": ids, "image_sizes": torch.tensor(sizes)}
+
+
+@pytest.mark.parametrize(
+    ("lengths", "samples"),
+    [
+        # of [8, 16] 4 + 2·5 tokens, of [16, 16] 4 + 4·5, of [2, 16], all but whose whole is cut off, 4
+        ([14, 28], [0] * 3 + [1] * 5 + [1] * 3),
+        ([38, 4], [0] * 3 + [0] * 5 + [1] * 3),
+        ([0, 42], [1] * 11),
+        ([42, 0], [0] * 11),
+    ],
+)
+def test_tiles_are_of_the_sample_whose_tokens_they_become(lengths: list[int], samples: list[int]) -> None:
+    target, batch = llava_next_batch([[8, 16], [16, 16], [2, 16]], lengths)
+    for modality in ("image", "image_tokens"):
+        assert target.sites[modality].rows(batch).tolist() == samples
+
+
+@pytest.mark.parametrize("lengths", [[15, 27], [14, 29]])
+def test_tiles_of_half_an_image_are_refused(lengths: list[int]) -> None:
+    target, batch = llava_next_batch([[8, 16], [16, 16], [2, 16]], lengths)
+    with pytest.raises(
+        SiteError, match=r"of whole images, which have \[14, 24, 4\], got \[\d+, \d+\] in the samples; give"
+    ):
+        target.sites["image"].rows(batch)
+
+
+def test_all_tiles_of_a_sample_share_a_ball() -> None:
+    index = next(i for i, family in enumerate(FAMILIES) if family.name == "LLaVA-NeXT")
+    target, batch, sites = found(index)
+    assert sites["image"].rows.tolist() == [0] * 3 + [1] * 5 + [1] * 3
+    result = Attack(EmbeddingPerturber(image=Ascent(L2(0.5), step_size=1.0)), PGD(2))(target, batch)
+    squares = result.deltas["image"].square().sum((1, 2))
+    norms = torch.zeros(2).double().index_add(0, sites["image"].rows, squares).sqrt()
+    torch.testing.assert_close(norms, torch.full((2,), 0.5).double(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"pixel_values": torch.ones(2, 2, 3, 8, 8)}, {"image_sizes": torch.tensor([[8, 8]] * 2)}],
+    ids=["5d", "sizes"],
+)
+def test_images_cut_in_a_way_that_is_not_known_are_refused(changes: Fields) -> None:
+    batch = {"input_ids": torch.tensor([[IMAGE, 5]] * 2), "pixel_values": torch.zeros(2, 3, 8, 8)} | changes
+    with pytest.raises(
+        SiteError, match=r"\(images, C, H, W\) of images of one size, got .*; say what to perturb yourself"
+    ):
+        fields.image_rows(batch, tokens={IMAGE})
+
+
+def test_words_that_a_model_embeds_time_first_are_refused() -> None:
+    model = hf.XLNetLMHeadModel(hf.XLNetConfig(vocab_size=50, d_model=16, n_layer=1, n_head=2, d_inner=32))
+    with pytest.raises(
+        SiteError, match=r"as \(B, T, D\) .* XLNetLMHeadModel, which embeds words as \(T, B, D\).*; take"
+    ):
+        adapt(model)
+
+
+def test_the_best_of_a_question_is_kept_for_all_of_its_choices() -> None:
+    def losses(outputs: Any, batch: Fields) -> Tensor:
+        return F.cross_entropy(outputs.logits, batch["labels"], reduction="none")
+
+    torch.manual_seed(0)
+    target, batch = adapt(hf.BertForMultipleChoice(hf.BertConfig(**WORDS)).double().eval(), loss=losses), chosen()
+    result = Attack(climb(size=1.0), PGD(3, keep="best"))(target, batch)
+    assert result.losses.shape == (2,)
+    assert result.deltas["text"].shape == (4, 5, 16)
+    assert (result.losses > losses(target.forward(batch), batch)).all()
+    norms = result.deltas["text"].flatten(1).norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones(4).double(), rtol=1e-6, atol=0)  # a ball for each choice
+
+
 def test_images_without_tokens_are_samples() -> None:
     batch = {"input_ids": torch.ones(3, 2, dtype=torch.long), "pixel_values": torch.zeros(3, 3, 8, 8)}
     assert fields.image_rows(batch, tokens={IMAGE}).tolist() == [0, 1, 2]
@@ -255,6 +336,56 @@ def test_predictions_count_where_a_label_is_and_without_labels_where_a_word_is()
     assert adapt(bert()).positions(words(labels=torch.rand(2, 3))) is None  # several classes a row
 
 
+@pytest.mark.parametrize("kind", [hf.GPT2LMHeadModel, hf.BertLMHeadModel, hf.LlamaForCausalLM])
+def test_padding_on_the_left_is_not_counted_as_predicting_the_first_word(kind: Any) -> None:
+    config = hf.BertConfig(**WORDS, is_decoder=True) if kind is hf.BertLMHeadModel else kind.config_class(**WORDS)
+    batch = {"input_ids": torch.ones(2, 5).long(), "attention_mask": torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])}
+    assert adapt(kind(config)).positions(batch).int().tolist() == [[0, 0, 1, 1, 0], [1, 1, 1, 1, 0]]
+
+
+def test_a_decoder_whose_loss_does_not_shift_is_not_shifted() -> None:
+    bart = adapt(hf.BartForCausalLM(hf.BartConfig(**BART, **ENDS)))
+    assert bart.positions(next_words()).int().tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+    assert bart.positions(words()).int().tolist() == words()["attention_mask"].tolist()
+    masked = llama()
+    masked.loss_type = "ForMaskedLM"
+    assert adapt(masked).positions(words()).int().tolist() == words()["attention_mask"].tolist()
+
+
+def git() -> Any:
+    return hf.GitForCausalLM(hf.GitConfig(**WORDS, vision_config=PATCHES))
+
+
+def marian() -> Any:
+    return hf.MarianForCausalLM(hf.MarianConfig(**BART, **ENDS))
+
+
+def llama_with_a_loss_of_its_own() -> Any:
+    model = llama()
+    model.loss_function = lambda logits, labels, **_: logits.sum()
+    return model
+
+
+@pytest.mark.parametrize("make", [git, marian, llama_with_a_loss_of_its_own])
+def test_a_loss_that_is_not_known_says_nothing_of_predictions(make: Any) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"got (Git|Marian|Llama)ForCausalLM, whose own .*; pass positions=…, from"
+    ):
+        adapt(make()).positions(next_words())
+    assert adapt(make(), positions=lambda batch: None).positions(next_words()) is None
+
+
+def test_a_subclass_shifts_as_the_class_that_it_calls() -> None:
+    class Louder(hf.LlamaForCausalLM):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs)
+
+    assert adapt(Louder(hf.LlamaConfig(**WORDS))).positions(words()).int().tolist() == [
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 0],
+    ]
+
+
 def test_a_regulariser_does_not_see_padding() -> None:
     passes: list[PassTrace] = []
     AdversarialTraining(climb(), FreeLB(2), SymmetricKL(1.0)).step(llama(), next_words(), trace=passes.append)
@@ -283,7 +414,8 @@ def test_logits_are_found_under_the_names_that_models_give_them() -> None:
 @families(which=lambda family: not family.logits)
 def test_outputs_without_logits_say_so(index: int) -> None:
     target, batch, _ = found(index)
-    with pytest.raises(ConfigurationError, match=r"expected outputs with logits to compare, got \w+ of \["):
+    said = r"expected outputs with logits to compare, got \w+( of \[|, whose logits are embeddings .*; pass logits=…)"
+    with pytest.raises(ConfigurationError, match=said):
         target.logits(target.forward(batch))
 
 

@@ -5,16 +5,20 @@ The names are those that transformers' processors give, and the defaults those t
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import LlavaNextModel, PreTrainedConfig, PreTrainedModel
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss, ForMaskedLMLoss
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from advvl.adapters.injection import Batch
-from advvl.errors import SiteError
+from advvl.errors import ConfigurationError, SiteError
 
 
 def placeholders(config: PreTrainedConfig) -> frozenset[int]:
@@ -25,10 +29,10 @@ def placeholders(config: PreTrainedConfig) -> frozenset[int]:
 
 
 def text_mask(batch: Batch, *, void: Collection[int] = ()) -> Tensor:
-    """`(B, T)`: all that is attended to, but tokens whose embedding is replaced."""
+    """`(B, T)`, or `(B·C, T)` of C choices: all that is attended to, but tokens whose embedding is replaced."""
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-    return real & ~_among(ids, void)
+    return (real & ~_among(ids, void)).flatten(0, -2)
 
 
 def text_mask_to_the_end(batch: Batch, *, void: Collection[int] = ()) -> Tensor:
@@ -38,10 +42,17 @@ def text_mask_to_the_end(batch: Batch, *, void: Collection[int] = ()) -> Tensor:
 
 
 def region_mask(projection: nn.Module, batch: Batch) -> Tensor:
-    """`(B, R)`: all regions but padding."""
+    """`(B, R)`, or `(B·C, R)` of C choices: all regions but padding."""
     del projection
     mask = batch.get("visual_attention_mask")
-    return torch.ones(batch["visual_embeds"].shape[:-1], dtype=torch.bool) if mask is None else mask.bool()
+    real = torch.ones(batch["visual_embeds"].shape[:-1], dtype=torch.bool) if mask is None else mask.bool()
+    return real.flatten(0, -2)
+
+
+def choices(batch: Batch) -> Tensor:
+    """`(B·C,)`: the example of each choice of a batch with `input_ids (B, C, T)`, which models run on as rows."""
+    examples, count = batch["input_ids"].shape[:2]
+    return torch.arange(examples).repeat_interleave(count)
 
 
 def patch_mask(embeddings: nn.Module, batch: Batch) -> Tensor:
@@ -60,46 +71,116 @@ def packed_rows(batch: Batch, *, tokens: Collection[int], each: int = 1) -> Tens
 
 
 def image_rows(batch: Batch, *, tokens: Collection[int]) -> Tensor:
-    """`(N,)`: the sample of each image, all of which have as many placeholder tokens; or of those that are not blank.
+    """`(N,)`: the sample of each image of `pixel_values (N, …)`, all of which have as many placeholder tokens.
 
     Raises:
-        SiteError: they have not.
+        SiteError: they have not, or their number cannot be told from the fields.
     """
-    pixels = batch["pixel_values"]
-    if pixels.ndim == 5:  # (B, images, C, H, W), filled up with blank ones, which the model leaves out
-        filled: Tensor = pixels.flatten(2).any(2)
-        return filled.nonzero()[:, 0]
-    counts, images = _among(batch["input_ids"], tokens).sum(1), len(pixels)
+    counts, images = _among(batch["input_ids"], tokens).sum(1), len(batch["pixel_values"])
+    if batch["pixel_values"].ndim > 4 or batch.get("image_sizes") is not None:
+        raise SiteError(
+            f"expected pixel_values (images, C, H, W) of images of one size, got {tuple(batch['pixel_values'].shape)}"
+            f"{' with image_sizes' if batch.get('image_sizes') is not None else ''}; {_BY_HAND}"
+        )
     total = counts.sum()
     if (total == 0).item():
         return torch.arange(images, device=counts.device)
     if (counts * images % total).any():
         raise SiteError(
             f"expected image tokens that are the same number for each of {images} images, got {counts.tolist()} in the "
-            "samples; say what to perturb yourself, with rows=… for the sample of each image"
+            f"samples; {_BY_HAND}"
         )
     return torch.arange(len(counts), device=counts.device).repeat_interleave(counts * images // total)
 
 
+def filled_image_rows(batch: Batch, *, tokens: Collection[int]) -> Tensor:
+    """`(N,)`: the same of Idefics' `(B, images, C, H, W)`, filled up with blank images, which the model leaves out."""
+    pixels = batch["pixel_values"]
+    if pixels.ndim != 5:
+        return image_rows(batch, tokens=tokens)
+    filled: Tensor = pixels.flatten(2).any(2)
+    return filled.nonzero()[:, 0]
+
+
+def tile_rows(model: LlavaNextModel, batch: Batch, *, tokens: Collection[int]) -> Tensor:
+    """`(N,)`: the sample of each tile that LLaVA-Next cuts its images into, as many as `image_sizes` say.
+
+    Whose an image is, is told by how many tokens one of its size has.
+
+    Raises:
+        SiteError: the placeholder tokens of the samples are not those of whole images.
+    """
+    counts, sizes, config = _among(batch["input_ids"], tokens).sum(1), batch["image_sizes"], model.config
+    vision: Any = config.vision_config
+    side = vision.image_size
+    tiles = [image_size_to_num_patches(size, config.image_grid_pinpoints, side) for size in sizes]
+    blank = [torch.zeros(count, (side // vision.patch_size) ** 2, 1) for count in tiles]
+    _, lengths = model.pack_image_features(blank, sizes, "default", image_newline=torch.zeros(1))  # type: ignore[no-untyped-call]
+    stops, ends = counts.cumsum(0), lengths.to(counts.device).cumsum(0)  # of samples and of images
+    if stops[-1] != ends[-1] or not torch.isin(stops[counts > 0], ends).all():
+        raise SiteError(
+            f"expected image tokens of whole images, which have {lengths.tolist()}, got {counts.tolist()} in the samples; "
+            "give input_ids and image_sizes as one call of the processor gave them"
+        )
+    return torch.searchsorted(stops, ends).repeat_interleave(torch.tensor(tiles, device=counts.device))
+
+
+_BY_HAND = "say what to perturb yourself, with rows=… for the sample of each image"
+
+
 def positions(model: PreTrainedModel) -> Callable[[Batch], Tensor | None]:
-    """From the batch to the predictions that count, of the logits' shape without the last axis; None: all of them."""
-    pair = bool(getattr(model.config, "is_encoder_decoder", False))
-    writes = bool(model.can_generate())
-    per_token = writes or getattr(model, "loss_type", None) in ("ForMaskedLM", "ForTokenClassification")
-    mask = ("decoder_attention_mask" if pair else "attention_mask") if per_token else None
-    return partial(_positions, mask=mask, shift=writes and not pair)
+    """From the batch to the predictions that count, of the logits' shape without the last axis; None: all of them.
+
+    Of a model that computes its loss in a way of its own, which is not known, the function raises ConfigurationError.
+    """
+    if not model.can_generate():
+        per_token = getattr(model, "loss_type", None) in ("ForMaskedLM", "ForTokenClassification")
+        return partial(_positions, mask="attention_mask" if per_token else None, shift=False)
+    if getattr(model.config, "is_encoder_decoder", False):
+        return partial(_positions, mask="decoder_attention_mask", shift=False)
+    if (shift := _shifts(model)) is None:
+        return partial(_unknown, name=type(model).__name__)
+    return partial(_positions, mask="attention_mask", shift=shift)
+
+
+# losses that do not go through `loss_function`, or not with the logits that the model gives: whether they shift labels
+_SHIFTS = {
+    "BartForCausalLM": False,
+    "BlipForConditionalGeneration": True,
+    "GitForCausalLM": None,  # its logits are of the image's positions too
+}
+
+
+def _shifts(model: PreTrainedModel) -> bool | None:
+    """Whether a decoder's own loss compares logits with the next word's label; None: not known."""
+    classes = type(model).__mro__
+    if (known := next((cls.__name__ for cls in classes if cls.__name__ in _SHIFTS), None)) is not None:
+        return _SHIFTS[known]
+    forwards = (inspect.unwrap(vars(cls)["forward"]) for cls in classes if "forward" in vars(cls))
+    if not any("loss_function" in forward.__code__.co_names for forward in forwards if hasattr(forward, "__code__")):
+        return None
+    own = getattr(model, "_loss_function", None) or LOSS_MAPPING.get(model.loss_type, ForCausalLMLoss)
+    return {ForCausalLMLoss: True, ForMaskedLMLoss: False}.get(own)
+
+
+def _unknown(batch: Batch, *, name: str) -> None:
+    del batch
+    raise ConfigurationError(
+        f"expected a model whose loss says which of its predictions count, got {name}, whose own is not known; pass "
+        "positions=…, from the batch to the mask of the logits' rows that count, or to None for all"
+    )
 
 
 def _positions(batch: Batch, *, mask: str | None, shift: bool) -> Tensor | None:
-    """Those with a label; without labels, those that are no padding. The logits of a causal model are of the next token."""
+    """Those with a label; without labels, those that are no padding. Shifted, a prediction is of the next token."""
     labels = batch.get("labels")
     if isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point():
         real = labels != -100
-    elif labels is None and mask is not None and batch.get(mask) is not None:
+        return F.pad(real[:, 1:], (0, 1)) if shift else real
+    if labels is None and mask is not None and batch.get(mask) is not None:
         real = batch[mask].bool()
-    else:
-        return None
-    return F.pad(real[:, 1:], (0, 1)) if shift else real
+        return F.pad(real[:, :-1] & real[:, 1:], (0, 1)) if shift else real
+    return None
 
 
 def _among(ids: Tensor, tokens: Collection[int]) -> Tensor:

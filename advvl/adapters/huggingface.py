@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import LlavaNextModel, PreTrainedModel
 
 from advvl.adapters import fields
 from advvl.adapters.base import Adapter
 from advvl.adapters.candidates import outermost
 from advvl.adapters.injection import Batch, Site
 from advvl.adapters.outputs import Outputs, field, read_logits, run
-from advvl.errors import DataError, SiteError
+from advvl.errors import ConfigurationError, DataError, SiteError
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class _Own:
         mask: from that module and the batch to its mask of real positions.
         words: from the batch, and tokens whose embedding is replaced, to the mask of real words.
         firing: the forward of its parts that counts, where there are several.
+        no_logits: what it calls its logits instead.
+        refused: why its words cannot be perturbed.
     """
 
     image: str = ""
@@ -41,15 +43,19 @@ class _Own:
     mask: Callable[[nn.Module, Batch], Tensor] | None = None
     words: Callable[..., Tensor] | None = None
     firing: int | None = None
+    no_logits: str = ""
+    refused: str = ""
 
 
 _OWN = {
     "BridgeTowerVisionModel": _Own("visual.embeddings"),
     # its patches are drawn, in random order, after they are embedded: only before that is a position always the same patch
     "ViltModel": _Own("embeddings.patch_embeddings", mask=fields.patch_mask),
+    "XLNetModel": _Own(refused="embeds words as (T, B, D), whose rows are no samples"),
     "VisualBertModel": _Own("embeddings.visual_projection", at="input", mask=fields.region_mask),
     "SiglipTextModel": _Own(words=fields.text_mask_to_the_end),
     "Siglip2TextModel": _Own(words=fields.text_mask_to_the_end),
+    "BridgeTowerForContrastiveLearning": _Own(no_logits="embeddings of text, image and both"),
     # the second forward, on masked inputs, is the one that all losses but the contrastive one are of
     "FlavaForPreTraining": _Own(firing=1),
 }
@@ -61,7 +67,7 @@ def huggingface_adapter(model: nn.Module) -> Adapter:
     Rows may depend on each other (contrastive losses, packed images), so it does not say how to repeat a batch.
 
     Raises:
-        SiteError: neither words nor patches are found, or several vision towers.
+        SiteError: neither words nor patches are found, or several vision towers, or words that cannot be perturbed.
     """
     inner = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
     names = {part: name for name, part in inner.named_modules()}
@@ -69,8 +75,8 @@ def huggingface_adapter(model: nn.Module) -> Adapter:
     tokens = fields.placeholders(inner.config)
     sites: dict[str, Site] = {}
     if text is not None:
-        own = (_own(part).words for part in _parts(inner) if text in part.modules())
-        mask = next(filter(None, own), fields.text_mask)
+        words = (_own(part).words for part in _parts(inner) if text in part.modules())
+        mask = next(filter(None, words), fields.text_mask)
         sites["text"] = Site(names[text], mask=partial(mask, void=tokens))
     if tower is not None and image is not None:
         sites["image"] = image
@@ -79,18 +85,30 @@ def huggingface_adapter(model: nn.Module) -> Adapter:
             sites["image"] = replace(image, rows=of_patches)
             if (projector := _projector(inner, tower, text)) is not None:
                 sites["image_tokens"] = Site(names[projector], rows=of_tokens)
-    if (firing := _own(inner).firing) is not None:
-        sites = {modality: replace(site, firing=firing) for modality, site in sites.items()}
+    own = _own(inner)
+    examples = fields.choices if type(inner).__name__.endswith("ForMultipleChoice") else None
+    sites = {name: replace(site, firing=own.firing, examples=examples) for name, site in sites.items()}
     if not sites:
         raise SiteError(
             f"expected a model that embeds words or patches and says where, got {type(inner).__name__}; say what to "
             'perturb, as in adapt(model, sites={"text": "…"}); advvl.sites(model) lists what could be'
         )
-    return Adapter(model, sites, call=_call, logits=_logits, positions=fields.positions(inner))
+    logits = partial(_no_logits, are=own.no_logits) if own.no_logits else _logits
+    return Adapter(model, sites, call=_call, logits=logits, positions=fields.positions(inner))
 
 
 def _text(model: PreTrainedModel) -> nn.Embedding | None:
-    """The word embedding: the model's own, or that of the first of its parts that has one."""
+    """The word embedding: the model's own, or that of the first of its parts that has one.
+
+    Raises:
+        SiteError: words that cannot be perturbed.
+    """
+    for part in _parts(model):
+        if refused := _own(part).refused:
+            raise SiteError(
+                f"expected words as (B, T, D) at the site of 'text', got {type(model).__name__}, which {refused}; "
+                "take another model, or embed the words outside it and perturb what embeds them"
+            )
     outer = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model
     return next((found for part in _parts(outer) if isinstance(found := _embedding(part), nn.Embedding)), None)
 
@@ -119,9 +137,12 @@ Rows = Callable[[Batch], Tensor]
 
 
 def _rows(model: PreTrainedModel, tokens: frozenset[int]) -> tuple[Rows, Rows]:
-    """The sample of each row of the embedded patches and of the projected tokens: of packed ones, or of whole images."""
-    if "image_grid_thw" not in inspect.signature(model.forward).parameters:
-        of_images = partial(fields.image_rows, tokens=tokens)
+    """The sample of each row of the embedded patches and of the projected tokens: packed ones, or images, or tiles."""
+    taken = inspect.signature(model.forward).parameters
+    if "image_grid_thw" not in taken:
+        tiled = next((part for part in _parts(model) if isinstance(part, LlavaNextModel)), None)
+        filled = fields.filled_image_rows if "pixel_attention_mask" in taken else fields.image_rows
+        of_images = partial(filled if tiled is None else partial(fields.tile_rows, tiled), tokens=tokens)
         return of_images, of_images
     merged = model.config.vision_config.spatial_merge_size**2  # patches a token
     return partial(fields.packed_rows, tokens=tokens, each=merged), partial(fields.packed_rows, tokens=tokens)
@@ -193,3 +214,10 @@ def _logits(outputs: Outputs) -> Tensor:
         if isinstance(start, Tensor) and isinstance(end, Tensor):
             return torch.stack([start, end], 1)
     return read_logits(outputs)
+
+
+def _no_logits(outputs: Outputs, *, are: str) -> Tensor:
+    raise ConfigurationError(
+        f"expected outputs with logits to compare, got {type(outputs).__name__}, whose logits are {are}; pass logits=…, "
+        "from the outputs to scores, as of images against texts"
+    )
