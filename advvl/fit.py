@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from advvl.adapters.base import Adapter
 from advvl.adapters.registry import adapt
 from advvl.checkpointing import Checkpoints, OneFile
+from advvl.descriptions import described
 from advvl.errors import ConfigurationError
 from advvl.maximizers import AscentState
 from advvl.optimization import parameter_groups, updates_per_epoch
@@ -133,7 +133,7 @@ def fit(
         "updates": updates,
         "seed": seed,
         "examples": len(source),
-        "method": re.sub(r" at 0x[0-9a-f]+|, device='[^']*'", "", repr(method)),  # the same in every process
+        "method": described(method),
         "adversarial_tasks": None if adversarial_tasks is None else sorted(adversarial_tasks),
         "optimizer": type(built).__name__,
     }

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from advvl.descriptions import described
 from advvl.errors import ConfigurationError
 
 T = TypeVar("T")
@@ -102,7 +103,7 @@ def collected(found: Mapping[int, T]) -> dict[int, T]:
 
 
 def check_agreement(what: str, value: Any) -> None:
-    """Raise ConfigurationError in every process if `value` is not the same in all of them, by its `repr`.
+    """Raise ConfigurationError in every process if `value` is not the same in all of them, as `described` tells it.
 
     Once before training, as `check_agreement("the method", method)`: different numbers of passes, step sizes or weights
     would otherwise go unnoticed, since processes meet only in the reduction of each update.
@@ -110,7 +111,7 @@ def check_agreement(what: str, value: Any) -> None:
     if process_count() == 1:
         return
     found: list[Any] = [None] * process_count()
-    dist.all_gather_object(found, repr(value))
+    dist.all_gather_object(found, described(value))
     different = [rank for rank, other in enumerate(found) if other != found[0]]
     if different:
         raise ConfigurationError(

@@ -79,7 +79,14 @@ def worker(rank: int, folder: Path) -> dict[str, Any]:
         "gradient": losses.grad,
         "collected": collected({number: number**2 for number in range(rank, 7, 2)} | {6: 36}),
     }
-    for what, ours in (("steps", 3), ("the method", advvl.villa(step_sizes={"text": 1e-3 * (1 + rank)}))):
+    start = torch.zeros(2, 5000)
+    start[1, 2500] = rank  # where a repr shows nothing
+    for what, ours in (
+        ("steps", 3),
+        ("an object", object()),
+        ("the method", advvl.villa(step_sizes={"text": 1e-3 * (1 + rank)})),
+        ("the start", advvl.Given(start)),
+    ):
         try:
             check_agreement(what, ours)
         except ConfigurationError as error:
@@ -147,6 +154,8 @@ def test_what_processes_found_is_collected_once_and_in_order(two: list[dict[str,
 def test_processes_that_disagree_are_all_told(two: list[dict[str, Any]]) -> None:
     for found in two:
         assert "steps" not in found
+        assert "an object" not in found, "its repr has its address"
+        assert "expected the start to be the same" in found["the start"]
         assert "expected the method to be the same in all 2 processes" in found["the method"]
         assert "step_size=0.001" in found["the method"]
         assert "step_size=0.002" in found["the method"]

@@ -1,0 +1,63 @@
+"""Descriptions: what a method, an option or anything made of such parts is, in words that are the same wherever it is."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import re
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def described(value: Any) -> str:
+    """A text that is equal for equal values in every process and every run, and tells other ones apart.
+
+    As `repr`, but for where things are, in memory or on which of several devices, which is left out; tensors are told by a
+    hash of all their entries; and objects by their attributes, whatever their `repr` shows. Functions are told by their
+    names alone, modules by their structure.
+    """
+    return _described(value, ())
+
+
+def _described(value: Any, around: tuple[int, ...]) -> str:
+    if id(value) in around:
+        return "…"
+    inner = functools.partial(_described, around=(*around, id(value)))
+    kind = type(value).__qualname__
+    if isinstance(value, Tensor):
+        return f"{kind}({tuple(value.shape)}, {value.dtype}, {_hash(value)})"
+    if isinstance(value, torch.device):
+        return f"device({value.type!r})"
+    if isinstance(value, FunctionType | BuiltinFunctionType | type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, MethodType):
+        return f"{inner(value.__self__)}.{value.__name__}"
+    if isinstance(value, functools.partial):
+        return f"partial({inner(value.func)}, {inner(value.args)}, {inner(value.keywords)})"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{inner(key)}: {inner(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, Set):
+        return f"{kind}({', '.join(sorted(map(inner, value)))})"
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | range):
+        left, right = "[]" if isinstance(value, list) else "()"
+        return left + ", ".join(map(inner, value)) + right
+    if is_dataclass(value):
+        named = {field.name: getattr(value, field.name) for field in fields(value)}
+    elif hasattr(value, "__dict__") and not isinstance(value, nn.Module | Enum):
+        named = vars(value)
+    else:
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    return f"{kind}({', '.join(f'{name}={inner(entry)}' for name, entry in named.items())})"
+
+
+def _hash(tensor: Tensor) -> str:
+    """Of the entries' bytes."""
+    there = tensor.detach().cpu().contiguous()
+    return hashlib.sha256(ctypes.string_at(there.data_ptr(), there.nbytes)).hexdigest()[:16]
