@@ -148,12 +148,27 @@ def test_a_missing_field_is_named(kind: Kind, field: str) -> None:
         ),
         (LxmertForVQA, {"visual_feats": torch.ones(3, 2, 5, 7)}, ShapeError, r"\(B, R, 7\)"),
         (LxmertForVQA, {"visual_pos": torch.ones(3, 4, 4)}, ShapeError, r"visual_pos of shape .* = \(3, 5, 4\)"),
-        (LxmertForVQA, {"visual_pos": torch.ones(3, 5, 4).long()}, DataError, "visual_pos of floating-point"),
+        (
+            LxmertForVQA,
+            {"visual_pos": torch.ones(3, 5, 4).long()},
+            DataError,
+            r"visual_pos of floating-point .*; convert",
+        ),
         (LxmertForVQA, {"targets": torch.ones(3, 6)}, ShapeError, r"targets of shape \(B, A\) = \(3, 5\)"),
         (LxmertForNLVR2, {"visual_feats": torch.ones(3, 5, 7)}, ShapeError, r"\(B, 2, R, 7\)"),
-        (LxmertForNLVR2, {"visual_feats": torch.ones(3, 3, 5, 7)}, ShapeError, r"\(3, 2, 5, 7\), got \(3, 3, 5, 7\)"),
-        (LxmertForNLVR2, {"targets": torch.ones(6).long()}, ShapeError, r"targets of shape \(B,\) = \(3,\)"),
-        (LxmertForNLVR2, {"targets": torch.ones(3)}, DataError, "whole numbers, 1 for a true sentence"),
+        (
+            LxmertForNLVR2,
+            {"visual_feats": torch.ones(3, 3, 5, 7)},
+            ShapeError,
+            r"\(3, 2, 5, 7\), got .*; .* pairs",
+        ),
+        (
+            LxmertForNLVR2,
+            {"targets": torch.ones(6).long()},
+            ShapeError,
+            r"targets of shape \(B,\) = \(3,\), .*; give one",
+        ),
+        (LxmertForNLVR2, {"targets": torch.ones(3)}, DataError, "whole numbers, 1 for a true .*; give classes"),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -164,5 +179,5 @@ def test_what_does_not_fit_is_refused(
 
 
 def test_an_answer_is_needed() -> None:
-    with pytest.raises(ConfigurationError, match="num_qa_labels of 1 or more, got 0"):
+    with pytest.raises(ConfigurationError, match="num_qa_labels of 1 or more, got 0; give the number"):
         build(LxmertForVQA, num_qa_labels=0)

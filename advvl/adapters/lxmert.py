@@ -38,7 +38,10 @@ def lxmert_adapter(model: nn.Module) -> Adapter:
 
     def call(model: nn.Module, batch: Batch) -> Outputs:
         if not isinstance(batch, Mapping):
-            raise DataError(f"expected a batch as a mapping of fields, got {type(batch).__name__}")
+            raise DataError(
+                f"expected a batch as a mapping of fields, got {type(batch).__name__}; give the fields by the names that "
+                f"{type(inner).__name__}.forward has for them"
+            )
         if "inputs_embeds" in batch and "inputs_embeds" not in taken:
             raise DataError(
                 f"expected input_ids for {type(inner).__name__}, got inputs_embeds, which go round the word embeddings; "

@@ -6,8 +6,10 @@ Both are models of transformers: `from_pretrained` and `save_pretrained` work, a
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +37,15 @@ class LxmertTaskOutput(ModelOutput):
 
 
 class _LxmertWithAnswers(LxmertPreTrainedModel):  # type: ignore[no-untyped-call]
-    """LXMERT and a head over pooled first tokens."""
+    """LXMERT and `answer_head` over the pooled first tokens of an example's rows, side by side."""
+
+    _images: ClassVar[tuple[int, ...]] = ()  # the axis of an example's images, where it has several
+    answer_head: nn.Module
+
+    @staticmethod
+    @abstractmethod
+    def _losses(logits: Tensor, targets: Tensor) -> Tensor:
+        """From `(B, A)` and targets to one loss a row, `(B,)`."""
 
     def __init__(self, config: LxmertConfig) -> None:
         super().__init__(config)
@@ -56,30 +66,53 @@ class _LxmertWithAnswers(LxmertPreTrainedModel):  # type: ignore[no-untyped-call
             for unseen in (layer.visn_self_att, layer.visn_inter, layer.visn_output):
                 unseen.requires_grad_(False)
 
-    def _pooled(
+    def forward(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
-        visual_feats: Tensor,
-        visual_pos: Tensor,
-        visual_attention_mask: Tensor | None,
-    ) -> Tensor:
-        """From text `(N, T)` and regions `(N, R, …)` to `(N, H)`."""
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        visual_feats: Tensor | None = None,
+        visual_pos: Tensor | None = None,
+        visual_attention_mask: Tensor | None = None,
+        targets: Tensor | None = None,
+    ) -> LxmertTaskOutput:
+        """Scores of the answers `(B, A)`, and with `targets` each row's loss `(B,)`.
+
+        Arguments:
+            input_ids, attention_mask, token_type_ids: `(B, T)`; a mask of None: all are real; types of None: 0.
+            visual_feats, visual_pos: features `(B, R, F)` and boxes `(B, R, 4)` (x1, y1, x2, y2, as parts of the image's);
+                of a pair of images `(B, 2, R, F)` and `(B, 2, R, 4)`.
+            visual_attention_mask: `(B, R)`, or `(B, 2, R)`; None: all are real.
+            targets: what the class says.
+
+        Raises:
+            DataError: a field that is missing, or of other numbers.
+            ShapeError: a field of another shape.
+        """
+        input_ids, feats, pos = _given(input_ids=input_ids, visual_feats=visual_feats, visual_pos=visual_pos)
+        rows, last = len(input_ids), len(self._images)
+        _check_regions(feats, pos, (rows, *self._images), self.config)
+
+        def words(x: Tensor | None) -> Tensor | None:
+            return twice(x) if x is not None and self._images else x
+
         pooled: Tensor = self.lxmert(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            visual_feats=visual_feats,
-            visual_pos=visual_pos,
-            visual_attention_mask=visual_attention_mask,
+            input_ids=words(input_ids),
+            attention_mask=words(attention_mask),
+            token_type_ids=words(token_type_ids),
+            visual_feats=feats.flatten(0, last),
+            visual_pos=pos.flatten(0, last),
+            visual_attention_mask=None if visual_attention_mask is None else visual_attention_mask.flatten(0, last),
             return_dict=True,
         ).pooled_output
-        return pooled
+        logits: Tensor = self.answer_head(pooled.reshape(rows, math.prod(self._images) * pooled.shape[1]))
+        return LxmertTaskOutput(loss=None if targets is None else self._losses(logits, targets), logits=logits)
 
 
 class LxmertForVQA(_LxmertWithAnswers):  # type: ignore[no-untyped-call]
     """LXMERT that answers questions, VQA's or GQA's: a head of two layers over the pooled first token.
+
+    `targets` are soft scores in [0, 1], `(B, A)`; the mean of the losses is the published loss.
 
     Arguments:
         config: `num_qa_labels` is A, how many answers are told apart (VQA 3129, GQA 1842).
@@ -88,90 +121,17 @@ class LxmertForVQA(_LxmertWithAnswers):  # type: ignore[no-untyped-call]
         ConfigurationError: no answer.
     """
 
+    _losses = staticmethod(vqa_losses)
+
     def __init__(self, config: LxmertConfig) -> None:
         super().__init__(config)
         if config.num_qa_labels < 1:
-            raise ConfigurationError(f"expected num_qa_labels of 1 or more, got {config.num_qa_labels!r}")
+            raise ConfigurationError(
+                f"expected num_qa_labels of 1 or more, got {config.num_qa_labels!r}; give the number of answers, as of the "
+                "task's table"
+            )
         self.answer_head = LxmertVisualAnswerHead(config, config.num_qa_labels)  # type: ignore[no-untyped-call]
         self.post_init()  # type: ignore[no-untyped-call]
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        visual_feats: Tensor | None = None,
-        visual_pos: Tensor | None = None,
-        visual_attention_mask: Tensor | None = None,
-        targets: Tensor | None = None,
-    ) -> LxmertTaskOutput:
-        """Scores of the answers `(B, A)`, and with `targets` each row's loss `(B,)`; its mean is the published loss.
-
-        Arguments:
-            input_ids, attention_mask, token_type_ids: `(B, T)`; a mask of None: all are real; types of None: 0.
-            visual_feats, visual_pos: features `(B, R, F)` and boxes `(B, R, 4)` (x1, y1, x2, y2, as parts of the image's).
-            visual_attention_mask: `(B, R)`; None: all are real.
-            targets: soft scores in [0, 1], `(B, A)`.
-
-        Raises:
-            DataError: a field that is missing, or of integers where numbers are due.
-            ShapeError: a field of another shape.
-        """
-        input_ids, feats, pos = _given(input_ids=input_ids, visual_feats=visual_feats, visual_pos=visual_pos)
-        rows, regions = input_ids.shape[0], feats.shape[1:2]
-        _check_regions(feats, pos, (rows, *regions), self.config, "B, R")
-        pooled = self._pooled(input_ids, attention_mask, token_type_ids, feats, pos, visual_attention_mask)
-        logits: Tensor = self.answer_head(pooled)
-        return LxmertTaskOutput(loss=None if targets is None else vqa_losses(logits, targets), logits=logits)
-
-
-class LxmertForNLVR2(_LxmertWithAnswers):  # type: ignore[no-untyped-call]
-    """LXMERT that judges a sentence about two images: a head of two layers over both pooled first tokens, side by side.
-
-    LXMERT runs on 2B rows: each sentence with its first image, then with its second. So the sites see 2B rows, and both
-    copies of a sentence have perturbations of their own, as published.
-    """
-
-    def __init__(self, config: LxmertConfig) -> None:
-        super().__init__(config)
-        self.answer_head = _PairHead(config)
-        self.post_init()  # type: ignore[no-untyped-call]
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        visual_feats: Tensor | None = None,
-        visual_pos: Tensor | None = None,
-        visual_attention_mask: Tensor | None = None,
-        targets: Tensor | None = None,
-    ) -> LxmertTaskOutput:
-        """Scores of false and true `(B, 2)`, and with `targets` each row's cross-entropy `(B,)`.
-
-        Arguments:
-            input_ids, attention_mask, token_type_ids: `(B, T)`, as `LxmertForVQA.forward`.
-            visual_feats, visual_pos: features `(B, 2, R, F)` and boxes `(B, 2, R, 4)`.
-            visual_attention_mask: `(B, 2, R)`; None: all are real.
-            targets: 1 for a true sentence, `(B,)`.
-
-        Raises:
-            DataError: a field that is missing, or of other numbers.
-            ShapeError: a field of another shape.
-        """
-        input_ids, feats, pos = _given(input_ids=input_ids, visual_feats=visual_feats, visual_pos=visual_pos)
-        rows, regions = input_ids.shape[0], feats.shape[2:3]
-        _check_regions(feats, pos, (rows, IMAGES, *regions), self.config, "B, 2, R")
-        pooled = self._pooled(
-            twice(input_ids),
-            None if attention_mask is None else twice(attention_mask),
-            None if token_type_ids is None else twice(token_type_ids),
-            feats.flatten(0, 1),
-            pos.flatten(0, 1),
-            None if visual_attention_mask is None else visual_attention_mask.flatten(0, 1),
-        )
-        logits: Tensor = self.answer_head(pooled.reshape(rows, IMAGES * pooled.shape[1]))
-        return LxmertTaskOutput(loss=None if targets is None else nlvr2_losses(logits, targets), logits=logits)
 
 
 def nlvr2_losses(logits: Tensor, targets: Tensor) -> Tensor:
@@ -181,11 +141,33 @@ def nlvr2_losses(logits: Tensor, targets: Tensor) -> Tensor:
         ShapeError, DataError: targets that are not `(B,)` of whole numbers.
     """
     if targets.shape != logits.shape[:1]:
-        raise ShapeError(f"expected targets of shape (B,) = {tuple(logits.shape[:1])}, got {tuple(targets.shape)}")
+        raise ShapeError(
+            f"expected targets of shape (B,) = {tuple(logits.shape[:1])}, got {tuple(targets.shape)}; give one for each "
+            "sentence, not for each of its images"
+        )
     if targets.is_floating_point():
-        raise DataError(f"expected targets of whole numbers, 1 for a true sentence, got {targets.dtype}")
+        raise DataError(
+            f"expected targets of whole numbers, 1 for a true sentence, got {targets.dtype}; give classes, not scores"
+        )
     wide = torch.promote_types(logits.dtype, torch.float32)
     return F.cross_entropy(logits.to(wide), targets.long(), reduction="none")
+
+
+class LxmertForNLVR2(_LxmertWithAnswers):  # type: ignore[no-untyped-call]
+    """LXMERT that judges a sentence about two images: a head of two layers over both pooled first tokens, side by side.
+
+    LXMERT runs on 2B rows: each sentence with its first image, then with its second. So the sites see 2B rows, and both
+    copies of a sentence have perturbations of their own, as published. Scores are of false and true, `(B, 2)`; `targets`
+    are 1 for a true sentence, `(B,)`.
+    """
+
+    _images = (IMAGES,)
+    _losses = staticmethod(nlvr2_losses)
+
+    def __init__(self, config: LxmertConfig) -> None:
+        super().__init__(config)
+        self.answer_head = _PairHead(config)
+        self.post_init()  # type: ignore[no-untyped-call]
 
 
 class _PairHead(nn.Module):
@@ -213,14 +195,21 @@ def _given(**fields: Tensor | None) -> list[Tensor]:
     return [value for value in fields.values() if value is not None]
 
 
-def _check_regions(feats: Tensor, pos: Tensor, axes: tuple[int, ...], config: LxmertConfig, letters: str) -> None:
+def _check_regions(feats: Tensor, pos: Tensor, images: tuple[int, ...], config: LxmertConfig) -> None:
+    """Raise unless features and boxes have a row for each of R regions of each of the images, `(B,)` or `(B, 2)`."""
+    axes = (*images, *feats.shape[len(images) : len(images) + 1])
+    letters = ", ".join(["B", *map(str, images[1:]), "R"])
     for name, value, last in (
         ("visual_feats", feats, config.visual_feat_dim),
         ("visual_pos", pos, config.visual_pos_dim),
     ):
         if not value.is_floating_point():
-            raise DataError(f"expected {name} of floating-point numbers, got {value.dtype}")
+            raise DataError(
+                f"expected {name} of floating-point numbers, got {value.dtype}; convert them, as by .float()"
+            )
         if value.shape != (*axes, last):
             raise ShapeError(
-                f"expected {name} of shape ({letters}, {last}) = {(*axes, last)}, got {tuple(value.shape)}"
+                f"expected {name} of shape ({letters}, {last}) = {(*axes, last)}, got {tuple(value.shape)}; give a row for "
+                f"each region of each of the batch's {'pairs of images' if images[1:] else 'images'}, of the width of the "
+                "model's configuration"
             )
