@@ -8,6 +8,7 @@ embedding; `radius` of the ball, in the same units (`math.inf`: none); `norm` of
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 from advvl.balls import L2, Ball, Linf
@@ -141,6 +142,10 @@ def _ball(norm: Norm, radius: float) -> Ball:
 
 
 def _perturber(step_sizes: dict[str, float], ball: Ball, start: Start) -> EmbeddingPerturber:
+    if not isinstance(step_sizes, Mapping):
+        raise ConfigurationError(
+            f'expected step_sizes as a mapping from modality to step size, as in {{"text": 0.1}}, got {step_sizes!r}'
+        )
     return EmbeddingPerturber(
         **{
             modality: Ascent(ball, step_size=step_size, start=start, floor=_PUBLISHED_FLOOR)

@@ -19,6 +19,7 @@ from advvl.adapters.injection import Batch, Site
 from advvl.adapters.registry import adapt
 from advvl.errors import ConfigurationError
 from advvl.maximizers import PGD, FreeAT
+from advvl.processes import check_agreement
 from advvl.training import AdversarialTraining, StepReport
 
 
@@ -75,6 +76,7 @@ class AdversarialTrainer(Trainer):
         return model
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
+        check_agreement("the method", self.method)
         self._begin()
         return super().train(*args, **kwargs)
 

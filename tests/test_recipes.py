@@ -78,6 +78,13 @@ def test_the_kl_of_nlvr2_is_the_mean_over_both_classes_too() -> None:
     torch.testing.assert_close(regularizer(clean, perturbed), 1.5 * published, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("recipe", [villa, freelb])
+@pytest.mark.parametrize("step_sizes", [0.1, [("text", 0.1)]])
+def test_step_sizes_without_modalities_are_refused(recipe: Any, step_sizes: object) -> None:
+    with pytest.raises(ConfigurationError, match="from modality to step size"):
+        recipe(step_sizes=step_sizes)
+
+
 def test_another_task_of_lxmert_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"task to be one of .*, got 'vcr'"):
         lxmert_adv("vcr")  # type: ignore[arg-type]

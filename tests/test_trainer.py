@@ -760,6 +760,9 @@ def worker(folder: str) -> None:
     found = trained(Path(folder), model_of(), rows_of(batches(8)), trainer=Counted, options=options, **changes)
     assert reduced == [0] * len(found)  # one bucket, once an update
     torch.save(found, f"{folder}/{os.environ['RANK']}.pt")
+    different = METHODS[("villa", "freelb")[int(os.environ["RANK"])]]
+    with pytest.raises(ConfigurationError, match="the method to be the same in all"):
+        trained(Path(folder), model_of(), rows_of(batches(8)), options={"method": different}, ddp_backend="gloo")
 
 
 def test_two_processes_have_the_gradients_of_one_on_all_rows(tmp_path: Path) -> None:
