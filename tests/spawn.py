@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ import torch
 import torch.distributed as dist
 
 HERE = Path(__file__).parent
-TIMEOUT = 60.0  # seconds that a collective waits for the others
+TIMEOUT = 60.0  # seconds that a collective waits for the others: a bound for hangs, far from what any of them takes
+LIMIT = 200.0  # seconds that a process may live: such a bound too
+RAISED = "raised"  # the key of how a case raised
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Ended:
 
 
 def spawn(
-    function: str, processes: int, folder: Path, *, limit: float = 200.0, timeout: float = TIMEOUT
+    function: str, processes: int, folder: Path, *, limit: float = LIMIT, timeout: float = TIMEOUT
 ) -> list[Ended]:
     """Run `"module:function"`, of rank and folder, in processes that form a gloo group; none outlives `limit` seconds."""
     command = [
@@ -72,11 +76,32 @@ def run(commands: list[list[str]], *, limit: float, environment: dict[str, str] 
     return ended
 
 
-def results(function: str, processes: int, folder: Path, *, limit: float = 200.0) -> list[dict[str, Any]]:
+class Found(dict[str, Any]):
+    """What a process found, by case; a case that raised there raises where it is looked up."""
+
+    def __getitem__(self, case: str) -> Any:
+        found = super().__getitem__(case)
+        if isinstance(found, dict) and found.keys() == {RAISED}:
+            raise AssertionError(f"{case!r} raised in a process:\n{found[RAISED]}")
+        return found
+
+
+def attempt(run: Callable[[], Any]) -> Any:
+    """What a case comes to, or how it raised: for its own test to show, while the others go on.
+
+    It must raise in all processes alike; where one goes on, it ends by its timeout, and with it what follows.
+    """
+    try:
+        return run()
+    except Exception:
+        return {RAISED: traceback.format_exc()}
+
+
+def results(function: str, processes: int, folder: Path, *, limit: float = LIMIT) -> list[dict[str, Any]]:
     """What a function returned in each process, by rank; all of them have to end well."""
     ended = spawn(function, processes, folder, limit=limit)
     assert all(process.code == 0 for process in ended), "\n".join(process.output for process in ended)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
+    return [Found(torch.load(folder / f"{rank}.pt", weights_only=True)) for rank in range(processes)]
 
 
 def work(function: str, processes: str, folder: str, timeout: str, rank: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 import torch.distributed as dist
 from conftest import ToyModel, toy_batch, toy_sites
 from distributed_cases import CASES, ROWS, SIZES, CheckpointedSites, check, close, gradients, method_of, model_of, part
-from spawn import results
+from spawn import attempt, results
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -121,24 +122,36 @@ def perturbations(rank: int) -> dict[str, Tensor]:
     return found | {"carried": state.state_dict()["deltas"]["image"]}
 
 
-def worker(rank: int, folder: Path) -> dict[str, Any]:
-    del folder
-    found: dict[str, Any] = {case: run(DistributedDataParallel) for case, run in CASES.items()}
-    batch = part(toy_batch(ROWS))
-    target = inside()
-    found["inside"] = (reduced(method_of("villa"), target, batch), gradients(target.model))
-    found["kinds"] = every_kind(batch)
-    found["buckets"] = reduced(method_of("villa"), ddp(model_of(), bucket_cap_mb=1e-4), batch, steps=2)
-    found["bitmap"] = with_bitmap(method_of("villa"), ddp(model_of(), find_unused_parameters=True), batch)
-    target = ddp(model_of())
-    with target.model.no_sync():  # type: ignore[operator]
-        found["quiet"] = (reduced(method_of("villa"), target, batch), gradients(target.model))
-    found["perturbations"] = perturbations(rank)
+def refused(batch: dict[str, Tensor]) -> str:
     try:
         method_of("villa").step(ddp(CheckpointedSites().double()), batch)
     except AdvVLError as error:
-        found["refused"] = str(error)
-    return found
+        return str(error)
+    return "nothing"
+
+
+def reduced_and_gradients(target: Adapter, batch: dict[str, Tensor]) -> tuple[list[int], dict[str, Tensor]]:
+    return reduced(method_of("villa"), target, batch), gradients(target.model)
+
+
+def quiet(batch: dict[str, Tensor]) -> tuple[list[int], dict[str, Tensor]]:
+    target = ddp(model_of())
+    with target.model.no_sync():  # type: ignore[operator]
+        return reduced_and_gradients(target, batch)
+
+
+def worker(rank: int, folder: Path) -> dict[str, Any]:
+    batch = part(toy_batch(ROWS))
+    mine = {
+        "inside": lambda: reduced_and_gradients(inside(), batch),
+        "kinds": lambda: every_kind(batch),
+        "buckets": lambda: reduced(method_of("villa"), ddp(model_of(), bucket_cap_mb=1e-4), batch, steps=2),
+        "bitmap": lambda: with_bitmap(method_of("villa"), ddp(model_of(), find_unused_parameters=True), batch),
+        "quiet": lambda: quiet(batch),
+        "perturbations": lambda: perturbations(rank),
+        "refused": lambda: refused(batch),
+    }
+    return cases(rank, folder) | {name: attempt(run) for name, run in mine.items()}
 
 
 def compiled(rank: int, folder: Path) -> dict[str, Tensor]:
@@ -163,7 +176,7 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 def cases(rank: int, folder: Path) -> dict[str, Any]:
     del rank, folder
-    return {case: run(DistributedDataParallel) for case, run in CASES.items()}
+    return {case: attempt(partial(run, DistributedDataParallel)) for case, run in CASES.items()}
 
 
 @pytest.mark.parametrize("processes", ["two", "four"])

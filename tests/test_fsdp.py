@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from distributed_cases import (
     model_of,
     part,
 )
-from spawn import results
+from spawn import attempt, results
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -158,29 +159,38 @@ def each(module: nn.Module) -> None:
 SEVERAL = ["freelb", "villa", "villa-shared", "villa-in-turn", "villa-detached"]
 
 
-def worker(rank: int, folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = cases(rank, folder)
-    found["scatters"] = {name: scatters_of(name) for name in METHODS}
-    found["accumulated scatters"] = accumulated_scatters()
-    found["held"] = held()
-    found["held, in half"] = held(mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32))
-    found["attacked"] = attacked(rank)
-    found["refused"] = refused()
-    found["several"] = {name: several(name, each) for name in SEVERAL}
+def checkpointed_sites() -> dict[str, Tensor]:
     torch.manual_seed(0)
     site = Adapter(sharded(CheckpointedSites().double()), toy_sites())  # type: ignore[arg-type]
     method_of("villa").step(site, part(toy_batch(ROWS)))
-    found["checkpointed sites"] = gradients(site.model)
+    return gradients(site.model)
+
+
+def adapted_before() -> dict[str, Tensor]:
     late = model_of()
     target = Adapter(late, toy_sites())
     method_of("villa").step(target.through(sharded(late, reshard_after_forward=False)), part(toy_batch(ROWS)))  # type: ignore[arg-type]
-    found["adapted before"] = gradients(late)
-    return found
+    return gradients(late)
+
+
+def worker(rank: int, folder: Path) -> dict[str, Any]:
+    mine = {
+        "scatters": lambda: {name: scatters_of(name) for name in METHODS},
+        "accumulated scatters": accumulated_scatters,
+        "held": held,
+        "held, in half": lambda: held(mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32)),
+        "attacked": lambda: attacked(rank),
+        "refused": refused,
+        **{f"several, {name}": partial(several, name, each) for name in SEVERAL},
+        "checkpointed sites": checkpointed_sites,
+        "adapted before": adapted_before,
+    }
+    return cases(rank, folder) | {name: attempt(run) for name, run in mine.items()}
 
 
 def cases(rank: int, folder: Path) -> dict[str, Any]:
     del rank, folder
-    return {case: run(sharded) for case, run in CASES.items()}  # type: ignore[arg-type]
+    return {case: attempt(partial(run, sharded)) for case, run in CASES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -246,4 +256,4 @@ def test_a_site_that_is_computed_again_finds_its_own_graphs_perturbation(two: Re
 def test_parts_that_are_sharded_each_by_itself_are_all_reduced(name: str, two: Results) -> None:
     """Also one that the clean graph does not reach, whose backward is the last."""
     for found in two:
-        close(found["several"][name], several(name, lambda module: None))
+        close(found[f"several, {name}"], several(name, lambda module: None))
