@@ -1,4 +1,7 @@
-"""The command `advvl`: `advvl villa-uniter …` trains, attacks and reports; see `advvl.experiment`."""
+"""The command `advvl`: `advvl villa-uniter …` or `advvl villa-lxmert …` trains, attacks and reports.
+
+See `advvl.experiment` and `advvl.lxmert_demo`, which are imported when they are run: help need not wait for them.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,51 @@ import sys
 from collections.abc import Callable, Sequence
 
 from advvl.errors import AdvVLError
-from advvl.experiment import run
-from advvl.flags import parse
-from advvl.options import PRESETS, ExperimentOptions
 
-_COMMANDS = {"villa-uniter": "pre-train, fine-tune and attack a tiny UNITER, with and without adversarial training"}
+Arguments = Sequence[str]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def _villa_uniter(arguments: Arguments) -> None:
+    from advvl.experiment import run
+    from advvl.flags import parse
+    from advvl.options import PRESETS, ExperimentOptions
+
+    run(parse(ExperimentOptions, arguments, presets=PRESETS, description=_COMMANDS["villa-uniter"][0]))
+
+
+def _villa_lxmert(arguments: Arguments) -> None:
+    from advvl.flags import parse
+    from advvl.lxmert_demo import run
+    from advvl.lxmert_options import PRESETS, LxmertOptions
+
+    run(parse(LxmertOptions, arguments, presets=PRESETS, description=_COMMANDS["villa-lxmert"][0]))
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[Arguments], None]]] = {
+    "villa-uniter": (
+        "pre-train, fine-tune and attack a tiny UNITER, with and without adversarial training",
+        _villa_uniter,
+    ),
+    "villa-lxmert": (
+        "train LXMERT on VQA's files or on digits, with and without adversarial training, and attack it",
+        _villa_lxmert,
+    ),
+}
+
+
+def main(arguments: Arguments | None = None) -> int:
     """Run the command that the arguments name; the exit status: 2 for what a person can put right."""
     command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if command in ("-h", "--help"):
         print("usage: advvl COMMAND [--help] [option ...]\n")
-        print("\n".join(f"  {name:14} {text}" for name, text in _COMMANDS.items()))
+        print("\n".join(f"  {name:14} {text}" for name, (text, _) in _COMMANDS.items()))
         return 0
     if command not in _COMMANDS:
         print(
             f"error: expected a command of {', '.join(_COMMANDS)}, got {command!r}; see advvl --help", file=sys.stderr
         )
         return 2
-    description = _COMMANDS[command]
-    return exit_status(lambda: run(parse(ExperimentOptions, rest, presets=PRESETS, description=description)))
+    return exit_status(lambda: _COMMANDS[command][1](rest))
 
 
 def exit_status(work: Callable[[], object]) -> int:

@@ -22,6 +22,7 @@ from accelerate.utils import send_to_device  # type: ignore[import-untyped]
 from torch import nn
 
 from advvl.adapters.base import Adapter
+from advvl.adapters.outputs import read_loss
 from advvl.errors import NonFiniteError
 from advvl.maximizers import AscentState
 from advvl.optimization import derive_seed, examples_of, schedule
@@ -147,7 +148,7 @@ class Updater:
         return loss
 
     def _learn_plainly(self, share: Share, apply: Callable[[], object] | None) -> float:
-        loss = share.weigh(self.model(**share.batch).loss).mean()
+        loss = share.weigh(read_loss(self.model(**share.batch), share.batch)).mean()
         self.accelerator.backward(loss * (share.weight * self.accelerator.num_processes))  # DDP takes the mean
         value = self._losses[share.number] = float(loss.detach())
         if apply is not None:

@@ -189,7 +189,7 @@ def test_an_unknown_key_in_a_file_names_the_nearest(tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "said"), [([], 0, "villa-uniter"), (["--help"], 0, "villa-uniter"), (["train"], 2, "train")]
+    ("arguments", "status", "said"), [([], 0, "villa-uniter"), (["--help"], 0, "villa-lxmert"), (["train"], 2, "train")]
 )
 def test_the_command_says_what_it_knows(
     arguments: list[str], status: int, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -197,6 +197,11 @@ def test_the_command_says_what_it_knows(
     monkeypatch.setattr(sys, "argv", ["advvl", *arguments])
     assert main() == status
     assert said in "".join(capsys.readouterr())
+
+
+def test_help_waits_for_no_command() -> None:
+    code = "import sys; from advvl.cli import main; main(['--help']); print('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.endswith("False\n")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -16,7 +16,7 @@ import yaml
 from lxmert_files import regions
 from transformers import LxmertConfig, LxmertForPreTraining
 
-from advvl.cli import exit_status
+from advvl.cli import exit_status, main
 from advvl.config import Layer, build
 from advvl.data.lxmert_answers import AnswerTable, write_answers
 from advvl.data.lxmert_digits import TABLE
@@ -259,6 +259,26 @@ def test_the_published_preset_is_the_published_recipe(tmp_path: Path) -> None:
         assert getattr(sizes, name) == getattr(published, name)
     assert sizes.max_position_embeddings == published.max_position_embeddings
     assert sizes.dropout == published.hidden_dropout_prob == published.attention_probs_dropout_prob
+
+
+def test_the_command_runs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(VALUES))
+    output = tmp_path / "out"
+    assert main(["villa-lxmert", "--config", str(tmp_path / "tiny.yaml"), "--output", str(output)]) == 0
+    assert "Quick demo, one seed: not evidence" in capsys.readouterr().out
+    assert (output / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--preset", "evidence"], "evidence"), (["--adversary.text_stepp", "1"], "nearest to --adversary.text_stepp is")],
+)
+def test_the_command_refuses_what_it_does_not_know(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        sys.exit(main(["villa-lxmert", "--output", str(tmp_path / "out"), *arguments]))
+    assert message in capsys.readouterr().err
 
 
 def test_every_preset_is_read() -> None:

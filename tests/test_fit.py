@@ -165,6 +165,35 @@ def test_one_update_is_adamw_on_the_mean_loss_clipped() -> None:
         torch.testing.assert_close(model.get_parameter(name), want, rtol=1e-4, atol=1e-6)
 
 
+class Bare(Toy):
+    """What transformers' models give, asked for anything but a `ModelOutput`; a tuple's loss is a number."""
+
+    kind: type = dict
+
+    def forward(self, x: Tensor, y: Tensor, task: str = "a") -> Any:
+        output = super().forward(x, y, task)
+        return {"loss": output.loss} if self.kind is dict else (output.loss.mean(), output.logits)
+
+
+@pytest.mark.parametrize("kind", [dict, tuple])
+def test_the_loss_is_read_off_outputs_of_any_kind(kind: type) -> None:
+    named, bare = toy(), Bare()
+    bare.load_state_dict(named.state_dict())
+    bare.kind = kind
+    assert run(bare).losses == run(named).losses
+
+
+def test_outputs_without_a_loss_say_what_to_do() -> None:
+    class Lossless(Toy):
+        def forward(self, x: Tensor, y: Tensor, task: str = "a") -> Any:
+            return {"logits": self.first(x)}
+
+    with pytest.raises(
+        ConfigurationError, match=r"expected outputs with a loss, got dict of \['logits'\] without; give"
+    ):
+        run(Lossless())
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
     random.seed(1)
     first, second, third = toy(), toy(), toy()
