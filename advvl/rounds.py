@@ -101,13 +101,7 @@ class Round:
             logits = [None] * len(groups) if whole is None else whole.tensor_split(len(groups))
             penalties = [self._penalty(clean, own, probe) for own in logits]
             objective = sum([*tasks[1:], *(penalty for penalty in penalties if penalty is not None)], tasks[0])
-            if probe.weight:
-                gradients = self._learn(probe, run, objective, clean)
-            elif probe.delta_gradients:
-                run.binding.begin_backward()
-                gradients = self.passes.input_gradients(objective, run)
-            else:
-                gradients = {}
+            gradients = self._gradients(probe, run, objective, clean)
         if probe.update:
             if not last and clean is not None:
                 self._finish(clean)
@@ -192,6 +186,15 @@ class Round:
                 f"expected a scalar tensor from {type(self.regularizer).__name__}, got {got}; reduce over the rows in it"
             )
         return penalty
+
+    def _gradients(self, probe: Probe, run: Pass, objective: Tensor, clean: CleanBranch | None) -> dict[str, Tensor]:
+        """Those of the perturbations, if they are asked for; with a weight, the parameters get theirs as well."""
+        if probe.weight:
+            return self._learn(probe, run, objective, clean)
+        if not probe.delta_gradients:
+            return {}
+        run.binding.begin_backward()
+        return self.passes.input_gradients(objective, run)
 
     def _learn(self, probe: Probe, run: Pass, objective: Tensor, clean: CleanBranch | None) -> dict[str, Tensor]:
         total, refusal = probe.weight * objective, None
