@@ -18,7 +18,7 @@ from torch import Tensor
 from advvl.adapters.base import Adapter, Outputs
 from advvl.adapters.diagnosis import NON_REENTRANT, is_reentrant, why_independent
 from advvl.adapters.injection import Batch, Binding, Maker
-from advvl.adapters.positions import check_rows, read_positions
+from advvl.adapters.positions import check_rows, matters, read_positions
 from advvl.balls import Place
 from advvl.errors import ConfigurationError, ShapeError, SiteError
 from advvl.maximizers import InnerMaximizer
@@ -220,7 +220,7 @@ class Passes:
         )
 
     def all_found(self, gradients: Mapping[str, Tensor | None], run: Pass) -> dict[str, Tensor]:
-        """The gradients of a pass, every one of which has to be there.
+        """The gradients of a pass, every one of which has to be there, and at real positions.
 
         Raises:
             SiteError: one is not.
@@ -233,6 +233,9 @@ class Passes:
                     f"{self._why_independent(run, modality)}"
                 )
             complete[modality] = gradient
+            verified = self.adapter.masks_verified
+            if modality not in verified and matters(modality, run.places[modality], gradient):
+                verified.add(modality)
         return complete
 
     def feedback(
@@ -240,7 +243,7 @@ class Passes:
     ) -> Feedback:
         """What a maximiser is told of a pass, the last `of` so many in its batch; nothing in it holds a graph."""
         losses = None if run.losses is None else run.losses.detach()
-        correct = None if self._correct is None else self._correct(run.outputs, run.batch)
+        correct = None if self._correct is None else _verdicts(self._correct(run.outputs, run.batch), losses)
         if of > 1:
             losses, correct = (None if rows is None else rows.tensor_split(of)[-1] for rows in (losses, correct))
         return Feedback(
@@ -276,6 +279,19 @@ class Passes:
         if modality not in self._places:
             self._places[modality] = read_positions(modality, self.adapter.sites[modality], self.batch, x)
         return Place(x.detach(), *self._places[modality])
+
+
+def _verdicts(correct: object, losses: Tensor | None) -> Tensor:
+    """What `correct` gave, if that is one verdict a row."""
+    fits = isinstance(correct, Tensor) and correct.dtype == torch.bool and correct.ndim == 1
+    if not isinstance(correct, Tensor) or not fits or (losses is not None and len(correct) != len(losses)):
+        rows = "a row" if losses is None else f"for each of {len(losses)} rows"
+        got = f"{tuple(correct.shape)} of {correct.dtype}" if isinstance(correct, Tensor) else type(correct).__name__
+        raise ShapeError(
+            f"expected correct to give one verdict {rows}, a bool tensor (B,), got {got}; "
+            'as in correct=lambda outputs, batch: outputs.logits.argmax(1) == batch["labels"]'
+        )
+    return correct
 
 
 def check_parts(perturber: object, maximizer: object) -> None:

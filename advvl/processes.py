@@ -114,7 +114,25 @@ def check_agreement(what: str, value: Any) -> None:
     dist.all_gather_object(found, described(value))
     different = [rank for rank, other in enumerate(found) if other != found[0]]
     if different:
+        here, there = _apart(found[0], found[different[0]])
         raise ConfigurationError(
-            f"expected {what} to be the same in all {process_count()} processes, got {found[0]} in process 0 and "
-            f"{found[different[0]]} in process {different[0]}; start every process with the same arguments and files"
+            f"expected {what} to be the same in all {process_count()} processes, got {here} in process 0 and {there} in "
+            f"process {different[0]}; start every process with the same arguments and files"
         )
+
+
+def _apart(one: str, other: str, around: int = 60) -> tuple[str, str]:
+    """Two texts, or of long ones what is around the places where they differ."""
+    if max(len(one), len(other)) <= 2 * around:
+        return one, other
+    first = max(_alike(one, other) - around, 0)
+    last = max(_alike(one[first:][::-1], other[first:][::-1]) - around, 0)
+    before, after = "…" * (first > 0), "…" * (last > 0)
+    here, there = (f"{before}{text[first : len(text) - last]}{after}" for text in (one, other))
+    return here, there
+
+
+def _alike(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -68,6 +68,11 @@ class _Divergence(Regularizer):
             raise ShapeError(
                 f"expected clean and perturbed logits of one shape, got {tuple(clean.shape)} and {tuple(perturbed.shape)}"
             )
+        if self.head == "softmax" and clean.shape[-1:] == (1,):
+            raise ShapeError(
+                f"expected logits of two classes or more for head='softmax', got {tuple(clean.shape)}, between which the "
+                "divergence is always 0; for one score a row pass head='sigmoid'"
+            )
         if mask is not None and mask.shape != clean.shape[:-1]:
             raise ShapeError(f"expected a mask of shape {tuple(clean.shape[:-1])}, got {tuple(mask.shape)}")
         if mask is not None and mask.is_floating_point():

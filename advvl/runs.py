@@ -138,7 +138,8 @@ class Run:
             updater.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as wrong:
             raise CheckpointError(
-                f"expected the state of this model in {str(path)!r}, got another's: {wrong}"
+                f"expected the state of this model in {str(path)!r}, got another's: {wrong}; start without resuming, or "
+                "with another file"
             ) from wrong
         if accelerator.scaler is not None and state["scaler"] is not None:
             accelerator.scaler.load_state_dict(state["scaler"])

@@ -35,10 +35,12 @@ class StepReport:
         task_loss, regularization: its two parts.
         passes: forwards run.
         delta_norms: modality to the norms of its last moved perturbation, in its ball's norm and granularity; with
-            `early_stop`, of the move that a held-back row would have made.
+            `early_stop`, of the move that a held-back row would have made. Of packed rows entry i is that of sample i, and
+            entries past the last sample are zero.
         nonfinite: modality to the number of rows, samples or packed ones, whose gradient was not finite in some pass
             (they did not move).
-        effective: modality to ‖cast(x+δ)−x‖/‖δ‖ of its last pass, `(B,)`, where the model is in half precision.
+        effective: modality to ‖cast(x+δ)−x‖/‖δ‖ of its last pass, `(B,)`, where the model is in half precision; above 1
+            where rounding added more than it took.
     """
 
     loss: Tensor

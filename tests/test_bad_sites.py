@@ -825,3 +825,67 @@ def test_a_diagnosis_that_fails_hides_nothing() -> None:
         SiteError, match=r"'text' \(words\) to fire in a forward, but it did not: 'words' .* not called$"
     ):
         train(adapted(Once), toy_batch(), "text")
+
+
+# --- masks the wrong way round ---
+
+
+@pytest.mark.parametrize("length", [5, 1], ids=["padded", "unpadded"])
+def test_a_mask_the_wrong_way_round_is_told(length: int) -> None:
+    sites = toy_sites()
+    sites["text"] = Site("words", mask=lambda batch: ~batch["mask"])
+    target = Adapter(ToyModel().double(), sites)
+    batch = toy_batch(rows=3 if length > 1 else 1)
+    assert bool(batch["mask"].all()) is (length == 1)
+    refused(target, batch, "got one that depends only on those which its mask leaves out.*pass ~mask", "text")
+
+
+def test_a_mask_may_leave_out_what_matters_and_a_modality_may_be_absent() -> None:
+    """Only some words are to be perturbed; or no row of this batch has a region, and so none matters."""
+    sites = toy_sites()
+    sites["text"] = Site("words", mask=lambda batch: batch["mask"] & (torch.arange(5) == 1))
+    target, batch = Adapter(ToyModel().double(), sites), toy_batch()
+    batch["region_mask"] = torch.zeros_like(batch["region_mask"])
+    found = attack(target, batch)
+    assert found["text"][:, 1].any(1).all()
+    assert not found["text"][:, [0, 2, 3, 4]].any()
+    assert not found["image"].any()
+    assert target.masks_verified == {"text"}  # of the other it is not known yet
+
+
+# --- calls, and what judges ---
+
+
+def test_fields_that_the_model_does_not_take_are_named() -> None:
+    refused(
+        toy(),
+        toy_batch() | {"further": 1},
+        "unexpected keyword argument 'further'; pass call=",
+        error=ConfigurationError,
+    )
+    lacking = {name: value for name, value in toy_batch().items() if name != "labels"}
+    refused(toy(), lacking, "required positional argument: 'labels'; pass call=", error=ConfigurationError)
+
+
+def test_an_error_of_the_models_own_is_left_alone() -> None:
+    class Odd(ToyModel):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            raise TypeError("an int and a list")
+
+    with pytest.raises(TypeError, match="an int and a list"):
+        attack(adapted(Odd), toy_batch())
+
+
+@pytest.mark.parametrize(
+    "correct",
+    [
+        lambda outputs, batch: 1.0,
+        lambda outputs, batch: batch["labels"],
+        lambda outputs, batch: batch["labels"][:1] == 0,
+    ],
+    ids=["no tensor", "no bool", "too few"],
+)
+def test_verdicts_that_are_not_one_a_row_are_refused(correct: Any) -> None:
+    attacking = Attack(perturber("text"), PGD(2), correct=correct)
+    with pytest.raises(ShapeError, match=r"one verdict for each of 3 rows, a bool tensor \(B,\)"):
+        attacking(toy(), toy_batch())

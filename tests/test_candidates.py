@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from advvl import Adapter, Site, adapt, sites
 from advvl.adapters.candidates import Candidate, Candidates, outermost
-from advvl.errors import SiteError
+from advvl.errors import ConfigurationError, SiteError
 
 
 @functools.cache
@@ -217,3 +217,8 @@ def test_the_module_around_a_patch_embedding_holds_no_words_and_no_layers() -> N
 def test_a_model_that_is_not_known_is_pointed_at_the_list() -> None:
     with pytest.raises(SiteError, match=r"got Cnn; say what to perturb, .*advvl.sites\(model\) lists what could be"):
         adapt(Cnn())
+
+
+def test_an_adapter_is_no_model() -> None:
+    with pytest.raises(ConfigurationError, match=r"got Adapter; of an adapter pass its \.model"):
+        sites(adapt(nn.Sequential(nn.Linear(2, 2)), {"x": "0"}))  # type: ignore[arg-type]

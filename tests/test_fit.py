@@ -74,7 +74,7 @@ class Toy(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, task: str = "a") -> Output:
         logits = self.last(self.dropout(self.norm(self.first(x))))
-        return Output(loss=((logits - y) ** 2)[:, 0], logits=logits)
+        return Output(loss=((logits - y) ** 2)[:, 0], logits=torch.cat([logits, -logits], 1))
 
 
 @dataclass

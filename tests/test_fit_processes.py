@@ -67,7 +67,7 @@ class Toy(nn.Module):
         logits = self.last(self.dropout(torch.tanh(self.first(x))))[..., 0]
         losses = (logits - y) ** 2
         if self.words:
-            return Output(losses[labelled].mean(), logits[labelled][:, None])
+            return Output(losses[labelled].mean(), torch.stack([logits[labelled], -logits[labelled]], -1))
         return Output(losses.mean(1), logits)
 
 

@@ -121,9 +121,9 @@ def test_an_input_site_without_a_tensor_is_refused() -> None:
             return torch.zeros(2, 3)
 
     target = Adapter(Nothing(), {"x": Site("", at="input")})
-    with pytest.raises(SiteError, match="expected a tensor as first input of the site of 'x', got none in Nothing; name"):  # noqa: SIM117
-        with target.inject({"x": torch.ones(2, 3)}):
-            target.model()
+    message = "expected a tensor as first input of the site of 'x', got none in Nothing; name"
+    with pytest.raises(SiteError, match=message), target.inject({"x": torch.ones(2, 3)}):
+        target.model()
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,9 @@ def test_an_adapter_that_could_not_be_made_leaves_no_hook() -> None:
 def test_a_module_that_takes_no_hooks_is_named_and_no_other_keeps_any() -> None:
     model = ToyModel()
     model.head = torch.jit.script(model.head)
-    with pytest.raises(SiteError, match=r"takes hooks at the site of 'head', got 'head' \(.*\), .*; name one that does"):
+    with pytest.raises(
+        SiteError, match=r"takes hooks at the site of 'head', got 'head' \(.*\), .*; name one that does"
+    ):
         Adapter(model, {"text": "words", "head": "head"})
     assert hooks(model) == 0
 

@@ -65,6 +65,7 @@ class Adapter:
         self.loss = loss or read_loss
         self.repeat, self.pure = repeat, pure
         self.replay_verified = False  # whether replayed randomness was seen to give the same logits
+        self.masks_verified: set[str] = set()  # modalities seen to matter at the positions that their mask calls real
         self._holder = Holder()
         modules = {modality: find(model, site.module) for modality, site in self.sites.items()}
         self._perturbed = tuple(modules.values())

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from advvl.adapters.injection import Batch, Site
 from advvl.adapters.outputs import Outputs, run
+from advvl.errors import ConfigurationError
 from advvl.randomness import preserved
 from advvl.states import kept_buffers, kept_modes
 
@@ -71,7 +72,14 @@ def sites(
         batch: run the model on it once, in eval mode and without gradients, for the true shapes, for the modules that take a
             field of the batch itself, and without those that do not run; the model is left as found. None: no run.
         call: `(model, batch) -> outputs`; default: `model(**batch)` for a mapping, else `model(batch)`.
+
+    Raises:
+        ConfigurationError: something else than a model; a batch that does not fit it.
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(
+            f"expected a model (nn.Module), got {type(model).__name__}; of an adapter pass its .model"
+        )
     found = Candidates(_looked(model))
     return found if batch is None else Candidates(_seen(model, found, batch, call or run))
 

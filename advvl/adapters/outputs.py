@@ -18,8 +18,24 @@ Outputs = Any
 
 
 def run(model: nn.Module, batch: Batch) -> Outputs:
-    """Call a model on a batch: by its fields where it has names for them."""
-    return model(**batch) if isinstance(batch, Mapping) else model(batch)
+    """Call a model on a batch: by its fields where it has names for them.
+
+    Raises:
+        ConfigurationError: fields that are not the model's arguments.
+    """
+    try:
+        return model(**batch) if isinstance(batch, Mapping) else model(batch)
+    except TypeError as error:
+        if not any(words in str(error) for words in _MISCALLED):
+            raise
+        given = f"the fields {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+        raise ConfigurationError(
+            f"expected a batch with the arguments of {type(model).__name__}, got {given}: {error}; "
+            'pass call=…, from (model, batch) to the outputs, as in call=lambda model, batch: model(batch["image"])'
+        ) from error
+
+
+_MISCALLED = ("unexpected keyword argument", "required positional argument", "required keyword-only argument")
 
 
 def field(outputs: Outputs, name: str) -> Any:

@@ -63,6 +63,25 @@ def check_rows(places: Mapping[str, Place], losses: Tensor | None, logits: Calla
             )
 
 
+def matters(modality: str, place: Place, gradient: Tensor) -> bool:
+    """Whether a perturbation's gradient, `(B, T, …)`, is anything but zero at real positions; reads from the device.
+
+    Raises:
+        SiteError: it is zero there and not at those that the mask leaves out, so that nothing would ever move.
+    """
+    if place.mask is None:
+        return True
+    hit = (gradient != 0).reshape(*place.mask.shape, -1).any(-1)
+    real, beyond = torch.stack([(hit & place.mask).any(), (hit & ~place.mask).any()]).tolist()
+    if beyond and not real:
+        raise SiteError(
+            f"expected the loss to depend on the real positions of {modality!r}, got one that depends only on those which "
+            "its mask leaves out: it is the wrong way round, or of another tensor. True or 1 is a real position; of a "
+            "key_padding_mask pass ~mask"
+        )
+    return bool(real)
+
+
 def _read(
     what: str, modality: str, read: Callable[[Batch], Tensor] | None, batch: Batch, device: torch.device
 ) -> Tensor | None:

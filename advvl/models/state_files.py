@@ -108,6 +108,11 @@ def load_state(
     lacking = [", ".join(names) for names in missing if not any(_matches(n, allow_missing, naming) for n in names)]
     beside = [name for name in found if name not in expected and not _matches(name, allow_unexpected, naming)]
     problems += [f"missing {name}" for name in lacking] + [f"unexpected {name}" for name in beside]
+    if problems and found and not chosen:
+        raise CheckpointError(
+            f"expected a checkpoint of {type(model).__name__} at {str(source)!r}, got one that has none of its names, but "
+            f"{', '.join(list(found)[:3])}, …; it is another model's: see which of advvl.models reads it"
+        )
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise CheckpointError(
