@@ -135,7 +135,7 @@ def fit(
         "examples": len(source),
         "method": described(method),
         "adversarial_tasks": None if adversarial_tasks is None else sorted(adversarial_tasks),
-        "optimizer": type(built).__name__,
+        "optimizer": {"class": type(built).__name__, "groups": dict(enumerate(map(_settings, built.param_groups)))},
     }
     every = store.every if isinstance(store, Checkpoints) else 0
     how = {
@@ -219,11 +219,26 @@ def _check(
             f"expected accumulate=1 with {method.maximizer.updates} updates a batch ({type(method.maximizer).__name__}), "
             f"got {accumulate}; each of its updates takes effect before the next pass"
         )
+    if method.maximizer.updates > 1 and nonfinite == "skip":
+        raise ConfigurationError(
+            f"expected nonfinite='raise' with {method.maximizer.updates} updates a batch "
+            f"({type(method.maximizer).__name__}), got 'skip'; the first of them have taken effect when a later pass is "
+            "found not to be finite"
+        )
     if accelerator.scaler is not None and method.nonfinite == "raise":
         raise ConfigurationError(
             "expected AdversarialTraining(…, nonfinite='keep') with a loss scaler, whose first updates overflow by design, "
             "got 'raise'"
         )
+
+
+def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    """All of an optimiser's group but its parameters, in plain values."""
+    return {
+        name: value if value is None or isinstance(value, bool | int | float | str) else described(value)
+        for name, value in group.items()
+        if name != "params"
+    }
 
 
 def _adamw(model: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:

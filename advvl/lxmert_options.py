@@ -170,7 +170,7 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
             "batch_size": 32,
             "learning_rate": 5e-5,
             "weight_decay": 0.01,
-            "schedule": "linear",
+            "schedule": "warmup-linear",
             "warmup": 0.1,
             "clip": 5.0,
             "betas": (0.9, 0.999),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from advvl.bert_adam import warmup_linear
 from advvl.options import OptimizerOptions
 
 _NORMALISATIONS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
@@ -24,8 +26,10 @@ def schedule(options: OptimizerOptions, update: int, updates: int) -> float:
     """The factor of the learning rate, in (0, 1], in the update of that number, of 0 to `updates` - 1.
 
     "one-cycle" rises and falls along half cosines (Smith & Topin, 2018, arXiv:1708.07120), "linear" along straight
-    lines (as BERT and UNITER are trained).
+    lines (as BERT and UNITER are trained), and "warmup-linear" as LXMERT's optimiser has it: from 0 in the first update.
     """
+    if options.schedule == "warmup-linear":
+        return warmup_linear(update, updates, options.warmup)
     if updates <= 1:
         return 1.0
     position, rising = update / (updates - 1), options.warmup
@@ -47,9 +51,14 @@ def updates_per_epoch(examples: int, batch_size: int) -> int:
 def examples_of(update: int, examples: int, batch_size: int, seed: int) -> list[int]:
     """The examples of an update: each epoch is a permutation of its own, cut into whole batches, the remainder left."""
     epoch, place = divmod(update, updates_per_epoch(examples, batch_size))
-    generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
-    order: list[int] = torch.randperm(examples, generator=generator).tolist()
-    return order[place * batch_size : (place + 1) * batch_size]
+    chosen: list[int] = _order(examples, seed, epoch)[place * batch_size : (place + 1) * batch_size].tolist()
+    return chosen
+
+
+@lru_cache(maxsize=2)
+def _order(examples: int, seed: int, epoch: int) -> Tensor:
+    """An epoch's permutation, kept from update to update: of millions of examples it takes longer than some updates."""
+    return torch.randperm(examples, generator=torch.Generator().manual_seed(derive_seed(seed, "order", epoch)))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

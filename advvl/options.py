@@ -17,7 +17,7 @@ from advvl.errors import ConfigurationError
 Preset = Literal["demo", "evidence"]
 Stage = Literal["pretrain", "finetune", "all"]
 Method = Literal["standard", "freelb", "villa"]
-Schedule = Literal["one-cycle", "linear"]
+Schedule = Literal["one-cycle", "linear", "warmup-linear"]
 Order = Literal["in turn", "together"]
 Dropout = Literal["fresh", "shared"]
 Objective = Literal["cross-entropy", "margin"]

@@ -69,11 +69,6 @@ class Run:
         """Record the loss of all processes; the signal that any of them has caught, and whether time has expired in one."""
         interrupted, terminated = caught == signal.SIGINT, caught == signal.SIGTERM
         loss, *flags = self.updater.total(loss, interrupted, terminated, expired)
-        if not math.isfinite(loss) and not self.in_a_row:
-            raise NonFiniteError(
-                f"expected a finite loss in update {self.done - 1}, got {loss}, known too late to leave it out; go on "
-                "from the last checkpoint, with a lower learning_rate or with nonfinite='raise' in the method"
-            )
         self.losses.append(loss)
         return (signal.SIGTERM if flags[1] else signal.SIGINT if flags[0] else 0), bool(flags[2])
 

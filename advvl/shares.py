@@ -37,6 +37,7 @@ class Share:
         rows: the weight of a mean over its rows.
         entries: the weight of a mean over what `count` counts; None: nothing counts it.
         weight: of the two, the one for the loss that was weighed last.
+        empty: parts of the update, of all processes, in which `count` counts nothing.
     """
 
     number: int
@@ -45,12 +46,14 @@ class Share:
     rows: float
     entries: float | None = None
     weight: float = 1.0
+    empty: int = 0
 
     def weigh(self, loss: Tensor) -> Tensor:
         """Note the weight of a loss, a scalar or one a row, and give the loss back.
 
         Raises:
             ConfigurationError: a scalar that nothing counts, where there are other parts; losses that are not one a row.
+            DataError: a scalar, and a part of any process without an entry.
         """
         if self.rows == 1:
             return loss
@@ -58,6 +61,11 @@ class Share:
             raise ConfigurationError(
                 "expected one loss a row (B,), or count=… to weigh the mean losses of several processes or micro-batches, "
                 "got a scalar and no count; give count=lambda batch: …, how many entries a batch's loss is the mean of"
+            )
+        if loss.ndim == 0 and self.empty:
+            raise DataError(
+                f"expected count(batch) of 1 or more in each part of an update, got less in {self.empty}: a mean over "
+                "nothing is no number; use fewer processes or micro-batches, or a larger batch_size"
             )
         if loss.ndim and len(loss) % len(self.examples):
             raise ConfigurationError(
@@ -83,9 +91,6 @@ def cut(
         seed: of each part's generator.
         count: how many entries the mean loss of a batch is over; None: nobody asks, or it is one loss a row.
         total: sums numbers over the processes.
-
-    Raises:
-        DataError: in every process, where a part of one has no entry.
     """
     shares = []
     for part in mine:
@@ -95,11 +100,6 @@ def cut(
     if parts > 1 and count is not None:
         counts = [float(count(share.batch)) for share in shares]
         entries, empty = total(sum(counts), sum(number < 1 for number in counts))
-        if empty:
-            raise DataError(
-                f"expected count(batch) of 1 or more in each of {parts} parts of an update, got less in {empty:.0f}: a mean "
-                "over nothing is no number; use fewer processes or micro-batches, or a larger batch_size"
-            )
         for share, number in zip(shares, counts, strict=True):
-            share.entries = number / entries
+            share.entries, share.empty = number / max(entries, 1.0), int(empty)
     return shares

@@ -27,8 +27,9 @@ class Caught:
 
 @contextmanager
 def deferred_signals() -> Iterator[Caught]:
-    """Within, the first SIGINT or SIGTERM is noted instead of obeyed; the second is obeyed as before.
+    """Within, the first SIGINT and every SIGTERM is noted instead of obeyed; the second SIGINT is obeyed as before.
 
+    SIGTERM comes several times to whoever is stopped as a group: from the scheduler, and from the launcher that it told.
     Only the main thread of Python can do this; elsewhere nothing is changed. A signal that is ignored stays ignored.
     """
     caught = Caught()
@@ -37,7 +38,8 @@ def deferred_signals() -> Iterator[Caught]:
     def note(number: int, frame: FrameType | None) -> None:
         del frame
         caught.signal = number
-        _restore(before)
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -178,6 +178,10 @@ class AdversarialTrainer(Trainer):
         return means
 
 
+# FSDP2 through accelerate needs GPUs, and nothing has been tried there
+_SHARDED = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM, DistributedType.XLA)
+
+
 def _loss(computed: object) -> Tensor:
     pair = isinstance(computed, tuple) and len(computed) == 2
     loss = computed[0] if pair else None  # type: ignore[index]
@@ -217,10 +221,10 @@ def _check_loop(trainer: AdversarialTrainer) -> None:
     checkpointing: Any = args.gradient_checkpointing_kwargs or {}
     refused = {
         "one process a device": (args.n_gpu > 1, f"{args.n_gpu} devices under DataParallel", "start it by torchrun"),
-        "one device, DDP or FSDP": (
-            kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.XLA),
+        "one device or DDP": (
+            kind in _SHARDED,
             kind,
-            "start it by torchrun or accelerate launch, with --fsdp to shard",
+            "start it by torchrun or accelerate launch; to shard, write a loop of your own, see docs/scaling.md",
         ),
         "data parallelism alone": (
             any(getattr(parallel, f"{name}_size", None) not in (None, 1) for name in ("tp", "cp", "sp")),

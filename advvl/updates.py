@@ -23,7 +23,7 @@ from torch import nn
 
 from advvl.adapters.base import Adapter
 from advvl.adapters.outputs import read_loss
-from advvl.errors import NonFiniteError
+from advvl.errors import ConfigurationError, NonFiniteError
 from advvl.maximizers import AscentState
 from advvl.optimization import derive_seed, examples_of, schedule
 from advvl.options import OptimizerOptions
@@ -44,9 +44,16 @@ class Adversary:
     def wants(self, batch: Mapping[str, Any]) -> bool:
         return self.tasks is None or batch.get("task") in self.tasks
 
+    def compares_entries(self, batch: Any) -> bool:
+        """Whether a regulariser takes its mean over some entries of a batch, and not over its rows."""
+        return self.method.regularizer is not None and self.target.positions(batch) is not None
+
 
 class Unusable(NonFiniteError):
-    """A loss or gradient of an update is not finite, as every process knows; no parameter has been touched."""
+    """A loss or gradient of an update is not finite, as every process knows; no parameter has been touched by it.
+
+    Of FreeAT's several updates a batch the earlier ones stand.
+    """
 
 
 @dataclass
@@ -159,13 +166,36 @@ class Updater:
         adversary, processes = self.adversary, self.accelerator.num_processes
         assert adversary is not None
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "method", self._number, share.number))
+        learnt: list[torch.Tensor] = []  # what was differentiated since the parameters were last touched
+
+        def loss(outputs: Any, batch: Any) -> torch.Tensor:
+            value = share.weigh(adversary.target.loss(outputs, batch))
+            if share.rows < 1 and value.ndim and adversary.compares_entries(batch):
+                raise ConfigurationError(
+                    "expected the mean loss of the entries that the regulariser compares, and count=… of them, over several "
+                    "processes or micro-batches, got one loss a row beside positions: one weight cannot serve both; give "
+                    "loss and count of those entries, or let the adapter's positions be None"
+                )
+            return value
+
+        def backward(loss: torch.Tensor) -> None:
+            learnt.append(loss.detach())
+            self.accelerator.backward(loss * (share.weight * processes))
+
+        def update() -> None:
+            """Touch the parameters, unless what they learnt from is not finite, which a method may let pass."""
+            assert apply is not None
+            self._losses[share.number] = float(torch.stack(learnt).sum())
+            learnt.clear()
+            apply()
+
         try:
             report = adversary.method.step(
                 adversary.target,
                 share.batch,
-                loss=lambda outputs, batch: share.weigh(adversary.target.loss(outputs, batch)),
-                backward=lambda loss: self.accelerator.backward(loss * (share.weight * processes)),
-                update=apply,
+                loss=loss,
+                backward=backward,
+                update=None if apply is None else update,
                 generator=generator,
                 state=adversary.state,
             )
@@ -176,7 +206,8 @@ class Updater:
             if apply is not None:
                 apply()
             return math.nan
-        return float(report.loss)
+        self._losses[share.number] = float(report.loss)
+        return self._losses[share.number]
 
     def _forget(self) -> None:
         self._agree()

@@ -188,6 +188,8 @@ def test_the_schedule_is_the_rate_of_each_update() -> None:
 @settings(deadline=None)
 @given(st.integers(2, 300))
 def test_the_house_schedule_is_never_zero_and_differs_by_one_updates_rise_at_most(updates: int) -> None:
+    same = [schedule(OptimizerOptions(schedule="warmup-linear", warmup=0.1), u, updates) for u in range(updates)]
+    assert same == [warmup_linear(u, updates, 0.1) for u in range(updates)]
     ours = [schedule(OptimizerOptions(schedule="linear", warmup=0.1), update, updates) for update in range(updates)]
     theirs = [warmup_linear(update, updates, 0.1) for update in range(updates)]
     assert theirs[0] == 0.0 < ours[0]

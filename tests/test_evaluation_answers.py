@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,14 @@ import torch
 from advvl.data.lxmert_answers import AnswerTable
 from advvl.data.lxmert_questions import Statement, VisualQuestion
 from advvl.errors import DataError
-from advvl.evaluation.answers import gqa_accuracy, nlvr2_accuracy, nlvr2_consistency, vqa_accuracy
+from advvl.evaluation.answers import (
+    gqa_accuracy,
+    nlvr2_accuracy,
+    nlvr2_consistency,
+    vqa_accuracy,
+    write_nlvr2_judgements,
+    write_vqa_answers,
+)
 from advvl.evaluation.objectives import score
 
 VQA = [
@@ -97,3 +106,13 @@ def test_a_question_of_several_answers_is_not_gqas() -> None:
 def test_an_identifier_of_another_form_has_no_sentence_to_group_by() -> None:
     with pytest.raises(DataError, match=r"split-set-pair-sentence.*got 'dev-1'"):
         nlvr2_consistency({"dev-1": True}, [replace(NLVR2[0], identifier="dev-1")])
+
+
+def test_answers_are_written_as_their_servers_take_them(tmp_path: Path) -> None:
+    write_vqa_answers(tmp_path / "vqa.json", {458752000: "net", 458752001: "no"})
+    assert json.loads((tmp_path / "vqa.json").read_text()) == [
+        {"question_id": 458752000, "answer": "net"},
+        {"question_id": 458752001, "answer": "no"},
+    ]
+    write_nlvr2_judgements(tmp_path / "nlvr2.csv", {"test1-0-1-0": True, "test1-0-1-1": False})
+    assert (tmp_path / "nlvr2.csv").read_text() == "test1-0-1-0,True\ntest1-0-1-1,False\n"

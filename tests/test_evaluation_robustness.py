@@ -279,7 +279,7 @@ def test_buffers_that_every_forward_changes_are_put_back() -> None:
 def test_modes_are_put_back_when_the_model_raises() -> None:
     target, batch = toy_target(), toy_targets(4)
     target.model.train()
-    with pytest.raises(TypeError):
+    with pytest.raises(ConfigurationError, match="pass call="):
         clean_scores(target, [{"labels": batch["labels"]}], targets=one_hot)
     assert target.model.training
 

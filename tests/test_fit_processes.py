@@ -256,7 +256,8 @@ def pair(rank: int, folder: Path) -> dict[str, Any]:
     for name, arguments in POLICIES.items():
         file = folder / f"raise {name}.pt"
         r[f"{name} raises"] = error(NonFiniteError, **arguments, source=Source(poison=POISONED), checkpoint=file)
-        r[f"{name} skips"] = case(**arguments, source=Source(poison=POISONED), nonfinite="skip")
+        if name in SKIPPABLE:
+            r[f"{name} skips"] = case(**arguments, source=Source(poison=POISONED), nonfinite="skip")
 
     writes: list[str] = []
     with pytest.MonkeyPatch.context() as patched:
@@ -285,6 +286,7 @@ POLICIES = {
     "villa in micro-batches": {"accumulate": 2, **method(FreeLB(2))},
     "carried": method(FreeAT(2)),
 }
+SKIPPABLE = [name for name in POLICIES if name != "carried"]  # FreeAT's first update of a batch has taken effect
 
 
 def trio(rank: int, folder: Path) -> dict[str, Any]:
@@ -522,7 +524,7 @@ def test_perturbations_carried_by_other_processes_start_anew_and_say_so(folder: 
         "files": r"what to resume from to be the same in all 2 processes, got .*only0\.pt.* 6\).*None",
         "newer": r"format 2 in .*newer\.pt', got format 99, written by a newer advvl",
         "truncated": r"whole PyTorch file .*truncated\.pt",
-        "empty": r"count\(batch\) of 1 or more in each of 2 parts of an update, got less in 1",
+        "empty": r"count\(batch\) of 1 or more in each part of an update, got less in 1",
         "uncounted": r"one loss a row \(B,\), or count=",
         "too small": r"2 processes times 4 micro-batches, got 6",
     }.items(),
@@ -544,7 +546,7 @@ def test_a_loss_of_one_process_that_is_not_finite_stops_all_and_names_its_exampl
     assert not (folder / f"raise {name}.pt").exists()
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", SKIPPABLE)
 def test_an_update_is_skipped_by_all_processes_or_by_none(folder: Path, name: str) -> None:
     arguments = {key: value for key, value in POLICIES[name].items() if key != "accumulate"}
     expected = case(**arguments, source=Source(poison=POISONED), nonfinite="skip")
@@ -552,8 +554,7 @@ def test_an_update_is_skipped_by_all_processes_or_by_none(folder: Path, name: st
     assert sum(loss != loss for loss in expected["losses"]) == 2
     for result in of(folder, "pair"):
         assert result[f"{name} skips"]["skipped"] == 2
-        if name != "carried":  # what is carried belongs to the rows of a process
-            assert_close(result[f"{name} skips"], expected)
+        assert_close(result[f"{name} skips"], expected)
     first, second = of(folder, "pair")
     torch.testing.assert_close(
         first[f"{name} skips"]["parameters"], second[f"{name} skips"]["parameters"], rtol=0, atol=0

@@ -708,7 +708,7 @@ def test_training_arguments_that_go_wrong_with_several_passes_are_refused(
     for kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         with monkeypatch.context() as patch:
             patch.setattr(Accelerator, "distributed_type", kind)
-            assert f"expected one device, DDP or FSDP, got {kind}" in refusal(arguments(tmp_path))
+            assert f"expected one device or DDP, got {kind}" in refusal(arguments(tmp_path))
 
     class Parallel(AdversarialTrainer):
         def create_accelerator_and_postprocess(self) -> None:
@@ -780,3 +780,5 @@ def test_two_processes_have_the_gradients_of_one_on_all_rows(tmp_path: Path) -> 
 
 if __name__ == "__main__":
     worker(sys.argv[1])
+    torch.distributed.barrier()
+    os._exit(0)  # gloo's threads may abort an interpreter that winds up by itself

@@ -71,7 +71,9 @@ def matters(modality: str, place: Place, gradient: Tensor) -> bool:
     """
     if place.mask is None:
         return True
-    hit = (gradient != 0).reshape(*place.mask.shape, -1).any(-1)
+    hit = gradient != 0
+    if hit.ndim > place.mask.ndim:
+        hit = hit.flatten(place.mask.ndim).any(-1)
     real, beyond = torch.stack([(hit & place.mask).any(), (hit & ~place.mask).any()]).tolist()
     if beyond and not real:
         raise SiteError(

@@ -5,11 +5,14 @@ Logits against soft targets are scored by `advvl.evaluation.objectives.score`; h
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from advvl.data.lxmert_questions import Statement, VisualQuestion
 from advvl.errors import DataError
+from advvl.storage import write_json, write_text
 
 
 def vqa_accuracy(answers: Mapping[int | str, str], questions: Sequence[VisualQuestion]) -> float:
@@ -79,6 +82,16 @@ def _only_answer(question: VisualQuestion) -> str:
             f"expected one right answer to GQA's question {question.question_id!r}, got {len(label)}; is it VQA's?"
         )
     return next(iter(label))
+
+
+def write_vqa_answers(path: str | os.PathLike[str], answers: Mapping[int | str, str]) -> Path:
+    """Write answers by question id as VQA's server takes them: `[{"question_id": …, "answer": …}, …]`."""
+    return write_json(path, [{"question_id": number, "answer": answer} for number, answer in answers.items()])
+
+
+def write_nlvr2_judgements(path: str | os.PathLike[str], judgements: Mapping[str, bool]) -> Path:
+    """Write judgements by identifier as NLVR2's script takes them: `test1-0-1-0,True` and so on, one a line."""
+    return write_text(path, "".join(f"{identifier},{bool(right)}\n" for identifier, right in judgements.items()))
 
 
 def _check_ids(given: Mapping[int | str, object] | Mapping[str, object], asked: Sequence[int | str]) -> None:
