@@ -115,8 +115,13 @@ def work(function: str, processes: str, folder: str, timeout: str, rank: str) ->
         world_size=int(processes),
         timeout=datetime.timedelta(seconds=float(timeout)),
     )
-    found = getattr(importlib.import_module(module), name)(int(rank), Path(folder))
-    torch.save(found, f"{folder}/{rank}.pt")
+    try:
+        found = getattr(importlib.import_module(module), name)(int(rank), Path(folder))
+        torch.save(found, f"{folder}/{rank}.pt")
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # gloo's threads may abort an interpreter that winds up by itself, and with another code
     leave()
 
 
