@@ -498,6 +498,11 @@ def test_a_loss_that_is_not_finite_touches_no_parameter_whatever_the_method_keep
         result = run(model, method=method, target=sited, accumulate=accumulate, nonfinite="skip", updates=2)
         assert result.skipped == 2
         assert bits(model) == before
+    first = toy()  # it may be in a micro-batch that is not the last
+    before = bits(first)
+    result = run(first, Poisoned(calls=(0,)), method=method, target=sited, accumulate=2, nonfinite="skip", updates=1)
+    assert result.skipped == 1
+    assert bits(first) == before
 
 
 def test_every_sigterm_is_noted_and_the_second_interrupt_is_obeyed() -> None:
