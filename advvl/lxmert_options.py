@@ -20,6 +20,7 @@ from advvl.options import (
     not_negative,
     own,
     positive,
+    runs,
 )
 
 Preset = Literal["demo", "published"]
@@ -124,11 +125,7 @@ class LxmertOptions:
         choice(self, "preset", Preset)
         choices(self, "methods", Method)
         choice(self, "optimizer", Optimizer)
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
-            raise ConfigurationError(f"expected seeds to be distinct numbers of 0 or more, got {self.seeds!r}")
-        at_least(1, self, "threads", "jobs")
-        if self.resume and self.overwrite:
-            raise ConfigurationError("expected resume or overwrite, got both; one keeps what the other loses")
+        runs(self)
         missing = [name for name in _FILES if not getattr(self, name)]
         if 0 < len(missing) < len(_FILES):
             raise ConfigurationError(

@@ -219,6 +219,15 @@ def own(help: str, **metadata: Any) -> dict[str, Any]:
     return {"help": help, "identity": False, **metadata}
 
 
+def runs(options: Any) -> None:
+    """Check what every experiment has to be told: its seeds, threads and jobs, and what becomes of earlier results."""
+    if not options.seeds or len(set(options.seeds)) != len(options.seeds) or min(options.seeds) < 0:
+        raise ConfigurationError(f"expected seeds to be distinct numbers of 0 or more, got {options.seeds!r}")
+    at_least(1, options, "threads", "jobs")
+    if options.resume and options.overwrite:
+        raise ConfigurationError("expected resume or overwrite, got both; one keeps what the other loses")
+
+
 def first_seeds(text: str) -> tuple[int, ...]:
     """The seeds 0..N-1 for `text` N, as `--seeds` takes it; ValueError if that is not a whole number of 1 or more."""
     count = int(text)
@@ -264,11 +273,7 @@ class ExperimentOptions:
         choice(self, "preset", Preset)
         choice(self, "stage", Stage)
         choices(self, "methods", Method)
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
-            raise ConfigurationError(f"expected seeds to be distinct numbers of 0 or more, got {self.seeds!r}")
-        at_least(1, self, "threads", "jobs")
-        if self.resume and self.overwrite:
-            raise ConfigurationError("expected resume or overwrite, got both; one keeps what the other loses")
+        runs(self)
         for name in ("output", "device"):
             if not getattr(self, name):
                 raise ConfigurationError(f"expected {name} to be named, got an empty text")
