@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from advvl.adapters.base import Adapter
 from advvl.adapters.injection import Batch
 from advvl.adapters.registry import adapted
-from advvl.balls import Place
 from advvl.errors import ConfigurationError
-from advvl.maximizers import InnerMaximizer
+from advvl.maximizers.base import InnerMaximizer, check_parts
+from advvl.maximizers.probes import Feedback, Probe
 from advvl.ops import Box
-from advvl.passes import Correct, Loss, Passes, check_parts
-from advvl.perturbers import Perturber
-from advvl.probes import Feedback, Probe
-from advvl.randomness import preserved
-from advvl.reductions import no_sync
-from advvl.rounds import Round
-from advvl.states import kept_buffers, kept_modes
+from advvl.passes.forward import Correct, Loss, Passes
+from advvl.passes.rounds import Round
+from advvl.perturbers.balls import Place
+from advvl.perturbers.base import Perturber
+from advvl.runtime.randomness import preserved
+from advvl.runtime.reductions import no_sync
+from advvl.runtime.states import kept_buffers, kept_modes
 
 
 @dataclass(frozen=True, repr=False)

@@ -15,15 +15,15 @@ from advvl.adapters.base import Adapter
 from advvl.adapters.injection import Batch
 from advvl.adapters.registry import adapted
 from advvl.errors import ConfigurationError, NonFiniteError
-from advvl.maximizers import AscentState, InnerMaximizer
-from advvl.passes import Backward, Correct, Loss, Passes, check_parts
-from advvl.perturbers import Perturber
-from advvl.probes import Feedback
-from advvl.reductions import Sync, accumulating, check_wrappers, no_sync, one_backward
-from advvl.regularizers import Regularizer
-from advvl.rounds import Round
-from advvl.states import check_trainable
-from advvl.traces import Trace
+from advvl.maximizers.base import AscentState, InnerMaximizer, check_parts
+from advvl.maximizers.probes import Feedback
+from advvl.passes.forward import Backward, Correct, Loss, Passes
+from advvl.passes.rounds import Round
+from advvl.passes.traces import Trace
+from advvl.perturbers.base import Perturber
+from advvl.regularizers.base import Regularizer
+from advvl.runtime.reductions import Sync, accumulating, check_wrappers, no_sync, one_backward
+from advvl.runtime.states import check_trainable
 
 
 @dataclass(frozen=True)

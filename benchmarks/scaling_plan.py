@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from tables import table
 
-from advvl.models.uniter import UniterConfig
-from advvl.tasks.pretraining import UniterForPretraining
+from advvl.models.uniter.model import UniterConfig
+from advvl.tasks.uniter.pretraining import UniterForPretraining
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 GPUS = (16, 32, 64, 128, 256, 512)

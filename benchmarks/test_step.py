@@ -20,8 +20,8 @@ from torch import Tensor
 
 import advvl
 from advvl import adapt
-from advvl.models.uniter import UniterConfig, gather_index
-from advvl.tasks.vqa import UniterForVQA
+from advvl.models.uniter.model import UniterConfig, gather_index
+from advvl.tasks.uniter.vqa import UniterForVQA
 
 pytestmark = pytest.mark.benchmark(timer=recorded)
 

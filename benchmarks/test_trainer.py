@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
 
 import advvl
-from advvl.trainer import AdversarialTrainer
+from advvl.fit.trainer import AdversarialTrainer
 
 pytestmark = pytest.mark.benchmark(timer=recorded)
 

@@ -17,9 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 import advvl
 from advvl import adapt
-from advvl.models.uniter import UniterConfig, gather_index
-from advvl.processes import process_count
-from advvl.tasks.vqa import UniterForVQA
+from advvl.models.uniter.model import UniterConfig, gather_index
+from advvl.runtime.processes import process_count
+from advvl.tasks.uniter.vqa import UniterForVQA
 
 WORDS, REGIONS, ANSWERS = 20, 36, 100
 

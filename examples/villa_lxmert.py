@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import sys
 
-from advvl.cli import exit_status
-from advvl.flags import parse
-from advvl.lxmert_demo import run
-from advvl.lxmert_options import PRESETS, LxmertOptions
+from advvl.experiments.cli import exit_status
+from advvl.experiments.flags import parse
+from advvl.experiments.lxmert import run
+from advvl.experiments.lxmert_options import PRESETS, LxmertOptions
 
 
 def main() -> None:

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import sys
 
-from advvl.cli import exit_status
-from advvl.experiment import run
-from advvl.flags import parse
-from advvl.options import PRESETS, ExperimentOptions
+from advvl.experiments.cli import exit_status
+from advvl.experiments.flags import parse
+from advvl.experiments.options import PRESETS, ExperimentOptions
+from advvl.experiments.uniter import run
 
 
 def main() -> None:

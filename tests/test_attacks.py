@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ToyModel, toy, toy_batch, toy_sites
+from support.toy import ToyModel, toy, toy_batch, toy_sites
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -42,8 +42,8 @@ def run(text: str, path: str, names: dict[str, Any]) -> None:
 
 def readme_names() -> dict[str, Any]:
     """What the README's example takes for given: a model, a loader and an optimiser of one's own."""
-    from advvl.models.uniter import UniterConfig, gather_index
-    from advvl.tasks.vqa import UniterForVQA
+    from advvl.models.uniter.model import UniterConfig, gather_index
+    from advvl.tasks.uniter.vqa import UniterForVQA
 
     torch.manual_seed(0)
     config = UniterConfig(

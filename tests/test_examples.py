@@ -20,12 +20,12 @@ from typing import IO
 
 import pytest
 import yaml
-from tiny import VALUES
+from support.tiny import VALUES
 
-from advvl.cli import main
-from advvl.config import Layer, build, fingerprint, read_yaml
-from advvl.flags import parse
-from advvl.options import PRESETS, ExperimentOptions
+from advvl.experiments.cli import main
+from advvl.experiments.config import Layer, build, fingerprint, read_yaml
+from advvl.experiments.flags import parse
+from advvl.experiments.options import PRESETS, ExperimentOptions
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "villa_uniter.py"
@@ -200,7 +200,7 @@ def test_the_command_says_what_it_knows(
 
 
 def test_help_waits_for_no_command() -> None:
-    code = "import sys; from advvl.cli import main; main(['--help']); print('transformers' in sys.modules)"
+    code = "import sys; from advvl.experiments.cli import main; main(['--help']); print('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.endswith("False\n")
 
 

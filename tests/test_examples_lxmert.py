@@ -13,21 +13,21 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lxmert_files import regions
+from support.lxmert_files import regions
 from transformers import LxmertConfig, LxmertForPreTraining
 
-from advvl.cli import exit_status, main
-from advvl.config import Layer, build
-from advvl.data.lxmert_answers import AnswerTable, write_answers
-from advvl.data.lxmert_digits import TABLE
-from advvl.data.lxmert_questions import VisualQuestion, write_questions
-from advvl.data.lxmert_regions import write_regions
+from advvl.data.digits.as_lxmert import TABLE
+from advvl.data.lxmert.answers import AnswerTable, write_answers
+from advvl.data.lxmert.questions import VisualQuestion, write_questions
+from advvl.data.lxmert.regions import write_regions
 from advvl.errors import ConfigurationError
-from advvl.flags import parse
-from advvl.lxmert_demo import Files, bert_adam, method_of, new_model, run
-from advvl.lxmert_options import PRESETS, LxmertOptions
-from advvl.models.lxmert_checkpoints import save_lxmert_checkpoint
-from advvl.recipes import lxmert_adv
+from advvl.experiments.cli import exit_status, main
+from advvl.experiments.config import Layer, build
+from advvl.experiments.flags import parse
+from advvl.experiments.lxmert import Files, bert_adam, method_of, new_model, run
+from advvl.experiments.lxmert_options import PRESETS, LxmertOptions
+from advvl.models.lxmert.checkpoint import save_lxmert_checkpoint
+from advvl.recipes.lxmert_adv import lxmert_adv
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "villa_lxmert.py"

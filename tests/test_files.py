@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from advvl.errors import CheckpointError, OutputDirectoryError
-from advvl.storage import (
-    OutputDirectory,
+from advvl.experiments.outputs import OutputDirectory
+from advvl.files import (
     fingerprint,
     read_json,
     read_torch,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from conftest import ToyModel, gradients, toy_batch, toy_sites
+from support.toy import ToyModel, gradients, toy_batch, toy_sites
 from torch import Tensor
 
 import advvl

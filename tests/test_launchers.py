@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import toy_batch, toy_sites
-from distributed_cases import ROWS, Named, close, gradients, method_of, model_of
-from launched import EXAMPLES
-from spawn import Ended, run
+from support.distributed_cases import ROWS, Named, close, gradients, method_of, model_of
+from support.launched import EXAMPLES
+from support.spawn import Ended, run
+from support.toy import toy_batch, toy_sites
 
 from advvl import Adapter
 
-SCRIPT = str(Path(__file__).parent / "launched.py")
+SCRIPT = str(Path(__file__).parent / "support" / "launched.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", SCRIPT]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import TOLERANCE
+from support.toy import TOLERANCE
 from test_docs import run
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook

@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import golden_cases
 import pytest
 import torch
 import torchattacks
-from golden_cases import batch, disagreements, document, kind, tensors
+from support import golden_cases
+from support.golden_cases import batch, disagreements, document, kind, tensors
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification, LxmertConfig, LxmertForQuestionAnswering
@@ -39,11 +39,12 @@ from advvl import (
     Zero,
     adapt,
 )
-from advvl.models.lxmert_checkpoints import load_lxmert_checkpoint, original_name
-from advvl.models.uniter import UniterConfig
-from advvl.tasks.lxmert import LxmertForVQA
-from advvl.tasks.pretraining import UniterForPretraining
-from advvl.tasks.vqa import UniterForVQA, vqa_losses
+from advvl.models.lxmert.checkpoint import load_lxmert_checkpoint, original_name
+from advvl.models.uniter.model import UniterConfig
+from advvl.tasks.losses import vqa_losses
+from advvl.tasks.lxmert.vqa import LxmertForVQA
+from advvl.tasks.uniter.pretraining import UniterForPretraining
+from advvl.tasks.uniter.vqa import UniterForVQA
 
 FREELB = sorted(document("freelb_bert", "cases"))
 VILLA = sorted(document("villa_vqa", "cases"))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from counting import Flops
+from support.counting import Flops
 
-from advvl.models.uniter import UniterConfig, gather_index
-from advvl.tasks.pretraining import UniterForPretraining
+from advvl.models.uniter.model import UniterConfig, gather_index
+from advvl.tasks.uniter.pretraining import UniterForPretraining
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ToyModel, gradients, toy, toy_batch, toy_sites
-from published import villa as published_villa
+from support.published import villa as published_villa
+from support.toy import ToyModel, gradients, toy, toy_batch, toy_sites
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -38,7 +38,7 @@ from advvl import (
     ops,
 )
 from advvl.errors import ConfigurationError, NonFiniteError, RandomnessError, ShapeError, SiteError
-from advvl.randomness import RandomState
+from advvl.runtime.randomness import RandomState
 
 STEP_SIZES = {"text": 0.3, "image": 0.5}
 
@@ -596,7 +596,7 @@ def test_a_loss_that_ignores_the_perturbation_is_an_error() -> None:
 def test_a_bare_registered_model_is_adapted_for_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     from advvl.adapters import registry
 
-    monkeypatch.setitem(registry._REGISTRY, f"{ToyModel.__module__}.{ToyModel.__qualname__}", "conftest:adapt_toy")
+    monkeypatch.setitem(registry._REGISTRY, f"{ToyModel.__module__}.{ToyModel.__qualname__}", "support.toy:adapt_toy")
     model = ToyModel().double()
     AdversarialTraining(perturber(), FreeLB(2)).step(model, toy_batch())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from advvl.adapters.diagnosis import why_silent
 from advvl.adapters.injection import Batch, Binding, Holder, InputHook, Maker, OutputHook, Site
-from advvl.adapters.names import find, unwrapped
 from advvl.adapters.outputs import Outputs as Outputs
 from advvl.adapters.outputs import read_logits, read_loss, run
 from advvl.errors import ConfigurationError, ShapeError, SiteError
+from advvl.runtime.names import find, unwrapped
 
 
 class Adapter:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from advvl.adapters.injection import Batch, Site
 from advvl.adapters.outputs import Outputs, run
 from advvl.errors import ConfigurationError
-from advvl.randomness import preserved
-from advvl.states import kept_buffers, kept_modes
+from advvl.runtime.randomness import preserved
+from advvl.runtime.states import kept_buffers, kept_modes
 
 
 @dataclass(frozen=True)

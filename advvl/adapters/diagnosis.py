@@ -18,9 +18,9 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointFunction
 
-from advvl.processes import in_process_group
-from advvl.randomness import preserved
-from advvl.states import kept_buffers
+from advvl.runtime.processes import in_process_group
+from advvl.runtime.randomness import preserved
+from advvl.runtime.states import kept_buffers
 
 Again = Callable[[], object]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from advvl.adapters.injection import Batch, Site
-from advvl.balls import Place
 from advvl.errors import ShapeError, SiteError
+from advvl.perturbers.balls import Place
 
 
 def read_positions(

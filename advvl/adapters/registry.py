@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 from advvl.adapters.base import Adapter, Outputs, check_model
 from advvl.adapters.injection import Batch, Site
-from advvl.adapters.names import unwrapped
 from advvl.errors import SiteError
+from advvl.runtime.names import unwrapped
 
 _REGISTRY: dict[str, str] = {
-    "advvl.models.uniter.UniterModel": "advvl.adapters.uniter:uniter_adapter",
-    "advvl.tasks.vqa.UniterForVQA": "advvl.adapters.uniter:uniter_adapter",
-    "advvl.tasks.pretraining.UniterForPretraining": "advvl.adapters.uniter:uniter_adapter",
-    "advvl.tasks.lxmert.LxmertForNLVR2": "advvl.adapters.lxmert:lxmert_adapter",
-    "advvl.tasks.lxmert.LxmertForVQA": "advvl.adapters.lxmert:lxmert_adapter",
-    "transformers.models.lxmert.modeling_lxmert.LxmertForPreTraining": "advvl.adapters.lxmert:lxmert_adapter",
-    "transformers.models.lxmert.modeling_lxmert.LxmertForQuestionAnswering": "advvl.adapters.lxmert:lxmert_adapter",
-    "transformers.models.lxmert.modeling_lxmert.LxmertModel": "advvl.adapters.lxmert:lxmert_adapter",
-    "transformers.modeling_utils.PreTrainedModel": "advvl.adapters.huggingface:huggingface_adapter",
+    "advvl.models.uniter.model.UniterModel": "advvl.models.uniter.adapter:uniter_adapter",
+    "advvl.tasks.uniter.vqa.UniterForVQA": "advvl.models.uniter.adapter:uniter_adapter",
+    "advvl.tasks.uniter.pretraining.UniterForPretraining": "advvl.models.uniter.adapter:uniter_adapter",
+    "advvl.tasks.lxmert.nlvr2.LxmertForNLVR2": "advvl.models.lxmert.adapter:lxmert_adapter",
+    "advvl.tasks.lxmert.vqa.LxmertForVQA": "advvl.models.lxmert.adapter:lxmert_adapter",
+    "transformers.models.lxmert.modeling_lxmert.LxmertForPreTraining": "advvl.models.lxmert.adapter:lxmert_adapter",
+    "transformers.models.lxmert.modeling_lxmert.LxmertForQuestionAnswering": "advvl.models.lxmert.adapter:lxmert_adapter",
+    "transformers.models.lxmert.modeling_lxmert.LxmertModel": "advvl.models.lxmert.adapter:lxmert_adapter",
+    "transformers.modeling_utils.PreTrainedModel": "advvl.models.huggingface.adapter:huggingface_adapter",
 }
 
 

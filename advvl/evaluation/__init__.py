@@ -1,0 +1,1 @@
+"""Evaluation: worst-case robustness, statistics and the report."""

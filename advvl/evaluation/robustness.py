@@ -21,15 +21,16 @@ from torch import Tensor
 
 from advvl.adapters.base import Adapter, Outputs
 from advvl.attacks import Attack
-from advvl.balls import L2
 from advvl.errors import ConfigurationError, DataError, NonFiniteError
 from advvl.evaluation.objectives import OBJECTIVES, Objective, score
-from advvl.maximizers import PGD
-from advvl.perturbers import Ascent, EmbeddingPerturber, Uniform, Zero
-from advvl.processes import collected, process_count, process_index
-from advvl.randomness import preserved
-from advvl.reductions import check_alone
-from advvl.states import kept_buffers, kept_modes
+from advvl.maximizers.pgd import PGD
+from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
+from advvl.perturbers.balls import L2
+from advvl.perturbers.starts import Uniform, Zero
+from advvl.runtime.processes import collected, process_count, process_index
+from advvl.runtime.randomness import preserved
+from advvl.runtime.reductions import check_alone
+from advvl.runtime.states import kept_buffers, kept_modes
 
 Batch = Mapping[str, Any]
 Targets = Callable[[Batch], Tensor]

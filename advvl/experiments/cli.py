@@ -1,6 +1,6 @@
 """The command `advvl`: `advvl villa-uniter …` or `advvl villa-lxmert …` trains, attacks and reports.
 
-See `advvl.experiment` and `advvl.lxmert_demo`, which are imported when they are run: help need not wait for them.
+The experiments are imported when they run, so that help need not wait for them.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ Arguments = Sequence[str]
 
 
 def _villa_uniter(arguments: Arguments) -> None:
-    from advvl.experiment import run
-    from advvl.flags import parse
-    from advvl.options import PRESETS, ExperimentOptions
+    from advvl.experiments.flags import parse
+    from advvl.experiments.options import PRESETS, ExperimentOptions
+    from advvl.experiments.uniter import run
 
     run(parse(ExperimentOptions, arguments, presets=PRESETS, description=_COMMANDS["villa-uniter"][0]))
 
 
 def _villa_lxmert(arguments: Arguments) -> None:
-    from advvl.flags import parse
-    from advvl.lxmert_demo import run
-    from advvl.lxmert_options import PRESETS, LxmertOptions
+    from advvl.experiments.flags import parse
+    from advvl.experiments.lxmert import run
+    from advvl.experiments.lxmert_options import PRESETS, LxmertOptions
 
     run(parse(LxmertOptions, arguments, presets=PRESETS, description=_COMMANDS["villa-lxmert"][0]))
 

@@ -6,7 +6,7 @@ A configuration is built from layers, later ones over earlier, all of them over 
 
 Fields are `int`, `float`, `str`, `bool`, a `Literal` of texts, tuples of these, any of these `| None`, or a dataclass.
 Names and types are judged here, values by the dataclasses' own `__post_init__`. A field whose metadata says
-`identity=False` does not change what an output directory holds. The command line is `advvl.flags`.
+`identity=False` does not change what an output directory holds. The command line is `advvl.experiments.flags`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Final, Literal, NoReturn, TypeVar, get_args, get_origin,
 
 import yaml
 
-from advvl import storage
+from advvl import files
 from advvl.errors import ConfigurationError
 
 T = TypeVar("T")
@@ -102,7 +102,7 @@ def identity(config: Any) -> dict[str, Any]:
 
 def fingerprint(config: Any) -> str:
     """Hexadecimal digits of a SHA-256 that tell identities apart, the same in every process."""
-    return storage.fingerprint(identity(config))
+    return files.fingerprint(identity(config))
 
 
 def to_yaml(config: Any) -> str:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import MISSING
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
-from advvl.config import Layer, Leaf, build, leaves, read_yaml, unknown, without_none
+from advvl.experiments.config import Layer, Leaf, build, leaves, read_yaml, unknown, without_none
 
 T = TypeVar("T")
 

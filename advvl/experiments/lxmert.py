@@ -25,25 +25,26 @@ import torch
 from transformers import LxmertConfig
 
 from advvl.adapters.registry import adapt
-from advvl.bert_adam import BertAdam
-from advvl.config import identity
-from advvl.data.corpus import DigitsConfig, digits_corpus
-from advvl.data.lxmert_answers import read_answers
-from advvl.data.lxmert_digits import TABLE, TOKENIZER, write_digits
-from advvl.data.lxmert_questions import read_questions
-from advvl.data.lxmert_regions import NUM_BOXES, open_regions
-from advvl.data.lxmert_sources import Pictures, Sentences, VisualQuestionSource
+from advvl.data.digits.as_lxmert import TABLE, TOKENIZER, write_digits
+from advvl.data.digits.corpus import DigitsConfig, digits_corpus
+from advvl.data.lxmert.answers import read_answers
+from advvl.data.lxmert.questions import read_questions
+from advvl.data.lxmert.regions import NUM_BOXES, open_regions
+from advvl.data.lxmert.sources import Pictures, Sentences, VisualQuestionSource
 from advvl.data.wordpiece import load_bert_tokenizer
-from advvl.experiment import accelerator_on, device_of, reproducible
-from advvl.jobs import work_through
-from advvl.lxmert_options import LxmertAdversary, LxmertOptions, Method
-from advvl.models.lxmert_checkpoints import load_lxmert_checkpoint, save_lxmert_checkpoint
-from advvl.optimization import derive_seed
-from advvl.recipes import villa
-from advvl.results import announced, claim, duration, label_of, publish, released_if_empty
-from advvl.stages import attacked_scores, train
-from advvl.storage import OutputDirectory, read_json, write_json
-from advvl.tasks.lxmert import LxmertForVQA
+from advvl.evaluation.protocol import attacked_scores
+from advvl.experiments.config import identity
+from advvl.experiments.jobs import work_through
+from advvl.experiments.lxmert_options import LxmertAdversary, LxmertOptions, Method
+from advvl.experiments.outputs import OutputDirectory
+from advvl.experiments.results import announced, claim, duration, label_of, publish, released_if_empty
+from advvl.experiments.runner import accelerator_on, device_of, reproducible, train
+from advvl.files import read_json, write_json
+from advvl.fit.bert_adam import BertAdam
+from advvl.models.lxmert.checkpoint import load_lxmert_checkpoint, save_lxmert_checkpoint
+from advvl.recipes.villa import villa
+from advvl.runtime.randomness import derive_seed
+from advvl.tasks.lxmert.vqa import LxmertForVQA
 from advvl.training import AdversarialTraining
 
 BASELINE: Final = "standard"
@@ -86,7 +87,7 @@ class Files:
 def run(options: LxmertOptions, *, progress: bool = True) -> None:
     """Run what the options ask for and is not there yet, then print and write the table.
 
-    Errors: `OutputDirectoryError` as `advvl.results.claim`; `ConfigurationError` for a device that is not there;
+    Errors: `OutputDirectoryError` as `advvl.experiments.results.claim`; `ConfigurationError` for a device that is not there;
     `DataError` for files that are not what their formats say; `CheckpointError` for a checkpoint that does not fit.
     """
     device_of(options.device)
@@ -190,7 +191,7 @@ def new_model(options: LxmertOptions, source: VisualQuestionSource, seed: int) -
 
 
 def method_of(adversary: LxmertAdversary) -> AdversarialTraining:
-    """LXMERT-AdvTrain with these options; `advvl.recipes.lxmert_adv` with the published ones."""
+    """LXMERT-AdvTrain with these options; `advvl.recipes.lxmert_adv.lxmert_adv` with the published ones."""
     steps = {"text": adversary.text_step, "image": adversary.image_step}
     return villa(
         step_sizes={modality: step for modality, step in steps.items() if step is not None},

@@ -1,4 +1,4 @@
-"""What the LXMERT experiment can be told: frozen dataclasses, their checks, and two presets; see `advvl.options`."""
+"""Options of the LXMERT experiment, and its two presets; see `advvl.experiments.options`."""
 
 from __future__ import annotations
 
@@ -6,22 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from advvl.checks import at_least, choice, choices, fraction, not_negative, positive
 from advvl.errors import ConfigurationError
-from advvl.options import (
-    DataOptions,
-    Dropout,
-    EvaluationOptions,
-    OptimizerOptions,
-    at_least,
-    choice,
-    choices,
-    first_seeds,
-    fraction,
-    not_negative,
-    own,
-    positive,
-    runs,
-)
+from advvl.evaluation.protocol import EvaluationOptions
+from advvl.experiments.options import DataOptions, Dropout, first_seeds, own, runs
+from advvl.fit.options import OptimizerOptions
 
 Preset = Literal["demo", "published"]
 Method = Literal["standard", "lxmert-adv"]
@@ -36,7 +25,7 @@ class LxmertSize:
 
     Arguments:
         l_layers, r_layers, x_layers: of words, of regions, and of both.
-        initializer_range: standard deviation of new weights; see `advvl.options.ModelOptions`.
+        initializer_range: standard deviation of new weights; see `advvl.experiments.options.ModelOptions`.
     """
 
     hidden_size: int = 64

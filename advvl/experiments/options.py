@@ -1,6 +1,6 @@
-"""What the UNITER experiment can be told: frozen dataclasses, their checks, and two presets.
+"""Options of the UNITER experiment: frozen dataclasses, their checks, and two presets.
 
-A field's metadata is read by `advvl.config`: `help` (one line for the command line), `flags` (further names of its
+`advvl.experiments.config` reads a field's metadata: `help` (one line for the command line), `flags` (further names of its
 flag), `parse` (from the flag's text to the value, where that is not the field's own type), `metavar`, and
 `identity=False` for a field that does not change what an output directory holds.
 """
@@ -8,75 +8,20 @@ flag), `parse` (from the flag's text to the value, where that is not the field's
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
+from advvl.checks import at_least, choice, choices, fraction, not_negative, positive, positive_or_infinite
 from advvl.errors import ConfigurationError
+from advvl.evaluation.protocol import EvaluationOptions
+from advvl.fit.options import OptimizerOptions
 
 Preset = Literal["demo", "evidence"]
 Stage = Literal["pretrain", "finetune", "all"]
 Method = Literal["standard", "freelb", "villa"]
-Schedule = Literal["one-cycle", "linear", "warmup-linear"]
 Order = Literal["in turn", "together"]
 Dropout = Literal["fresh", "shared"]
-Objective = Literal["cross-entropy", "margin"]
-Split = Literal["test", "validation"]
-
-
-def _check(options: object, names: tuple[str, ...], good: Callable[[Any], bool], wanted: str) -> None:
-    for name in names:
-        value = getattr(options, name)
-        if not good(value):
-            raise ConfigurationError(f"expected {name} to be {wanted}, got {value!r}")
-
-
-def at_least(least: int, options: object, *names: str) -> None:
-    """Each of these functions raises `ConfigurationError` unless the named options are what its name says."""
-    _check(
-        options,
-        names,
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least,
-        f"a whole number of {least} or more",
-    )
-
-
-def positive(options: object, *names: str) -> None:
-    _check(options, names, lambda value: 0 < value < math.inf, "a finite number above 0")
-
-
-def _positive_or_infinite(options: object, *names: str) -> None:
-    _check(options, names, lambda value: value > 0, "a number above 0, or math.inf (.inf in YAML) for no limit")
-
-
-def not_negative(options: object, *names: str) -> None:
-    _check(options, names, lambda value: 0 <= value < math.inf, "a finite number of 0 or more")
-
-
-def fraction(options: object, *names: str) -> None:
-    _check(options, names, lambda value: 0 <= value < 1, "a number in [0, 1)")
-
-
-def choice(options: object, name: str, literal: Any) -> None:
-    _check(options, (name,), lambda value: value in get_args(literal), f"one of {', '.join(get_args(literal))}")
-
-
-def choices(options: object, name: str, literal: Any) -> None:
-    _check(
-        options,
-        (name,),
-        lambda values: len(values) > 0 and len(set(values)) == len(values) and set(values) <= set(get_args(literal)),
-        f"one or more of {', '.join(get_args(literal))}, each once",
-    )
-
-
-def _radii(options: object, *names: str) -> None:
-    _check(
-        options,
-        names,
-        lambda radii: all(0 < r < math.inf for r in radii) and list(radii) == sorted(set(radii)),
-        "finite numbers above 0, each larger than the one before",
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,35 +68,6 @@ class DataOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerOptions:
-    """AdamW, its schedule over all updates, and the gradient's clipping.
-
-    Arguments:
-        warmup: fraction of the updates in which the rate rises.
-        clip: largest L2 norm of the whole gradient; infinite: none.
-    """
-
-    epochs: int = 20
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.01
-    schedule: Schedule = "one-cycle"
-    warmup: float = 0.1
-    clip: float = 2.0
-    betas: tuple[float, float] = (0.9, 0.98)
-
-    def __post_init__(self) -> None:
-        at_least(1, self, "epochs", "batch_size")
-        positive(self, "learning_rate")
-        not_negative(self, "weight_decay")
-        choice(self, "schedule", Schedule)
-        fraction(self, "warmup")
-        _positive_or_infinite(self, "clip")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigurationError(f"expected betas to be two numbers in [0, 1), got {self.betas!r}")
-
-
-@dataclass(frozen=True, kw_only=True)
 class AdversaryOptions:
     """How an update perturbs the embeddings of words and image regions.
 
@@ -178,40 +94,9 @@ class AdversaryOptions:
         at_least(2, self, "steps")
         choice(self, "modalities", Order)
         positive(self, "text_step", "image_step")
-        _positive_or_infinite(self, "text_radius", "image_radius")
+        positive_or_infinite(self, "text_radius", "image_radius")
         not_negative(self, "kl_weight", "clean_weight")
         choice(self, "dropout", Dropout)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationOptions:
-    """The attacks that measure robustness: L2 PGD on one modality at a time, the worst of all restarts and objectives.
-
-    Arguments:
-        radii, text_radii: L2 radii, per example, around the image features and the word embeddings.
-        step_fraction: the ascent's step size as a fraction of the radius.
-        examples: how many questions are attacked; None: all of them.
-        split: the questions to evaluate on; hyper-parameters are chosen on the validation ones.
-    """
-
-    radii: tuple[float, ...] = (0.25, 0.5, 1.0)
-    text_radii: tuple[float, ...] = (0.5,)
-    steps: int = 20
-    step_fraction: float = 0.125
-    restarts: int = 3
-    objectives: tuple[Objective, ...] = ("cross-entropy", "margin")
-    examples: int | None = None
-    split: Split = "test"
-    batch_size: int = 200
-
-    def __post_init__(self) -> None:
-        _radii(self, "radii", "text_radii")
-        at_least(1, self, "steps", "restarts", "batch_size")
-        positive(self, "step_fraction")
-        choices(self, "objectives", Objective)
-        choice(self, "split", Split)
-        if self.examples is not None:
-            at_least(1, self, "examples")
 
 
 def own(help: str, **metadata: Any) -> dict[str, Any]:

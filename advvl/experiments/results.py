@@ -9,18 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from advvl.config import identity
 from advvl.errors import OutputDirectoryError
+from advvl.evaluation.protocol import EvaluationOptions
 from advvl.evaluation.report import curve_png, markdown, to_json
 from advvl.evaluation.summary import Condition, Report, RunResult, summarise
-from advvl.options import EvaluationOptions
-from advvl.storage import OWNER_FILE, OutputDirectory, write_bytes, write_json, write_text
+from advvl.experiments.config import identity
+from advvl.experiments.outputs import OWNER_FILE, OutputDirectory
+from advvl.files import write_bytes, write_json, write_text
 
 _TRAINING = ("updates", "seconds", "loss", "start")
 
 
 class OutputOptions(Protocol):
-    """The options that say where results go; the class is a dataclass that `advvl.config` can read."""
+    """The options that say where results go; the class is a dataclass that `advvl.experiments.config` can read."""
 
     @property
     def output(self) -> str: ...
@@ -84,7 +85,7 @@ def publish(
     """Write `results.md`, `results.json` and the curve; the table.
 
     Arguments:
-        records: of each method and seed, as `advvl.stages` writes them.
+        records: of each method and seed, as `advvl.experiments.uniter_stages` writes them.
         baseline: the method that others are compared with.
         label: what kind of run it is, in a few words, above everything.
         document: what `results.json` says besides.

@@ -6,11 +6,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from advvl.balls import L2
-from advvl.maximizers import FreeLB
-from advvl.options import AdversaryOptions, ExperimentOptions, Method
-from advvl.perturbers import Ascent, EmbeddingPerturber
-from advvl.regularizers import SymmetricKL
+from advvl.experiments.options import AdversaryOptions, ExperimentOptions, Method
+from advvl.maximizers.freelb import FreeLB
+from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
+from advvl.perturbers.balls import L2
+from advvl.regularizers.kl import SymmetricKL
 from advvl.training import AdversarialTraining
 
 Start = Literal["standard", "adversarial", "given"]

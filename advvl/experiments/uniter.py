@@ -3,7 +3,7 @@
 Everything lies under one output directory, which belongs to one configuration:
 
     OUTPUT/configuration.yaml
-    OUTPUT/seed-0/…                       models and records, see `advvl.stages`
+    OUTPUT/seed-0/…                       models and records, see `advvl.experiments.uniter_stages`
     OUTPUT/results.{json,md}              all methods, all seeds
     OUTPUT/accuracy_against_radius.png
 """
@@ -11,7 +11,6 @@ Everything lies under one output directory, which belongs to one configuration:
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,18 +19,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-from accelerate import Accelerator  # type: ignore[import-untyped]
-
-from advvl.config import identity
-from advvl.data.corpus import DigitsConfig, digits_corpus
+from advvl.data.digits.corpus import DigitsConfig, digits_corpus
 from advvl.errors import CheckpointError, ConfigurationError
-from advvl.jobs import work_through
-from advvl.options import ExperimentOptions
-from advvl.results import announced, claim, duration, label_of, publish, released_if_empty
-from advvl.rows import BASELINE, Row, Start, adversary_of, rows_of, update_cost, updates_of
-from advvl.stages import Bench, finetune, pretrain
-from advvl.storage import OutputDirectory, read_json
+from advvl.experiments.config import identity
+from advvl.experiments.jobs import work_through
+from advvl.experiments.options import ExperimentOptions
+from advvl.experiments.outputs import OutputDirectory
+from advvl.experiments.results import announced, claim, duration, label_of, publish, released_if_empty
+from advvl.experiments.rows import BASELINE, Row, Start, adversary_of, rows_of, update_cost, updates_of
+from advvl.experiments.runner import accelerator_on, device_of, reproducible
+from advvl.experiments.uniter_stages import Bench, finetune, pretrain
+from advvl.files import read_json
 
 STARTS: Final[tuple[Start, ...]] = ("adversarial", "standard")
 
@@ -125,47 +123,6 @@ def report(options: ExperimentOptions, directory: OutputDirectory, seconds: floa
             "seconds_of_last_call": seconds,
         },
     )
-
-
-@contextmanager
-def reproducible(*, threads: int) -> Iterator[None]:
-    """Within, equal computations give equal bits: a fixed number of threads, and deterministic algorithms on CUDA."""
-    variable, value = "CUBLAS_WORKSPACE_CONFIG", os.environ.get("CUBLAS_WORKSPACE_CONFIG")
-    count, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    os.environ.setdefault(variable, ":4096:8")  # what cuBLAS wants for it; it is read when CUDA is first used
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(torch.cuda.is_available())  # on the CPU they are so, and this would cost time
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(deterministic, warn_only=warns)
-        torch.set_num_threads(count)
-        if value is None:
-            del os.environ[variable]
-
-
-def accelerator_on(device: str) -> Accelerator:
-    """An accelerator on that device; "auto" is CUDA if there is one, else the CPU.
-
-    Errors: `ConfigurationError` for a device that torch does not know or this machine does not have.
-    """
-    chosen = device_of(device)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-    return Accelerator(cpu=chosen.type == "cpu")
-
-
-def device_of(device: str) -> torch.device:
-    """The device of that name; errors: see `accelerator_on`."""
-    found = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    names = {"auto": found[min(1, len(found) - 1)], **({"cuda": "cuda:0"} if len(found) > 1 else {})}
-    name = names.get(device, device)
-    if name not in found:
-        raise ConfigurationError(
-            f"expected a device of this machine, {', '.join(['auto', *found])}, got {device!r}; change --device"
-        )
-    return torch.device(name)
 
 
 def _file(directory: OutputDirectory, task: Task) -> Path:

@@ -12,31 +12,30 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
-from accelerate.utils import send_to_device  # type: ignore[import-untyped]
 from torch import nn
-from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from advvl.adapters.base import Adapter
 from advvl.adapters.registry import adapt
-from advvl.data.corpus import DigitsCorpus
+from advvl.data.digits.corpus import DigitsCorpus
 from advvl.errors import CheckpointError, ConfigurationError
-from advvl.evaluation.robustness import WorstCase, clean_scores, robustness_curve
-from advvl.fit import BatchSource, fit
-from advvl.models.checkpoints import PRETRAINING_HEADS, load_checkpoint, save_checkpoint
-from advvl.models.uniter import UniterConfig
-from advvl.optimization import derive_seed, updates_per_epoch
-from advvl.options import EvaluationOptions, ExperimentOptions
-from advvl.rows import Row, Start, adversary_of, training_of, updates_of
-from advvl.storage import OutputDirectory, write_json
-from advvl.tasks.pretraining import UniterForPretraining
-from advvl.tasks.vqa import UniterForVQA
+from advvl.evaluation.protocol import attacked_scores
+from advvl.experiments.options import ExperimentOptions
+from advvl.experiments.outputs import OutputDirectory
+from advvl.experiments.rows import Row, Start, adversary_of, training_of, updates_of
+from advvl.experiments.runner import train
+from advvl.files import write_json
+from advvl.fit.schedules import updates_per_epoch
+from advvl.models.uniter.checkpoint import PRETRAINING_HEADS, load_checkpoint, save_checkpoint
+from advvl.models.uniter.model import UniterConfig
+from advvl.runtime.randomness import derive_seed
+from advvl.tasks.uniter.pretraining import UniterForPretraining
+from advvl.tasks.uniter.vqa import UniterForVQA
 
 ADVERSARIAL_TASKS = ("mlm", "itm")
 """The pre-training tasks that stage one perturbs; regressing masked regions is learnt the plain way (VILLA, §3.2)."""
@@ -139,56 +138,6 @@ def evaluate(bench: Bench, model: nn.Module, seed: int) -> dict[str, Any]:
     options = bench.options.evaluation
     source = bench.corpus.test if options.split == "test" else bench.corpus.validation
     return attacked_scores(adapt(model), source, options, device=bench.accelerator.device, seed=seed)
-
-
-def attacked_scores(
-    target: Adapter, source: BatchSource, options: EvaluationOptions, *, device: torch.device, seed: int
-) -> dict[str, Any]:
-    """Scores in [0, 1]: of every example "clean", of the attacked ones the worst, by modality and radius."""
-    attacks = WorstCase(
-        steps=options.steps,
-        step_fraction=options.step_fraction,
-        restarts=options.restarts,
-        objectives=options.objectives,
-    )
-    attacked = len(source) if options.examples is None else min(options.examples, len(source))
-
-    def batches(count: int) -> Iterator[Any]:
-        for first in range(0, count, options.batch_size):
-            rows = range(first, min(first + options.batch_size, count))
-            yield send_to_device(source.batch(rows, torch.Generator()), device)
-
-    scores: dict[str, Any] = {"clean": clean_scores(target, batches(len(source))).tolist()}
-    for modality, radii in (("image", options.radii), ("text", options.text_radii)):
-        if radii:
-            curve = robustness_curve(
-                target,
-                batches(attacked),
-                modality=modality,
-                radii=radii,
-                attacks=attacks,
-                seed=derive_seed(seed, "attack", modality),
-            )
-            scores[modality] = {str(radius): row.tolist() for radius, row in zip(radii, curve.scores, strict=True)}
-    return scores
-
-
-def train(
-    model: nn.Module, source: BatchSource, *, accelerator: Accelerator, progress: bool, worker: int, **arguments: Any
-) -> dict[str, Any]:
-    """Fit a model, taking up what a killed run left; say how it went, and return that for the record."""
-    result = fit(model, source, accelerator=accelerator, resume=True, progress=progress, line=worker, **arguments)
-    tqdm.write(
-        f"{arguments['description']}: {result.updates} updates of {1000 * result.seconds_per_update:.1f} ms, "
-        f"last loss {result.losses[-1]:.3f}"
-    )
-    tail = result.losses[-max(1, len(result.losses) // 20) :]
-    return {
-        "updates": result.updates,
-        "seconds": result.seconds,
-        "seconds_per_update": result.seconds_per_update,
-        "loss": sum(tail) / len(tail),
-    }
 
 
 def _new(bench: Bench, kind: Callable[..., Any], seed: int, **arguments: Any) -> Any:

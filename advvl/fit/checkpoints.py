@@ -3,7 +3,7 @@
 A checkpoint holds the model, the optimiser, the loss scaler, what each process's adversary carries, how many updates are
 done with their losses and scores, and what run it is of. The learning rate and the place in the source follow from the
 number of updates done, and everything random from that and the seed, so no scheduler, sampler or random number generator
-has a state to keep. Files are whole or absent (`advvl.storage`), and are read running no code of theirs.
+has a state to keep. Files are whole or absent (`advvl.files`), and are read running no code of theirs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, get_args
 from torch import nn
 
 from advvl.errors import CheckpointError, ConfigurationError, OutputDirectoryError
-from advvl.storage import differences, read_torch, remove_temporaries, write_torch
+from advvl.files import differences, read_torch, remove_temporaries, write_torch
 
 FORMAT: Final = 2
 _NAME: Final = re.compile(r"update-(\d+)\.pt")

@@ -27,18 +27,19 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from advvl.adapters.base import Adapter
 from advvl.adapters.registry import adapt
-from advvl.checkpointing import Checkpoints, OneFile
-from advvl.descriptions import described
+from advvl.data.source import BatchSource
 from advvl.errors import ConfigurationError
-from advvl.maximizers import AscentState
-from advvl.optimization import parameter_groups, updates_per_epoch
-from advvl.options import OptimizerOptions
-from advvl.processes import check_agreement, process_count
-from advvl.runs import Run
-from advvl.shares import BatchSource, Count
-from advvl.signals import Caught, deferred_signals
+from advvl.fit.checkpoints import Checkpoints, OneFile
+from advvl.fit.options import OptimizerOptions
+from advvl.fit.runs import Run
+from advvl.fit.schedules import parameter_groups, updates_per_epoch
+from advvl.fit.shares import Count
+from advvl.fit.signals import Caught, deferred_signals
+from advvl.fit.updates import Adversary, Updater
+from advvl.maximizers.base import AscentState
+from advvl.runtime.descriptions import described
+from advvl.runtime.processes import check_agreement, process_count
 from advvl.training import AdversarialTraining
-from advvl.updates import Adversary, Updater
 
 __all__ = ["BatchSource", "Checkpoints", "FitResult", "fit"]
 

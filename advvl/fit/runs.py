@@ -14,12 +14,12 @@ import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from accelerate.utils import send_to_device  # type: ignore[import-untyped]
 
-from advvl.checkpointing import FORMAT, Checkpoints, OneFile, read_checkpoint
 from advvl.errors import CheckpointError, NonFiniteError
-from advvl.maximizers import AscentState
-from advvl.processes import check_agreement
-from advvl.states import kept_modes
-from advvl.updates import Unusable, Updater
+from advvl.fit.checkpoints import FORMAT, Checkpoints, OneFile, read_checkpoint
+from advvl.fit.updates import Unusable, Updater
+from advvl.maximizers.base import AscentState
+from advvl.runtime.processes import check_agreement
+from advvl.runtime.states import kept_modes
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from functools import lru_cache
 from typing import Any
@@ -10,16 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advvl.bert_adam import warmup_linear
-from advvl.options import OptimizerOptions
+from advvl.fit.bert_adam import warmup_linear
+from advvl.fit.options import OptimizerOptions
+from advvl.runtime.randomness import derive_seed
 
 _NORMALISATIONS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
-
-
-def derive_seed(seed: int, *words: str | int) -> int:
-    """A seed below 2**63 for one purpose of a run, unlike that of any other purpose, number or run."""
-    digest = hashlib.sha256(repr((seed, *words)).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def schedule(options: OptimizerOptions, update: int, updates: int) -> float:

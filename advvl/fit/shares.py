@@ -4,29 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from advvl.data.source import BatchSource
 from advvl.errors import ConfigurationError, DataError
 
 Count = Callable[[Mapping[str, Any]], "int | Tensor"]
-
-
-class BatchSource(Protocol):
-    """Examples by number; deterministic given the indices and the generator."""
-
-    def __len__(self) -> int:
-        """How many examples there are."""
-
-    def batch(self, indices: Sequence[int], generator: torch.Generator) -> dict[str, Any]:
-        """The batch of these examples; whatever is random in it is drawn from `generator` (CPU).
-
-        The generator starts alike for every part of an update. What the parts share, such as a task, is drawn from it;
-        what an example has of its own from `advvl.data.row_draws.RowDraws.of(indices, generator)`, lest the rows of
-        one process draw what those of another draw.
-        """
 
 
 @dataclass

@@ -18,8 +18,9 @@ from advvl.adapters.base import Adapter
 from advvl.adapters.injection import Batch, Site
 from advvl.adapters.registry import adapt
 from advvl.errors import ConfigurationError
-from advvl.maximizers import PGD, FreeAT
-from advvl.processes import check_agreement
+from advvl.maximizers.free_at import FreeAT
+from advvl.maximizers.pgd import PGD
+from advvl.runtime.processes import check_agreement
 from advvl.training import AdversarialTraining, StepReport
 
 

@@ -23,12 +23,14 @@ from torch import nn
 
 from advvl.adapters.base import Adapter
 from advvl.adapters.outputs import read_loss
+from advvl.data.source import BatchSource
 from advvl.errors import ConfigurationError, NonFiniteError
-from advvl.maximizers import AscentState
-from advvl.optimization import derive_seed, examples_of, schedule
-from advvl.options import OptimizerOptions
-from advvl.shares import BatchSource, Count, Share, cut
-from advvl.states import remembered_buffers
+from advvl.fit.options import OptimizerOptions
+from advvl.fit.schedules import examples_of, schedule
+from advvl.fit.shares import Count, Share, cut
+from advvl.maximizers.base import AscentState
+from advvl.runtime.randomness import derive_seed
+from advvl.runtime.states import remembered_buffers
 from advvl.training import AdversarialTraining
 
 

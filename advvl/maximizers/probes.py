@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from advvl.balls import Place
 from advvl.ops import Stepped
-from advvl.perturbers import Perturber, Start
+from advvl.perturbers.balls import Place
+from advvl.perturbers.base import Perturber
+from advvl.perturbers.starts import Start
 
 
 @dataclass(frozen=True)

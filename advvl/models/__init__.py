@@ -1,0 +1,1 @@
+"""Models: one folder per family, with its layout, checkpoints and adapter."""

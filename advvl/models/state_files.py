@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from advvl.adapters.names import without_wrappers
 from advvl.errors import CheckpointError, ConfigurationError
-from advvl.storage import read_torch, write_safetensors, write_torch
+from advvl.files import read_torch, write_safetensors, write_torch
+from advvl.runtime.names import without_wrappers
 
 _BUFFERS = ("position_ids", "token_type_ids")
 _MOST_PADDING = 64  # more rows than any alignment adds are another vocabulary, unless they are zero

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from advvl.passes import Pass, Passes
+from advvl.passes.forward import Pass, Passes
 
 
 class CleanBranch:

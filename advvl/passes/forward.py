@@ -19,13 +19,13 @@ from advvl.adapters.base import Adapter, Outputs
 from advvl.adapters.diagnosis import NON_REENTRANT, is_reentrant, why_independent
 from advvl.adapters.injection import Batch, Binding, Maker
 from advvl.adapters.positions import check_rows, matters, read_positions
-from advvl.balls import Place
 from advvl.errors import ConfigurationError, ShapeError, SiteError
-from advvl.maximizers import InnerMaximizer
-from advvl.perturbers import Perturber, Start
-from advvl.prefix import Prefix
-from advvl.probes import Feedback
-from advvl.randomness import forked
+from advvl.maximizers.probes import Feedback
+from advvl.passes.prefix import Prefix
+from advvl.perturbers.balls import Place
+from advvl.perturbers.base import Perturber
+from advvl.perturbers.starts import Start
+from advvl.runtime.randomness import forked
 
 Loss = Callable[[Outputs, Batch], Tensor]
 Correct = Callable[[Outputs, Batch], Tensor]
@@ -292,14 +292,6 @@ def _verdicts(correct: object, losses: Tensor | None) -> Tensor:
             'as in correct=lambda outputs, batch: outputs.logits.argmax(1) == batch["labels"]'
         )
     return correct
-
-
-def check_parts(perturber: object, maximizer: object) -> None:
-    """Raise ConfigurationError unless the two are what they are called, which are easily swapped."""
-    if not isinstance(perturber, Perturber):
-        raise ConfigurationError(f"expected a perturber such as EmbeddingPerturber(text=…), got {perturber!r}")
-    if not isinstance(maximizer, InnerMaximizer):
-        raise ConfigurationError(f"expected an inner maximiser such as FreeLB(steps=3), got {maximizer!r}")
 
 
 def _mean(losses: Tensor) -> Tensor:

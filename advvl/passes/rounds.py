@@ -21,16 +21,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from advvl.branches import CleanBranch
 from advvl.errors import ConfigurationError, RandomnessError
-from advvl.passes import Backward, Pass, Passes
-from advvl.perturbers import Start, Zero
-from advvl.probes import Feedback, Probe, merged
-from advvl.randomness import RandomState
-from advvl.reductions import Sync
-from advvl.regularizers import Regularizer
-from advvl.states import kept_buffers, kept_stats, uses_batch_statistics
-from advvl.traces import Tally, Trace
+from advvl.maximizers.probes import Feedback, Probe, merged
+from advvl.passes.clean import CleanBranch
+from advvl.passes.forward import Backward, Pass, Passes
+from advvl.passes.traces import Tally, Trace
+from advvl.perturbers.starts import Start, Zero
+from advvl.regularizers.base import Regularizer
+from advvl.runtime.randomness import RandomState
+from advvl.runtime.reductions import Sync
+from advvl.runtime.states import kept_buffers, kept_stats, uses_batch_statistics
 
 
 class Round:

@@ -7,127 +7,20 @@ ascent a modality. Neither keeps a perturbation: those belong to the step or att
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from advvl import ops
-from advvl.balls import Ball, Place, is_number
-from advvl.errors import ConfigurationError, ShapeError
+from advvl.checks import is_number
+from advvl.errors import ConfigurationError
 from advvl.ops import Box, Move, Rule, Stepped
-
-
-def delta_dtype(x: Tensor) -> torch.dtype:
-    """The dtype a perturbation of `x` is kept in: fp64 for fp64, else fp32, whatever `x` is stored as."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-class Start(ABC):
-    """Where a perturbation begins; made at the site, once its shape is known."""
-
-    random: ClassVar[bool] = False  # whether it draws
-
-    @abstractmethod
-    def make(self, ball: Ball, place: Place, generator: torch.Generator | None) -> Tensor:
-        """A first perturbation of the shape of `place.x`, not yet in the ball, in fp32 (fp64 for fp64).
-
-        Arguments:
-            ball: gives magnitudes their meaning.
-            place: the tensor to perturb, its mask and samples.
-            generator: what is drawn from; None: torch's own.
-
-        Raises:
-            ShapeError: a start that is given and does not fit.
-        """
-
-
-@dataclass(frozen=True)
-class Zero(Start):
-    """Start at zero, as the released VILLA does."""
-
-    def make(self, ball: Ball, place: Place, generator: torch.Generator | None) -> Tensor:
-        del ball, generator
-        return torch.zeros_like(place.x, dtype=delta_dtype(place.x))
-
-
-@dataclass(frozen=True)
-class Uniform(Start):
-    """Start uniformly in ±magnitude (Linf), or in ±magnitude/√(length·D) (L2: never longer than the magnitude; FreeLB).
-
-    Raises:
-        ConfigurationError: a magnitude that is negative or not finite.
-    """
-
-    magnitude: float
-
-    random: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        _check_magnitude("magnitude", self.magnitude)
-
-    def make(self, ball: Ball, place: Place, generator: torch.Generator | None) -> Tensor:
-        uniform = _draw(torch.rand, place.x, generator)
-        return (2 * uniform - 1) * ball.spread(self.magnitude, place)
-
-
-@dataclass(frozen=True)
-class Normal(Start):
-    """Start at independent normal numbers of standard deviation `scale` (SMART, TRADES), brought into the ball.
-
-    Raises:
-        ConfigurationError: a scale that is negative or not finite.
-    """
-
-    scale: float
-
-    random: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        _check_magnitude("scale", self.scale)
-
-    def make(self, ball: Ball, place: Place, generator: torch.Generator | None) -> Tensor:
-        del ball
-        return _draw(torch.randn, place.x, generator) * self.scale
-
-
-@dataclass(frozen=True, eq=False)
-class Given(Start):
-    """Start at this tensor, of the very shape of the site.
-
-    Raises:
-        ShapeError: when the site has another shape.
-    """
-
-    delta: Tensor
-
-    def make(self, ball: Ball, place: Place, generator: torch.Generator | None) -> Tensor:
-        del ball, generator
-        if self.delta.shape != place.x.shape:
-            raise ShapeError(f"expected a start of shape {tuple(place.x.shape)}, got {tuple(self.delta.shape)}")
-        return self.delta.detach().to(place.x.device, delta_dtype(place.x), copy=True)
-
-
-@dataclass(frozen=True, eq=False)
-class Carried(Start):
-    """Start at the last batch's perturbation: row i feeds row i, sliced or extended by zeros to the new shape (free AT)."""
-
-    delta: Tensor
-
-    def make(self, ball: Ball, place: Place, generator: torch.Generator | None) -> Tensor:
-        del ball, generator
-        start = torch.zeros_like(place.x, dtype=delta_dtype(place.x))
-        if self.delta.ndim != start.ndim:
-            raise ShapeError(
-                f"expected a carried perturbation of {start.ndim} axes, got {tuple(self.delta.shape)}; "
-                "start a new state for another model"
-            )
-        common = tuple(slice(min(a, b)) for a, b in zip(start.shape, self.delta.shape, strict=True))
-        start[common] = self.delta[common].to(start)
-        return start
+from advvl.perturbers.balls import Ball, Place
+from advvl.perturbers.base import Perturber
+from advvl.perturbers.starts import Start, Zero
 
 
 @dataclass(frozen=True)
@@ -154,7 +47,7 @@ class Ascent:
     ball: Ball
     _: KW_ONLY
     step_size: float
-    start: Start = Zero()
+    start: Start = Zero()  # noqa: RUF009 - frozen, and the same for all
     rule: Rule = "normalised"
     box: Box | None = None
     floor: float = 0.0
@@ -196,52 +89,6 @@ class Ascent:
         return self.ball.move(
             delta, grad, place, step_size=self.step_size, rule=self.rule, floor=self.floor, box=self.box
         )
-
-
-class Perturber(ABC):
-    """Starts and moves the perturbations of named modalities."""
-
-    @property
-    @abstractmethod
-    def modalities(self) -> tuple[str, ...]:
-        """The modalities it perturbs; any others stay clean."""
-
-    @abstractmethod
-    def starts(self) -> dict[str, Start]:
-        """Where each modality begins."""
-
-    def box(self, modality: str) -> Box | None:
-        """The bounds of a modality's perturbed tensor, which an attack holds its input to; None: no bounds."""
-        del modality
-        return None
-
-    @abstractmethod
-    def begin(self, modality: str, start: Start, place: Place, generator: torch.Generator | None) -> Tensor:
-        """The first perturbation of a modality at its site, inside its ball and box, zero at masked positions.
-
-        Arguments:
-            modality: one of `modalities`.
-            start: usually its own of `starts()`; a maximiser may ask for another, such as a carried one.
-            place: the tensor to perturb, `(B, …)`, its mask and samples.
-            generator: what is drawn from; None: torch's own.
-
-        Raises:
-            ShapeError: a start that is given and does not fit.
-        """
-
-    @abstractmethod
-    def move(
-        self, deltas: Mapping[str, Tensor], gradients: Mapping[str, Tensor], places: Mapping[str, Place]
-    ) -> dict[str, Stepped]:
-        """One ascent step for every modality that has a gradient.
-
-        Arguments:
-            deltas, gradients: of the same shapes, that of the site's tensor.
-            places: where each lives.
-
-        Returns:
-            Modality to `ops.Stepped`: the moved perturbation, with the norms and flags of its rows.
-        """
 
 
 class EmbeddingPerturber(Perturber):
@@ -291,14 +138,3 @@ class EmbeddingPerturber(Perturber):
 
 def _is_box(box: Box) -> bool:
     return isinstance(box, tuple | list) and len(box) == 2 and all(map(is_number, box)) and box[0] < box[1]
-
-
-def _check_magnitude(name: str, value: float) -> None:
-    if not is_number(value) or not (0 <= value < math.inf):
-        raise ConfigurationError(f"expected a finite {name} of 0 or more, got {value!r}")
-
-
-def _draw(sampler: Callable[..., Tensor], x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Numbers drawn on the generator's own device, so that a CPU generator serves a model on a GPU."""
-    device = generator.device if generator is not None else x.device
-    return sampler(x.shape, generator=generator, device=device, dtype=delta_dtype(x)).to(x.device)

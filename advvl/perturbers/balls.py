@@ -9,20 +9,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from numbers import Real
 from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor
 
 from advvl import ops
+from advvl.checks import is_number
 from advvl.errors import ConfigurationError
 from advvl.ops import Box, Move, Norm, Per, Region, Rows, Rule, Stepped
-
-
-def is_number(value: object) -> bool:
-    """Whether a setting is a number, which text, a tensor, None and a bool are not."""
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

@@ -8,37 +8,15 @@ classes too (VCR, NLVR2 of LXMERT-AdvTrain), halve the weight.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import get_args
 
 from torch import Tensor
 
-from advvl.divergences import Direction, Head, Kind, divergences
 from advvl.errors import ConfigurationError, ShapeError
-
-
-class Regularizer(ABC):
-    """A penalty on the difference between clean and perturbed predictions."""
-
-    @property
-    @abstractmethod
-    def through_clean(self) -> bool:
-        """Whether gradients flow into the clean branch."""
-
-    @property
-    @abstractmethod
-    def vanishes_at_equality(self) -> bool:
-        """Whether value and gradients are zero where both predictions are equal, so that pass may be the clean one."""
-
-    @abstractmethod
-    def __call__(self, clean: Tensor, perturbed: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The penalty, a scalar.
-
-        Arguments:
-            clean, perturbed: logits, `(..., C)`, finite where they count: an answer masked by −inf has no divergence.
-            mask: the rows that count, of the logits' shape without the last axis; None: all.
-        """
+from advvl.regularizers.base import Regularizer
+from advvl.regularizers.divergences import Direction, Head, Kind, divergences
 
 
 @dataclass(frozen=True)

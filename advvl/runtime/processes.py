@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from advvl.descriptions import described
 from advvl.errors import ConfigurationError
+from advvl.runtime.descriptions import described
 
 T = TypeVar("T")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,3 +58,9 @@ def forked(generator: torch.Generator | None) -> torch.Generator:
     if generator is not None:
         return generator
     return torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+
+
+def derive_seed(seed: int, *words: str | int) -> int:
+    """A seed below 2**63 for one purpose of a run, unlike that of any other purpose, number or run."""
+    digest = hashlib.sha256(repr((seed, *words)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1

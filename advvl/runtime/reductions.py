@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from advvl.errors import ConfigurationError
-from advvl.processes import in_process_group
+from advvl.runtime.processes import in_process_group
 
 Sync = Callable[[], AbstractContextManager[object]]
 

@@ -1,0 +1,1 @@
+"""Tasks: inputs, head and loss, one file per task; metrics and losses that several share."""

@@ -10,9 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from advvl.data.lxmert_questions import Statement, VisualQuestion
+from advvl.data.lxmert.questions import Statement, VisualQuestion
 from advvl.errors import DataError
-from advvl.storage import write_json, write_text
+from advvl.files import write_json, write_text
 
 
 def vqa_accuracy(answers: Mapping[int | str, str], questions: Sequence[VisualQuestion]) -> float:

@@ -12,7 +12,7 @@ import accelerate
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ToyModel, gradients, toy, toy_batch, toy_sites
+from support.toy import ToyModel, gradients, toy, toy_batch, toy_sites
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint

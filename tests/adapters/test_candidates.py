@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ToyModel, toy_batch
-from hf_families import FAMILIES
+from support.hf_families import FAMILIES
+from support.toy import ToyModel, toy_batch
 from torch import Tensor, nn
 
 from advvl import Adapter, Site, adapt, sites

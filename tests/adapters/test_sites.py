@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ToyModel, gradients, toy, toy_batch, toy_sites
+from support.toy import ToyModel, gradients, toy, toy_batch, toy_sites
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -31,8 +31,8 @@ from advvl import (
     adapt,
     register,
 )
-from advvl.adapters.names import find, unwrapped
 from advvl.errors import ConfigurationError, ShapeError, SiteError
+from advvl.runtime.names import find, unwrapped
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

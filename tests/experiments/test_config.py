@@ -13,18 +13,12 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from advvl.config import Layer, build, fingerprint, identity, leaves, plain, read_yaml, to_yaml
 from advvl.errors import ConfigurationError
-from advvl.flags import parse
-from advvl.options import (
-    PRESETS,
-    AdversaryOptions,
-    DataOptions,
-    EvaluationOptions,
-    ExperimentOptions,
-    ModelOptions,
-    OptimizerOptions,
-)
+from advvl.evaluation.protocol import EvaluationOptions
+from advvl.experiments.config import Layer, build, fingerprint, identity, leaves, plain, read_yaml, to_yaml
+from advvl.experiments.flags import parse
+from advvl.experiments.options import PRESETS, AdversaryOptions, DataOptions, ExperimentOptions, ModelOptions
+from advvl.fit.options import OptimizerOptions
 
 
 @dataclass(frozen=True)
@@ -298,7 +292,8 @@ def test_the_fingerprint_is_the_same_in_another_process_and_whatever_the_order_o
     reordered = {key: values[key] for key in sorted(values, reverse=True)}
     here = fingerprint(ExperimentOptions())
     assert fingerprint(build(ExperimentOptions, Layer("a", json.loads(json.dumps(reordered))))) == here
-    code = "from advvl.config import *; from advvl.options import *; print(fingerprint(ExperimentOptions()))"
+    modules = "advvl.experiments.config", "advvl.experiments.options"
+    code = "; ".join([*(f"from {module} import *" for module in modules), "print(fingerprint(ExperimentOptions()))"])
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert there.stdout.strip() == here
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-import advvl.jobs
+import advvl.experiments.jobs
 from advvl.errors import ConfigurationError
-from advvl.jobs import WorkerError, share_out
+from advvl.experiments.jobs import WorkerError, share_out
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
 
@@ -83,16 +83,16 @@ def test_a_worker_that_fails_stops_the_others_and_is_reported(
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_workers_end_with_who_started_them(tmp_path: Path, number: signal.Signals) -> None:
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from test_jobs import *\n"
+        "import sys; sys.path.insert(0, sys.argv[1]); from experiments.test_jobs import *\n"
         "if __name__ == '__main__': share_out(sleep, [0, 1], Path(sys.argv[2]), jobs=2)"
     )
     file = tmp_path / "script.py"
     file.write_text(script)
     pids = tmp_path / "pids"
     pids.mkdir()
-    root = str(Path(advvl.jobs.__file__).parents[1])
+    root = str(Path(advvl.__file__).parents[1])
     parent = subprocess.Popen(
-        [sys.executable, str(file), str(Path(__file__).parent), str(pids)],
+        [sys.executable, str(file), str(Path(__file__).parents[1]), str(pids)],
         env=os.environ | {"PYTHONPATH": root},
         stderr=subprocess.DEVNULL,
     )

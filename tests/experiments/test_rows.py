@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import toy, toy_batch
+from support.toy import toy, toy_batch
 
-from advvl.options import AdversaryOptions, ExperimentOptions
-from advvl.rows import adversary_of, rows_of, training_of, update_cost, updates_of
+from advvl.experiments.options import AdversaryOptions, ExperimentOptions
+from advvl.experiments.rows import adversary_of, rows_of, training_of, update_cost, updates_of
 
 OPTIONS = ExperimentOptions()
 

@@ -12,16 +12,17 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny
+from support.tiny import tiny
 
-import advvl.stages
-from advvl.config import fingerprint, plain
+import advvl.experiments.uniter_stages
 from advvl.errors import CheckpointError, ConfigurationError, OutputDirectoryError
-from advvl.experiment import STARTS, accelerator_on, device_of, reproducible, run, tasks_of
-from advvl.models.checkpoints import save_checkpoint
-from advvl.models.uniter import UniterConfig, UniterModel
-from advvl.options import ExperimentOptions
-from advvl.rows import Row, rows_of
+from advvl.experiments.config import fingerprint, plain
+from advvl.experiments.options import ExperimentOptions
+from advvl.experiments.rows import Row, rows_of
+from advvl.experiments.runner import accelerator_on, device_of, reproducible
+from advvl.experiments.uniter import STARTS, run, tasks_of
+from advvl.models.uniter.checkpoint import save_checkpoint
+from advvl.models.uniter.model import UniterConfig, UniterModel
 from advvl.training import AdversarialTraining
 
 ROWS = rows_of(("standard", "freelb", "villa"))
@@ -144,7 +145,7 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_bits_and_numbers(
 
 def calls(monkeypatch: pytest.MonkeyPatch, name: str, *, stop_at: int | None = None) -> Callable[[], int]:
     """Counts the calls of a function of the stages, the one of number `stop_at` being the last."""
-    function, seen = getattr(advvl.stages, name), []
+    function, seen = getattr(advvl.experiments.uniter_stages, name), []
 
     def counting(*arguments: Any, **options: Any) -> Any:
         seen.append(name)
@@ -152,7 +153,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, name: str, *, stop_at: int | None = N
             raise Stop
         return function(*arguments, **options)
 
-    monkeypatch.setattr(advvl.stages, name, counting)
+    monkeypatch.setattr(advvl.experiments.uniter_stages, name, counting)
     return lambda: len(seen)
 
 

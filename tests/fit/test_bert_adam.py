@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from advvl.bert_adam import BertAdam, warmup_linear
 from advvl.errors import ConfigurationError
-from advvl.optimization import schedule
-from advvl.options import OptimizerOptions
+from advvl.fit.bert_adam import BertAdam, warmup_linear
+from advvl.fit.options import OptimizerOptions
+from advvl.fit.schedules import schedule
 
 
 def oracle(

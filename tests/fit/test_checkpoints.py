@@ -13,9 +13,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from advvl.checkpointing import FORMAT, Checkpoints, OneFile, read_checkpoint
 from advvl.errors import CheckpointError, ConfigurationError, OutputDirectoryError
-from advvl.storage import read_torch, write_torch
+from advvl.files import read_torch, write_torch
+from advvl.fit.checkpoints import FORMAT, Checkpoints, OneFile, read_checkpoint
 
 RUN = {"options": {"clip": 1.0}, "seed": 3}
 

@@ -20,9 +20,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from support.spawn import TESTS
 from torch import Tensor, nn
 
-import advvl.fit
+import advvl.fit.loop
 from advvl import (
     L2,
     Adapter,
@@ -36,13 +37,14 @@ from advvl import (
     Uniform,
     adapt,
 )
-from advvl.checkpointing import Checkpoints
 from advvl.errors import CheckpointError, ConfigurationError, DataError, NonFiniteError, OutputDirectoryError
-from advvl.fit import FitResult, fit
-from advvl.optimization import derive_seed, examples_of, parameter_groups, schedule, updates_per_epoch
-from advvl.options import OptimizerOptions
-from advvl.signals import deferred_signals
-from advvl.storage import read_torch, write_torch
+from advvl.files import read_torch, write_torch
+from advvl.fit.checkpoints import Checkpoints
+from advvl.fit.loop import FitResult, fit
+from advvl.fit.options import OptimizerOptions
+from advvl.fit.schedules import examples_of, parameter_groups, schedule, updates_per_epoch
+from advvl.fit.signals import deferred_signals
+from advvl.runtime.randomness import derive_seed
 
 OPTIONS = OptimizerOptions(epochs=3, batch_size=4, learning_rate=0.05, weight_decay=0.1, warmup=0.3, clip=1.0)
 UPDATES = 3 * (18 // 4)
@@ -404,7 +406,7 @@ def test_an_accelerator_that_does_not_know_of_the_processes_is_refused(
     """As Accelerator() is on CPUs under torchrun: every process would train alone, and write over the others' files."""
     accelerator = Accelerator(cpu=True)
     if how == "group":
-        monkeypatch.setattr(advvl.fit, "process_count", lambda: 2)
+        monkeypatch.setattr(advvl.fit.loop, "process_count", lambda: 2)
     else:
         monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigurationError, match=r"knows of all 2 processes, got one of 1.* Accelerator\(cpu=True\)"):
@@ -917,8 +919,8 @@ def kill_runs(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("killed")
-    command = "import sys, test_fit as t; t.kill_runs(t.Path(sys.argv[1]))"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    command = "import sys, fit.test_loop as t; t.kill_runs(t.Path(sys.argv[1]))"
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
         [sys.executable, "-c", command, str(folder)], env=environment, capture_output=True, text=True, timeout=300
     )
@@ -946,7 +948,7 @@ def test_a_process_killed_outright_resumes_to_the_same_bits(killed: Path, moment
 def test_time_is_that_of_the_updates_summed_over_resumptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that ticks at each look: writing checkpoints takes none of it."""
     clock = iter(range(10**6))
-    monkeypatch.setattr(advvl.fit.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(advvl.fit.loop.time, "perf_counter", lambda: float(next(clock)))
     file = tmp_path / "run.pt"
     with pytest.raises(Stop):
         run(toy(), Source(at={5: stop}), checkpoint=file, checkpoint_seconds=0.0)

@@ -25,20 +25,21 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
+from support.spawn import TESTS
 from torch import Tensor, nn
 
-import advvl.fit
+import advvl.fit.loop
 from advvl import L2, AdversarialTraining, Ascent, EmbeddingPerturber, FreeAT, FreeLB, Site, SymmetricKL, Uniform, adapt
-from advvl.checkpointing import Checkpoints
-from advvl.data.corpus import DigitsConfig, digits_corpus
+from advvl.data.digits.corpus import DigitsConfig, digits_corpus
 from advvl.data.row_draws import RowDraws
 from advvl.errors import CheckpointError, ConfigurationError, DataError, NonFiniteError
-from advvl.fit import FitResult, fit
-from advvl.models.uniter import UniterConfig
-from advvl.optimization import examples_of
-from advvl.options import OptimizerOptions
-from advvl.storage import read_torch, write_torch
-from advvl.tasks.pretraining import UniterForPretraining, loss_entries
+from advvl.files import read_torch, write_torch
+from advvl.fit.checkpoints import Checkpoints
+from advvl.fit.loop import FitResult, fit
+from advvl.fit.options import OptimizerOptions
+from advvl.fit.schedules import examples_of
+from advvl.models.uniter.model import UniterConfig
+from advvl.tasks.uniter.pretraining import UniterForPretraining, loss_entries
 
 OPTIONS = OptimizerOptions(epochs=2, batch_size=6, learning_rate=0.05, clip=1.0)
 EXAMPLES, UPDATES = 26, 8
@@ -261,10 +262,10 @@ def pair(rank: int, folder: Path) -> dict[str, Any]:
 
     writes: list[str] = []
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(advvl.checkpointing, "write_torch", lambda p, s: writes.append(p.name) or write_torch(p, s))
+        patched.setattr(advvl.fit.checkpoints, "write_torch", lambda p, s: writes.append(p.name) or write_torch(p, s))
         clock = iter(range(10**6))
         steps = 1.0 if rank == 0 else 1e6  # the other's clock runs away
-        patched.setattr(advvl.fit.time, "monotonic", lambda: steps * next(clock))
+        patched.setattr(advvl.fit.loop.time, "monotonic", lambda: steps * next(clock))
         store = Checkpoints(
             directory=folder / "many", keep_last=9, keep_best=1, evaluate=lambda m: [3.0, 9.0][rank] + seen(m), every=3
         )
@@ -407,8 +408,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_torch(folder / "newer.pt", {**state, "format": 99})
     (folder / "truncated.pt").write_bytes((folder / "one.pt").read_bytes()[:-100])
     write_torch(folder / "only0.pt", state)
-    command = "import sys, test_fit_processes as t; t.launch(t.Path(sys.argv[1]))"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    command = "import sys, fit.test_loop_processes as t; t.launch(t.Path(sys.argv[1]))"
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
         [sys.executable, "-c", command, str(folder)], env=environment, capture_output=True, text=True, timeout=300
     )

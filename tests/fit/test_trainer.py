@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import TOLERANCE, ToyModel, toy_batch, toy_sites
+from support.spawn import TESTS
+from support.toy import TOLERANCE, ToyModel, toy_batch, toy_sites
 from test_training import HostReads
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -47,7 +48,7 @@ from advvl import (
     ops,
 )
 from advvl.errors import ConfigurationError, NonFiniteError, SiteError
-from advvl.trainer import AdversarialTrainer
+from advvl.fit.trainer import AdversarialTrainer
 
 ROWS = 2
 ASCENT = Ascent(L2(), step_size=0.3)
@@ -766,10 +767,10 @@ def worker(folder: str) -> None:
 
 
 def test_two_processes_have_the_gradients_of_one_on_all_rows(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
     done = subprocess.run(
-        [*launch, "-m", "test_trainer", str(tmp_path)], env=environment, capture_output=True, text=True, timeout=180
+        [*launch, "-m", "fit.test_trainer", str(tmp_path)], env=environment, capture_output=True, text=True, timeout=180
     )
     assert done.returncode == 0, done.stderr
     changes = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": ROWS * PROCESSES}

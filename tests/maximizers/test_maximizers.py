@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import toy, toy_batch
+from support.toy import toy, toy_batch
 from torch import Tensor
 
 from advvl import (
@@ -33,8 +33,8 @@ from advvl import (
     Zero,
 )
 from advvl.errors import ConfigurationError, ShapeError
-from advvl.perturbers import Carried
-from advvl.probes import Probes, merged
+from advvl.maximizers.probes import Probes, merged
+from advvl.perturbers.starts import Carried
 
 SHAPES = {"text": (3, 5, 2), "image": (3, 4, 7)}
 STEP = 0.5

@@ -12,9 +12,9 @@ from itertools import product
 
 import pytest
 import torch
-from conftest import TOLERANCE
 from hypothesis import assume, currently_in_test_context, given, reject, settings
 from hypothesis import strategies as st
+from support.toy import TOLERANCE
 from torch import Tensor
 
 from advvl import ops

@@ -1,7 +1,7 @@
 """The Triton kernels against the reference: on a GPU where there is one, else on the CPU under Triton's interpreter.
 
 The interpreter has to be chosen before triton is first imported, which other test files do; so without a GPU these run
-in a process of their own, which the first test starts. One by one: `TRITON_INTERPRET=1 pytest tests/test_ops_triton.py`.
+in a process of their own, which the first test starts. One by one: `TRITON_INTERPRET=1 pytest tests/ops/test_triton.py`.
 The interpreter truncates when it casts to bf16: there that dtype is held to the reference within a unit in the last place,
 and to its ball on a GPU only.
 """
@@ -19,7 +19,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from compiled import KERNELS, Compiled, Launch
+from support.compiled import KERNELS, Compiled, Launch
 from torch import Tensor
 
 from advvl import ops
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.skipif(GPU or INTERPRETED, reason="they run in this process")
 def test_the_kernels_pass_these_tests_under_the_interpreter() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = subprocess.run(
         command, cwd=root, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
     )

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import toy, toy_batch
-from counting import Flops
-from published import villa as published_villa
+from support.counting import Flops
+from support.published import villa as published_villa
+from support.toy import toy, toy_batch
 from torch import Tensor
 
 from advvl import (
@@ -24,8 +24,8 @@ from advvl import (
     SymmetricKL,
     adapt,
 )
-from advvl.models.uniter import UniterConfig, gather_index
-from advvl.tasks.vqa import UniterForVQA
+from advvl.models.uniter.model import UniterConfig, gather_index
+from advvl.tasks.uniter.vqa import UniterForVQA
 
 
 def uniter(layers: int = 4) -> UniterForVQA:

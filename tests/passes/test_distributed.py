@@ -11,9 +11,20 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ToyModel, toy_batch, toy_sites
-from distributed_cases import CASES, ROWS, SIZES, CheckpointedSites, check, close, gradients, method_of, model_of, part
-from spawn import attempt, results
+from support.distributed_cases import (
+    CASES,
+    ROWS,
+    SIZES,
+    CheckpointedSites,
+    check,
+    close,
+    gradients,
+    method_of,
+    model_of,
+    part,
+)
+from support.spawn import attempt, results
+from support.toy import ToyModel, toy_batch, toy_sites
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -22,7 +33,7 @@ from torch.profiler import ProfilerActivity, profile
 import advvl
 from advvl import Adapter, AdversarialTraining, AscentState, EmbeddingPerturber, FreeAT, FreeLB
 from advvl.errors import AdvVLError
-from advvl.traces import PassTrace
+from advvl.passes.traces import PassTrace
 
 Results = list[dict[str, Any]]
 
@@ -166,12 +177,12 @@ def compiled(rank: int, folder: Path) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return results("test_distributed:worker", 2, tmp_path_factory.mktemp("two"))
+    return results("passes.test_distributed:worker", 2, tmp_path_factory.mktemp("two"))
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return results("test_distributed:cases", 4, tmp_path_factory.mktemp("four"))
+    return results("passes.test_distributed:cases", 4, tmp_path_factory.mktemp("four"))
 
 
 def cases(rank: int, folder: Path) -> dict[str, Any]:
@@ -240,5 +251,5 @@ def test_a_site_that_is_computed_again_is_refused_beside_a_live_clean_branch(two
 def test_a_compiled_model_trains_too(tmp_path: Path) -> None:
     expected = Adapter(model_of(), toy_sites())
     advvl.villa(step_sizes=SIZES, steps=2).step(expected, toy_batch(ROWS))
-    for found in results("test_distributed:compiled", 2, tmp_path):
+    for found in results("passes.test_distributed:compiled", 2, tmp_path):
         close(found, gradients(expected.model))

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import toy_batch, toy_sites
-from distributed_cases import (
+from support.distributed_cases import (
     CASES,
     METHODS,
     ROWS,
@@ -26,7 +25,8 @@ from distributed_cases import (
     model_of,
     part,
 )
-from spawn import attempt, results
+from support.spawn import attempt, results
+from support.toy import toy_batch, toy_sites
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -195,12 +195,12 @@ def cases(rank: int, folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return results("test_fsdp:worker", 2, tmp_path_factory.mktemp("two"))
+    return results("passes.test_fsdp:worker", 2, tmp_path_factory.mktemp("two"))
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return results("test_fsdp:cases", 4, tmp_path_factory.mktemp("four"))
+    return results("passes.test_fsdp:cases", 4, tmp_path_factory.mktemp("four"))
 
 
 @pytest.mark.parametrize("processes", ["two", "four"])

@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 import torch
+from support.uniter_batches import uniter_batch
 from test_attacks import close
 from torch import Tensor, nn
-from uniter_batches import uniter_batch
 
 from advvl import (
     L2,
@@ -23,8 +23,8 @@ from advvl import (
     Site,
     adapt,
 )
-from advvl.models.uniter import UniterConfig
-from advvl.tasks.vqa import UniterForVQA
+from advvl.models.uniter.model import UniterConfig
+from advvl.tasks.uniter.vqa import UniterForVQA
 
 
 class Layer(nn.Module):

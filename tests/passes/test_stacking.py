@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ToyModel, gradients, toy_batch, toy_sites
+from support.toy import ToyModel, gradients, toy_batch, toy_sites
+from support.uniter_batches import uniter_batch
 from test_training import close, perturber
 from torch import Tensor, nn
-from uniter_batches import uniter_batch
 
 from advvl import Adapter, AdversarialTraining, AscentState, FreeAT, FreeLB, PassTrace, SymmetricKL, Uniform, adapt
-from advvl.adapters.uniter import repeat as repeat_uniter
 from advvl.errors import ConfigurationError, SiteError
-from advvl.models.uniter import UniterConfig
-from advvl.tasks.vqa import UniterForVQA
+from advvl.models.uniter.adapter import repeat as repeat_uniter
+from advvl.models.uniter.model import UniterConfig
+from advvl.tasks.uniter.vqa import UniterForVQA
 
 
 def repeat(batch: dict[str, Tensor], count: int) -> dict[str, Tensor]:

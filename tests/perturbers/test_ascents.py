@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from advvl import L2, Ascent, EmbeddingPerturber, Given, Linf, Normal, Place, Start, Uniform, Zero
 from advvl.errors import ConfigurationError, ShapeError
-from advvl.perturbers import Carried
+from advvl.perturbers.starts import Carried
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 BALLS = [L2(0.4), Linf(0.4), L2(0.4, per="token"), Linf(0.4, per="token")]

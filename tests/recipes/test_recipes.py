@@ -27,7 +27,7 @@ from advvl import (
     villa,
 )
 from advvl.errors import ConfigurationError
-from advvl.recipes import lxmert_adv
+from advvl.recipes.lxmert_adv import lxmert_adv
 
 SIZES = {"text": 0.1, "image": 0.2}
 

@@ -12,9 +12,9 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from conftest import TOLERANCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.toy import TOLERANCE
 from torch import Tensor
 from torch.func import grad, jacrev, jvp, vjp, vmap
 from torch.nn import functional as F
@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from advvl import KL, SymmetricKL, divergences
-from advvl.divergences import Head, Kind
+from advvl.regularizers.divergences import Head, Kind
 
 HEADS: list[Head] = ["softmax", "sigmoid"]
 KINDS: list[Kind] = ["clean||perturbed", "perturbed||clean", "symmetric"]

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import TOLERANCE
 from scipy.special import expit, rel_entr
 from scipy.special import softmax as scipy_softmax
+from support.toy import TOLERANCE
 from torch import Tensor
 
 from advvl import KL, Regularizer, SymmetricKL

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import advvl
-from advvl.descriptions import described
+from advvl.runtime.descriptions import described
 
 
 class Plain:

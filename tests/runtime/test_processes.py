@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import toy_batch, toy_sites
-from distributed_cases import model_of, part
-from spawn import results, spawn
+from support.distributed_cases import model_of, part
+from support.spawn import results, spawn
+from support.toy import toy_batch, toy_sites
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,7 +20,7 @@ import advvl
 from advvl import Adapter
 from advvl.errors import ConfigurationError, NonFiniteError
 from advvl.evaluation.robustness import RobustnessCurve, WorstCase, clean_scores, robustness_curve
-from advvl.processes import _apart, check_agreement, collected, global_mean, process_mean, share
+from advvl.runtime.processes import _apart, check_agreement, collected, global_mean, process_mean, share
 
 TIMEOUT = 4.0  # of a collective, where a process is gone
 
@@ -142,7 +142,7 @@ def curve(**options: Any) -> RobustnessCurve:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return results("test_processes:worker", 2, tmp_path_factory.mktemp("two"))
+    return results("runtime.test_processes:worker", 2, tmp_path_factory.mktemp("two"))
 
 
 def test_means_and_shares_are_those_of_all_processes(two: list[dict[str, Any]]) -> None:
@@ -230,7 +230,7 @@ def never_asks(rank: int, folder: Path) -> None:
 
 @pytest.mark.parametrize("how", ["leaves", "hangs", "raises", "never_asks"])
 def test_when_one_is_gone_the_others_end_with_an_error(how: str, tmp_path: Path) -> None:
-    left, gone = spawn(f"test_processes:{how}", 2, tmp_path, limit=60, timeout=TIMEOUT)
+    left, gone = spawn(f"runtime.test_processes:{how}", 2, tmp_path, limit=60, timeout=TIMEOUT)
     assert gone.code in (1, 3)
     assert left.code == 1, left
     assert "RuntimeError" in left.output or "DistBackendError" in left.output

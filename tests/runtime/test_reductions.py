@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from advvl.errors import ConfigurationError
-from advvl.reductions import accumulating, check_alone, check_wrappers, no_sync, one_backward
+from advvl.runtime.reductions import accumulating, check_alone, check_wrappers, no_sync, one_backward
 
 
 class Replicated(nn.Module):

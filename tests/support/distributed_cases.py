@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from conftest import TOLERANCE, ToyModel, toy_batch, toy_sites
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import advvl
 from advvl import Adapter, AdversarialTraining
-from advvl.processes import global_mean, process_count, process_index, share
+from advvl.runtime.processes import global_mean, process_count, process_index, share
+from support.toy import TOLERANCE, ToyModel, toy_batch, toy_sites
 
 ROWS = 8  # in all processes together
 UNEQUAL = {1: [8], 2: [5, 3], 4: [3, 1, 2, 2]}

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-ROOT = Path(os.environ.get("ADVVL_GOLDEN") or Path(__file__).parent / "golden")
+ROOT = Path(os.environ.get("ADVVL_GOLDEN") or Path(__file__).parents[1] / "golden")
 
 
 def folder(name: str) -> Path:

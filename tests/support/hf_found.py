@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hf_families import FAMILIES, IMAGE, Family, Fields
 from torch import Tensor
 
 from advvl import (
@@ -24,8 +23,9 @@ from advvl import (
     Place,
     SymmetricKL,
 )
+from support.hf_families import FAMILIES, IMAGE, Family, Fields
 
-PAGE = Path(__file__).parent.parent / "docs" / "models.md"
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from conftest import toy_batch, toy_sites
-from distributed_cases import ROWS, gradients, method_of, model_of, part
-from spawn import leave
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from advvl import adapt
-from advvl.processes import check_agreement, process_index
+from advvl.runtime.processes import check_agreement, process_index
+from support.distributed_cases import ROWS, gradients, method_of, model_of, part
+from support.spawn import leave
+from support.toy import toy_batch, toy_sites
 
 EXAMPLES = 7
 

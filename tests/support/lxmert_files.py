@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from advvl.data.lxmert_lines import Regions
+from advvl.data.lxmert.lines import Regions
 
 
 def regions(image_id: str, count: int = 36, *, feature_dim: int = 5, seed: int = 0) -> Regions:

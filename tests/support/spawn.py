@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 TIMEOUT = 60.0  # seconds that a collective waits for the others: a bound for hangs, far from what any of them takes
 LIMIT = 200.0  # seconds that a process may live: such a bound too
 RAISED = "raised"  # the key of how a case raised
@@ -38,7 +38,7 @@ def spawn(
     command = [
         sys.executable,
         "-c",
-        "import sys, spawn; spawn.work(*sys.argv[1:])",
+        "import sys; from support import spawn; spawn.work(*sys.argv[1:])",
         function,
         str(processes),
         str(folder),
@@ -48,7 +48,7 @@ def spawn(
 
 def run(commands: list[list[str]], *, limit: float, environment: dict[str, str] | None = None) -> list[Ended]:
     """Run commands beside each other, each with one thread; what is left of them after `limit` seconds is killed."""
-    variables = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}", "OMP_NUM_THREADS": "1", **(environment or {})}
+    variables = {**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS.parent}", "OMP_NUM_THREADS": "1", **(environment or {})}
     running = [
         subprocess.Popen(
             command,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from advvl.config import Layer, build
-from advvl.options import ExperimentOptions
+from advvl.experiments.config import Layer, build
+from advvl.experiments.options import ExperimentOptions
 
 VALUES = {
     "threads": 1,

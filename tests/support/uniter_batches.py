@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from advvl.models.uniter import UniterConfig, gather_index
+from advvl.models.uniter.model import UniterConfig, gather_index
 
 LENGTHS = ((9, 6, 3, 8), (5, 7, 4, 1))  # tokens and regions of each row; the longest text has not the most regions
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from advvl.data.lxmert_answers import AnswerTable
-from advvl.data.lxmert_questions import Statement, VisualQuestion
+from advvl.data.lxmert.answers import AnswerTable
+from advvl.data.lxmert.questions import Statement, VisualQuestion
 from advvl.errors import DataError
-from advvl.evaluation.answers import (
+from advvl.evaluation.objectives import score
+from advvl.tasks.metrics import (
     gqa_accuracy,
     nlvr2_accuracy,
     nlvr2_consistency,
@@ -22,7 +23,6 @@ from advvl.evaluation.answers import (
     write_nlvr2_judgements,
     write_vqa_answers,
 )
-from advvl.evaluation.objectives import score
 
 VQA = [
     VisualQuestion(1, "a", "what is it", {"net": 1.0, "netting": 0.3}),

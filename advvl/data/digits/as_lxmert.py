@@ -12,13 +12,13 @@ from typing import Final
 
 import torch
 
-from advvl.data.corpus import DigitsCorpus
-from advvl.data.lxmert_answers import AnswerTable, write_answers
-from advvl.data.lxmert_lines import Regions
-from advvl.data.lxmert_questions import VisualQuestion, write_questions
-from advvl.data.lxmert_regions import write_regions
-from advvl.data.scenes import SIDE
-from advvl.data.sources import QuestionSource
+from advvl.data.digits.corpus import DigitsCorpus
+from advvl.data.digits.scenes import SIDE
+from advvl.data.digits.sources import QuestionSource
+from advvl.data.lxmert.answers import AnswerTable, write_answers
+from advvl.data.lxmert.lines import Regions
+from advvl.data.lxmert.questions import VisualQuestion, write_questions
+from advvl.data.lxmert.regions import write_regions
 from advvl.data.wordpiece import save_tokenizer
 
 PARTS: Final = ("train", "validation", "test")

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from advvl.data.draws import below, pick, shuffled
-from advvl.data.questions import MANY, ONES, ORDINALS, one
-from advvl.data.scenes import SIDE, Scene
+from advvl.data.digits.draws import below, pick, shuffled
+from advvl.data.digits.questions import MANY, ONES, ORDINALS, one
+from advvl.data.digits.scenes import SIDE, Scene
 
 
 @dataclass(frozen=True)

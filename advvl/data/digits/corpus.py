@@ -15,14 +15,15 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from advvl.data.answers import ANSWERS, certain_target, soft_targets
-from advvl.data.batching import Images, pad_texts
-from advvl.data.captions import KINDS, Caption, describe
-from advvl.data.digits import CLASSES, GREY_LEVELS, PIXELS, DigitImages, load_digit_images, split_images
-from advvl.data.draws import stream
-from advvl.data.questions import ALWAYS_ASKABLE, DEFAULT_FAMILIES, FAMILIES, Question, ask
-from advvl.data.scenes import BOX_DIM, MOST, Scene, box, draw_scene, images_by_digit
-from advvl.data.sources import DEFAULT_TASKS, CaptionSource, QuestionSource, check_share, check_tasks
+from advvl.data.digits.answers import ANSWERS, certain_target
+from advvl.data.digits.captions import KINDS, Caption, describe
+from advvl.data.digits.draws import stream
+from advvl.data.digits.questions import ALWAYS_ASKABLE, DEFAULT_FAMILIES, FAMILIES, Question, ask
+from advvl.data.digits.scans import CLASSES, GREY_LEVELS, PIXELS, DigitImages, load_digit_images, split_images
+from advvl.data.digits.scenes import BOX_DIM, MOST, Scene, box, draw_scene, images_by_digit
+from advvl.data.digits.sources import DEFAULT_TASKS, CaptionSource, QuestionSource, check_share, check_tasks
+from advvl.data.targets import soft_targets
+from advvl.data.uniter.batching import Images, pad_texts
 from advvl.data.wordpiece import build_tokenizer, replacement_range, token_ids
 from advvl.errors import ConfigurationError
 

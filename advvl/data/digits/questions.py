@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from advvl.data.draws import pick
-from advvl.data.scenes import SIDE, Scene
+from advvl.data.digits.draws import pick
+from advvl.data.digits.scenes import SIDE, Scene
 
 ONES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MANY = ("zeros", "ones", "twos", "threes", "fours", "fives", "sixes", "sevens", "eights", "nines")

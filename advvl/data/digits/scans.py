@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from advvl.data.draws import stream
+from advvl.data.digits.draws import stream
 from advvl.errors import ConfigurationError, missing_extra
 
 CLASSES = 10

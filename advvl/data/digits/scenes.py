@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from advvl.data.digits import CLASSES
-from advvl.data.draws import below, pick, shuffled
+from advvl.data.digits.draws import below, pick, shuffled
+from advvl.data.digits.scans import CLASSES
 
 SIDE = 3
 BOX_DIM = 7

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advvl.data.batching import Images, Texts, hide_regions, join
-from advvl.data.captions import Caption
+from advvl.data.digits.captions import Caption
+from advvl.data.digits.questions import Question
+from advvl.data.digits.scenes import Scene
 from advvl.data.masking import MASK_PROBABILITY, mask_regions, mask_words, mismatch
-from advvl.data.questions import Question
 from advvl.data.row_draws import RowDraws
-from advvl.data.scenes import Scene
-from advvl.errors import ConfigurationError, DataError
+from advvl.data.source import checked_rows
+from advvl.data.uniter.batching import Images, Texts, hide_regions, join
+from advvl.errors import ConfigurationError
 
 TASKS = ("mlm", "itm", "mrfr", "mrc", "mrc-kl")
 DEFAULT_TASKS = ("mlm", "mlm", "mlm", "mlm", "itm", "mrfr")
@@ -35,14 +36,6 @@ def check_share(word_mask: float) -> None:
     """Raises `ConfigurationError` unless `word_mask` is a share."""
     if not 0.0 <= word_mask <= 1.0:
         raise ConfigurationError(f"expected word_mask to be a share in [0, 1], got {word_mask!r}")
-
-
-def checked_rows(indices: Sequence[int], count: int) -> Tensor:
-    """The indices as a tensor; errors: `DataError` unless there are some, all of them in 0..count-1."""
-    rows = torch.as_tensor(indices, dtype=torch.long)
-    if rows.numel() == 0 or int(rows.min()) < 0 or int(rows.max()) >= count:
-        raise DataError(f"expected one or more indices in 0..{count - 1}, got {list(indices)}")
-    return rows
 
 
 @dataclass(frozen=True, eq=False)

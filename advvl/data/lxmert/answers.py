@@ -15,11 +15,11 @@ from typing import Final, Literal
 
 from torch import Tensor
 
-from advvl.data.answers import soft_targets
-from advvl.data.lxmert_questions import read_json, text_in, wrong_field
+from advvl.data.lxmert.questions import read_json, text_in, wrong_field
+from advvl.data.targets import soft_targets
 from advvl.data.whereabouts import within
 from advvl.errors import DataError
-from advvl.storage import write_json
+from advvl.files import write_json
 
 NUM_ANSWERS: Final[Mapping[str, int]] = {"vqa": 3129, "gqa": 1842}
 NUM_PRETRAINING_ANSWERS: Final = 9500

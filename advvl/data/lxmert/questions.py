@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from advvl.data.whereabouts import within
 from advvl.errors import DataError
-from advvl.storage import write_json
+from advvl.files import write_json
 
 T = TypeVar("T")
 

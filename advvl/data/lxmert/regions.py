@@ -1,7 +1,7 @@
 """LXMERT's region files, `*_obj36.tsv`: one image a line, read when it is asked for.
 
 The published files are up to 30 GB long. Opening one reads the beginning of each line and skips the features, whose
-length follows from the number of regions: a few per cent of the file. `advvl.data.lxmert_lines` has the format.
+length follows from the number of regions: a few per cent of the file. `advvl.data.lxmert.lines` has the format.
 
 Legend: n regions, F features.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final, NamedTuple
 
-from advvl.data.lxmert_lines import (
+from advvl.data.lxmert.lines import (
     HEAD,
     Regions,
     encoded_length,
@@ -26,7 +26,7 @@ from advvl.data.lxmert_lines import (
 )
 from advvl.data.whereabouts import within
 from advvl.errors import ConfigurationError, DataError
-from advvl.storage import replacing
+from advvl.files import replacing
 
 NUM_BOXES: Final = 36
 _BLOCK: Final = 8192  # bytes: more than a line of 36 regions has before its features

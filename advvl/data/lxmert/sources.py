@@ -17,10 +17,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from advvl.data.lxmert_answers import AnswerTable, Unknown
-from advvl.data.lxmert_questions import Statement, VisualQuestion
-from advvl.data.lxmert_regions import RegionFile
-from advvl.data.sources import checked_rows
+from advvl.data.lxmert.answers import AnswerTable, Unknown
+from advvl.data.lxmert.questions import Statement, VisualQuestion
+from advvl.data.lxmert.regions import RegionFile
+from advvl.data.source import checked_rows
 from advvl.data.whereabouts import within
 from advvl.errors import ConfigurationError, DataError
 
@@ -137,7 +137,7 @@ class Pictures:
 
 @dataclass(frozen=True, eq=False)
 class VisualQuestionSource:
-    """VQA's or GQA's questions, for `advvl.tasks.lxmert.LxmertForVQA`.
+    """VQA's or GQA's questions, for `advvl.tasks.lxmert.vqa.LxmertForVQA`.
 
     Arguments:
         unknown: what to do with a right answer that the table lacks; GQA's are left out.
@@ -178,7 +178,7 @@ class VisualQuestionSource:
 
 @dataclass(frozen=True, eq=False)
 class StatementSource:
-    """NLVR2's sentences, for `advvl.tasks.lxmert.LxmertForNLVR2`. Errors: as `VisualQuestionSource`."""
+    """NLVR2's sentences, for `advvl.tasks.lxmert.nlvr2.LxmertForNLVR2`. Errors: as `VisualQuestionSource`."""
 
     statements: Sequence[Statement]
     pictures: Pictures

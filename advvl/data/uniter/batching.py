@@ -1,7 +1,7 @@
 """Texts and images as padded tensors, and the batches joined from their rows, with UNITER's field names.
 
 In a sequence a text's tokens come first and its image's regions right after them, padding last; see
-`advvl.models.layout.gather_index`.
+`advvl.models.uniter.layout.gather_index`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from advvl.models.layout import gather_index
+from advvl.models.uniter.layout import gather_index
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaNextModel, PreTrainedModel
 
-from advvl.adapters import fields
 from advvl.adapters.base import Adapter
 from advvl.adapters.candidates import outermost
 from advvl.adapters.injection import Batch, Site
 from advvl.adapters.outputs import Outputs, field, read_logits, run
 from advvl.errors import ConfigurationError, DataError, SiteError
+from advvl.models.huggingface import fields
 
 
 @dataclass(frozen=True)

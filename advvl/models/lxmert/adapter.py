@@ -18,7 +18,7 @@ from transformers.models.lxmert.modeling_lxmert import (
 from advvl.adapters.base import Adapter, Outputs
 from advvl.adapters.injection import Batch, Site
 from advvl.errors import ConfigurationError, DataError, SiteError
-from advvl.models.lxmert_layout import examples, region_mask, text_mask
+from advvl.models.lxmert.layout import examples, region_mask, text_mask
 
 
 def lxmert_adapter(model: nn.Module) -> Adapter:

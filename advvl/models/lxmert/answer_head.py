@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from advvl.errors import CheckpointError, ConfigurationError
-from advvl.models.lxmert_checkpoints import LXMERT_NAMING, LXMERT_PRETRAINING_HEADS, lxmert_name
+from advvl.models.lxmert.checkpoint import LXMERT_NAMING, LXMERT_PRETRAINING_HEADS, lxmert_name
 from advvl.models.state_files import load_state, read_state
 
 _LAST = ("answer_head.logit_fc.3.weight", "answer_head.logit_fc.3.bias")

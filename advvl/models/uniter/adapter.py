@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from advvl.adapters.base import Adapter, Outputs
 from advvl.adapters.injection import Batch, Site
 from advvl.errors import DataError, SiteError
-from advvl.models.layout import region_mask, text_mask
-from advvl.models.uniter import UniterModel
+from advvl.models.uniter.layout import region_mask, text_mask
+from advvl.models.uniter.model import UniterModel
 
 
 def uniter_adapter(model: nn.Module) -> Adapter:

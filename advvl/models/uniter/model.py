@@ -13,11 +13,11 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, 
 from transformers.utils.generic import ModelOutput
 
 from advvl.errors import DataError, ShapeError
-from advvl.models.layout import gather_index as gather_index
-from advvl.models.layout import region_mask as region_mask
-from advvl.models.layout import text_mask as text_mask
-from advvl.models.uniter_config import BOX_DIM
-from advvl.models.uniter_config import UniterConfig as UniterConfig
+from advvl.models.uniter.config import BOX_DIM
+from advvl.models.uniter.config import UniterConfig as UniterConfig
+from advvl.models.uniter.layout import gather_index as gather_index
+from advvl.models.uniter.layout import region_mask as region_mask
+from advvl.models.uniter.layout import text_mask as text_mask
 
 HIDDEN_SCORE = -10000.0  # added to the attention scores of padding, as published
 
@@ -198,7 +198,9 @@ def given(name: str, value: Tensor | None) -> Tensor:
         DataError: it is not.
     """
     if value is None:
-        raise DataError(f"expected the field {name!r} in the batch, got none; see advvl.models.uniter for the fields")
+        raise DataError(
+            f"expected the field {name!r} in the batch, got none; see advvl.models.uniter.model for the fields"
+        )
     return value
 
 

@@ -11,16 +11,13 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.models.lxmert.configuration_lxmert import LxmertConfig
-from transformers.models.lxmert.modeling_lxmert import LxmertModel, LxmertPreTrainedModel, LxmertVisualAnswerHead
+from transformers.models.lxmert.modeling_lxmert import LxmertModel, LxmertPreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from advvl.errors import ConfigurationError, DataError, ShapeError
-from advvl.models.lxmert_layout import IMAGES, twice
-from advvl.tasks.vqa import vqa_losses
+from advvl.errors import DataError, ShapeError
+from advvl.models.lxmert.layout import twice
 
 
 @dataclass
@@ -36,7 +33,7 @@ class LxmertTaskOutput(ModelOutput):
     logits: Tensor | None = None
 
 
-class _LxmertWithAnswers(LxmertPreTrainedModel):  # type: ignore[no-untyped-call]
+class LxmertWithAnswers(LxmertPreTrainedModel):  # type: ignore[no-untyped-call]
     """LXMERT and `answer_head` over the pooled first tokens of an example's rows, side by side."""
 
     _images: ClassVar[tuple[int, ...]] = ()  # the axis of an example's images, where it has several
@@ -56,7 +53,7 @@ class _LxmertWithAnswers(LxmertPreTrainedModel):  # type: ignore[no-untyped-call
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, whose loading makes every parameter require grad."""
         loaded = super().from_pretrained(*args, **kwargs)
-        model: _LxmertWithAnswers = loaded[0] if isinstance(loaded, tuple) else loaded
+        model: LxmertWithAnswers = loaded[0] if isinstance(loaded, tuple) else loaded
         model._freeze_unseen()
         return loaded
 
@@ -107,82 +104,6 @@ class _LxmertWithAnswers(LxmertPreTrainedModel):  # type: ignore[no-untyped-call
         ).pooled_output
         logits: Tensor = self.answer_head(pooled.reshape(rows, math.prod(self._images) * pooled.shape[1]))
         return LxmertTaskOutput(loss=None if targets is None else self._losses(logits, targets), logits=logits)
-
-
-class LxmertForVQA(_LxmertWithAnswers):  # type: ignore[no-untyped-call]
-    """LXMERT that answers questions, VQA's or GQA's: a head of two layers over the pooled first token.
-
-    `targets` are soft scores in [0, 1], `(B, A)`; the mean of the losses is the published loss.
-
-    Arguments:
-        config: `num_qa_labels` is A, how many answers are told apart (VQA 3129, GQA 1842).
-
-    Raises:
-        ConfigurationError: no answer.
-    """
-
-    _losses = staticmethod(vqa_losses)
-
-    def __init__(self, config: LxmertConfig) -> None:
-        super().__init__(config)
-        if config.num_qa_labels < 1:
-            raise ConfigurationError(
-                f"expected num_qa_labels of 1 or more, got {config.num_qa_labels!r}; give the number of answers, as of the "
-                "task's table"
-            )
-        self.answer_head = LxmertVisualAnswerHead(config, config.num_qa_labels)  # type: ignore[no-untyped-call]
-        self.post_init()  # type: ignore[no-untyped-call]
-
-
-def nlvr2_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of true (1) and false (0), `(B,)`.
-
-    Raises:
-        ShapeError, DataError: targets that are not `(B,)` of whole numbers.
-    """
-    if targets.shape != logits.shape[:1]:
-        raise ShapeError(
-            f"expected targets of shape (B,) = {tuple(logits.shape[:1])}, got {tuple(targets.shape)}; give one for each "
-            "sentence, not for each of its images"
-        )
-    if targets.is_floating_point():
-        raise DataError(
-            f"expected targets of whole numbers, 1 for a true sentence, got {targets.dtype}; give classes, not scores"
-        )
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    return F.cross_entropy(logits.to(wide), targets.long(), reduction="none")
-
-
-class LxmertForNLVR2(_LxmertWithAnswers):  # type: ignore[no-untyped-call]
-    """LXMERT that judges a sentence about two images: a head of two layers over both pooled first tokens, side by side.
-
-    LXMERT runs on 2B rows: each sentence with its first image, then with its second. So the sites see 2B rows, and both
-    copies of a sentence have perturbations of their own, as published. Scores are of false and true, `(B, 2)`; `targets`
-    are 1 for a true sentence, `(B,)`.
-    """
-
-    _images = (IMAGES,)
-    _losses = staticmethod(nlvr2_losses)
-
-    def __init__(self, config: LxmertConfig) -> None:
-        super().__init__(config)
-        self.answer_head = _PairHead(config)
-        self.post_init()  # type: ignore[no-untyped-call]
-
-
-class _PairHead(nn.Module):
-    """As `LxmertVisualAnswerHead`, over the pooled vectors of two images: from `(B, 2H)` to `(B, 2)`."""
-
-    def __init__(self, config: LxmertConfig) -> None:
-        super().__init__()
-        width = IMAGES * config.hidden_size
-        self.logit_fc = nn.Sequential(
-            nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=1e-12), nn.Linear(width, 2)
-        )
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        logits: Tensor = self.logit_fc(pooled)
-        return logits
 
 
 def _given(**fields: Tensor | None) -> list[Tensor]:

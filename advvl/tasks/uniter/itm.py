@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from advvl.errors import DataError, ShapeError
-from advvl.models.uniter import UniterOutput
-from advvl.tasks.transport import transport_distance
+from advvl.models.uniter.model import UniterOutput
+from advvl.tasks.uniter.transport import transport_distance
 
 
 def match(logits: Tensor, targets: Tensor, distances: Tensor | None = None, *, weight: float = 0.0) -> UniterOutput:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
 from advvl.errors import DataError, ShapeError
-from advvl.models.uniter import UniterConfig, UniterOutput
+from advvl.models.uniter.model import UniterConfig, UniterOutput
 
 
 class WordPredictions(nn.Module):

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal, get_args
 from torch import Tensor, nn
 
 from advvl.errors import ConfigurationError
-from advvl.models.uniter import UniterConfig, UniterModel, UniterOutput, given, initialise, region_mask, text_mask
-from advvl.tasks.itm import alignment_distances, match
-from advvl.tasks.mlm import MaskedWordHead
-from advvl.tasks.regions import FeatureRegression, RegionClassifier
+from advvl.models.uniter.model import UniterConfig, UniterModel, UniterOutput, given, initialise, region_mask, text_mask
+from advvl.tasks.uniter.itm import alignment_distances, match
+from advvl.tasks.uniter.mlm import MaskedWordHead
+from advvl.tasks.uniter.regions import FeatureRegression, RegionClassifier
 
 Task = Literal["mlm", "itm", "mrfr", "mrc", "mrc-kl"]
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advvl.errors import DataError, ShapeError
-from advvl.models.uniter import UniterConfig, UniterOutput
+from advvl.models.uniter.model import UniterConfig, UniterOutput
 
 
 class FeatureRegression(nn.Module):

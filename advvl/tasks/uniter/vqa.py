@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from advvl.errors import ConfigurationError, DataError, ShapeError
-from advvl.models.uniter import UniterConfig, UniterModel, UniterOutput, given, initialise
+from advvl.errors import ConfigurationError
+from advvl.models.uniter.model import UniterConfig, UniterModel, UniterOutput, given, initialise
+from advvl.tasks.losses import vqa_losses
 
 
 class UniterForVQA(nn.Module):
@@ -48,17 +47,3 @@ class UniterForVQA(nn.Module):
         logits: Tensor = self.vqa_output(pooled)
         losses = None if targets is None else vqa_losses(logits, targets)
         return UniterOutput(loss=losses, losses=losses, logits=logits)
-
-
-def vqa_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy of soft targets summed over the answers, `(B,)`: its mean is the published loss."""
-    _check(logits, targets)
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    return F.binary_cross_entropy_with_logits(logits.to(wide), targets.to(wide), reduction="none").sum(1)
-
-
-def _check(logits: Tensor, targets: Tensor) -> None:
-    if targets.shape != logits.shape:
-        raise ShapeError(f"expected targets of shape (B, A) = {tuple(logits.shape)}, got {tuple(targets.shape)}")
-    if not targets.is_floating_point():
-        raise DataError(f"expected targets to be soft scores in floating point, got {targets.dtype}")

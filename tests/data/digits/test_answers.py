@@ -7,7 +7,8 @@ from itertools import combinations
 import pytest
 import torch
 
-from advvl.data.answers import ANSWERS, annotator_score, certain_target, soft_targets
+from advvl.data.digits.answers import ANSWERS, certain_target
+from advvl.data.targets import annotator_score, soft_targets
 from advvl.errors import DataError
 
 

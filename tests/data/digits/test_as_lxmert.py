@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from advvl.data.corpus import DigitsConfig, DigitsCorpus, digits_corpus
-from advvl.data.lxmert_answers import read_answers
-from advvl.data.lxmert_digits import PARTS, TABLE, TOKENIZER, write_digits
-from advvl.data.lxmert_questions import read_questions
-from advvl.data.lxmert_regions import open_regions
-from advvl.data.lxmert_sources import Pictures, Sentences, VisualQuestionSource
+from advvl.data.digits.as_lxmert import PARTS, TABLE, TOKENIZER, write_digits
+from advvl.data.digits.corpus import DigitsConfig, DigitsCorpus, digits_corpus
+from advvl.data.lxmert.answers import read_answers
+from advvl.data.lxmert.questions import read_questions
+from advvl.data.lxmert.regions import open_regions
+from advvl.data.lxmert.sources import Pictures, Sentences, VisualQuestionSource
 from advvl.data.wordpiece import load_bert_tokenizer
 
 

@@ -6,12 +6,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from picture_reading import holds
+from support.picture_reading import holds
 
-from advvl.data.captions import KINDS, Caption, describe
-from advvl.data.digits import load_digit_images
-from advvl.data.draws import stream
-from advvl.data.scenes import Scene, draw_scene, images_by_digit
+from advvl.data.digits.captions import KINDS, Caption, describe
+from advvl.data.digits.draws import stream
+from advvl.data.digits.scans import load_digit_images
+from advvl.data.digits.scenes import Scene, draw_scene, images_by_digit
 
 
 def made(seed: int, scenes: int, per_scene: int) -> tuple[list[Scene], list[Caption]]:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from advvl.data.corpus import DigitsConfig, DigitsCorpus, digits_corpus
-from advvl.data.digits import load_digit_images
+from advvl.data.digits.corpus import DigitsConfig, DigitsCorpus, digits_corpus
+from advvl.data.digits.scans import load_digit_images
 from advvl.errors import ConfigurationError
 
 SMALL = DigitsConfig(train_questions=50, validation_questions=21, test_questions=30, captions=40, validation_captions=9)
@@ -28,7 +28,7 @@ def test_the_default_corpus_is_pinned(corpus: DigitsCorpus) -> None:
 
 
 def test_another_process_makes_the_same_corpus() -> None:
-    script = f"from advvl.data.corpus import DigitsConfig, digits_corpus\nprint(digits_corpus({SMALL!r}).digest)"
+    script = f"from advvl.data.digits.corpus import DigitsConfig, digits_corpus\nprint(digits_corpus({SMALL!r}).digest)"
     made = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert made.stdout.strip() == digits_corpus(SMALL).digest
 

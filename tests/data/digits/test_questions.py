@@ -6,13 +6,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from picture_reading import answer
+from support.picture_reading import answer
 
-from advvl.data.answers import ANSWERS
-from advvl.data.digits import load_digit_images, split_images
-from advvl.data.draws import stream
-from advvl.data.questions import FAMILIES, Question, ask
-from advvl.data.scenes import Scene, box, draw_scene, images_by_digit
+from advvl.data.digits.answers import ANSWERS
+from advvl.data.digits.draws import stream
+from advvl.data.digits.questions import FAMILIES, Question, ask
+from advvl.data.digits.scans import load_digit_images, split_images
+from advvl.data.digits.scenes import Scene, box, draw_scene, images_by_digit
 
 
 def made(seed: int, scenes: int, per_scene: int) -> tuple[list[Scene], list[Question]]:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from advvl.data.digits import load_digit_images, split_images
-from advvl.data.draws import below, pick, shuffled, stream
+from advvl.data.digits.draws import below, pick, shuffled, stream
+from advvl.data.digits.scans import load_digit_images, split_images
 from advvl.errors import ConfigurationError, MissingExtraError
 
 SCANS = load_digit_images()

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from advvl.data.corpus import DigitsConfig, DigitsCorpus, digits_corpus
-from advvl.data.sources import TASKS, CaptionSource
+from advvl.data.digits.corpus import DigitsConfig, DigitsCorpus, digits_corpus
+from advvl.data.digits.sources import TASKS, CaptionSource
 from advvl.data.wordpiece import CLS, MASK, SEP
 from advvl.errors import ConfigurationError, DataError
-from advvl.models.uniter import UniterConfig
-from advvl.tasks.pretraining import UniterForPretraining
-from advvl.tasks.vqa import UniterForVQA
+from advvl.models.uniter.model import UniterConfig
+from advvl.tasks.uniter.pretraining import UniterForPretraining
+from advvl.tasks.uniter.vqa import UniterForVQA
 
 SHARED = {
     "input_ids",

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advvl.data.lxmert_answers import (
+from advvl.data.lxmert.answers import (
     AnswerTable,
     PretrainingAnswer,
     read_answers,
@@ -20,7 +20,7 @@ from advvl.data.lxmert_answers import (
     write_answers,
     write_pretraining_answers,
 )
-from advvl.data.lxmert_questions import (
+from advvl.data.lxmert.questions import (
     Statement,
     VisualQuestion,
     read_questions,

@@ -18,11 +18,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from lxmert_files import regions
+from support.lxmert_files import regions
 
 from advvl.data import lxmert_regions
-from advvl.data.lxmert_lines import COLUMNS, Regions, format_line, parse_line
-from advvl.data.lxmert_regions import open_regions, write_regions
+from advvl.data.lxmert.lines import COLUMNS, Regions, format_line, parse_line
+from advvl.data.lxmert.regions import open_regions, write_regions
 from advvl.errors import ConfigurationError, DataError
 
 

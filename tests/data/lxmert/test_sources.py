@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from lxmert_files import regions
+from support.lxmert_files import regions
 from tokenizers import Tokenizer
 
-from advvl.data.lxmert_answers import AnswerTable
-from advvl.data.lxmert_lines import Regions
-from advvl.data.lxmert_questions import Statement, VisualQuestion
-from advvl.data.lxmert_regions import RegionFile, open_regions, write_regions
-from advvl.data.lxmert_sources import Pictures, Sentences, StatementSource, VisualQuestionSource
+from advvl.data.lxmert.answers import AnswerTable
+from advvl.data.lxmert.lines import Regions
+from advvl.data.lxmert.questions import Statement, VisualQuestion
+from advvl.data.lxmert.regions import RegionFile, open_regions, write_regions
+from advvl.data.lxmert.sources import Pictures, Sentences, StatementSource, VisualQuestionSource
 from advvl.data.wordpiece import CLS, PAD, SEP, build_tokenizer
 from advvl.errors import ConfigurationError, DataError
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from hf_families import (
+from support.hf_families import (
     BART,
     ENDS,
     FAMILIES,
@@ -26,7 +26,7 @@ from hf_families import (
     pictures,
     words,
 )
-from hf_found import CHECKS, PAGE, Seen, failure, seen, with_table
+from support.hf_found import CHECKS, PAGE, Seen, failure, seen, with_table
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from lxmert_batches import lxmert_batch, lxmert_config, nlvr2_batch, pretraining_batch, vqa_batch
+from support.lxmert_batches import lxmert_batch, lxmert_config, nlvr2_batch, pretraining_batch, vqa_batch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LxmertForPreTraining, LxmertForQuestionAnswering, LxmertModel
@@ -27,11 +27,12 @@ from advvl import (
     Uniform,
     adapt,
 )
-from advvl.adapters.lxmert import lxmert_adapter, lxmert_sites, repeat
 from advvl.errors import ConfigurationError, DataError, ShapeError, SiteError
 from advvl.evaluation.robustness import WorstCase, robustness_curve
-from advvl.models.lxmert_layout import examples, region_mask, text_mask
-from advvl.tasks.lxmert import LxmertForNLVR2, LxmertForVQA
+from advvl.models.lxmert.adapter import lxmert_adapter, lxmert_sites, repeat
+from advvl.models.lxmert.layout import examples, region_mask, text_mask
+from advvl.tasks.lxmert.nlvr2 import LxmertForNLVR2
+from advvl.tasks.lxmert.vqa import LxmertForVQA
 
 Batch = dict[str, Any]
 

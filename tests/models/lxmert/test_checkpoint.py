@@ -8,22 +8,23 @@ from typing import Any
 
 import pytest
 import torch
-from golden_cases import tensors
-from lxmert_batches import lxmert_batch, lxmert_config
 from safetensors.torch import load_file, save_file
+from support.golden_cases import tensors
+from support.lxmert_batches import lxmert_batch, lxmert_config
 from torch import Tensor, nn
 from transformers import LxmertConfig, LxmertForPreTraining, LxmertForQuestionAnswering, LxmertModel
 
 from advvl.errors import CheckpointError, ConfigurationError
-from advvl.models.answer_head import load_lxmert_answers, plain_answer
-from advvl.models.lxmert_checkpoints import (
+from advvl.models.lxmert.answer_head import load_lxmert_answers, plain_answer
+from advvl.models.lxmert.checkpoint import (
     LXMERT_PRETRAINING_HEADS,
     load_lxmert_checkpoint,
     lxmert_name,
     original_name,
     save_lxmert_checkpoint,
 )
-from advvl.tasks.lxmert import LxmertForNLVR2, LxmertForVQA
+from advvl.tasks.lxmert.nlvr2 import LxmertForNLVR2
+from advvl.tasks.lxmert.vqa import LxmertForVQA
 
 State = dict[str, Tensor]
 GOLDEN = tensors("lxmert_vqa", "lxmert_vqa")  # a state dict that the published code wrote

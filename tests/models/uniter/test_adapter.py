@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from support.uniter_batches import uniter_batch, without_lengths
 from torch import Tensor, nn
-from uniter_batches import uniter_batch, without_lengths
 
 from advvl import L2, AdversarialTraining, Ascent, EmbeddingPerturber, FreeLB, PassTrace, SymmetricKL, Uniform, adapt
-from advvl.adapters.uniter import uniter_adapter
 from advvl.errors import DataError, SiteError
-from advvl.models.uniter import UniterConfig, UniterModel, region_mask, text_mask
-from advvl.tasks.pretraining import UniterForPretraining
-from advvl.tasks.vqa import UniterForVQA
+from advvl.models.uniter.adapter import uniter_adapter
+from advvl.models.uniter.model import UniterConfig, UniterModel, region_mask, text_mask
+from advvl.tasks.uniter.pretraining import UniterForPretraining
+from advvl.tasks.uniter.vqa import UniterForVQA
 
 
 def vqa() -> UniterForVQA:

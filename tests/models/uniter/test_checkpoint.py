@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from golden_cases import tensors
 from safetensors.torch import load_file, save_file
+from support.golden_cases import tensors
+from support.uniter_batches import uniter_batch
 from torch import Tensor, nn
-from uniter_batches import uniter_batch
 
 from advvl.errors import CheckpointError, ConfigurationError
-from advvl.models.checkpoints import PRETRAINING_HEADS, load_checkpoint, official_name, save_checkpoint
-from advvl.models.uniter import UniterConfig, UniterModel
-from advvl.tasks.pretraining import UniterForPretraining
-from advvl.tasks.vqa import UniterForVQA
+from advvl.models.uniter.checkpoint import PRETRAINING_HEADS, load_checkpoint, official_name, save_checkpoint
+from advvl.models.uniter.model import UniterConfig, UniterModel
+from advvl.tasks.uniter.pretraining import UniterForPretraining
+from advvl.tasks.uniter.vqa import UniterForVQA
 
 WORDS = "uniter.embeddings.word_embeddings.weight"
 TIED = ("cls.predictions.decoder.weight", "feat_regress.weight")

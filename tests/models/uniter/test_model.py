@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from golden_cases import batch, document, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.golden_cases import batch, document, tensors
+from support.uniter_batches import uniter_batch, without_lengths
 from torch import Tensor
-from uniter_batches import uniter_batch, without_lengths
 
 from advvl.errors import ConfigurationError, DataError, ShapeError
-from advvl.models.uniter import UniterConfig, UniterModel, gather_index, region_mask, text_mask
-from advvl.tasks.pretraining import UniterForPretraining
-from advvl.tasks.vqa import UniterForVQA
+from advvl.models.uniter.model import UniterConfig, UniterModel, gather_index, region_mask, text_mask
+from advvl.tasks.uniter.pretraining import UniterForPretraining
+from advvl.tasks.uniter.vqa import UniterForVQA
 
 
 def tiny(**overrides: Any) -> UniterModel:

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from lxmert_batches import ANSWERS, lxmert_batch, lxmert_config, nlvr2_batch, vqa_batch
+from support.lxmert_batches import ANSWERS, lxmert_batch, lxmert_config, nlvr2_batch, vqa_batch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import LxmertConfig, LxmertForQuestionAnswering
 
 from advvl.errors import ConfigurationError, DataError, ShapeError
-from advvl.tasks.lxmert import LxmertForNLVR2, LxmertForVQA, nlvr2_losses
+from advvl.tasks.lxmert.nlvr2 import LxmertForNLVR2, nlvr2_losses
+from advvl.tasks.lxmert.vqa import LxmertForVQA
 
 Kind = type[LxmertForVQA] | type[LxmertForNLVR2]
 BATCHES = {LxmertForVQA: vqa_batch, LxmertForNLVR2: nlvr2_batch}

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import linprog
+from support.uniter_batches import LENGTHS, uniter_batch, without_lengths
 from torch import Tensor
 from torch.nn import functional as F
-from uniter_batches import LENGTHS, uniter_batch, without_lengths
 
 from advvl.errors import ConfigurationError, DataError, ShapeError
-from advvl.models.uniter import UniterConfig, UniterModel
-from advvl.tasks.itm import match
-from advvl.tasks.pretraining import UniterForPretraining
-from advvl.tasks.transport import cosine_costs, transport_distance, transport_plan
-from advvl.tasks.vqa import UniterForVQA, vqa_losses
+from advvl.models.uniter.model import UniterConfig, UniterModel
+from advvl.tasks.losses import vqa_losses
+from advvl.tasks.uniter.itm import match
+from advvl.tasks.uniter.pretraining import UniterForPretraining
+from advvl.tasks.uniter.transport import cosine_costs, transport_distance, transport_plan
+from advvl.tasks.uniter.vqa import UniterForVQA
 
 TASKS = ("mlm", "itm", "mrfr", "mrc", "mrc-kl")
 

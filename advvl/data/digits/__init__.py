@@ -1,0 +1,1 @@
+"""Questions and captions about scenes of scanned digits, made from a seed."""

@@ -1,0 +1,1 @@
+"""LXMERT's files: regions, questions, answers, and batches of them."""

@@ -1,0 +1,44 @@
+"""VQA's soft targets: what so many annotators' answers score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from advvl.errors import DataError
+
+ANNOTATOR_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
+
+
+def annotator_score(count: int) -> float:
+    """VQA's score of an answer that `count` of the ten annotators gave: 0, .3, .6, .9, and 1 from four on.
+
+    It is the mean of min(matches/3, 1) over the ten ways to leave one annotator out (Antol et al., 2015).
+    """
+    if not 0 <= count <= 10:
+        raise DataError(f"expected a count of annotators in 0..10, got {count}; VQA asks ten of them")
+    return ANNOTATOR_SCORES[min(count, len(ANNOTATOR_SCORES) - 1)]
+
+
+def soft_targets(targets: Sequence[Mapping[str, Sequence[float]]], num_answers: int) -> Tensor:
+    """VQA targets `{"labels": [int], "scores": [float]}` as rows `(B, num_answers)`; answers not named score 0.
+
+    Raises `DataError` where a target is malformed or names an answer outside the vocabulary.
+    """
+    rows = torch.zeros(len(targets), num_answers)
+    for row, target in enumerate(targets):
+        labels, scores = target["labels"], target["scores"]
+        if len(labels) != len(scores):
+            raise DataError(
+                f"expected one score a label in target {row}, got {len(labels)} labels, {len(scores)} scores"
+            )
+        for label, score in zip(labels, scores, strict=True):
+            if not (0 <= label < num_answers and 0.0 <= score <= 1.0):
+                raise DataError(
+                    f"expected labels in 0..{num_answers - 1} and scores in [0, 1] in target {row}, "
+                    f"got label {label} with score {score}; check the answer vocabulary"
+                )
+            rows[row, int(label)] = score
+    return rows

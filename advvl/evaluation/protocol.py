@@ -1,0 +1,94 @@
+"""The protocol of an evaluation: which attacks, radii and examples, and the scores they come to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from accelerate.utils import send_to_device  # type: ignore[import-untyped]
+
+from advvl.adapters.base import Adapter
+from advvl.checks import at_least, check_each, choice, choices, positive
+from advvl.evaluation.robustness import WorstCase, clean_scores, robustness_curve
+from advvl.fit.loop import BatchSource
+from advvl.runtime.randomness import derive_seed
+
+Objective = Literal["cross-entropy", "margin"]
+
+
+Split = Literal["test", "validation"]
+
+
+def _radii(options: object, *names: str) -> None:
+    check_each(
+        options,
+        names,
+        lambda radii: all(0 < r < math.inf for r in radii) and list(radii) == sorted(set(radii)),
+        "finite numbers above 0, each larger than the one before",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """The attacks that measure robustness: L2 PGD on one modality at a time, the worst of all restarts and objectives.
+
+    Arguments:
+        radii, text_radii: L2 radii, per example, around the image features and the word embeddings.
+        step_fraction: the ascent's step size as a fraction of the radius.
+        examples: how many questions are attacked; None: all of them.
+        split: the questions to evaluate on; hyper-parameters are chosen on the validation ones.
+    """
+
+    radii: tuple[float, ...] = (0.25, 0.5, 1.0)
+    text_radii: tuple[float, ...] = (0.5,)
+    steps: int = 20
+    step_fraction: float = 0.125
+    restarts: int = 3
+    objectives: tuple[Objective, ...] = ("cross-entropy", "margin")
+    examples: int | None = None
+    split: Split = "test"
+    batch_size: int = 200
+
+    def __post_init__(self) -> None:
+        _radii(self, "radii", "text_radii")
+        at_least(1, self, "steps", "restarts", "batch_size")
+        positive(self, "step_fraction")
+        choices(self, "objectives", Objective)
+        choice(self, "split", Split)
+        if self.examples is not None:
+            at_least(1, self, "examples")
+
+
+def attacked_scores(
+    target: Adapter, source: BatchSource, options: EvaluationOptions, *, device: torch.device, seed: int
+) -> dict[str, Any]:
+    """Scores in [0, 1]: of every example "clean", of the attacked ones the worst, by modality and radius."""
+    attacks = WorstCase(
+        steps=options.steps,
+        step_fraction=options.step_fraction,
+        restarts=options.restarts,
+        objectives=options.objectives,
+    )
+    attacked = len(source) if options.examples is None else min(options.examples, len(source))
+
+    def batches(count: int) -> Iterator[Any]:
+        for first in range(0, count, options.batch_size):
+            rows = range(first, min(first + options.batch_size, count))
+            yield send_to_device(source.batch(rows, torch.Generator()), device)
+
+    scores: dict[str, Any] = {"clean": clean_scores(target, batches(len(source))).tolist()}
+    for modality, radii in (("image", options.radii), ("text", options.text_radii)):
+        if radii:
+            curve = robustness_curve(
+                target,
+                batches(attacked),
+                modality=modality,
+                radii=radii,
+                attacks=attacks,
+                seed=derive_seed(seed, "attack", modality),
+            )
+            scores[modality] = {str(radius): row.tolist() for radius, row in zip(radii, curve.scores, strict=True)}
+    return scores

@@ -1,0 +1,1 @@
+"""Experiments: the commands that a person runs."""

@@ -1,0 +1,103 @@
+"""Output directories: each belongs to one configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from advvl.errors import OutputDirectoryError
+from advvl.files import differences, fingerprint, remove_temporaries, write_text
+
+OWNER_FILE: Final = "configuration.yaml"
+
+
+@dataclass(frozen=True)
+class OutputDirectory:
+    """A directory whose every file was written under one configuration; made by `OutputDirectory.claim`."""
+
+    path: Path
+    fingerprint: str
+
+    @staticmethod
+    def claim(
+        path: str | os.PathLike[str], configuration: Mapping[str, Any], *, overwrite: bool = False
+    ) -> OutputDirectory:
+        """Make `path`, or take it up again if it belongs to the same configuration.
+
+        The configuration and its fingerprint lie in `configuration.yaml`. With `overwrite` a directory that belongs to
+        another configuration has the files in it removed, so that no result of the other is taken for one of this; one
+        that holds files and no `configuration.yaml` is never touched.
+
+        Errors: `OutputDirectoryError` names the keys that differ.
+        """
+        directory = Path(path)
+        if directory.exists() and not directory.is_dir():
+            raise OutputDirectoryError(
+                f"expected a directory at {str(directory)!r}, got a file; choose another --output"
+            )
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputDirectoryError(
+                f"expected to be able to make the directory {str(directory)!r}, got {error}; choose another --output"
+            ) from error
+        remove_temporaries(directory)
+        mark = fingerprint(configuration)
+        owner = directory / OWNER_FILE
+        if owner.exists():
+            found = _read_owner(owner)
+            if found.get("fingerprint") == mark:
+                return OutputDirectory(directory, mark)
+            if not overwrite:
+                raise OutputDirectoryError(
+                    f"expected {str(directory)!r} to belong to this configuration, got one that differs in "
+                    f"{differences(found.get('configuration', {}), configuration)}; choose another --output, or "
+                    "--overwrite to lose what is in it"
+                )
+            _remove_files(directory, spared=owner)
+            owner.unlink()
+        elif any(directory.iterdir()):
+            raise OutputDirectoryError(
+                f"expected {str(directory)!r} to be empty or an output directory, got files and no {OWNER_FILE}; "
+                "choose another --output"
+            )
+        document = {"fingerprint": mark, "configuration": json.loads(json.dumps(configuration, default=str))}
+        write_text(owner, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+        return OutputDirectory(directory, mark)
+
+    def clear(self) -> None:
+        """Remove everything in it but the mark of whose it is."""
+        _remove_files(self.path, spared=self.path / OWNER_FILE)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+
+def _read_owner(owner: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(owner.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise OutputDirectoryError(f"expected YAML in {str(owner)!r}, got {error}; choose another --output") from error
+    if not isinstance(found, dict) or not isinstance(found.get("configuration"), dict):
+        raise OutputDirectoryError(
+            f"expected {str(owner)!r} to hold the keys 'fingerprint' and 'configuration', got something else; "
+            "choose another --output"
+        )
+    return found
+
+
+def _remove_files(directory: Path, *, spared: Path) -> None:
+    """Remove everything in `directory` but `spared`, which goes on saying whose the rest is while this runs."""
+    for path in sorted(directory.rglob("*"), reverse=True):
+        if path == spared:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink()

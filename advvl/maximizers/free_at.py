@@ -1,0 +1,78 @@
+"""Free adversarial training: every backward both updates the parameters and moves the perturbation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from advvl.errors import ConfigurationError
+from advvl.maximizers.base import (
+    AscentState,
+    InnerMaximizer,
+    Order,
+    check_count,
+    check_order,
+    some_pass_starts_at_zero,
+    turns_of,
+)
+from advvl.maximizers.probes import Probe, Probes
+from advvl.perturbers.base import Perturber
+from advvl.perturbers.starts import Carried
+
+
+@dataclass(frozen=True)
+class FreeAT(InnerMaximizer):
+    """Each batch replayed m times; every replay's one backward both updates the parameters and moves the perturbation.
+
+    Arguments:
+        replays: m, passes and parameter updates a batch.
+        modalities: together, or in turn with one update after the last of them.
+        carry: keep the perturbation across batches in `state`, moved after every replay (Shafahi et al., NeurIPS 2019,
+            as released). False: the NLP variant of FreeLB's code, a new start each batch, loss over m+1.
+
+    Raises:
+        ConfigurationError: replays below 1; one replay that would be clean; `carry` without a state.
+    """
+
+    replays: int
+    modalities: Order = "together"
+    carry: bool = True
+
+    def __post_init__(self) -> None:
+        check_count("replays", self.replays)
+        check_order(self.modalities)
+
+    @property
+    def updates(self) -> int:
+        return self.replays
+
+    def check(self, perturber: Perturber) -> None:
+        if self.replays == 1 and not self.carry and some_pass_starts_at_zero(perturber, self.modalities):
+            raise ConfigurationError(
+                "expected FreeAT(replays=2) or more, carry=True, or a start that is not zero, got replays=1, carry=False "
+                "with Zero(): its one pass would be clean"
+            )
+
+    def probes(
+        self, perturber: Perturber, *, generator: torch.Generator | None = None, state: AscentState | None = None
+    ) -> Probes:
+        del generator
+        if self.carry and state is None:
+            raise ConfigurationError(
+                "expected state=AscentState() for FreeAT(carry=True), got None; make one before the loop, pass it to "
+                "every step, and keep its state_dict() in checkpoints"
+            )
+        apart, turns = self.modalities == "in turn", len(turns_of(perturber, self.modalities))
+        carried = {} if state is None or not self.carry else state.deltas
+        deltas: Mapping[str, Any] = perturber.starts() | {m: Carried(d) for m, d in carried.items()}
+        weight = 1 / turns if self.carry else 1 / ((self.replays + 1) * turns)
+        for replay in range(self.replays):
+            moves = self.carry or replay < self.replays - 1
+            feedback = yield Probe(deltas, weight, delta_gradients=moves, update=True, apart=apart)
+            deltas = feedback.move(perturber) if moves else feedback.deltas
+        if self.carry and state is not None:
+            state.deltas = dict(deltas)
+        return dict(deltas)

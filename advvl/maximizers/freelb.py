@@ -1,0 +1,60 @@
+"""FreeLB: K passes whose parameter gradients add up while the perturbation climbs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from advvl.errors import ConfigurationError
+from advvl.maximizers.base import (
+    AscentState,
+    InnerMaximizer,
+    Order,
+    check_count,
+    check_order,
+    some_pass_starts_at_zero,
+    turns_of,
+)
+from advvl.maximizers.probes import Probe, Probes
+from advvl.perturbers.base import Perturber
+
+
+@dataclass(frozen=True)
+class FreeLB(InnerMaximizer):
+    """K passes whose parameter gradients add up, weighted 1/K, with an ascent step between one and the next.
+
+    K passes make K−1 moves: the last perturbation is used, not moved. With modalities in turn (VILLA's "alter") a step
+    is one pass for each, weighted 1/(K·modalities). Source: FreeLB (Zhu et al., ICLR 2020), VILLA's released loop.
+
+    Raises:
+        ConfigurationError: steps below 1; steps of 1 with a start at zero, which would perturb nothing.
+    """
+
+    steps: int = 3
+    modalities: Order = "together"
+
+    def __post_init__(self) -> None:
+        check_count("steps", self.steps)
+        check_order(self.modalities)
+
+    def check(self, perturber: Perturber) -> None:
+        if self.steps == 1 and some_pass_starts_at_zero(perturber, self.modalities):
+            raise ConfigurationError(
+                "expected FreeLB(steps=2) or more, or a start that is not zero, got steps=1 with Zero(): "
+                "its one pass would be clean"
+            )
+
+    def probes(
+        self, perturber: Perturber, *, generator: torch.Generator | None = None, state: AscentState | None = None
+    ) -> Probes:
+        del generator, state
+        apart, passes = self.modalities == "in turn", len(turns_of(perturber, self.modalities))
+        deltas: Mapping[str, Any] = perturber.starts()
+        for step in range(self.steps):
+            last, weight = step == self.steps - 1, 1 / (self.steps * passes)
+            feedback = yield Probe(deltas, weight, delta_gradients=not last, update=last, apart=apart)
+            deltas = feedback.deltas if last else feedback.move(perturber)
+        return dict(deltas)

@@ -1,0 +1,116 @@
+"""PGD: moves by gradients of the perturbation alone, then one pass to learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from advvl.errors import ConfigurationError, ShapeError
+from advvl.maximizers.base import AscentState, InnerMaximizer, Order, check_count, check_order, turns_of
+from advvl.maximizers.probes import Feedback, Probe, Probes
+from advvl.perturbers.balls import Place
+from advvl.perturbers.base import Perturber
+
+
+@dataclass(frozen=True)
+class PGD(InnerMaximizer):
+    """S moves by gradients of the perturbation alone, then one pass at the end of them, which training learns from.
+
+    Arguments:
+        steps: moves, S.
+        modalities: moved together, or each alone with an end pass of its own, weighted 1/modalities.
+        keep: end at the last perturbation, or for each row at the one of the highest loss (one more forward).
+        early_stop: a row that is no longer classified correctly moves no further.
+
+    Source: Madry et al., ICLR 2018; early stopping as in the MNIST code of Wong et al., ICLR 2020.
+
+    Raises:
+        ConfigurationError: steps below 1; `early_stop` where nothing judges; `keep="best"` without a loss per row.
+    """
+
+    steps: int
+    modalities: Order = "together"
+    keep: Literal["last", "best"] = "last"
+    early_stop: bool = False
+
+    def __post_init__(self) -> None:
+        check_count("steps", self.steps)
+        check_order(self.modalities)
+        if self.keep not in ("last", "best"):
+            raise ConfigurationError(f"expected keep to be 'last' or 'best', got {self.keep!r}")
+
+    def probes(
+        self, perturber: Perturber, *, generator: torch.Generator | None = None, state: AscentState | None = None
+    ) -> Probes:
+        del generator, state
+        turns = turns_of(perturber, self.modalities)
+        ends: dict[str, Tensor] = {}
+        for turn in turns:
+            starts = perturber.starts()
+            deltas: Mapping[str, Any] = {modality: starts[modality] for modality in turn}
+            best = _Best()
+            for _ in range(self.steps):
+                feedback = yield Probe(deltas)
+                if self.keep == "best":
+                    best.see(feedback)
+                deltas = feedback.move(perturber)
+                if self.early_stop:
+                    deltas = _rows(_correct(feedback), deltas, feedback.deltas, feedback.places)
+            if self.keep == "best":
+                best.see((yield Probe(deltas, delta_gradients=False)))
+                deltas = best.deltas
+            feedback = yield Probe(deltas, weight=1 / len(turns), delta_gradients=False, update=turn == turns[-1])
+            ends.update(feedback.deltas)
+        return ends
+
+
+class _Best:
+    """For each row, the perturbation of the highest loss seen."""
+
+    deltas: Mapping[str, Tensor]
+    losses: Tensor | None = None
+
+    def see(self, feedback: Feedback) -> None:
+        if feedback.losses is None:
+            raise ConfigurationError(
+                "expected a loss for each row to keep the best of, got a single number; have the loss return (B,), by "
+                "reduction='none' in Attack(loss=…), step(loss=…) or adapt(…, loss=…)"
+            )
+        if self.losses is None:
+            self.losses, self.deltas = feedback.losses, feedback.deltas
+            return
+        better = feedback.losses > self.losses
+        self.deltas = _rows(better, feedback.deltas, self.deltas, feedback.places)
+        self.losses = torch.where(better, feedback.losses, self.losses)
+
+
+def _rows(
+    chosen: Tensor, yes: Mapping[str, Tensor], no: Mapping[str, Tensor], places: Mapping[str, Place]
+) -> dict[str, Tensor]:
+    """Row by row, the perturbations of `yes` where `chosen` `(B,)`, else those of `no`."""
+    picked = {}
+    for modality, delta in yes.items():
+        place = places[modality]
+        owners = place.examples if place.segments is None else place.segments
+        rows = chosen if owners is None else chosen[owners]
+        if rows.shape != delta.shape[:1]:
+            raise ShapeError(
+                f"expected one loss or verdict for each of the {delta.shape[0]} rows of {modality!r}, got "
+                f"{tuple(rows.shape)}; where an example has several rows, say which: Site(…, examples=…), or with a ball of "
+                "the whole example Site(…, rows=…)"
+            )
+        picked[modality] = torch.where(rows.reshape(-1, *[1] * (delta.ndim - 1)), delta, no[modality])
+    return picked
+
+
+def _correct(feedback: Feedback) -> Tensor:
+    if feedback.correct is None:
+        raise ConfigurationError(
+            "expected correct=… to stop early by, from (outputs, batch) to the rows still correct (B,) bool, got None; "
+            "give it to the attack or the step"
+        )
+    return feedback.correct

@@ -1,0 +1,1 @@
+"""Any model of transformers that embeds words or patches."""

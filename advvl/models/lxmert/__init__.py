@@ -1,0 +1,1 @@
+"""Transformers' LXMERT: its batches, its checkpoints and its sites."""

@@ -1,0 +1,14 @@
+"""Perturbers: how far a perturbation may go, where it starts and how it moves."""
+
+from advvl.perturbers.ascents import Ascent as Ascent
+from advvl.perturbers.ascents import EmbeddingPerturber as EmbeddingPerturber
+from advvl.perturbers.balls import L2 as L2
+from advvl.perturbers.balls import Ball as Ball
+from advvl.perturbers.balls import Linf as Linf
+from advvl.perturbers.balls import Place as Place
+from advvl.perturbers.base import Perturber as Perturber
+from advvl.perturbers.starts import Given as Given
+from advvl.perturbers.starts import Normal as Normal
+from advvl.perturbers.starts import Start as Start
+from advvl.perturbers.starts import Uniform as Uniform
+from advvl.perturbers.starts import Zero as Zero

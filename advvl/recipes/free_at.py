@@ -1,0 +1,24 @@
+"""Free adversarial training."""
+
+from __future__ import annotations
+
+from advvl.maximizers.free_at import FreeAT
+from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
+from advvl.perturbers.balls import Linf
+from advvl.training import AdversarialTraining
+
+
+def free_at(
+    *,
+    radius: float,
+    modality: str = "image",
+    replays: int = 8,
+    box: tuple[float, float] | None = None,
+    carry: bool = True,
+) -> AdversarialTraining:
+    """Free adversarial training: sign steps of the radius's own size, one update a replay, the perturbation carried.
+
+    Shafahi et al., "Adversarial Training for Free!", NeurIPS 2019. `step` needs `update=` and, to carry, `state=`.
+    """
+    ascent = Ascent(Linf(radius), step_size=radius, rule="sign", box=box)
+    return AdversarialTraining(EmbeddingPerturber(**{modality: ascent}), FreeAT(replays, carry=carry))

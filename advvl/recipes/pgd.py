@@ -1,0 +1,33 @@
+"""PGD adversarial training."""
+
+from __future__ import annotations
+
+from advvl.maximizers.pgd import PGD
+from advvl.ops import Norm
+from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
+from advvl.perturbers.starts import Uniform
+from advvl.recipes.parts import ball_of
+from advvl.training import AdversarialTraining
+
+
+def pgd(
+    *,
+    radius: float,
+    step_size: float,
+    steps: int = 7,
+    modality: str = "image",
+    norm: Norm = "linf",
+    box: tuple[float, float] | None = None,
+) -> AdversarialTraining:
+    """PGD adversarial training: S moves from a random start, then one pass to learn from.
+
+    Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018.
+    """
+    ascent = Ascent(
+        ball_of(norm, radius),
+        step_size=step_size,
+        start=Uniform(radius),
+        rule="sign" if norm == "linf" else "normalised",
+        box=box,
+    )
+    return AdversarialTraining(EmbeddingPerturber(**{modality: ascent}), PGD(steps))
