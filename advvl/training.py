@@ -20,6 +20,7 @@ from advvl.maximizers.probes import Feedback
 from advvl.passes.forward import Backward, Correct, Loss, Passes
 from advvl.passes.rounds import Round
 from advvl.passes.traces import Trace
+from advvl.perturbers.balls import Place
 from advvl.perturbers.base import Perturber
 from advvl.regularizers.base import Regularizer
 from advvl.runtime.reductions import Sync, accumulating, check_wrappers, no_sync, one_backward
@@ -34,9 +35,8 @@ class StepReport:
         loss: the whole objective whose gradient the parameters got, a scalar.
         task_loss, regularization: its two parts.
         passes: forwards run.
-        delta_norms: modality to the norms of its last moved perturbation, in its ball's norm and granularity; with
-            `early_stop`, of the move that a held-back row would have made. Of packed rows entry i is that of sample i, and
-            entries past the last sample are zero.
+        delta_norms: modality to the norms of its final perturbation, in its ball's norm and granularity. Of packed rows
+            entry i is that of sample i, and entries past the last sample are zero.
         nonfinite: modality to the number of rows, samples or packed ones, whose gradient was not finite in some pass
             (they did not move).
         effective: modality to ‖cast(x+δ)−x‖/‖δ‖ of its last pass, `(B,)`, where the model is in half precision; above 1
@@ -152,7 +152,7 @@ class AdversarialTraining:
                     trace=trace,
                 )
                 with closing(self.maximizer.probes(self.perturber, generator=generator, state=state)) as probes:
-                    probe = next(probes)
+                    probe, places = next(probes), dict[str, Place]()
                     while True:
                         feedback = round_.run(probe)
                         watch.gradients(feedback)
@@ -162,14 +162,13 @@ class AdversarialTraining:
                                 before = _gradients(adapter.model) if self.maximizer.updates > 1 else []
                                 update()
                                 _check_updated(before)
+                        places.update(feedback.places)
                         try:
-                            following = probes.send(feedback)
-                        except StopIteration:
+                            probe = probes.send(feedback)
+                        except StopIteration as stop:
+                            norms = self.perturber.norms(stop.value, places)
                             break
-                        finally:
-                            watch.moved(feedback)
-                        probe = following
-        return _report(round_, watch)
+        return _report(round_, watch, norms)
 
     def _check(self, model: nn.Module, update: object) -> None:
         check_trainable(model)
@@ -209,7 +208,6 @@ class _Watch:
     def __init__(self, *, raises: bool) -> None:
         self.raises = raises
         self.bad: dict[str, Tensor] = {}
-        self.norms: dict[str, Tensor] = {}
 
     def gradients(self, feedback: Feedback) -> None:
         """Look at the gradients themselves: a perturber of the user's own may change what it moves along."""
@@ -220,9 +218,6 @@ class _Watch:
                 finite = finite | ~mask.reshape(*mask.shape, *[1] * (finite.ndim - mask.ndim))
             bad = ~finite.flatten(1).all(1)
             self.bad[modality] = bad if modality not in self.bad else self.bad[modality] | bad
-
-    def moved(self, feedback: Feedback) -> None:
-        self.norms.update({modality: stepped.delta_norm for modality, stepped in feedback.stepped.items()})
 
     def read(self, loss: Tensor | None) -> None:
         """Raise NonFiniteError if anything was not finite, naming modality and rows."""
@@ -246,7 +241,7 @@ def _some(rows: list[int]) -> str:
     return f"{rows[:20]}" + (f" and {len(rows) - 20} more" if len(rows) > 20 else "")
 
 
-def _report(round_: Round, watch: _Watch) -> StepReport:
+def _report(round_: Round, watch: _Watch, norms: Mapping[str, Tensor]) -> StepReport:
     tally = round_.tally
     loss = tally.loss
     if loss is None or tally.task_loss is None:
@@ -256,7 +251,7 @@ def _report(round_: Round, watch: _Watch) -> StepReport:
         task_loss=tally.task_loss,
         regularization=tally.regularization,
         passes=round_.count,
-        delta_norms=watch.norms,
+        delta_norms=norms,
         nonfinite={modality: bad.sum() for modality, bad in watch.bad.items()},
         effective=round_.effective,
     )

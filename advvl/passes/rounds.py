@@ -14,15 +14,14 @@ pass itself and is not run again: its perturbation's gradient is taken from the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from advvl.errors import ConfigurationError, RandomnessError
-from advvl.maximizers.probes import Feedback, Probe, merged
+from advvl.maximizers.probes import Feedback, Probe
 from advvl.passes.clean import CleanBranch
 from advvl.passes.forward import Backward, Pass, Passes
 from advvl.passes.traces import Tally, Trace
@@ -30,7 +29,7 @@ from advvl.perturbers.starts import Start, Zero
 from advvl.regularizers.base import Regularizer
 from advvl.runtime.randomness import RandomState
 from advvl.runtime.reductions import Sync
-from advvl.runtime.states import kept_buffers, kept_stats, uses_batch_statistics
+from advvl.runtime.states import kept_buffers, kept_stats
 
 
 class Round:
@@ -76,27 +75,18 @@ class Round:
         if self._needs_clean() and self._clean is None:
             with self.quiet():
                 self._clean = self._run_clean()
-        if len(probe.deltas) < 2:
-            probe = replace(probe, apart=False)
-        if not probe.apart or self._one_batch_does():
-            return self._answer(probe)
-        last = list(probe.deltas)[-1]
-        answers = [
-            self._answer(replace(probe, deltas={m: delta}, update=probe.update and m == last, apart=False))
-            for m, delta in probe.deltas.items()
-        ]
-        return merged(answers)
+        return self._answer(probe)
 
     def _answer(self, probe: Probe) -> Feedback:
         """One forward; with `apart`, of a batch that holds the rows once for each modality."""
         modalities, clean = tuple(probe.deltas), self._clean
         if clean is not None and not probe.update and self._is_clean_pass(probe):
             return self._serve(clean, probe, modalities)
-        groups = [(modality,) for modality in modalities] if probe.apart else [modalities]
+        groups = [modalities]
         last = probe.update and not (clean is not None and clean.owes and not self._jointly)
         with nullcontext() if last else self.quiet(), self._stats(), _grad(probe):
-            run = self._forward(probe.deltas, wants=probe.delta_gradients, apart=probe.apart)
-            tasks = [run.task] if not probe.apart else [self.passes.reduce(own) for own in self._parts(run, probe)]
+            run = self._forward(probe.deltas, wants=probe.delta_gradients)
+            tasks = [run.task]
             whole = self._logits(run)
             logits = [None] * len(groups) if whole is None else whole.tensor_split(len(groups))
             penalties = [self._penalty(clean, own, probe) for own in logits]
@@ -110,31 +100,6 @@ class Round:
             self.tally.add(group, probe.weight, own, task, penalty, run.leaves, gradients)
         self.effective.update(run.effective)
         return self.passes.feedback(run, gradients, modalities, of=len(groups))
-
-    def _one_batch_does(self) -> bool:
-        """Whether passes that do not depend on each other may be run as one, on the rows of all of them.
-
-        Not with shared randomness, which a batch of other rows draws otherwise; nor before a forward has shown that
-        there is one loss a row.
-        """
-        adapter = self.passes.adapter
-        return (
-            adapter.repeat is not None
-            and not self.shared
-            and self._rows is not None
-            and not uses_batch_statistics(adapter.model)
-        )
-
-    def _parts(self, run: Pass, probe: Probe) -> Sequence[Tensor]:
-        """The losses of each copy of the batch."""
-        count = len(probe.deltas)
-        if run.losses is None or self._rows is None or len(run.losses) != count * self._rows:
-            got = "a single number" if run.losses is None else f"{len(run.losses)}"
-            raise ConfigurationError(
-                f"expected {count} x {self._rows} losses from a batch repeated {count} times, got {got}; see that the "
-                "adapter's repeat repeats every field that has a row for each example"
-            )
-        return run.losses.tensor_split(count)
 
     def _needs_clean(self) -> bool:
         return self.regularizer is not None or self.clean_weight > 0
