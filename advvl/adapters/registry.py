@@ -39,7 +39,6 @@ def adapt(
     logits: Callable[[Outputs], Tensor] | None = None,
     positions: Callable[[Batch], Tensor | None] | None = None,
     loss: Callable[[Outputs, Batch], Tensor] | None = None,
-    repeat: Callable[[Batch, int], Batch] | None = None,
     pure: bool = False,
 ) -> Adapter:
     """The adapter of a model: its registered one, or one with these sites; call it once, before any `torch.compile`.
@@ -47,14 +46,14 @@ def adapt(
     Arguments:
         model: of a registered class, of transformers, or any other with its sites.
         sites: modality to site, or to the name of a module; in the place of those that are known.
-        call, logits, positions, loss, repeat, pure: as `Adapter` takes them; in the place of a registered adapter's own.
+        call, logits, positions, loss, pure: as `Adapter` takes them; in the place of a registered adapter's own.
 
     Raises:
         SiteError: no sites given, and none known of the model's class; a module that it does not have.
         ConfigurationError: something else than a model.
     """
     check_model(model)
-    options = {"call": call, "logits": logits, "positions": positions, "loss": loss, "repeat": repeat}
+    options = {"call": call, "logits": logits, "positions": positions, "loss": loss}
     if sites is not None:
         return Adapter(model, sites, pure=pure, **options)  # type: ignore[arg-type]
     inner = unwrapped(model)

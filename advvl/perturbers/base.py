@@ -79,11 +79,12 @@ class Perturber(ABC):
         del deltas, places
         return {}
 
-    def apply(self, modality: str, x: Tensor, delta: Tensor) -> Tensor:
+    def apply(self, modality: str, place: Place, x: Tensor, delta: Tensor) -> Tensor:
         """The site's tensor under the perturbation: x + δ, added in the wider precision of both and cast once.
 
         Arguments:
             modality: one of `modalities`.
+            place: where the perturbation lives: the detached tensor, its mask and samples.
             x: the tensor at the site, `(B, …)`, with its graph.
             delta: the perturbation, a leaf of the pass's graph.
 
@@ -93,6 +94,7 @@ class Perturber(ABC):
         Raises:
             ShapeError: a perturbation that does not fit the tensor.
         """
+        del place
         if delta.shape != x.shape:
             raise ShapeError(
                 f"expected a perturbation of {modality!r} of shape {tuple(x.shape)}, got {tuple(delta.shape)}; "

@@ -64,7 +64,6 @@ _OWN = {
 def huggingface_adapter(model: nn.Module) -> Adapter:
     """The adapter of a `PreTrainedModel`, wrapped or not; modalities "text", "image", "image_tokens", as far as it has them.
 
-    Rows may depend on each other (contrastive losses, packed images), so it does not say how to repeat a batch.
 
     Raises:
         SiteError: neither words nor patches are found, or several vision towers, or words that cannot be perturbed.

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.models.lxmert.modeling_lxmert import (
     LxmertForPreTraining,
@@ -51,9 +49,7 @@ def lxmert_adapter(model: nn.Module) -> Adapter:
 
     pretraining = isinstance(inner, LxmertForPreTraining)
     logits = _word_scores if pretraining else _answer_scores if isinstance(inner, LxmertForQuestionAnswering) else None
-    return Adapter(
-        model, sites, call=call, logits=logits, positions=_masked_words if pretraining else None, repeat=repeat
-    )
+    return Adapter(model, sites, call=call, logits=logits, positions=_masked_words if pretraining else None)
 
 
 def lxmert_sites(model: nn.Module) -> dict[str, Site]:
@@ -70,19 +66,6 @@ def lxmert_sites(model: nn.Module) -> dict[str, Site]:
         "text": Site(f"{prefix}embeddings.word_embeddings", at="output", mask=text_mask, examples=examples),
         "image": Site(f"{prefix}encoder.visn_fc", at="input", mask=region_mask, examples=examples),
     }
-
-
-def repeat(batch: Batch, count: int) -> Batch:
-    """The batch with all its rows `count` times, copy after copy; the tensors in `obj_labels` too."""
-    return {name: _repeated(value, count) for name, value in batch.items()}
-
-
-def _repeated(value: Any, count: int) -> Any:
-    if isinstance(value, Tensor) and value.ndim:
-        return torch.cat([value] * count)
-    if isinstance(value, Mapping):
-        return {name: _repeated(part, count) for name, part in value.items()}
-    return tuple(_repeated(part, count) for part in value) if isinstance(value, tuple) else value
 
 
 def _answer_scores(outputs: Outputs) -> Tensor:
