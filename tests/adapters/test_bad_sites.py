@@ -610,7 +610,7 @@ def test_a_model_without_a_loss_that_is_a_tensor_is_told_so(outputs: Any, got: s
 def test_a_loss_function_that_gives_no_loss_is_told_so(loss: Any, got: str) -> None:
     target = Adapter(ToyModel().double(), toy_sites(), loss=lambda outputs, batch: loss)
     expected = (
-        rf"expected a loss as a scalar tensor or one a row \(B,\), got {got}; reduce the other axes, without item"
+        rf"expected a loss as a scalar tensor or one per row \(B,\), got {got}; reduce the other axes, without item"
     )
     refused(target, toy_batch(), expected, error=ShapeError)
 

@@ -664,7 +664,7 @@ def test_outputs_without_a_loss_or_logits_are_named() -> None:
 
 def test_a_loss_of_two_axes_is_refused() -> None:
     target = Adapter(nn.Sequential(nn.Linear(3, 2)), {"x": "0:input"}, loss=lambda outputs, batch: outputs)
-    with pytest.raises(ShapeError, match=r"expected a loss as a scalar tensor or one a row \(B,\), got \(4, 2\)"):
+    with pytest.raises(ShapeError, match=r"expected a loss as a scalar tensor or one per row \(B,\), got \(4, 2\)"):
         Attack(perturber("x"), PGD(1))(target, torch.ones(4, 3))
 
 

@@ -44,8 +44,8 @@ from advvl import (
     SymmetricKL,
     adapt,
 )
-from advvl.adapters import fields
 from advvl.errors import ConfigurationError, DataError, SiteError
+from advvl.models.huggingface import fields
 
 
 def families(*, which: Callable[[Family], object] = lambda family: True) -> pytest.MarkDecorator:
@@ -161,7 +161,7 @@ def test_a_family_that_fails_is_marked_in_the_table(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setitem(CHECKS, "attack", fails)
     failure.cache_clear()
-    monkeypatch.setattr("hf_found.FAMILIES", FAMILIES[:1])
+    monkeypatch.setattr("support.hf_found.FAMILIES", FAMILIES[:1])
     row = with_table("<!-- table -->\n<!-- end of table -->\n").splitlines()[3]
     assert row.endswith("| `attention_mask` | ✓ | ✗ | ✓ |  |")
     failure.cache_clear()
@@ -476,7 +476,7 @@ def test_a_wrapped_model_is_adapted(name: str) -> None:
 
 
 def test_no_row_is_said_to_be_independent() -> None:
-    assert all(found(index)[0].repeat is None and not found(index)[0].pure for index in range(len(FAMILIES)))
+    assert not any(found(index)[0].pure for index in range(len(FAMILIES)))
 
 
 def test_a_model_that_embeds_neither_words_nor_patches_is_refused() -> None:
