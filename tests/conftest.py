@@ -1,4 +1,4 @@
-"""Every test begins from the same seed and runs in one thread: test processes share the cores, and bits need a fixed number."""
+"""Every test begins from the same seed, in one thread: bits need a fixed number, and test processes share the cores."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.counting import Flops
 from support.published import villa as published_villa
-from support.toy import toy, toy_batch
+from support.toy import repeat, toy, toy_batch
 from torch import Tensor
 
 from advvl import (
@@ -100,10 +100,6 @@ def peak_graphs(run: Callable[[Adapter], object], *, stacks: bool = True) -> flo
     run(target)
     assert ledger.live == 0
     return ledger.peak / 3
-
-
-def repeat(batch: dict[str, Tensor], count: int) -> dict[str, Tensor]:
-    return {name: torch.cat([value] * count) for name, value in batch.items()}
 
 
 @pytest.mark.parametrize("steps", [2, 3, 6])

@@ -7,20 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from support.toy import ToyModel, gradients, toy_batch, toy_sites
+from support.compare import close
+from support.toy import ToyModel, gradients, perturber, repeat, toy_batch, toy_sites
 from support.uniter_batches import uniter_batch
-from test_training import close, perturber
 from torch import Tensor, nn
 
-from advvl import Adapter, AdversarialTraining, AscentState, FreeAT, FreeLB, PassTrace, SymmetricKL, Uniform, adapt
+from advvl import L2, Adapter, AdversarialTraining, AscentState, FreeAT, FreeLB, PassTrace, SymmetricKL, Uniform, adapt
 from advvl.errors import ConfigurationError, SiteError
 from advvl.models.uniter.adapter import repeat as repeat_uniter
 from advvl.models.uniter.model import UniterConfig
 from advvl.tasks.uniter.vqa import UniterForVQA
-
-
-def repeat(batch: dict[str, Tensor], count: int) -> dict[str, Tensor]:
-    return {name: torch.cat([value] * count) for name, value in batch.items()}
 
 
 def target(*, stacks: bool, model: nn.Module | None = None, dropout: float = 0.0, **options: Any) -> Adapter:
@@ -31,11 +27,11 @@ def target(*, stacks: bool, model: nn.Module | None = None, dropout: float = 0.0
 
 METHODS = {
     "villa": AdversarialTraining(perturber(), FreeLB(3, "in turn"), SymmetricKL(1.5)),
-    "villa, projected": AdversarialTraining(perturber(radius=0.4), FreeLB(3, "in turn"), SymmetricKL(1.5)),
+    "villa, projected": AdversarialTraining(perturber(ball=L2(0.4)), FreeLB(3, "in turn"), SymmetricKL(1.5)),
     "villa, clean term": AdversarialTraining(perturber(), FreeLB(3, "in turn"), SymmetricKL(1.5), clean_weight=0.5),
     "detached": AdversarialTraining(perturber(), FreeLB(2, "in turn"), SymmetricKL(detach_clean=True)),
     "random starts": AdversarialTraining(
-        perturber(radius=1.0, start=Uniform(0.5)), FreeLB(3, "in turn"), SymmetricKL(1.5)
+        perturber(ball=L2(1.0), start=Uniform(0.5)), FreeLB(3, "in turn"), SymmetricKL(1.5)
     ),
     "free AT": AdversarialTraining(perturber(), FreeAT(2, "in turn"), SymmetricKL()),
 }
@@ -135,7 +131,7 @@ def test_one_modality_in_turn_is_one_modality(maximizer: Any, loss: Any) -> None
     found = []
     for order in ("in turn", "together"):
         ours = target(stacks=True)
-        method = AdversarialTraining(perturber(modalities=("text",)), replace(maximizer, modalities=order))
+        method = AdversarialTraining(perturber("text"), replace(maximizer, modalities=order))
         method.step(
             ours, toy_batch(), loss=loss, update=lambda ours=ours: [p.grad.mul_(1) for p in ours.model.parameters()]
         )
