@@ -12,7 +12,8 @@ import accelerate
 import pytest
 import torch
 import torch.distributed as dist
-from support.toy import ToyModel, gradients, toy, toy_batch, toy_sites
+from support.compare import close
+from support.toy import ToyModel, gradients, perturber, toy, toy_batch, toy_sites
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -20,13 +21,10 @@ from transformers import BertConfig, BertForSequenceClassification
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 from advvl import (
-    L2,
     PGD,
     Adapter,
     AdversarialTraining,
-    Ascent,
     Attack,
-    EmbeddingPerturber,
     FreeLB,
     Site,
     SymmetricKL,
@@ -36,12 +34,6 @@ from advvl.adapters.outputs import read_logits
 from advvl.errors import ConfigurationError, ShapeError, SiteError
 
 Call = Callable[[Adapter, Any], object]
-
-
-def perturber(*modalities: str, **options: Any) -> EmbeddingPerturber:
-    return EmbeddingPerturber(
-        **{name: Ascent(L2(1.0), step_size=0.3, **options) for name in modalities or ("text", "image")}
-    )
 
 
 def attack(target: Adapter, batch: Any, *modalities: str) -> dict[str, Tensor]:
@@ -58,12 +50,6 @@ def refused(target: Adapter, batch: Any, message: str, *modalities: str, error: 
     for call in (attack, train):
         with pytest.raises(error, match=message):
             call(target, batch, *modalities or ("text",))
-
-
-def close(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert got.keys() == expected.keys()
-    for name in expected:
-        torch.testing.assert_close(got[name], expected[name], rtol=1e-12, atol=1e-15, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def adapted(kind: type[ToyModel]) -> Adapter:

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from support.toy import ToyModel, gradients, toy, toy_batch, toy_sites
+from support.draws import randn
+from support.toy import ToyModel, gradients, perturber, toy, toy_batch, toy_sites
+from support.wrappers import Wrapper
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -35,29 +37,8 @@ from advvl.errors import ConfigurationError, ShapeError, SiteError
 from advvl.runtime.names import find, unwrapped
 
 
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def perturber(*modalities: str) -> EmbeddingPerturber:
-    return EmbeddingPerturber(**{name: Ascent(L2(1.0), step_size=0.3) for name in modalities or ("text", "image")})
-
-
 def hooks(model: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules())
-
-
-class Wrapper(nn.Module):
-    """A wrapper that keeps the model under the name it is given, as DDP, compile and PEFT do."""
-
-    def __init__(self, model: nn.Module, *path: str) -> None:
-        super().__init__()
-        name, *rest = path
-        self.name = name
-        setattr(self, name, Wrapper(model, *rest) if rest else model)
-
-    def forward(self, **batch: Tensor) -> object:
-        return getattr(self, self.name)(**batch)
 
 
 # --- where a perturbation is added ---

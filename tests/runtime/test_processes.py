@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from support.distributed_cases import model_of, part
-from support.spawn import results, spawn
+from support.spawn import shared_results, spawn
 from support.toy import toy_batch, toy_sites
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -140,9 +140,7 @@ def curve(**options: Any) -> RobustnessCurve:
     )
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return results("runtime.test_processes:worker", 2, tmp_path_factory.mktemp("two"))
+two = shared_results("runtime.test_processes:worker", 2)
 
 
 def test_means_and_shares_are_those_of_all_processes(two: list[dict[str, Any]]) -> None:

@@ -27,7 +27,8 @@ from support.hf_families import (
     words,
 )
 from support.hf_found import CHECKS, PAGE, Seen, failure, seen, with_table
-from torch import Tensor, nn
+from support.wrappers import Wrapper
+from torch import Tensor
 from torch.nn import functional as F
 
 from advvl import (
@@ -152,7 +153,9 @@ def test_a_perturbation_is_what_inputs_embeds_would_be_given(index: int) -> None
 
 def test_the_table_of_the_page_is_what_was_found() -> None:
     page = PAGE.read_text()
-    assert with_table(page) == page, "what works has changed; run: python tests/hf_found.py, and look at the difference"
+    assert with_table(page) == page, (
+        "what works has changed; run: PYTHONPATH=tests python tests/support/hf_found.py, and look at the difference"
+    )
 
 
 def test_a_family_that_fails_is_marked_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,21 +460,9 @@ def test_a_loss_of_ones_own_stands_in_the_place_of_the_models() -> None:
 # --- which models, and wrapped how ---
 
 
-class Wrapper(nn.Module):
-    """As DistributedDataParallel keeps a model, and `torch.compile`."""
-
-    def __init__(self, name: str, model: nn.Module) -> None:
-        super().__init__()
-        self.name = name
-        self.add_module(name, model)
-
-    def forward(self, **batch: Any) -> Any:
-        return getattr(self, self.name)(**batch)
-
-
 @pytest.mark.parametrize("name", ["module", "_orig_mod"])
 def test_a_wrapped_model_is_adapted(name: str) -> None:
-    report = AdversarialTraining(climb(), FreeLB(2)).step(Wrapper(name, bert()), classed())
+    report = AdversarialTraining(climb(), FreeLB(2)).step(Wrapper(bert(), name), classed())
     assert torch.equal(report.loss, AdversarialTraining(climb(), FreeLB(2)).step(bert(), classed()).loss)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.lxmert_batches import lxmert_batch, lxmert_config, nlvr2_batch, pretraining_batch, vqa_batch
+from support.wrappers import Wrapper
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LxmertForPreTraining, LxmertForQuestionAnswering, LxmertModel
@@ -308,22 +309,11 @@ def test_the_robustness_of_pairs_is_measured_example_by_example() -> None:
     assert curve.scores.sum() < curve.clean.sum()
 
 
-class Wrapper(nn.Module):
-    """As DistributedDataParallel keeps a model."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, **fields: Any) -> Any:
-        return self.module(**fields)
-
-
 @PADDED
 def test_a_wrapped_model_is_adapted(kind: type[nn.Module]) -> None:
     batch = KINDS[kind]() | {"question_id": torch.arange(3)}
     bare = deltas(VILLA, build(kind), batch)
-    for found, expected in zip(deltas(VILLA, Wrapper(build(kind)), batch), bare, strict=True):
+    for found, expected in zip(deltas(VILLA, Wrapper(build(kind), "module"), batch), bare, strict=True):
         assert all(torch.equal(found[modality], expected[modality]) for modality in ("text", "image"))
 
 
