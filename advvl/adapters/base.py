@@ -80,7 +80,7 @@ class Adapter:
                 got = f"{site.module!r} ({type(modules[modality]).__name__})"
                 raise SiteError(
                     f"expected a module that takes hooks at the site of {modality!r}, got {got}, which does not: {error}; "
-                    "name one that does, or adapt the model that was not scripted"
+                    "name one that does, not a scripted one"
                 ) from error
 
     def __repr__(self) -> str:
@@ -157,9 +157,9 @@ class Adapter:
             binding.end_forward(self.why_silent)
 
     def why_silent(self, modality: str, batch: Batch = None) -> str:
-        """Why a modality's site did not fire in a forward, on this batch if it is known; may run the model again."""
+        """Return why a modality's site did not fire on this batch, if the batch is known; may run the model again."""
         if not self._close.alive:
-            return "this adapter was closed, and has no hooks any more; adapt the model anew"
+            return "this adapter was closed and has no hooks; adapt the model again"
         module = dict(zip(self.sites, self._perturbed, strict=True))[modality]
 
         def again() -> Outputs:
@@ -193,7 +193,7 @@ def check_model(model: object) -> None:
 def _sites(sites: object) -> dict[str, Site]:
     if not isinstance(sites, Mapping) or not sites:
         raise SiteError(
-            f"expected sites as a mapping from modality to Site, at least one, got {sites!r}; "
+            f"expected sites as a mapping from modality to Site, got {sites!r}; "
             'as in {"text": Site("…embeddings.word_embeddings")}'
         )
     found = {}

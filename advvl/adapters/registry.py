@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from advvl.adapters.base import Adapter, Outputs, check_model
 from advvl.adapters.injection import Batch, Site
-from advvl.errors import SiteError
+from advvl.errors import SiteError, more
 from advvl.runtime.names import unwrapped
 
 _REGISTRY: dict[str, str] = {
@@ -69,8 +69,8 @@ def adapt(
             adapter.pure = adapter.pure or pure
             return adapter
     raise SiteError(
-        f"expected a model with a registered adapter, got {type(inner).__name__}; say what to perturb, as in "
-        'adapt(model, sites={"text": Site("…embeddings.word_embeddings")}); advvl.sites(model) lists what could be'
+        f"expected a model with a registered adapter, got {type(inner).__name__}; "
+        f"pass sites=…, from those of advvl.sites(model){more('no-sites')}"
     )
 
 

@@ -1,4 +1,4 @@
-"""VQA's soft targets: what so many annotators' answers score."""
+"""VQA's soft targets: the score of an answer by the number of annotators who gave it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ def annotator_score(count: int) -> float:
 def soft_targets(targets: Sequence[Mapping[str, Sequence[float]]], num_answers: int) -> Tensor:
     """VQA targets `{"labels": [int], "scores": [float]}` as rows `(B, num_answers)`; answers not named score 0.
 
-    Raises `DataError` where a target is malformed or names an answer outside the vocabulary.
+    Raises:
+        DataError: a target is malformed, or names an answer outside the vocabulary.
     """
     rows = torch.zeros(len(targets), num_answers)
     for row, target in enumerate(targets):
         labels, scores = target["labels"], target["scores"]
         if len(labels) != len(scores):
             raise DataError(
-                f"expected one score a label in target {row}, got {len(labels)} labels, {len(scores)} scores"
+                f"expected one score per label in target {row}, got {len(labels)} labels, {len(scores)} scores"
             )
         for label, score in zip(labels, scores, strict=True):
             if not (0 <= label < num_answers and 0.0 <= score <= 1.0):

@@ -1,4 +1,4 @@
-"""What an attack on an answerer makes larger, and the score it tries to take away: one number a row.
+"""The objectives that an attack on an answerer climbs, and the score that it tries to take away: one number per row.
 
 Legend: B rows, A answers. Targets are VQA's soft scores in [0, 1]; an answer is right if its score is above 0. A row
 with no right answer scores 0 whatever is answered, so there is nothing to attack: its objectives are exactly 0, and so

@@ -172,8 +172,8 @@ def _each(
     return list(collected(mine).values())
 
 
-class _Watch:
-    """An attack's loss that also keeps, row by row, the lowest score of all the points it was asked about."""
+class _ScoringLoss:
+    """An attack's loss that also keeps, row by row, the lowest score of all the points where it was computed."""
 
     def __init__(self, target: Adapter, objective: Objective, targets: Targets) -> None:
         self.target, self.objective, self.targets = target, objective, targets
@@ -206,7 +206,7 @@ def _worst_scores(
                     break
                 start = Zero() if restart == 0 else Uniform(radius)
                 ascent = Ascent(L2(radius), step_size=radius * attacks.step_fraction, start=start)
-                watch = _Watch(target, OBJECTIVES[name], targets)
+                watch = _ScoringLoss(target, OBJECTIVES[name], targets)
                 Attack(
                     EmbeddingPerturber(**{modality: ascent}),
                     PGD(steps=attacks.steps),

@@ -29,7 +29,7 @@ class Interval:
     method: str
 
     def excludes_zero(self) -> bool:
-        """Whether zero lies outside."""
+        """True if zero lies outside."""
         return self.low > 0 or self.high < 0
 
 

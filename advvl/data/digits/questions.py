@@ -34,7 +34,7 @@ class Question:
 
 
 def related(cell: int, other: int, direction: str) -> bool:
-    """Whether `cell` lies in that direction from `other`, in whatever row or column."""
+    """True if `cell` lies in that direction from `other`, in whatever row or column."""
     rows, cols = DIRECTIONS[direction]
     (row, col), (other_row, other_col) = divmod(cell, SIDE), divmod(other, SIDE)
     return (row - other_row) * rows + (col - other_col) * cols > 0

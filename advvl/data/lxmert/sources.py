@@ -1,4 +1,4 @@
-"""Where LXMERT's training gets its batches: VQA's and GQA's questions, NLVR2's sentences about two images.
+"""The sources of batches for LXMERT's training: VQA's and GQA's questions, NLVR2's sentences about two images.
 
 Both have `len()` and `batch(indices, generator)`; regions are read from their files batch by batch, and nothing is drawn.
 A text is [CLS], words, [SEP], cut and padded to 20 tokens, of segment 0, as published.
@@ -65,7 +65,7 @@ class Sentences:
         mask = torch.zeros_like(ids)
         for row, text in enumerate(texts):
             encoded = self.tokenizer.encode(text, add_special_tokens=False)
-            # A tokenizer may have been told to pad on its own account.
+            # A tokenizer may be set to pad of itself.
             words = [word for word, real in zip(encoded.ids, encoded.attention_mask, strict=True) if real]
             tokens = [opening, *words[: self.length - 2], closing]
             ids[row, : len(tokens)] = torch.tensor(tokens)
@@ -178,7 +178,11 @@ class VisualQuestionSource:
 
 @dataclass(frozen=True, eq=False)
 class StatementSource:
-    """NLVR2's sentences, for `advvl.tasks.lxmert.nlvr2.LxmertForNLVR2`. Errors: as `VisualQuestionSource`."""
+    """NLVR2's sentences, for `advvl.tasks.lxmert.nlvr2.LxmertForNLVR2`.
+
+    Raises:
+        DataError: as `VisualQuestionSource`.
+    """
 
     statements: Sequence[Statement]
     pictures: Pictures

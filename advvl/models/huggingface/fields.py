@@ -1,4 +1,4 @@
-"""What the fields of a batch say: which positions are real, which sample a packed row is of, which predictions count.
+"""Read off a batch which positions are real, which sample a packed row is of, and which predictions count.
 
 The names are those that transformers' processors give, and the defaults those that its models take.
 """
@@ -18,7 +18,7 @@ from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss, ForMaske
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from advvl.adapters.injection import Batch
-from advvl.errors import ConfigurationError, SiteError
+from advvl.errors import ConfigurationError, SiteError, more
 
 
 def placeholders(config: PreTrainedConfig) -> frozenset[int]:
@@ -74,7 +74,7 @@ def image_rows(batch: Batch, *, tokens: Collection[int]) -> Tensor:
     """`(N,)`: the sample of each image of `pixel_values (N, …)`, all of which have as many placeholder tokens.
 
     Raises:
-        SiteError: they have not, or their number cannot be told from the fields.
+        SiteError: they do not, or the fields do not say their number.
     """
     counts, images = _among(batch["input_ids"], tokens).sum(1), len(batch["pixel_values"])
     if batch["pixel_values"].ndim > 4 or batch.get("image_sizes") is not None:
@@ -105,7 +105,7 @@ def filled_image_rows(batch: Batch, *, tokens: Collection[int]) -> Tensor:
 def tile_rows(model: LlavaNextModel, batch: Batch, *, tokens: Collection[int]) -> Tensor:
     """`(N,)`: the sample of each tile that LLaVA-Next cuts its images into, as many as `image_sizes` say.
 
-    Whose an image is, is told by how many tokens one of its size has.
+    The number of tokens of an image of each size says which sample an image belongs to.
 
     Raises:
         SiteError: the placeholder tokens of the samples are not those of whole images.
@@ -120,7 +120,7 @@ def tile_rows(model: LlavaNextModel, batch: Batch, *, tokens: Collection[int]) -
     if stops[-1] != ends[-1] or not torch.isin(stops[counts > 0], ends).all():
         raise SiteError(
             f"expected image tokens of whole images, which have {lengths.tolist()}, got {counts.tolist()} in the samples; "
-            "give input_ids and image_sizes as one call of the processor gave them"
+            "give both fields of one call of the processor"
         )
     return torch.searchsorted(stops, ends).repeat_interleave(torch.tensor(tiles, device=counts.device))
 
@@ -152,7 +152,7 @@ _SHIFTS = {
 
 
 def _shifts(model: PreTrainedModel) -> bool | None:
-    """Whether a decoder's own loss compares logits with the next word's label; None: not known."""
+    """True if a decoder's own loss compares logits with the next word's label; None: not known."""
     classes = type(model).__mro__
     if (known := next((cls.__name__ for cls in classes if cls.__name__ in _SHIFTS), None)) is not None:
         return _SHIFTS[known]
@@ -166,13 +166,13 @@ def _shifts(model: PreTrainedModel) -> bool | None:
 def _unknown(batch: Batch, *, name: str) -> None:
     del batch
     raise ConfigurationError(
-        f"expected a model whose loss says which of its predictions count, got {name}, whose own is not known; pass "
-        "positions=…, from the batch to the mask of the logits' rows that count, or to None for all"
+        f"expected a model whose loss says which predictions count, got {name}, whose own does not; "
+        f"pass positions=…{more('counted-predictions')}"
     )
 
 
 def _positions(batch: Batch, *, mask: str | None, shift: bool) -> Tensor | None:
-    """Those with a label; without labels, those that are no padding. Shifted, a prediction is of the next token."""
+    """The predictions with a label; without labels, all but padding. Shifted, a prediction is of the next token."""
     labels = batch.get("labels")
     if isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point():
         real = labels != -100

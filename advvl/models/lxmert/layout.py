@@ -41,5 +41,5 @@ def examples(batch: Mapping[str, Any]) -> Tensor:
 
 
 def _of_pairs(batch: Mapping[str, Any]) -> bool:
-    """Whether each sentence has two images, `visual_feats (B, 2, R, F)`."""
+    """True if each sentence has two images, `visual_feats (B, 2, R, F)`."""
     return bool(batch["visual_feats"].ndim == 4)

@@ -54,7 +54,7 @@ def repeat(batch: Batch, count: int) -> Batch:
 
 
 def _has_rows(name: str, value: object) -> bool:
-    """Whether a field is told example by example; positions may be given once for all of them."""
+    """True if a field has a row for each example; positions may be given once for all of them."""
     if not isinstance(value, Tensor) or value.ndim == 0:
         return False
     return name != "position_ids" or len(value) > 1

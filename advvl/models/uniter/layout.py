@@ -1,6 +1,6 @@
 """UNITER's sequence layout: a row's tokens come first, its regions right after them, padding last.
 
-The model embeds padded text (B, L) and padded regions (B, R) apart, joins them to (B, L + R), and then picks with
+The model embeds padded text (B, L) and padded regions (B, R) separately, joins them to (B, L + R), and then picks with
 `gather_index` (B, S) what stands where, S being the longest row's tokens and regions (Chen et al., ECCV 2020, published
 code).
 """
@@ -17,7 +17,7 @@ from advvl.errors import DataError, ShapeError
 
 
 def gather_index(txt_lens: Tensor, num_bbs: Tensor, max_txt_len: int) -> Tensor:
-    """What stands at each place of the sequences, as an index into `[text, regions]` joined: `(B, S)`.
+    """The index into `[text, regions]`, joined, of the embedding at each place of the sequences: `(B, S)`.
 
     Places past a row's end hold leftovers in range; the attention mask hides them.
 

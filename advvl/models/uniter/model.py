@@ -24,7 +24,7 @@ HIDDEN_SCORE = -10000.0  # added to the attention scores of padding, as publishe
 
 @dataclass
 class UniterOutput(ModelOutput):
-    """What a UNITER returns; a field that a model or task does not have is None.
+    """The outputs of a UNITER; a field that a model or task does not have is None.
 
     Arguments:
         loss: one a row `(B,)`, or the scalar that the published training uses.

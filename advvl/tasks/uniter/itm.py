@@ -33,7 +33,7 @@ def match(logits: Tensor, targets: Tensor, distances: Tensor | None = None, *, w
 
 
 def alignment_distances(hidden: Tensor, text_mask: Tensor, region_mask: Tensor) -> Tensor:
-    """How far each row's tokens are from its regions, `(B,)`, [CLS] and [SEP] among the tokens.
+    """The distance of each row's tokens from its regions, `(B,)`, [CLS] and [SEP] among the tokens.
 
     Arguments:
         hidden: `(B, S, H)`, each row's tokens first, its regions right after them.

@@ -1,4 +1,4 @@
-"""Masked language modelling: tell the masked words from the others and the picture."""
+"""Masked language modelling: predict the masked words from the others and the picture."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class MaskedWordHead(nn.Module):
         masked = labels != -1
         logits: Tensor = self.predictions(hidden[:, : labels.shape[1]][masked])
         if not logits.shape[0]:
-            raise DataError("expected a masked word in the batch (a label other than -1), got none; mask one a text")
+            raise DataError("expected a masked word in the batch (a label other than -1), got none; mask one per text")
         wide = torch.promote_types(logits.dtype, torch.float32)
         losses = F.cross_entropy(logits.to(wide), labels[masked], reduction="none")
         return UniterOutput(loss=losses.mean(), losses=losses, logits=logits)

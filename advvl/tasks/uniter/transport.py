@@ -48,7 +48,7 @@ def cosine_costs(x: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def transport_plan(costs: Tensor, x_mask: Tensor, y_mask: Tensor, *, beta: float, iterations: int) -> Tensor:
-    """How much of each x goes to each y, `(B, M, N)`: rows sum to 1/m, columns to 1/n over the m and n real vectors."""
+    """The share of each x that goes to each y, `(B, M, N)`: rows sum to 1/m, columns to 1/n over m and n real vectors."""
     plan = (x_mask[:, :, None] & y_mask[:, None]).to(costs.dtype)
     x_real, y_real = x_mask.to(costs.dtype)[:, :, None], y_mask.to(costs.dtype)[:, None]
     m, n = x_real.sum(1, keepdim=True), y_real.sum(2, keepdim=True)
