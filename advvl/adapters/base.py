@@ -29,7 +29,7 @@ class Adapter:
         logits: from the outputs to what a regulariser compares; default: `.logits` or `["logits"]` of the outputs, a
             tensor itself, or of a tuple the first entry, the second where the first is a loss.
         positions: from the batch to the mask of the logits' rows that count (masked-token positions); None: all.
-        loss: `(outputs, batch)` to a scalar or one loss a row `(B,)`; default: the outputs' own: `.loss`, `["loss"]`, or a
+        loss: `(outputs, batch)` to a scalar or one loss per row `(B,)`; default: the outputs' own: `.loss`, `["loss"]`, or a
             number (a tensor without axes) that a tuple begins with.
         repeat: `(batch, n)` to the batch that holds all its rows n times, copy after copy. Giving it declares that no
             row's outputs depend on other rows (batch statistics are looked for and need not be thought of), so that

@@ -39,12 +39,12 @@ _MISCALLED = ("unexpected keyword argument", "required positional argument", "re
 
 
 def field(outputs: Outputs, name: str) -> Any:
-    """An entry of outputs that have names for them; None where there is none."""
+    """Return an entry of outputs by its name; None where there is none."""
     return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
 
 
 def read_logits(outputs: Outputs) -> Tensor:
-    """The logits among a model's outputs.
+    """Return the logits among a model's outputs.
 
     Raises:
         ConfigurationError: there are none.
@@ -64,7 +64,7 @@ def read_logits(outputs: Outputs) -> Tensor:
 
 
 def read_loss(outputs: Outputs, batch: Batch) -> Tensor:
-    """The loss among a model's outputs.
+    """Return the loss among a model's outputs.
 
     Raises:
         ConfigurationError: there is none, or one that is no tensor.

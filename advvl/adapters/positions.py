@@ -32,7 +32,7 @@ def read_positions(
     if mask is not None and tuple(mask.shape) != tuple(x.shape[: mask.ndim]):
         raise ShapeError(
             f"expected a mask of {modality!r} over the leading axes of {tuple(x.shape)}, got "
-            f"{tuple(mask.shape)}; the site's mask must give one entry a position"
+            f"{tuple(mask.shape)}; the site's mask must give one entry per position"
         )
     for name, owner, of in (("rows", "sample", rows), ("examples", "example", examples)):
         if of is not None and (of.shape != x.shape[:1] or of.dtype == torch.bool or of.is_floating_point()):
@@ -47,8 +47,8 @@ def check_rows(places: Mapping[str, Place], losses: Tensor | None, logits: Calla
     """Raise ShapeError for a packed tensor whose site lacks rows: vectors, of which there are not as many as samples.
 
     Arguments:
-        losses: one a sample; None where the loss is a scalar.
-        logits: reads those of the outputs, with a row a sample; asked where there are no such losses.
+        losses: one per sample; None where the loss is a scalar.
+        logits: reads those of the outputs, with a row per sample; asked where there are no such losses.
     """
     for modality, place in places.items():
         if place.x.ndim != 2 or any(of is not None for of in (place.mask, place.segments, place.examples)):

@@ -42,7 +42,7 @@ def adapt(
     repeat: Callable[[Batch, int], Batch] | None = None,
     pure: bool = False,
 ) -> Adapter:
-    """The adapter of a model: its registered one, or one with these sites; call it once, before any `torch.compile`.
+    """Return the adapter of a model: its registered one, or one with these sites; call it once, before `torch.compile`.
 
     Arguments:
         model: of a registered class, of transformers, or any other with its sites.
@@ -76,7 +76,7 @@ def adapt(
 
 @contextmanager
 def adapted(model: Adapter | nn.Module) -> Iterator[Adapter]:
-    """An adapter as it is, or that of a bare model for as long as this lasts."""
+    """Yield an adapter as it is, or that of a bare model, closed at the end."""
     if isinstance(model, Adapter):
         yield model
         return

@@ -16,7 +16,7 @@ _LINES: Final = ("-", "--", "-.", ":")
 
 
 def markdown(report: Report, *, caption: str = "") -> str:
-    """The report as aligned Markdown tables, readable as plain text; accuracies in per cent.
+    """Return the report as aligned Markdown tables, readable as plain text; accuracies in per cent.
 
     Arguments:
         caption: how the numbers came about, above the tables.

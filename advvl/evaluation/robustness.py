@@ -139,7 +139,7 @@ def robustness_curve(
 def clean_scores(
     target: Adapter, batches: Iterable[Batch], *, targets: Targets | None = None, over_processes: bool = False
 ) -> Tensor:
-    """`(N,)` fp64 on the CPU: the score of every example without perturbation; the model is left as found.
+    """Score every example without perturbation, `(N,)` fp64 on the CPU; the model is left as found.
 
     Arguments:
         over_processes: as in `robustness_curve`.
@@ -196,7 +196,7 @@ def _worst_scores(
     entropy: tuple[int, ...],
     targets: Targets,
 ) -> Tensor:
-    """`(R, B)`: the worst score of each row within each radius."""
+    """The worst score of each row within each radius, `(R, B)`."""
     worst, rows = clean.clone(), []
     for r, radius in enumerate(radii):
         for restart in range(attacks.restarts):

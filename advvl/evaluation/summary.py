@@ -27,7 +27,7 @@ from advvl.evaluation.statistics import (
 
 @dataclass(frozen=True, order=True)
 class Condition:
-    """Under what a score was taken: no perturbation (the whole test set), or the worst within a radius of a modality.
+    """The condition of a score: no perturbation (the whole test set), or the worst within a radius of a modality.
 
     A radius of 0 with a modality is the clean score of the very examples that were attacked.
     """
@@ -106,7 +106,7 @@ class Report:
 
 
 def summarise(results: Sequence[RunResult], *, baseline: str, confidence: float = 0.95) -> Report:
-    """The report of every method's every seed, in the order in which methods first occur.
+    """Summarise the results of every method and seed, in the order in which methods first occur.
 
     Raises:
         DataError: no result; a baseline that is none of the methods; methods of other seeds, conditions or numbers of

@@ -32,7 +32,7 @@ class Naming:
 
     Arguments:
         common: from any name in use, of a file or of a model, to the one by which they are compared.
-        vocabulary: the common names of tensors with a row a word, which a file may pad for alignment.
+        vocabulary: the common names of tensors with a row per word, which a file may pad for alignment.
     """
 
     common: Callable[[str], str]

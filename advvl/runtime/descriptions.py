@@ -1,4 +1,4 @@
-"""Descriptions: what a method, an option or anything made of such parts is, in words that are the same wherever it is."""
+"""Descriptions: a method, an option or anything made of such parts as a text, the same in every process."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Processes that train together: means over the rows of all of them, what each of them found, and that they agree.
+"""Processes that train together: means over all their rows, gathering their results, and checking that they agree.
 
 Every function here but the first three has to be called by all processes, as often and in the same order, and ends with
-an error within the process group's timeout where one of them does not come.
+an error within the process group's timeout if one of them does not take part.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def check_agreement(what: str, value: Any) -> None:
 
 
 def _differing(one: str, other: str, around: int = 60) -> tuple[str, str]:
-    """Two texts, or of long ones what is around the places where they differ."""
+    """Two texts, or of long ones the parts around the places where they differ."""
     if max(len(one), len(other)) <= 2 * around:
         return one, other
     first = max(_alike(one, other) - around, 0)

@@ -1,4 +1,4 @@
-"""A model's parameters, modes and buffers: what can learn, leaving them as found, what couples the rows of a batch."""
+"""A model's parameters, modes and buffers: checks that it can learn, and contexts that leave it as found."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def kept_stats(model: nn.Module) -> Iterator[None]:
-    """Keep what runs within out of BatchNorm's running statistics.
+    """Keep the forwards within out of BatchNorm's running statistics.
 
     They are put back, not switched off: activation checkpointing, which runs a norm again in the backward, refuses one
     that then computes otherwise.

@@ -16,7 +16,7 @@ from advvl.files import write_json, write_text
 
 
 def vqa_accuracy(answers: Mapping[int | str, str], questions: Sequence[VisualQuestion]) -> float:
-    """The mean score of the answers by question id: what each question's label gives them, 0 where it does not name them.
+    """The mean score of answers by question id: the score in each question's label, 0 where it does not name the answer.
 
     Raises:
         DataError: no question, a question without a label, or answers to others than these questions.

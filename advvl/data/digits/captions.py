@@ -60,7 +60,7 @@ KINDS: Mapping[str, Callable[[np.random.Generator, Scene], str]] = {
 
 
 def describe(rng: np.random.Generator, scenes: Sequence[Scene], *, per_scene: int) -> list[Caption]:
-    """`per_scene` captions of distinct kinds about each scene."""
+    """Make `per_scene` captions of distinct kinds about each scene."""
     return [
         Caption(number, kind, KINDS[kind](rng, scene))
         for number, scene in enumerate(scenes)

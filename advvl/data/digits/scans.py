@@ -17,7 +17,7 @@ GREY_LEVELS = 16
 
 @dataclass(frozen=True)
 class DigitImages:
-    """Scans of digits: `features` (N, 64) float32 in [0, 1], one grey level a pixel; `classes` (N,) int64 in 0..9."""
+    """Scans of digits: `features` (N, 64) float32 in [0, 1], one grey level per pixel; `classes` (N,) int64 in 0..9."""
 
     features: NDArray[np.float32]
     classes: NDArray[np.int64]

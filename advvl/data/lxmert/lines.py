@@ -90,7 +90,7 @@ class Regions:
         for column, tensor, dtype, shape in columns:
             if tensor.dtype != dtype or tensor.shape != shape or not tensor.numel():
                 raise DataError(
-                    f"column {column}: expected {dtype} of shape {shape}, one row a region and one region or more, got "
+                    f"column {column}: expected {dtype} of shape {shape}, one row per region and one region or more, got "
                     f"{tensor.dtype} of shape {tuple(tensor.shape)}; give every region its row"
                 )
             if not tensor.isfinite().all():
@@ -107,7 +107,7 @@ class Regions:
         return len(self.boxes)
 
     def positions(self) -> Tensor:
-        """(n, 4) float32: the boxes in parts of the image's width and height, as LXMERT takes them."""
+        """The boxes in parts of the image's width and height, as LXMERT takes them, (n, 4) float32."""
         return self.boxes / torch.tensor([self.width, self.height, self.width, self.height], dtype=torch.float32)
 
 
@@ -129,7 +129,7 @@ def format_line(image: Regions) -> bytes:
 
 
 def parse_line(line: bytes, feature_dim: int | None = None) -> Regions:
-    """The image of a line without its line end, with `feature_dim` features a region, or as many as there are.
+    """The image of a line without its line end, with `feature_dim` features per region, or as many as it holds.
 
     Raises:
         DataError: names the column, what was expected in it, and what it holds.
@@ -141,7 +141,7 @@ def parse_line(line: bytes, feature_dim: int | None = None) -> Regions:
 
 
 def parse_head(columns: Sequence[bytes]) -> tuple[str, int]:
-    """The image and the number of regions that a line's columns before the features speak of, all of them checked.
+    """Return the image and the number of regions in a line's columns before the features, all of them checked.
 
     Raises:
         DataError: as `parse_line`.

@@ -156,7 +156,7 @@ def write_regions(path: str | os.PathLike[str], images: Iterable[Regions]) -> No
             feature_dim = feature_dim or found
             if found != feature_dim:
                 raise DataError(
-                    f"expected {feature_dim} features a region in {path}, as in its first image, got {found} in "
+                    f"expected {feature_dim} features per region in {path}, as in its first image, got {found} in "
                     f"{image.image_id!r}; write it to another file"
                 )
             stream.write(format_line(image))
@@ -185,7 +185,7 @@ def _head(stream: IO[bytes], offset: int) -> list[bytes]:
 
 
 def _end_of_line(stream: IO[bytes], end: int, size: int) -> int | None:
-    """Where the next line begins if this one's last byte is before `end`; None if it is not."""
+    """The first byte of the next line if this one's last byte is before `end`; None if it is not."""
     stream.seek(end)
     after = stream.read(2)
     if after[:1] == b"\n":

@@ -25,7 +25,7 @@ _SPELLINGS: Final = {"grey": "gray"} | {word: str(number) for number, word in en
 
 @dataclass(frozen=True)
 class AnswerReport:
-    """Which answers of a task pre-training knew.
+    """The answers of a task that pre-training knew, and those that it did not.
 
     Arguments:
         matched: a task's answer to that of pre-training whose row it got.

@@ -44,7 +44,7 @@ def gather_index(txt_lens: Tensor, num_bbs: Tensor, max_txt_len: int) -> Tensor:
 
 
 def text_mask(batch: Mapping[str, Any]) -> Tensor:
-    """Which tokens of a batch are real, `(B, L)` bool: all but padding."""
+    """The real tokens of a batch, `(B, L)` bool: all but padding."""
     width = batch["input_ids"].shape[1]
     if batch.get("txt_lens") is not None:
         return _first(batch["txt_lens"], width)
@@ -52,7 +52,7 @@ def text_mask(batch: Mapping[str, Any]) -> Tensor:
 
 
 def region_mask(batch: Mapping[str, Any]) -> Tensor:
-    """Which regions of a batch are real, `(B, R)` bool: all but padding."""
+    """The real regions of a batch, `(B, R)` bool: all but padding."""
     width = batch["img_feat"].shape[1]
     if batch.get("num_bbs") is not None:
         return _first(batch["num_bbs"], width)
@@ -64,7 +64,7 @@ def _first(lengths: Tensor, width: int) -> Tensor:
 
 
 def _attended(batch: Mapping[str, Any]) -> Tensor:
-    """Which of the `L + R` embeddings some attended place holds, `(B, L + R)`; found without leaving the device."""
+    """The embeddings, of `L + R`, that some attended place holds, `(B, L + R)` bool; found without leaving the device."""
     index: Tensor = batch["gather_index"]
     width = batch["input_ids"].shape[1] + batch["img_feat"].shape[1]
     attended: Tensor = batch["attn_masks"]

@@ -1,4 +1,4 @@
-"""Tasks on transformers' LXMERT (Tan & Bansal, EMNLP 2019): VQA and GQA by one answer head, NLVR2 by two images a sentence.
+"""Tasks on transformers' LXMERT (Tan & Bansal, EMNLP 2019): VQA and GQA with one answer head, NLVR2 with two images.
 
 Both are models of transformers: `from_pretrained` and `save_pretrained` work, and every name is that of transformers'
 `LxmertForQuestionAnswering`. Legend: B rows, T tokens, R regions, F features, A answers, H width.

@@ -19,6 +19,9 @@ def match(logits: Tensor, targets: Tensor, distances: Tensor | None = None, *, w
         targets: `(B,)` long.
         distances: between each row's tokens and regions, `(B,)`.
         weight: of the distances' term in the loss.
+
+    Raises:
+        ShapeError, DataError: targets that are not `(B,)` of whole numbers.
     """
     if targets.shape != logits.shape[:1]:
         raise ShapeError(f"expected targets of shape (B,) = {tuple(logits.shape[:1])}, got {tuple(targets.shape)}")

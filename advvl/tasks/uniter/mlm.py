@@ -40,6 +40,10 @@ class MaskedWordHead(nn.Module):
         Arguments:
             hidden: `(B, S, H)`, each row's tokens first.
             labels: `(B, L)`, the word that was masked, -1 where none was.
+
+        Raises:
+            ShapeError: labels of another shape.
+            DataError: no masked word.
         """
         if labels.ndim != 2 or labels.shape[0] != hidden.shape[0] or labels.shape[1] > hidden.shape[1]:
             raise ShapeError(

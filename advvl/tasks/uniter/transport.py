@@ -29,6 +29,9 @@ def transport_distance(
         beta: strength of the proximal term; it decides how fast the plan converges, not to what.
         iterations: of the plan; the published 50 end within 4e-3 of the optimum on random clouds of up to 36 vectors,
             200 within 1e-3.
+
+    Raises:
+        ShapeError: masks of another shape.
     """
     if x.shape[:2] != x_mask.shape or y.shape[:2] != y_mask.shape:
         raise ShapeError(

@@ -44,8 +44,8 @@ from advvl import (
     SymmetricKL,
     adapt,
 )
-from advvl.adapters import fields
 from advvl.errors import ConfigurationError, DataError, SiteError
+from advvl.models.huggingface import fields
 
 
 def families(*, which: Callable[[Family], object] = lambda family: True) -> pytest.MarkDecorator:
