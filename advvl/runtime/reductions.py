@@ -68,8 +68,8 @@ def check_alone(model: nn.Module) -> None:
     """Raise ConfigurationError unless a process can run a model by itself, as often as it likes."""
     for module in _wrappers(model):
         raise ConfigurationError(
-            f"expected a model that each process runs by itself, got one wrapped by {type(module).__name__}; "
-            f"evaluate the model inside{more('wrapped-model')}"
+            f"expected a model that a process can run alone, got one wrapped by {type(module).__name__}; "
+            f"evaluate target.through(model.module){more('wrapped-model')}"
         )
 
 

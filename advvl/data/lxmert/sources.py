@@ -120,7 +120,7 @@ class Pictures:
                 )
 
     def fields(self, image_ids: Sequence[str]) -> dict[str, Tensor]:
-        """Return `visual_feats` (B, R, F), `visual_pos` (B, R, 4), and `visual_attention_mask` (B, R) if numbers of regions vary."""
+        """Return `visual_feats` (B, R, F), `visual_pos` (B, R, 4), and a `visual_attention_mask` (B, R) if R varies."""
         feats = torch.zeros(len(image_ids), self.num_boxes, self.feature_dim)
         pos = torch.zeros(len(image_ids), self.num_boxes, 4)
         mask = torch.zeros(len(image_ids), self.num_boxes, dtype=torch.long)

@@ -152,7 +152,9 @@ def test_a_perturbation_is_what_inputs_embeds_would_be_given(index: int) -> None
 
 def test_the_table_of_the_page_is_what_was_found() -> None:
     page = PAGE.read_text()
-    assert with_table(page) == page, "what works has changed; run: python tests/hf_found.py, and look at the difference"
+    assert with_table(page) == page, (
+        "what works has changed; run: python tests/support/hf_found.py, and look at the difference"
+    )
 
 
 def test_a_family_that_fails_is_marked_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +163,7 @@ def test_a_family_that_fails_is_marked_in_the_table(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setitem(CHECKS, "attack", fails)
     failure.cache_clear()
-    monkeypatch.setattr("hf_found.FAMILIES", FAMILIES[:1])
+    monkeypatch.setattr("support.hf_found.FAMILIES", FAMILIES[:1])
     row = with_table("<!-- table -->\n<!-- end of table -->\n").splitlines()[3]
     assert row.endswith("| `attention_mask` | ✓ | ✗ | ✓ |  |")
     failure.cache_clear()
@@ -369,7 +371,7 @@ def llama_with_a_loss_of_its_own() -> Any:
 @pytest.mark.parametrize("make", [git, marian, llama_with_a_loss_of_its_own])
 def test_a_loss_that_is_not_known_says_nothing_of_predictions(make: Any) -> None:
     with pytest.raises(
-        ConfigurationError, match=r"got (Git|Marian|Llama)ForCausalLM, whose own .*; pass positions=…, from"
+        ConfigurationError, match=r"got (Git|Marian|Llama)ForCausalLM, whose own .*; pass positions=…; see"
     ):
         adapt(make()).positions(next_words())
     assert adapt(make(), positions=lambda batch: None).positions(next_words()) is None
@@ -481,7 +483,7 @@ def test_no_row_is_said_to_be_independent() -> None:
 
 def test_a_model_that_embeds_neither_words_nor_patches_is_refused() -> None:
     model = hf.Wav2Vec2Model(hf.Wav2Vec2Config(**{k: v for k, v in WORDS.items() if k != "max_position_embeddings"}))
-    with pytest.raises(SiteError, match=r"got Wav2Vec2Model; say what to perturb, .* advvl.sites\(model\) lists"):
+    with pytest.raises(SiteError, match=r"got Wav2Vec2Model; pass sites=…, from those of advvl.sites\(model\)"):
         adapt(model)
 
 
