@@ -30,7 +30,7 @@ class Adapter:
         logits: from the outputs to what a regulariser compares; default: `.logits` or `["logits"]` of the outputs, a
             tensor itself, or of a tuple the first entry, the second where the first is a loss.
         positions: from the batch to the mask of the logits' rows that count (masked-token positions); None: all.
-        loss: `(outputs, batch)` to a scalar or one loss a row `(B,)`; default: the outputs' own: `.loss`, `["loss"]`, or a
+        loss: `(outputs, batch)` to a scalar or one loss per row `(B,)`; default: the outputs' own: `.loss`, `["loss"]`, or a
             number (a tensor without axes) that a tuple begins with.
         pure: declares that in eval mode every module computes what it gives from what it is given alone: it draws nothing,
             changes nothing in place that it was given, and is not run by activation checkpointing. An attack then
@@ -79,7 +79,7 @@ class Adapter:
                 got = f"{site.module!r} ({type(modules[modality]).__name__})"
                 raise SiteError(
                     f"expected a module that takes hooks at the site of {modality!r}, got {got}, which does not: {error}; "
-                    "name one that does, or adapt the model that was not scripted"
+                    "name one that does, not a scripted one"
                 ) from error
 
     def __repr__(self) -> str:
@@ -171,9 +171,9 @@ class Adapter:
             binding.end_forward(self.why_silent)
 
     def why_silent(self, modality: str, batch: Batch = None) -> str:
-        """Why a modality's site did not fire in a forward, on this batch if it is known; may run the model again."""
+        """Return why a modality's site did not fire on this batch, if the batch is known; may run the model again."""
         if not self._close.alive:
-            return "this adapter was closed, and has no hooks any more; adapt the model anew"
+            return "this adapter was closed and has no hooks; adapt the model again"
         module = dict(zip(self.sites, self._perturbed, strict=True))[modality]
 
         def again() -> Outputs:
@@ -207,7 +207,7 @@ def check_model(model: object) -> None:
 def _sites(sites: object) -> dict[str, Site]:
     if not isinstance(sites, Mapping) or not sites:
         raise SiteError(
-            f"expected sites as a mapping from modality to Site, at least one, got {sites!r}; "
+            f"expected sites as a mapping from modality to Site, got {sites!r}; "
             'as in {"text": Site("…embeddings.word_embeddings")}'
         )
     found = {}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from advvl.adapters.diagnosis import why_no_graph
-from advvl.errors import ConfigurationError, SiteError
+from advvl.errors import ConfigurationError, SiteError, more
 from advvl.perturbers.balls import Place
 
 Batch = Any
@@ -138,7 +138,7 @@ class Binding:
         if again and fired > 1:
             raise SiteError(
                 f"expected the site of {modality!r} to fire once a forward under activation checkpointing, got several; "
-                "which one a recomputation belongs to cannot be told"
+                "name a site that runs once"
             )
         return again or fired == _nth(self._sites[modality])
 
@@ -150,7 +150,7 @@ class Binding:
         if not x.is_floating_point():
             raise SiteError(
                 f"expected a floating-point tensor at the site of {modality!r} ({module}), got "
-                f"{x.dtype}; name the module that embeds it, or perturb its output instead of its input"
+                f"{x.dtype}; name the module that embeds it, or perturb its output"
             )
         if self._wants and not torch.is_grad_enabled():
             raise SiteError(
@@ -188,8 +188,8 @@ class Binding:
                 )
             if fired > 1 and site.firing is None:
                 raise SiteError(
-                    f"{where} once in a forward, got {fired} times: its module is shared or runs in a loop, or the model "
-                    f"ran several times; say which time counts, from Site(…, firing=0) to firing={fired - 1}"
+                    f"{where} once in a forward, got {fired} times; say which time counts, "
+                    f"from Site(…, firing=0) to firing={fired - 1}{more('several-firings')}"
                 )
 
     def begin_backward(self, *, refusal: str | None = None) -> None:
@@ -202,7 +202,7 @@ def _nth(site: Site) -> int:
 
 
 def _backward_runs() -> bool:
-    """Whether autograd is at work, as it is where activation checkpointing runs a module again."""
+    """True if autograd is at work, as it is where activation checkpointing runs a module again."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
@@ -231,9 +231,9 @@ class OutputHook:
             return record
         inside = [name for name, _ in module.named_children()]
         raise SiteError(
-            "expected a tensor, a tuple that begins with one, or a dict that holds one of floating point, at the site of "
-            f"{self.modality!r}, got {_described(output)} from {type(module).__name__}; name the module inside it that "
-            f"gives the tensor{f', among {inside}' if inside else ''}"
+            f"expected a tensor or one in a tuple or dict at the site of {self.modality!r}, got {_described(output)} "
+            f"from {type(module).__name__}; name the module that gives it{f', of {inside}' if inside else ''}"
+            f"{more('no-tensor')}"
         )
 
 
@@ -287,6 +287,6 @@ class InputHook:
             if isinstance(value, Tensor):
                 return args, kwargs | {name: binding.fire(self.modality, value)}
         raise SiteError(
-            f"expected a tensor as first input of the site of {self.modality!r}, got none in {type(module).__name__}; name "
-            "the module that takes the tensor, or perturb the output of the one that gives it"
+            f"expected a tensor as first input of the site of {self.modality!r}, got none in {type(module).__name__}; "
+            "name the module that takes it, or perturb an output"
         )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.counting import Flops
 from support.published import villa as published_villa
-from support.toy import repeat, toy, toy_batch
+from support.toy import toy, toy_batch
 from torch import Tensor
 
 from advvl import (

@@ -222,7 +222,7 @@ def test_of_pretraining_masked_words_are_compared() -> None:
 def test_pretraining_without_masked_words_says_what_to_compare_instead() -> None:
     model, batch = build(LxmertForPreTraining), pretraining_batch()
     del batch["labels"]
-    with pytest.raises(ConfigurationError, match=r"lxmert_sites\(model\), logits=lambda outputs: outputs.cross_rel"):
+    with pytest.raises(ConfigurationError, match=r"give them, or pass logits=…; see docs/errors\.md#masked-words"):
         VILLA.step(adapt(model), batch)
     target = adapt(model, lxmert_sites(model), logits=lambda outputs: outputs.cross_relationship_score)
     assert penalties(target, batch)[-1] > 0
