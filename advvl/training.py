@@ -16,11 +16,13 @@ from advvl.adapters.registry import adapted
 from advvl.errors import ConfigurationError
 from advvl.maximizers.base import AscentState, InnerMaximizer, check_parts
 from advvl.maximizers.probes import Feedback, Probe
+from advvl.passes import readouts
 from advvl.passes.backward import Backward
 from advvl.passes.drive import drive
 from advvl.passes.finite import FiniteCheck
 from advvl.passes.forward import Correct, Passes
 from advvl.passes.objective import Loss, Objective
+from advvl.passes.replay import Replay
 from advvl.passes.rounds import Rounds
 from advvl.passes.traces import Trace
 from advvl.perturbers.base import Perturber
@@ -165,13 +167,14 @@ class AdversarialTraining:
         with adapted(model) as adapter:
             self._check(adapter.model, update)
             with Passes(adapter, batch, self.perturber, loss=loss, correct=correct, generator=generator) as passes:
+                readouts.tap(passes, self.regularizers)
                 rounds = Rounds(
                     passes,
                     regularizers=self.regularizers,
                     climb=self.climb or self.teach,
                     teach=self.teach,
                     clean_weight=self.clean_weight,
-                    shared=self.dropout == "shared",
+                    replay=Replay() if self.dropout == "shared" else None,
                     freeze_stats=self.track_stats == "clean",
                     one_graph=one_backward(adapter.model, sync),
                     backward=backward,
