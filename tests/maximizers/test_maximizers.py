@@ -33,7 +33,7 @@ from advvl import (
     Zero,
 )
 from advvl.errors import ConfigurationError, ShapeError
-from advvl.maximizers.probes import Probes, merged
+from advvl.maximizers.probes import Probes
 from advvl.perturbers.starts import Carried
 
 SHAPES = {"text": (3, 5, 2), "image": (3, 4, 7)}
@@ -97,21 +97,9 @@ class Recorder:
         probe = next(generator)
         while True:
             try:
-                probe = generator.send(self.answers(probe))
+                probe = generator.send(self.answer(probe))
             except StopIteration as stop:
                 return stop.value
-
-    def answers(self, probe: Probe) -> Feedback:
-        """Pass by pass where modalities are perturbed apart, as the driver may do it."""
-        if not probe.apart:
-            return self.answer(probe)
-        last = list(probe.deltas)[-1]
-        return merged(
-            [
-                self.answer(replace(probe, deltas={m: delta}, update=probe.update and m == last, apart=False))
-                for m, delta in probe.deltas.items()
-            ]
-        )
 
     @property
     def modalities(self) -> list[tuple[str, ...]]:
@@ -434,7 +422,7 @@ def test_what_a_maximiser_is_sent_depends_neither_on_the_weight_nor_on_the_loss_
             for last in (False, True):
                 feedback = yield Probe(deltas, weight=self.weight, update=last)
                 self.sent.append(feedback)
-                deltas = feedback.move(perturber)
+                deltas = feedback.move(perturber).deltas
             return deltas
 
     step = Ascent(L2(), step_size=1.0, floor=100.0)  # far above the gradient's norm: the move is the gradient
@@ -472,12 +460,14 @@ def test_an_unknown_end_is_refused() -> None:
         PGD(2, keep="worst")
 
 
-def test_moves_are_left_in_the_feedback_for_whoever_reports() -> None:
+def test_a_move_is_returned_and_leaves_the_feedback_as_it_was() -> None:
     who = EmbeddingPerturber(text=Ascent(L2(), step_size=0.1))
     feedback = Recorder(who).answer(Probe({"text": Zero()}))
     moved = feedback.move(who)
-    assert torch.equal(feedback.stepped["text"].delta, moved["text"])
-    torch.testing.assert_close(feedback.stepped["text"].delta_norm, torch.full((3,), 0.1, dtype=torch.float64))
+    assert not feedback.deltas["text"].any()
+    norms = who.norms(moved.deltas, feedback.places)["text"]
+    torch.testing.assert_close(norms, torch.full((3,), 0.1, dtype=torch.float64))
+    assert moved.memory == {}
 
 
 def test_keeping_the_best_says_how_to_get_a_loss_a_row() -> None:

@@ -90,5 +90,5 @@ class Loose(L2):
 @pytest.mark.parametrize("ascent", [Still(L2(), step_size=0.5), Ascent(Loose(), step_size=0.5)], ids=["ascent", "ball"])
 def test_a_step_of_ones_own_is_taken(ascent: Ascent) -> None:
     delta, place = torch.ones(2, 3), Place(torch.zeros(2, 3))
-    moved = EmbeddingPerturber(text=ascent).move({"text": delta}, {"text": torch.ones(2, 3)}, {"text": place})
-    assert torch.equal(moved["text"].delta, delta)
+    moved = EmbeddingPerturber(text=ascent).move({"text": delta}, {"text": torch.ones(2, 3)}, {"text": place}, {})
+    assert torch.equal(moved.deltas["text"], delta)
