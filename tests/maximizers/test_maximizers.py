@@ -467,7 +467,7 @@ def test_a_move_is_returned_and_leaves_the_feedback_as_it_was() -> None:
     assert not feedback.deltas["text"].any()
     norms = who.norms(moved.deltas, feedback.places)["text"]
     torch.testing.assert_close(norms, torch.full((3,), 0.1, dtype=torch.float64))
-    assert moved.memory == {}
+    assert moved.memory["text"].steps == 1
 
 
 def test_keeping_the_best_says_how_to_get_a_loss_a_row() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from advvl import L2, Ascent, EmbeddingPerturber, Place, ops
 from advvl.errors import ConfigurationError, ShapeError
 from advvl.ops import Stepped
+from advvl.perturbers.ascents import AscentStep, StepMemory
 
 
 def stepped(delta: Tensor, **options: Any) -> Stepped:
@@ -78,8 +79,8 @@ def test_several_perturbations_in_one_call_are_as_one_by_one() -> None:
 
 
 class Still(Ascent):
-    def step(self, delta: Tensor, grad: Tensor, place: Place) -> Stepped:
-        return super().step(delta, torch.zeros_like(grad), place)
+    def step(self, delta: Tensor, grad: Tensor, place: Place, memory: StepMemory = StepMemory()) -> AscentStep:  # noqa: B008
+        return super().step(delta, torch.zeros_like(grad), place, memory)
 
 
 class Loose(L2):
