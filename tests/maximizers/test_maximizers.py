@@ -34,6 +34,7 @@ from advvl import (
 )
 from advvl.errors import ConfigurationError, ShapeError
 from advvl.maximizers.probes import Probes
+from advvl.perturbers import Decay, Momentum
 from advvl.perturbers.starts import Carried
 
 SHAPES = {"text": (3, 5, 2), "image": (3, 4, 7)}
@@ -376,6 +377,24 @@ def test_a_maximiser_climbs_along_the_gradient(maximizer: InnerMaximizer) -> Non
     recorder = Recorder(perturber("text"), gradient=lambda modality, count: -1.0)
     recorder.run(maximizer, state=AscentState())
     assert [height["text"] for height in recorder.heights][:3] == [0.0, -STEP, -2 * STEP]
+
+
+@pytest.mark.parametrize("maximizer", EVERY, ids=repr)
+def test_a_maximiser_hands_the_memory_of_rules_from_move_to_move(maximizer: InnerMaximizer) -> None:
+    """A gradient in each modality's first pass alone: by momentum it goes on, by steps that halve."""
+    first = 2 if "in turn" in repr(maximizer) and isinstance(maximizer, FreeLB) else 1
+    ascent = Ascent(Linf(), step_size=Decay(STEP, rate=0.5), rule=Momentum())
+    who = EmbeddingPerturber(text=ascent, image=ascent)
+
+    def gradient(modality: str, count: int) -> float:
+        alone = "in turn" in repr(maximizer) and isinstance(maximizer, PGD)
+        return float(count == 4 if alone and modality == "image" else count < first)
+
+    recorder = Recorder(who, gradient=gradient)
+    recorder.run(maximizer, state=AscentState())
+    for modality in SHAPES:
+        heights = [height[modality] for height in recorder.heights if modality in height]
+        assert heights[:3] == [0.0, STEP, 1.5 * STEP]
 
 
 @pytest.mark.parametrize("maximizer", EVERY, ids=repr)

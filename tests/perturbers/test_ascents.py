@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from advvl import L2, Ascent, EmbeddingPerturber, Given, Linf, Normal, Place, Start, Uniform, Zero
 from advvl.errors import ConfigurationError, ShapeError
 from advvl.perturbers.starts import Carried
+from advvl.runtime.randomness import on_device
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 BALLS = [L2(0.4), Linf(0.4), L2(0.4, per="token"), Linf(0.4, per="token")]
@@ -101,6 +102,28 @@ def test_a_start_draws_only_from_the_generator_it_is_given() -> None:
         assert torch.equal(first, start.make(L2(), place(2, 3, 5), two))
         assert not torch.equal(first, start.make(L2(), place(2, 3, 5), one))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_generator_serves_its_own_device_as_it_is_and_another_by_a_seed() -> None:
+    own = generator(3)
+    assert on_device(own, torch.device("cpu")) is own
+    assert torch.equal(own.get_state(), generator(3).get_state())
+    drawn = Uniform(0.1).make(Linf(), place(2, 3, 5), generator(3))
+    assert torch.equal(drawn, (2 * torch.rand(2, 3, 5, generator=generator(3), dtype=torch.float64) - 1) * 0.1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_a_start_is_drawn_there_and_one_seed_gives_the_same_bits() -> None:
+    where = Place(torch.zeros(2, 3, 5, device="cuda"))
+    one, two = generator(3), generator(3)
+    for start in (Uniform(0.1), Normal(0.1)):
+        first = start.make(Linf(), where, one)
+        assert torch.equal(first, start.make(Linf(), where, two))
+        assert not torch.equal(first, start.make(Linf(), where, one))
+        start.make(Linf(), where, two)
+    assert torch.equal(one.get_state(), two.get_state())
+    assert not torch.equal(one.get_state(), generator(3).get_state())
 
 
 def test_a_given_start_is_copied_and_projected() -> None:
