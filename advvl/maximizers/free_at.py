@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -39,6 +39,8 @@ class FreeAT(InnerMaximizer):
     replays: int
     modalities: Order = "together"
     carry: bool = True
+
+    one_backward: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_count("replays", self.replays)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -34,6 +34,8 @@ class FreeLB(InnerMaximizer):
 
     steps: int = 3
     modalities: Order = "together"
+
+    one_backward: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_count("steps", self.steps)

@@ -110,7 +110,7 @@ def _split(factor):
 
 @triton.jit
 def _pace(length, step, floor, RULE: tl.constexpr):
-    """Whether a row with a gradient of this length moves, and the factor of its direction."""
+    """Return a flag for a row that moves with a gradient of this length, and the factor of its direction."""
     moves = (length > 0) & (length < float("inf"))
     if RULE == "plain":
         moves = moves & (tl.abs(step) * length < _LONGEST_STEP)

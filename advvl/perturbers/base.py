@@ -92,7 +92,7 @@ class Perturber(ABC):
 
         Arguments:
             modality: one of `modalities`.
-            place: where the perturbation lives; its `x` is detached.
+            place: where the perturbation lives: the detached tensor, its mask and samples.
             x: the tensor at the site, `(B, …)`, with its graph.
             delta: the perturbation, a leaf of the pass's graph, as `begin` and `move` give it.
 

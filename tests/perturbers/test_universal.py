@@ -29,8 +29,6 @@ from advvl import (
 from advvl.errors import ConfigurationError, ShapeError
 from advvl.perturbers import Momentum, UniversalPerturber
 
-waits = pytest.mark.xfail(reason="passes do not call Perturber.apply yet", strict=True)
-
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
@@ -157,7 +155,6 @@ def test_processes_share_one_start_and_one_step(tmp_path: Path) -> None:
         assert "the length of 'text'" in process["refusal"]
 
 
-@waits
 def test_an_attack_finds_one_perturbation_for_its_batch() -> None:
     """Five sign steps from zero along the sum of the samples' gradients, by hand, in fp64."""
     target, batch = toy(), toy_batch()
