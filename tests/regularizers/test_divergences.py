@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from advvl import KL, SymmetricKL, divergences
+from advvl import KL, SymmetricKL
+from advvl.regularizers import divergences
 from advvl.regularizers.divergences import Head, Kind
 
 HEADS: list[Head] = ["softmax", "sigmoid"]
