@@ -18,7 +18,7 @@ _FAR = 1e15  # radii that the step is long: brought back into the ball, it is th
 def vat(
     *,
     radius: float,
-    xi: float = 1e-6,
+    xi: float = 1e-4,
     weight: float = 1.0,
     task_weight: float = 1.0,
     modality: str = "image",
@@ -27,7 +27,7 @@ def vat(
     """VAT: the task loss of clean inputs + KL(clean‖perturbed), clean detached, at the radius along one power iteration.
 
     Miyato et al., "Virtual Adversarial Training", TPAMI 2019. A batch without labels takes `task_weight=0`. The random
-    direction has entries of standard deviation `xi`, and is not scaled to a norm of `xi`: it only has to be short.
+    direction has entries of standard deviation `xi` instead of a norm of 1e-6, whose effect fp32 rounds away.
     """
     ascent = Ascent(L2(radius), step_size=_FAR * radius, start=Normal(xi))
     return AdversarialTraining(
