@@ -19,7 +19,7 @@ from advvl.maximizers.probes import Feedback, Probe
 from advvl.passes.backward import Backward
 from advvl.passes.drive import drive
 from advvl.passes.finite import FiniteCheck
-from advvl.passes.forward import Correct, Passes, survived
+from advvl.passes.forward import Correct, Passes
 from advvl.passes.objective import Loss, Objective
 from advvl.passes.rounds import Rounds
 from advvl.passes.traces import Trace
@@ -209,7 +209,7 @@ class AdversarialTraining:
             passes=rounds.count,
             delta_norms=norms,
             nonfinite={modality: bad.sum() for modality, bad in finite.bad.items()},
-            effective=survived(rounds.placed, self.perturber),
+            effective=rounds.passes.effective,
         )
 
     def _check(self, model: nn.Module, update: object) -> None:

@@ -6,6 +6,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class Adapter:
         logits: from the outputs to what a regulariser compares; default: `.logits` or `["logits"]` of the outputs, a
             tensor itself, or of a tuple the first entry, the second where the first is a loss.
         positions: from the batch to the mask of the logits' rows that count (masked-token positions); None: all.
-        loss: `(outputs, batch)` to a scalar or one loss a row `(B,)`; default: the outputs' own: `.loss`, `["loss"]`, or a
+        loss: `(outputs, batch)` to a scalar or one loss per row `(B,)`; default: the outputs' own: `.loss`, `["loss"]`, or a
             number (a tensor without axes) that a tuple begins with.
         pure: declares that in eval mode every module computes what it gives from what it is given alone: it draws nothing,
             changes nothing in place that it was given, and is not run by activation checkpointing. An attack then
@@ -79,7 +80,7 @@ class Adapter:
                 got = f"{site.module!r} ({type(modules[modality]).__name__})"
                 raise SiteError(
                     f"expected a module that takes hooks at the site of {modality!r}, got {got}, which does not: {error}; "
-                    "name one that does, or adapt the model that was not scripted"
+                    "name one that does, not a scripted one"
                 ) from error
 
     def __repr__(self) -> str:
@@ -140,7 +141,7 @@ class Adapter:
 
     def clean(self, *, binding: Binding | None = None) -> AbstractContextManager[Binding]:
         """Bind no perturbation: forwards within are clean, and reading a module works."""
-        return self.bound(binding or Binding(self.sites, _Given({})))
+        return self.bound(binding or Binding(self.sites, partial(_given, {})))
 
     def tap(self, name: str) -> None:
         """Have the output of a module kept in every later pass, as `binding.taps[name]`.
@@ -165,15 +166,15 @@ class Adapter:
             ShapeError: a perturbation of another shape than its site's tensor.
         """
         self.check_modalities(deltas)
-        binding = Binding(self.sites, _Given(deltas), modalities=tuple(deltas), required=tuple(deltas))
+        binding = Binding(self.sites, partial(_given, deltas), modalities=tuple(deltas), required=tuple(deltas))
         with self.bound(binding):
             yield
             binding.end_forward(self.why_silent)
 
     def why_silent(self, modality: str, batch: Batch = None) -> str:
-        """Why a modality's site did not fire in a forward, on this batch if it is known; may run the model again."""
+        """Return why a modality's site did not fire on this batch, if the batch is known; may run the model again."""
         if not self._close.alive:
-            return "this adapter was closed, and has no hooks any more; adapt the model anew"
+            return "this adapter was closed and has no hooks; adapt the model again"
         module = dict(zip(self.sites, self._perturbed, strict=True))[modality]
 
         def again() -> Outputs:
@@ -207,7 +208,7 @@ def check_model(model: object) -> None:
 def _sites(sites: object) -> dict[str, Site]:
     if not isinstance(sites, Mapping) or not sites:
         raise SiteError(
-            f"expected sites as a mapping from modality to Site, at least one, got {sites!r}; "
+            f"expected sites as a mapping from modality to Site, got {sites!r}; "
             'as in {"text": Site("…embeddings.word_embeddings")}'
         )
     found = {}
@@ -226,24 +227,15 @@ def _remove(handles: list[torch.utils.hooks.RemovableHandle]) -> None:
         handle.remove()
 
 
-class _Given:
-    """Perturbations that are there already, of the shape of their site's tensor."""
-
-    def __init__(self, deltas: Mapping[str, Tensor]) -> None:
-        self._deltas = deltas
-
-    def begin(self, modality: str, x: Tensor) -> Placed:
-        delta = self._deltas[modality]
-        if delta.shape != x.shape:
-            raise ShapeError(
-                f"expected a perturbation of {modality!r} of shape {tuple(x.shape)}, got {tuple(delta.shape)}; "
-                "make it of the shape of the tensor at the site, on this batch"
-            )
-        return Placed(Place(x.detach()), delta)
-
-    def apply(self, modality: str, placed: Placed, x: Tensor) -> Tensor:
-        del modality
-        return (x + placed.delta).to(x.dtype)
+def _given(deltas: Mapping[str, Tensor], modality: str, x: Tensor) -> Placed:
+    """A perturbation that is there already, of the shape of its site's tensor."""
+    delta = deltas[modality]
+    if delta.shape != x.shape:
+        raise ShapeError(
+            f"expected a perturbation of {modality!r} of shape {tuple(x.shape)}, got {tuple(delta.shape)}; "
+            "make it of the shape of the tensor at the site, on this batch"
+        )
+    return Placed(Place(x.detach()), delta)
 
 
 def _all_positions(batch: Batch) -> None:

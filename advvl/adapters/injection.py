@@ -9,13 +9,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from advvl.adapters.diagnosis import why_no_graph
-from advvl.errors import ConfigurationError, SiteError
+from advvl.errors import ConfigurationError, SiteError, more
 from advvl.perturbers.balls import Place
 
 Batch = Any
@@ -77,14 +77,14 @@ class Placed(NamedTuple):
     delta: Tensor
 
 
-class Perturb(Protocol):
-    """The way perturbations come to their sites; `Perturber.begin` and `Perturber.apply` stand behind it in a pass."""
+Begin = Callable[[str, Tensor], Placed]  # makes the perturbation of a modality at the tensor of its site
+Apply = Callable[[str, Place, Tensor, Tensor], Tensor]  # of modality, place, tensor and perturbation; `Perturber.apply`
 
-    def begin(self, modality: str, x: Tensor) -> Placed:
-        """Make the perturbation of a modality at the tensor of its site."""
 
-    def apply(self, modality: str, placed: Placed, x: Tensor) -> Tensor:
-        """Return the tensor of a site under its perturbation."""
+def added(modality: str, place: Place, x: Tensor, delta: Tensor) -> Tensor:
+    """The tensor of a site with the perturbation added in the wider precision of both, and cast once."""
+    del modality, place
+    return (x + delta).to(x.dtype)
 
 
 class Binding:
@@ -94,7 +94,7 @@ class Binding:
 
     Arguments:
         sites: of the adapter.
-        perturb: makes and applies the perturbations.
+        begin, apply: make a perturbation at its site, and put it on the site's tensor.
         modalities: those perturbed in this pass.
         required: those whose sites must fire in its forward.
         wants: gradients of the perturbations will be asked for.
@@ -103,13 +103,15 @@ class Binding:
     def __init__(
         self,
         sites: Mapping[str, Site],
-        perturb: Perturb,
+        begin: Begin,
+        apply: Apply = added,
         *,
         modalities: tuple[str, ...] = (),
         required: tuple[str, ...] = (),
         wants: bool = False,
     ) -> None:
-        self._sites, self._perturb, self._required, self._wants = sites, perturb, required, wants
+        self._sites, self._begin, self._apply = sites, begin, apply
+        self._required, self._wants = required, wants
         self._modalities = frozenset(modalities)
         self._fired = dict.fromkeys(sites, 0)  # in the forward
         self._in_backward = False
@@ -123,8 +125,9 @@ class Binding:
             return x
         if modality not in self.placed:
             self._check(modality, x)
-            self.placed[modality] = self._perturb.begin(modality, x)
-        return self._perturb.apply(modality, self.placed[modality], x)
+            self.placed[modality] = self._begin(modality, x)
+        place, delta = self.placed[modality]
+        return self._apply(modality, place, x, delta)
 
     def _is_perturbed(self, modality: str) -> bool:
         """Count this call, and decide whether it is perturbed."""
@@ -138,7 +141,7 @@ class Binding:
         if again and fired > 1:
             raise SiteError(
                 f"expected the site of {modality!r} to fire once a forward under activation checkpointing, got several; "
-                "which one a recomputation belongs to cannot be told"
+                "name a site that runs once"
             )
         return again or fired == _nth(self._sites[modality])
 
@@ -150,7 +153,7 @@ class Binding:
         if not x.is_floating_point():
             raise SiteError(
                 f"expected a floating-point tensor at the site of {modality!r} ({module}), got "
-                f"{x.dtype}; name the module that embeds it, or perturb its output instead of its input"
+                f"{x.dtype}; name the module that embeds it, or perturb its output"
             )
         if self._wants and not torch.is_grad_enabled():
             raise SiteError(
@@ -188,8 +191,8 @@ class Binding:
                 )
             if fired > 1 and site.firing is None:
                 raise SiteError(
-                    f"{where} once in a forward, got {fired} times: its module is shared or runs in a loop, or the model "
-                    f"ran several times; say which time counts, from Site(…, firing=0) to firing={fired - 1}"
+                    f"{where} once in a forward, got {fired} times; say which time counts, "
+                    f"from Site(…, firing=0) to firing={fired - 1}{more('several-firings')}"
                 )
 
     def begin_backward(self, *, refusal: str | None = None) -> None:
@@ -202,7 +205,7 @@ def _nth(site: Site) -> int:
 
 
 def _backward_runs() -> bool:
-    """Whether autograd is at work, as it is where activation checkpointing runs a module again."""
+    """True if autograd is at work, as it is where activation checkpointing runs a module again."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
@@ -231,9 +234,9 @@ class OutputHook:
             return record
         inside = [name for name, _ in module.named_children()]
         raise SiteError(
-            "expected a tensor, a tuple that begins with one, or a dict that holds one of floating point, at the site of "
-            f"{self.modality!r}, got {_described(output)} from {type(module).__name__}; name the module inside it that "
-            f"gives the tensor{f', among {inside}' if inside else ''}"
+            f"expected a tensor or one in a tuple or dict at the site of {self.modality!r}, got {_described(output)} "
+            f"from {type(module).__name__}; name the module that gives it{f', of {inside}' if inside else ''}"
+            f"{more('no-tensor')}"
         )
 
 
@@ -287,6 +290,6 @@ class InputHook:
             if isinstance(value, Tensor):
                 return args, kwargs | {name: binding.fire(self.modality, value)}
         raise SiteError(
-            f"expected a tensor as first input of the site of {self.modality!r}, got none in {type(module).__name__}; name "
-            "the module that takes the tensor, or perturb the output of the one that gives it"
+            f"expected a tensor as first input of the site of {self.modality!r}, got none in {type(module).__name__}; "
+            "name the module that takes it, or perturb an output"
         )

@@ -14,14 +14,13 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from advvl.adapters.injection import Placed
 from advvl.errors import ConfigurationError
 from advvl.maximizers.probes import Feedback, Probe
 from advvl.passes import readouts
 from advvl.passes.backward import Backward, accumulate, all_found, input_gradients
-from advvl.passes.clean import CleanBranch, CleanSide
+from advvl.passes.clean import CleanBranch, Comparison
 from advvl.passes.forward import Pass, Passes
-from advvl.passes.objective import Objective, Value, checked_penalty, total, weighted
+from advvl.passes.objective import Objective, Value, total, weighted
 from advvl.passes.replay import Replay
 from advvl.passes.traces import PassTrace, Tally, Trace
 from advvl.perturbers.starts import Start, Zero
@@ -61,15 +60,13 @@ class Rounds:
         backward: Backward | None = None,
         trace: Trace | None = None,
     ) -> None:
-        self.passes, self.climb, self.teach, self.clean_weight = passes, climb, teach, clean_weight
-        self._on_perturbed = [one for one in regularizers if one.on == "perturbed"]
-        self._on_clean = [one for one in regularizers if one.on == "clean"]
+        self.passes, self.climb, self.teach = passes, climb, teach
+        self.regularizers, self.clean_weight = regularizers, clean_weight
         self._replay = Replay() if shared else None
         self._freeze_stats, self._hold_back, self._one_graph = freeze_stats, hold_back, one_graph
         self._backward, self._trace = backward, trace
         self._clean: CleanBranch | None = None
         self.tally = Tally()
-        self.placed: dict[str, Placed] = {}  # of every modality, in its last pass
         self.count = 0
         readouts.tap(passes, regularizers)
 
@@ -96,7 +93,6 @@ class Rounds:
             self._clean = None
             if self._replay is not None:
                 self._replay.forget()
-        self.placed.update(run.binding.placed)
         self._record(tuple(probe.deltas), probe.weight, run, value.task, value.penalty, gradients, objective)
         return self.passes.feedback(run, value.losses, gradients)
 
@@ -114,17 +110,21 @@ class Rounds:
             losses, task = self.passes.task(run, objective.loss)
         else:
             self.passes.check_rows(run, None)
-        if objective.penalty and self._on_perturbed:
-            in_one_graph = probe.update and self._one_graph
-            mask = self.passes.adapter.positions(self.passes.batch)
-            penalties = []
-            for one, side in zip(self._on_perturbed, clean.sides, strict=True):
-                reference = side.reference_for(learns=bool(probe.weight), in_one_graph=in_one_graph)
-                perturbed = readouts.read(one, run, self.passes)
-                penalty = one(reference, perturbed, mask if one.reads is None else None)
-                penalties.append(checked_penalty(penalty, one))
-            penalty = total(penalties)
+        if objective.penalty and clean.comparisons:
+            penalty = self._penalty(
+                clean.comparisons, run, learns=bool(probe.weight), in_one_graph=probe.update and self._one_graph
+            )
         return weighted(objective, losses, task, penalty)
+
+    def _penalty(self, comparisons: Sequence[Comparison], run: Pass, *, learns: bool, in_one_graph: bool) -> Tensor:
+        mask = self.passes.adapter.positions(self.passes.batch)
+        found = [
+            one.penalty(
+                readouts.read(one.regularizer, run, self.passes), mask, learns=learns, in_one_graph=in_one_graph
+            )
+            for one in comparisons
+        ]
+        return total(found)
 
     def _differentiate(self, value: Value, run: Pass, clean: CleanBranch, probe: Probe) -> dict[str, Tensor]:
         """The gradients of the perturbations, if they are asked for; with a weight, the parameters get theirs as well."""
@@ -145,45 +145,36 @@ class Rounds:
 
     def _clean_branch(self) -> CleanBranch:
         """Run the references, and the clean pass if anything looks at it."""
-        regularizers, passes = self._on_perturbed, self.passes
-        fixed = readouts.of_references(regularizers, passes)
-        if not (self.clean_weight or self._on_clean or any(side is None for side in fixed)):
-            return CleanBranch(sides=[CleanSide(side, live=False) for side in fixed if side is not None])
+        passes = self.passes
+        fixed = list(zip(self.regularizers, readouts.of_references(self.regularizers, passes), strict=True))
+        if not (self.clean_weight or any(side is None or one.on == "clean" for one, side in fixed)):
+            return CleanBranch(
+                comparisons=[Comparison(one, side, live=False) for one, side in fixed if side is not None]
+            )
         zeros = {m: start for m, start in passes.perturber.starts().items() if isinstance(start, Zero)}
         at_zero = zeros if self._clean_pass_can_serve() else {}  # later probes at zero are answered from this graph
-        through = [one.reference is None and one.through_clean for one in regularizers]
-        live = bool(self.clean_weight or self._on_clean or any(through) or at_zero)
-        with torch.enable_grad() if live else torch.no_grad():
+        flows = any(one.on == "clean" or (side is None and one.through_clean) for one, side in fixed)
+        penalty = None
+        with torch.enable_grad() if self.clean_weight or flows or at_zero else torch.no_grad():
             run = self._forward(at_zero, wants=True)
             task = passes.task(run, self.teach.loss)[1] if self.clean_weight or self.teach.task else None
-            penalty = self._penalty_on_clean(run)
-            values = [
-                readouts.read(one, run, passes) if side is None else side
-                for one, side in zip(regularizers, fixed, strict=True)
+            found = [
+                Comparison(one, readouts.read(one, run, passes), live=one.through_clean)
+                if side is None
+                else Comparison(one, side, live=False)
+                for one, side in fixed
             ]
-        sides = [CleanSide(value, live=flows) for value, flows in zip(values, through, strict=True)]
+            if on_clean := [one for one in found if one.regularizer.on == "clean"]:
+                penalty = self.teach.penalty * self._penalty(on_clean, run, learns=True, in_one_graph=False)
+                self.tally.add_penalty(penalty)
         self._record((), self.clean_weight, run, task, None, {}, Objective())
-        return CleanBranch(run, task=task, task_weight=self.clean_weight, sides=sides, penalty=penalty)
-
-    def _penalty_on_clean(self, run: Pass) -> Tensor | None:
-        """The penalties of the clean pass itself against its references, taught once a round."""
-        if not self._on_clean:
-            return None
-        fixed = readouts.of_references(self._on_clean, self.passes)
-        mask = self.passes.adapter.positions(self.passes.batch)
-        penalties = [
-            checked_penalty(one(side, readouts.read(one, run, self.passes), mask if one.reads is None else None), one)
-            for one, side in zip(self._on_clean, fixed, strict=True)
-            if side is not None
-        ]
-        penalty = self.teach.penalty * total(penalties)
-        self.tally.add_penalty(penalty)
-        return penalty
+        comparisons = [one for one in found if one.regularizer.on == "perturbed"]
+        return CleanBranch(run, task=task, task_weight=self.clean_weight, comparisons=comparisons, penalty=penalty)
 
     def _clean_pass_can_serve(self) -> bool:
         """True if the clean pass is also the pass at zero perturbations, whose penalties and gradients of them vanish."""
         one_objective = self.climb == self.teach and self.teach.task == 1
-        vanishing = all(one.reference is None and one.vanishes_at_equality for one in self._on_perturbed)
+        vanishing = all(one.reference is None and one.vanishes_at_equality for one in self.regularizers)
         return self._replay is not None and one_objective and vanishing
 
     def _repeats_clean(self, probe: Probe, clean: CleanBranch) -> bool:
@@ -200,7 +191,7 @@ class Rounds:
             found = clean.gradients_at_zero(self.passes) if probe.delta_gradients else {}
         gradients = {modality: found[modality] for modality in probe.deltas if modality in found}
         clean.task_weight += probe.weight
-        penalty = task.detach() * 0 if self._on_perturbed else None
+        penalty = task.detach() * 0 if clean.comparisons else None
         self._record(tuple(probe.deltas), probe.weight, run, task, penalty, gradients, self.teach)
         return self.passes.feedback(run, None, gradients, modalities=tuple(probe.deltas))
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.toy import TOLERANCE
+from support.compare import TOLERANCE
 from torch import Tensor
 from torch.func import grad, jacrev, jvp, vjp, vmap
 from torch.nn import functional as F

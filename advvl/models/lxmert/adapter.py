@@ -15,7 +15,7 @@ from transformers.models.lxmert.modeling_lxmert import (
 
 from advvl.adapters.base import Adapter, Outputs
 from advvl.adapters.injection import Batch, Site
-from advvl.errors import ConfigurationError, DataError, SiteError
+from advvl.errors import ConfigurationError, DataError, SiteError, more
 from advvl.models.lxmert.layout import examples, region_mask, text_mask
 
 
@@ -82,7 +82,7 @@ def _masked_words(batch: Batch) -> Tensor:
     labels = batch.get("labels")
     if not isinstance(labels, Tensor):
         raise ConfigurationError(
-            "expected labels of masked words in the batch, whose predictions a regulariser compares, got none; to compare "
-            "something else: adapt(model, lxmert_sites(model), logits=lambda outputs: outputs.cross_relationship_score)"
+            "expected labels of masked words in the batch, to compare them, got none; "
+            f"give them, or pass logits=…{more('masked-words')}"
         )
     return labels != -100
