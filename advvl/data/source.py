@@ -12,7 +12,11 @@ from advvl.errors import DataError
 
 
 def checked_rows(indices: Sequence[int], count: int) -> Tensor:
-    """The indices as a tensor; errors: `DataError` unless there are some, all of them in 0..count-1."""
+    """Return the indices as a tensor (B,), int64.
+
+    Raises:
+        DataError: no index, or one outside 0..count-1.
+    """
     rows = torch.as_tensor(indices, dtype=torch.long)
     if rows.numel() == 0 or int(rows.min()) < 0 or int(rows.max()) >= count:
         raise DataError(f"expected one or more indices in 0..{count - 1}, got {list(indices)}")
@@ -28,7 +32,7 @@ class BatchSource(Protocol):
     def batch(self, indices: Sequence[int], generator: torch.Generator) -> dict[str, Any]:
         """The batch of these examples; whatever is random in it is drawn from `generator` (CPU).
 
-        The generator starts alike for every part of an update. What the parts share, such as a task, is drawn from it;
-        what an example has of its own from `advvl.data.row_draws.RowDraws.of(indices, generator)`, lest the rows of
+        Every part of an update gets a generator in the same state. Draw from it what the parts share, such as a task, and
+        what an example has of its own from `advvl.data.row_draws.RowDraws.of(indices, generator)`: otherwise the rows of
         one process draw what those of another draw.
         """

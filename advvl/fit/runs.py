@@ -30,14 +30,11 @@ class Run:
         updater: does an update by its number.
         store: where checkpoints are; None: nowhere.
         identity: what tells this run from others.
-        skips: leave out updates whose loss or gradient is not finite, up to so many in a row.
     """
 
     updater: Updater
     store: Checkpoints | OneFile | None
     identity: Mapping[str, Any]
-    skips: bool
-    skip_limit: int
     done: int = 0
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
@@ -56,10 +53,10 @@ class Run:
             loss = self.updater.run(self.done)
             self.in_a_row = 0
         except Unusable as error:
-            if not self.skips:
+            if self.updater.loop.nonfinite == "raise":
                 raise
             self.skipped, self.in_a_row, loss = self.skipped + 1, self.in_a_row + 1, math.nan
-            if self.in_a_row >= self.skip_limit:
+            if self.in_a_row >= self.updater.loop.skip_limit:
                 raise NonFiniteError(f"{self.in_a_row} updates in a row had to be skipped: {error}") from error
         self.done += 1
         self.seconds += time.perf_counter() - started

@@ -25,7 +25,7 @@ from advvl.adapters.base import Adapter
 from advvl.adapters.outputs import read_loss
 from advvl.data.source import BatchSource
 from advvl.errors import ConfigurationError, NonFiniteError
-from advvl.fit.options import OptimizerOptions
+from advvl.fit.options import LoopOptions, OptimizerOptions
 from advvl.fit.schedules import examples_of, schedule
 from advvl.fit.shares import Count, Share, cut
 from advvl.maximizers.base import AscentState
@@ -58,16 +58,14 @@ class Unusable(NonFiniteError):
     """
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Updater:
     """Does updates by their number; all that it changes is the model, the optimiser and what the adversary carries.
 
     Arguments:
         model, optimizer: as `accelerator.prepare` gave them.
         updates: how many the run has, for the learning rate's schedule.
-        accumulate: micro-batches of a process in an update.
         count: how many entries a batch's scalar loss is the mean of.
-        keeps_buffers: put the model's buffers back where an update is `Unusable`.
     """
 
     accelerator: Accelerator
@@ -75,12 +73,11 @@ class Updater:
     optimizer: Any
     source: BatchSource
     options: OptimizerOptions
+    loop: LoopOptions
     seed: int
     updates: int
-    accumulate: int
     count: Count | None
     adversary: Adversary | None
-    keeps_buffers: bool
     _rates: list[float] = field(init=False)
     _number: int = 0
     _losses: list[float] = field(default_factory=list)
@@ -91,7 +88,7 @@ class Updater:
 
     @property
     def parts(self) -> int:
-        return int(self.accelerator.num_processes) * self.accumulate
+        return int(self.accelerator.num_processes) * self.loop.accumulate
 
     def run(self, number: int) -> float:
         """Do the update of that number; this process's part of its mean loss, whose sum over processes is the loss.
@@ -101,7 +98,7 @@ class Updater:
         factor = schedule(self.options, number, self.updates)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
-        put_back = remembered_buffers(self.model) if self.keeps_buffers else None
+        put_back = remembered_buffers(self.model) if self.loop.nonfinite == "skip" else None
         try:
             return self._learn(number, self._apply)
         except Unusable:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from accelerate.utils import DistributedType
 from support.spawn import TESTS
 from torch import Tensor, nn
 
+import advvl.fit.checks
 import advvl.fit.loop
 from advvl import (
     L2,
@@ -41,7 +42,7 @@ from advvl.errors import CheckpointError, ConfigurationError, DataError, NonFini
 from advvl.files import read_torch, write_torch
 from advvl.fit.checkpoints import Checkpoints
 from advvl.fit.loop import FitResult, fit
-from advvl.fit.options import OptimizerOptions
+from advvl.fit.options import LoopOptions, OptimizerOptions
 from advvl.fit.schedules import examples_of, parameter_groups, schedule, updates_per_epoch
 from advvl.fit.signals import deferred_signals
 from advvl.runtime.randomness import derive_seed
@@ -108,12 +109,14 @@ def toy() -> Toy:
         return Toy()
 
 
+LOOP = {item.name for item in fields(LoopOptions)}
+
+
 def run(model: nn.Module, source: Source | None = None, **arguments: Any) -> FitResult:
-    return fit(
-        model,
-        Source() if source is None else source,
-        **{"options": OPTIONS, "seed": 3, "accelerator": Accelerator(cpu=True), **arguments},
-    )
+    """`fit` with arguments and options of the loop side by side."""
+    usual = {"options": OPTIONS, "seed": 3, "accelerator": Accelerator(cpu=True)}
+    loop = LoopOptions(**{name: arguments.pop(name) for name in LOOP & set(arguments)})
+    return fit(model, Source() if source is None else source, **{**usual, "loop": loop, **arguments})
 
 
 def bits(model: nn.Module) -> bytes:
@@ -375,7 +378,7 @@ def test_losses_that_are_neither_one_nor_one_a_row_are_refused_in_micro_batches(
     [
         ({"accumulate": 0}, "accumulate to be a whole number of 1 or more, got 0"),
         ({"accumulate": 5}, "1 processes times 5 micro-batches, got 4"),
-        ({"nonfinite": "keep"}, "nonfinite to be 'raise' or 'skip', got 'keep'"),
+        ({"nonfinite": "keep"}, "nonfinite to be one of raise, skip, got 'keep'"),
         ({"accumulate": 2, "method": "free-at"}, r"accumulate=1 with 3 updates a batch \(FreeAT\), got 2"),
     ],
     ids=["none", "too many", "policy", "free-at"],
@@ -389,7 +392,9 @@ def test_what_makes_no_sense_is_refused(arguments: dict[str, Any], said: str) ->
 
 def test_an_accelerator_that_accumulates_by_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Accelerator, "gradient_accumulation_steps", 4)
-    with pytest.raises(ConfigurationError, match="gradient_accumulation_steps=1, got 4; give accumulate=4"):
+    with pytest.raises(
+        ConfigurationError, match=r"gradient_accumulation_steps=1, got 4; give LoopOptions\(accumulate=4\)"
+    ):
         run(toy())
 
 
@@ -406,7 +411,7 @@ def test_an_accelerator_that_does_not_know_of_the_processes_is_refused(
     """As Accelerator() is on CPUs under torchrun: every process would train alone, and write over the others' files."""
     accelerator = Accelerator(cpu=True)
     if how == "group":
-        monkeypatch.setattr(advvl.fit.loop, "process_count", lambda: 2)
+        monkeypatch.setattr(advvl.fit.checks, "process_count", lambda: 2)
     else:
         monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigurationError, match=r"knows of all 2 processes, got one of 1.* Accelerator\(cpu=True\)"):
