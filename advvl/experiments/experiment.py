@@ -17,8 +17,7 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import nn
 
-from advvl.adapters.base import Adapter
-from advvl.adapters.registry import adapt
+from advvl.adapters.injection import Site
 from advvl.data.source import BatchSource
 from advvl.experiments.options import ExperimentOptions
 from advvl.experiments.outputs import OutputDirectory
@@ -98,8 +97,9 @@ class Setup:
 
     Arguments:
         model: with the weights at which training begins.
-        train, options, optimizer, adversarial_tasks, target: as `fit` takes them.
+        train, options, optimizer, adversarial_tasks: as `fit` takes them.
         test: what a `"finetune"` row is attacked on.
+        sites: where the model is perturbed, as `adapt` takes it; None: where its registered adapter says.
     """
 
     model: nn.Module
@@ -108,7 +108,7 @@ class Setup:
     test: BatchSource | None = None
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None
     adversarial_tasks: Collection[str] | None = None
-    target: Callable[[nn.Module], Adapter] = adapt
+    sites: Mapping[str, Site | str] | None = None
 
 
 def save_tensors(model: nn.Module, path: Path) -> None:

@@ -47,7 +47,7 @@ class LxmertSize:
 
 @dataclass(frozen=True, kw_only=True)
 class LxmertAdversary:
-    """How an update of LXMERT-AdvTrain perturbs the word embeddings and, which it does not, the region features.
+    """Perturbations of the word embeddings and, beyond LXMERT-AdvTrain, of the region features in an update.
 
     Arguments:
         steps: K, passes.

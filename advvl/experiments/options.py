@@ -37,7 +37,7 @@ def first_seeds(text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentOptions:
-    """What every experiment has to be given: its seeds, its output directory, how it trains and evaluates, on what machine.
+    """Options of every experiment: seeds, output directory, training, evaluation, and the use of the machine.
 
     Raises:
         ConfigurationError: a value of another type or out of its range; `resume` with `overwrite`.
@@ -67,7 +67,7 @@ class ExperimentOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """How many pictures, questions and captions are made of the scanned digits; see `advvl.data.digits.corpus`."""
+    """Numbers of pictures, questions and captions made of the scanned digits; see `advvl.data.digits.corpus`."""
 
     seed: int = 0
     train_images: int = 300

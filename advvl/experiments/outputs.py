@@ -96,7 +96,7 @@ def claim(options: ExperimentOptions) -> OutputDirectory:
             directory.clear()
         elif not options.resume:
             raise OutputDirectoryError(
-                f"expected no results in {options.output!r}, got some of this very configuration; pass --resume to go on, "
+                f"expected no results in {options.output!r}, got some of this configuration; pass --resume to go on, "
                 "--overwrite to lose them, or another --output"
             )
     return directory

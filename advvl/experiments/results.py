@@ -1,4 +1,4 @@
-"""What finished runs left in an output directory, as one table, one curve and one file of numbers."""
+"""The records of finished runs, as one table, one curve and one file of numbers."""
 
 from __future__ import annotations
 

@@ -18,12 +18,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic
 
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
+from advvl.adapters.registry import adapt
 from advvl.errors import CheckpointError
 from advvl.evaluation.protocol import attacked_scores
 from advvl.experiments.devices import accelerator_on, device_of, reproducible
@@ -106,7 +108,7 @@ def open_worker(
 
 @dataclass(frozen=True)
 class Worker(Generic[Options, Data]):
-    """What the tasks of one process share; `index` is its number among those that share the work."""
+    """All that the tasks of one process share; `index` is its number among those that share the work."""
 
     experiment: Experiment[Options, Data]
     options: Options
@@ -127,7 +129,7 @@ class Worker(Generic[Options, Data]):
         record["sha256"] = _sha256(weights)
         if setup.test is not None:
             record["scores"] = attacked_scores(
-                setup.target(setup.model),
+                adapt(setup.model, setup.sites),
                 setup.test,
                 self.options.evaluation,
                 device=self.accelerator.device,
@@ -158,7 +160,7 @@ class Worker(Generic[Options, Data]):
             updates=round(usual * task.row.updates),
             method=task.row.method,
             adversarial_tasks=setup.adversarial_tasks,
-            target=setup.target,
+            target=partial(adapt, sites=setup.sites),
             optimizer=setup.optimizer,
             accelerator=self.accelerator,
             checkpoint=checkpoint,

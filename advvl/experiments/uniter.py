@@ -42,8 +42,8 @@ def set_up(options: UniterOptions, corpus: DigitsCorpus, task: Task, start: Path
     else:
         if not start.exists():
             raise ConfigurationError(
-                f"expected stage one of seed {task.seed} at {str(start)!r}, got none; run --stage pretrain or --stage all "
-                "first, or give --checkpoint"
+                f"expected stage one of seed {task.seed} at {str(start)!r}, got none; run --stage pretrain or --stage all, "
+                "or give --checkpoint"
             )
         load_start(model, start)
     return Setup(model, corpus.train, options.finetune, getattr(corpus, options.evaluation.split))
@@ -86,9 +86,8 @@ def load_given(model: UniterForVQA, path: Path) -> None:
     except CheckpointError as error:
         sizes = model.config
         raise CheckpointError(
-            f"{error}. Of this experiment, files have a vocabulary of {sizes.vocab_size}, {sizes.max_position_embeddings} "
-            f"positions, features of {sizes.img_dim} numbers (UNITER's published ones 28996, 512, 2048); --checkpoint takes "
-            "its pretrained-*.safetensors, with --model.* set to their sizes"
+            f"{error}; --checkpoint takes pretrained-*.safetensors of this experiment, of {sizes.vocab_size} words, "
+            f"{sizes.max_position_embeddings} positions and features of {sizes.img_dim} numbers"
         ) from error
 
 

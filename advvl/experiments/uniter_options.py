@@ -43,7 +43,7 @@ class UniterSize:
 
 @dataclass(frozen=True, kw_only=True)
 class AdversaryOptions:
-    """How an update perturbs the embeddings of words and image regions.
+    """Perturbations of the embeddings of words and image regions in an update.
 
     Arguments:
         steps: K, passes for each modality in turn, or for both together.

@@ -92,7 +92,7 @@ class Checkpoints:
         )
 
     def due(self, update: int, updates: int) -> bool:
-        """Whether the model is to be evaluated after so many of so many updates."""
+        """Return True if the model is to be evaluated after `update` of `updates` updates."""
         return self.evaluate is not None and (update % self.every == 0 or update == updates)
 
     def open(self, *, resume: bool) -> None:

@@ -44,10 +44,14 @@ __all__ = ["BatchSource", "Checkpoints", "FitResult", "fit"]
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a run of updates came to.
+    """The outcome of a run.
 
-    `seconds` is the time of the updates alone, without checkpoints and evaluations, summed over the runs that did them:
-    the one field that differs between equal runs. A skipped update's loss is NaN.
+    Arguments:
+        updates: done, those included that were skipped.
+        seconds: of the updates alone, without checkpoints and evaluations, summed over the runs that did them; the one
+            field that differs between equal runs.
+        losses: of each update; NaN if it was skipped.
+        scores: of evaluations, by the updates done.
     """
 
     updates: int

@@ -58,7 +58,7 @@ class OptimizerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:
-    """How the loop goes about a run; a resumed run may have others.
+    """The loop's way of going about a run; a resumed run may have another.
 
     Arguments:
         accumulate: micro-batches that each process cuts its share of an update into.

@@ -153,14 +153,14 @@ def _gathered(accelerator: Accelerator, value: Mapping[str, Any]) -> list[Any] |
 
 
 def _own(methods: Sequence[dict[str, Any]], accelerator: Accelerator) -> dict[str, Any]:
-    """What this process's adversary carried; nothing where there were other processes, with other rows."""
+    """Return what this process's adversary carried; nothing where there were other processes, with other rows."""
     if len(methods) == accelerator.num_processes:
         own: dict[str, Any] = methods[accelerator.process_index]
         return own
     if any(method["deltas"] for method in methods):
         warnings.warn(
-            f"perturbations carried by {len(methods)} processes cannot be handed on to {accelerator.num_processes}: each "
-            "belongs to the rows of its process, and they start anew",
+            f"perturbations carried by {len(methods)} processes cannot be handed on to {accelerator.num_processes}, which "
+            "have other rows; they start over",
             stacklevel=4,
         )
     return AscentState().state_dict()

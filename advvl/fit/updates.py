@@ -36,7 +36,7 @@ from advvl.training import AdversarialTraining
 
 @dataclass
 class Adversary:
-    """What adversarial updates need: the method, the tasks it is for, the adapter, and what it carries along."""
+    """The parts of an adversarial update: the method, the tasks it is for, the adapter, and the state it carries."""
 
     method: AdversarialTraining
     tasks: Collection[str] | None
@@ -47,7 +47,7 @@ class Adversary:
         return self.tasks is None or batch.get("task") in self.tasks
 
     def compares_entries(self, batch: Any) -> bool:
-        """Whether a regulariser takes its mean over some entries of a batch, and not over its rows."""
+        """Return True if a regulariser takes its mean over some entries of a batch, and not over its rows."""
         return self.method.regularizer is not None and self.target.positions(batch) is not None
 
 
@@ -110,7 +110,7 @@ class Updater:
     def rehearse(self) -> None:
         """Have a resumed run reduce gradients as it did before: to be called before its state is taken up.
 
-        DDP lays its buckets out anew after the first backward of a process, by the order in which gradients came; where
+        DDP lays its buckets out again after the first backward of a process, by the order in which gradients came; where
         three or more processes sum, another layout is another order of sums and other bits. So the first update's
         backward is done again, and nothing of it kept.
         """
@@ -171,9 +171,8 @@ class Updater:
             value = share.weigh(adversary.target.loss(outputs, batch))
             if share.rows < 1 and value.ndim and adversary.compares_entries(batch):
                 raise ConfigurationError(
-                    "expected the mean loss of the entries that the regulariser compares, and count=… of them, over several "
-                    "processes or micro-batches, got one loss a row beside positions: one weight cannot serve both; give "
-                    "loss and count of those entries, or let the adapter's positions be None"
+                    "expected a mean loss and count=… of the entries that the regulariser compares, got one loss per row "
+                    "beside positions; see docs/training-loop.md"
                 )
             return value
 
@@ -232,7 +231,7 @@ class Updater:
         named = f"{examples[:20]}" + (f" and {len(examples) - 20} more" if len(examples) > 20 else "")
         return Unusable(
             f"expected a finite {what} in update {self._number}, got {value} of the examples {named}{self._reason}; "
-            "lower learning_rate, look at those examples, or leave such updates out by nonfinite='skip'"
+            "look at those examples, lower learning_rate, or give LoopOptions(nonfinite='skip')"
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,14 +11,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 from support.tiny import tiny
 
 import advvl.experiments.runner
 import advvl.models.uniter.checkpoint
 from advvl.errors import CheckpointError, ConfigurationError, OutputDirectoryError
 from advvl.experiments.config import fingerprint, plain
-from advvl.experiments.devices import accelerator_on, device_of, reproducible
 from advvl.experiments.experiment import Row
 from advvl.experiments.runner import run, tasks_of
 from advvl.experiments.uniter import UNITER
@@ -241,7 +238,7 @@ def test_a_checkpoint_of_other_sizes_is_refused_with_what_differs_and_what_fits(
     with pytest.raises(CheckpointError) as caught:
         quietly(tiny(tmp_path / "out", checkpoint=str(given)))
     message = str(caught.value)
-    for part in ("word_embeddings.weight: expected shape", "found (500, 8)", "features of 64", "28996", "pretrained-*"):
+    for part in ("word_embeddings.weight: expected shape", "found (500, 8)", "features of 64", "pretrained-*"):
         assert part in message
 
 
@@ -250,42 +247,12 @@ def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
         quietly(tiny(tmp_path / "out", checkpoint=str(tmp_path / "missing.pt")))
 
 
-def test_what_makes_bits_equal_is_put_back_as_found(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        with reproducible(threads=1):
-            assert torch.get_num_threads() == 1
-            assert torch.are_deterministic_algorithms_enabled() == torch.cuda.is_available()
-        assert torch.get_num_threads() == 2
-        assert not torch.are_deterministic_algorithms_enabled()
-        assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_stage_one_comes_before_its_rows_and_long_work_before_short(tmp_path: Path) -> None:
     tasks = tasks_of(rows_of(tiny(tmp_path)), (0, 1))
     assert [task.seed for task in tasks] == [0] * 8 + [1] * 8
     names = [task.row.name for task in tasks[:8]]
     assert names[:2] == ["adversarial pre-training", "standard pre-training"]
     assert names[5:] == ["standard", "villa pre-training, villa", "villa pre-training, standard"]
-
-
-@pytest.mark.parametrize("device", ["quantum", "mps:7", "meta", "cuda", "cuda:0"])
-def test_a_device_that_is_not_there_is_refused_with_what_there_is(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(ConfigurationError, match=f"device of this machine, auto, cpu, got '{device}'"):
-        accelerator_on(device)
-
-
-def test_a_second_gpu_has_a_name_and_a_third_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    names = ["auto", "cuda", "cuda:1", "cpu"]
-    assert [str(device_of(name)) for name in names] == ["cuda:0", "cuda:0", "cuda:1", "cpu"]
-    with pytest.raises(ConfigurationError, match="auto, cpu, cuda:0, cuda:1, got 'cuda:2'"):
-        device_of("cuda:2")
 
 
 @pytest.mark.parametrize(

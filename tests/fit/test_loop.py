@@ -358,7 +358,7 @@ def test_micro_batches_leave_what_the_whole_batch_leaves(kind: str, accumulate: 
 
 
 def test_means_over_words_of_several_micro_batches_have_to_be_counted() -> None:
-    with pytest.raises(ConfigurationError, match=r"one loss a row \(B,\), or count="):
+    with pytest.raises(ConfigurationError, match=r"one loss per row \(B,\), or count="):
         run(Words(), accumulate=2)
     with pytest.raises(DataError, match=r"count\(batch\) of 1 or more in each part of an update, got less in 2"):
         run(Words(), accumulate=2, count=lambda batch: 0)
@@ -388,6 +388,25 @@ def test_what_makes_no_sense_is_refused(arguments: dict[str, Any], said: str) ->
         arguments = {**arguments, "method": METHODS[arguments["method"]], "target": sited}
     with pytest.raises(ConfigurationError, match=said):
         run(toy(), **arguments)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"accumulate": True},
+        {"accumulate": "2"},
+        {"skip_limit": 0},
+        {"checkpoint_seconds": -1.0},
+        {"checkpoint_seconds": math.nan},
+        {"progress": 1},
+        {"description": ""},
+        {"line": -1},
+    ],
+    ids=str,
+)
+def test_options_of_the_loop_out_of_range_or_of_another_type_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=f"expected {next(iter(wrong))} to be .*, got "):
+        LoopOptions(**wrong)
 
 
 def test_an_accelerator_that_accumulates_by_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -550,7 +569,7 @@ def test_a_penalty_over_other_entries_than_the_loss_is_refused_where_batches_are
         return target
 
     run(toy(), method=METHODS["villa"], target=located, updates=1)
-    with pytest.raises(ConfigurationError, match="one loss a row beside positions"):
+    with pytest.raises(ConfigurationError, match="one loss per row beside positions"):
         run(toy(), method=METHODS["villa"], target=located, updates=1, accumulate=2)
 
 
