@@ -79,7 +79,7 @@ class RunResult:
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodSummary:
     """One method: its accuracies, their differences to the baseline's, and its time per update, with intervals."""
 
     method: str
@@ -96,7 +96,7 @@ class Report:
         examples: how many test examples each condition's scores are of, for every method and seed.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[MethodSummary, ...]
     conditions: tuple[Condition, ...]
     examples: Mapping[Condition, int]
     seeds: tuple[int, ...]
@@ -128,7 +128,7 @@ def summarise(results: Sequence[RunResult], *, baseline: str, confidence: float 
                 base = [runs[baseline][seed].scores[condition] for seed in seeds]
                 difference[condition] = _difference(scores, base, confidence)
         times = [time for seed in seeds if (time := by_seed[seed].seconds_per_update) is not None]
-        rows.append(Row(method, accuracy, difference, _time(times, confidence)))
+        rows.append(MethodSummary(method, accuracy, difference, _time(times, confidence)))
     examples = {condition: len(scores) for condition, scores in first.scores.items()}
     return Report(tuple(rows), tuple(first.scores), examples, seeds, baseline, confidence, over)
 
