@@ -2,23 +2,34 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A test process per core (each of one thread); one that has no tests left takes over those of others.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: install demo test lint bench bench-report clean
+.PHONY: install demo test test-fast lint bench bench-report clean
 
 install: $(VENV)/.installed
 
-# torch first, alone and pinned, so that no later requirement can pull another build in.
-$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+# What the demos need. torch first, alone and pinned, so that no later requirement can pull another build in.
+$(VENV)/.demo: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[examples]'
+	touch $@
+
+# What tests and lint need beside that.
+$(VENV)/.installed: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: install
+demo: $(VENV)/.demo
 	$(BIN)/python examples/villa_uniter.py --resume
 
 test: install
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# Without the tests that are marked slow; some of every room are left.
+test-fast: install
+	$(PYTEST) -m 'not slow'
 
 lint: install
 	$(BIN)/ruff check .

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from support.compare import close, same
+from support.draws import randn
 from support.toy import ToyModel, toy, toy_batch, toy_sites
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,14 +43,6 @@ def correct(outputs: Any, batch: Any) -> Tensor:
 def attack(ball: L2 | Linf, maximizer: InnerMaximizer, **options: Any) -> Attack:
     ascent = Ascent(ball, step_size=0.2, start=options.pop("start", Zero()))
     return Attack(EmbeddingPerturber(text=ascent, image=ascent), maximizer, correct=correct, **options)
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def close(got: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
 
 
 # --- what is found ---
@@ -283,20 +277,6 @@ def state_of(model: nn.Module) -> dict[str, Any]:
     return state
 
 
-def same(one: Any, two: Any) -> bool:
-    if isinstance(one, Tensor):
-        return torch.equal(one, two)
-    if isinstance(one, (tuple, list)):
-        return len(one) == len(two) and all(same(a, b) for a, b in zip(one, two, strict=True))
-    return one == two
-
-
-def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
-    assert before.keys() == after.keys()
-    changed = [name for name in before if not same(before[name], after[name])]
-    assert changed == []
-
-
 @each_maximizer
 @pytest.mark.parametrize("train_mode", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("training", [False, True], ids=["found-eval", "found-train"])
@@ -306,7 +286,7 @@ def test_an_attack_leaves_the_model_as_it_was(maximizer: InnerMaximizer, train_m
     target.model.frozen.eval()
     before = state_of(target.model)
     attack(L2(1.0), maximizer, start=Uniform(0.1), train_mode=train_mode)(target, toy_batch(5))
-    assert_same(before, state_of(target.model))
+    same(state_of(target.model), before)
 
 
 @pytest.mark.parametrize("train_mode", [False, True], ids=["eval", "train"])
@@ -323,7 +303,7 @@ def test_a_model_that_raises_is_left_as_it_was(train_mode: bool) -> None:
     before = state_of(target.model)
     with pytest.raises(ZeroDivisionError):
         attack(L2(1.0), PGD(3), start=Uniform(0.1), train_mode=train_mode)(target, toy_batch(5))
-    assert_same(before, state_of(target.model))
+    same(state_of(target.model), before)
 
 
 def test_a_graph_that_is_alive_survives_an_attack() -> None:

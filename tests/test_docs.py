@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from support.pages import run
 
 from advvl.adapters import registry
 
@@ -18,26 +18,12 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 WITH_CODE = [page for page in PAGES if "```python" in page.read_text()]
-
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 PATH = re.compile(r"`((?:advvl|tests|docs|examples|benchmarks)/[\w./-]+)`")
 
 
 def name(page: Path) -> str:
     return page.name
-
-
-def blocks(text: str) -> Iterator[tuple[int, str]]:
-    """The Python blocks of a page, each with the number of lines before it."""
-    for match in BLOCK.finditer(text):
-        yield text[: match.start(1)].count("\n"), match.group(1)
-
-
-def run(text: str, path: str, names: dict[str, Any]) -> None:
-    """Run the blocks in order in one namespace; an error points at its line of the page."""
-    for before, code in blocks(text):
-        exec(compile("\n" * before + code, path, "exec"), names)
 
 
 def readme_names() -> dict[str, Any]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from support.distributed_cases import ROWS, Named, close, gradients, method_of, model_of
+from support.compare import close_gradients
+from support.distributed_cases import ROWS, Named, gradients, method_of, model_of
 from support.launched import EXAMPLES
 from support.spawn import Ended, run
 from support.toy import toy_batch, toy_sites
@@ -29,7 +30,7 @@ def accelerate() -> list[str]:
 
 
 def launched(command: list[str], how: str, folder: Path) -> Ended:
-    (ended,) = run([[*command, how, str(folder)]], limit=120, environment={"CUDA_VISIBLE_DEVICES": ""})
+    (ended,) = run([[*command, how, str(folder)]], limit=120, variables={"CUDA_VISIBLE_DEVICES": ""})
     return ended
 
 
@@ -50,7 +51,7 @@ def test_torchrun_trains_as_one_process_does(tmp_path: Path) -> None:
     ended = launched(TORCHRUN, "torchrun", tmp_path)
     assert ended.code == 0, ended.output
     for found in found_in(tmp_path):
-        close(found["gradients"], alone(0))
+        close_gradients(found["gradients"], alone(0))
 
 
 def test_torchrun_ends_all_when_one_dies(tmp_path: Path) -> None:
@@ -63,6 +64,6 @@ def test_accelerate_accumulates_reduces_once_and_gathers_each_example_once(tmp_p
     ended = launched(accelerate(), "accelerate", tmp_path)
     assert ended.code == 0, ended.output
     for found in found_in(tmp_path):
-        close(found["gradients"], alone(0, 1))
+        close_gradients(found["gradients"], alone(0, 1))
         assert found["reductions"] == [0]
         assert sorted(found["numbers"]) == list(range(EXAMPLES))

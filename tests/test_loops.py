@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from support.toy import TOLERANCE
-from test_docs import run
+from support.compare import close_gradients
+from support.pages import run
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -91,16 +91,6 @@ def side(loop: str, sign: str) -> str:
     return "\n".join(line[1:] for line in lines if not line or line[0] in (" ", sign))
 
 
-def assert_equal(found: Gradients, expected: Gradients, tolerance: float = TOLERANCE[torch.float64]) -> None:
-    assert len(found) == len(expected) > 1
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours.keys() == theirs.keys()
-        largest = max(float(value.abs().max()) for value in theirs.values())
-        assert largest > 0
-        for name, value in theirs.items():
-            torch.testing.assert_close(ours[name], value, rtol=tolerance, atol=tolerance * largest)
-
-
 def test_few_lines_change_and_as_many_as_the_page_says() -> None:
     added = {loop: sum(bool(re.match(r"\+\s*\S", line)) for line in diff.splitlines()) for loop, diff in DIFFS.items()}
     assert list(added.values()) == list(STATED.values())[: len(added)]
@@ -110,14 +100,14 @@ def test_few_lines_change_and_as_many_as_the_page_says() -> None:
 
 @pytest.mark.parametrize("loop", WINDOWS)
 def test_without_the_change_the_loop_is_the_one_without_an_adversary(recorder: Recorder, loop: str) -> None:
-    assert_equal(recorder.program(side(loop, "-")), recorder.reference(None, window=WINDOWS[loop]))
+    close_gradients(recorder.program(side(loop, "-")), recorder.reference(None, window=WINDOWS[loop]))
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("loop", WINDOWS)
 def test_with_the_change_it_has_the_gradients_of_the_plain_loop(recorder: Recorder, loop: str, method: str) -> None:
     found = recorder.program(side(loop, "+").replace("freelb", method))
-    assert_equal(found, recorder.reference(METHODS[method], window=WINDOWS[loop]))
+    close_gradients(found, recorder.reference(METHODS[method], window=WINDOWS[loop]))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -125,10 +115,10 @@ def test_with_the_change_it_has_the_gradients_of_the_plain_loop(recorder: Record
 def test_it_has_them_with_dropout_too(recorder: Recorder, loop: str, method: str) -> None:
     recorder.dropout = 0.5
     found = recorder.program(side(loop, "+").replace("freelb", method))
-    assert_equal(found, recorder.reference(METHODS[method], window=WINDOWS[loop]))
+    close_gradients(found, recorder.reference(METHODS[method], window=WINDOWS[loop]))
     recorder.dropout = 0.0
     with pytest.raises(AssertionError):
-        assert_equal(found, recorder.reference(METHODS[method], window=WINDOWS[loop]))
+        close_gradients(found, recorder.reference(METHODS[method], window=WINDOWS[loop]))
 
 
 def test_in_accelerate_s_half_precision_it_has_those_of_a_loop_under_autocast(recorder: Recorder) -> None:
@@ -143,6 +133,6 @@ def test_in_accelerate_s_half_precision_it_has_those_of_a_loop_under_autocast(re
     text = side("accelerate", "+").replace("steps=2)", 'steps=2, mixed_precision="bf16")').replace("freelb", "villa")
     assert "bf16" in text
     found = recorder.program(text)
-    assert_equal(found, recorder.reference(METHODS["villa"], window=2, call=call), TOLERANCE[torch.float32])
+    close_gradients(found, recorder.reference(METHODS["villa"], window=2, call=call), torch.float32)
     with pytest.raises(AssertionError):
-        assert_equal(found, recorder.reference(METHODS["villa"], window=2), TOLERANCE[torch.float32])
+        close_gradients(found, recorder.reference(METHODS["villa"], window=2), torch.float32)

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from support.compare import close
+from support.counting import HostReads
 from support.published import villa as published_villa
-from support.toy import ToyModel, gradients, toy, toy_batch, toy_sites
+from support.toy import STEP_SIZES, ToyModel, gradients, perturber, toy, toy_batch, toy_sites
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from advvl import (
@@ -40,25 +41,12 @@ from advvl import (
 from advvl.errors import ConfigurationError, NonFiniteError, RandomnessError, ShapeError, SiteError
 from advvl.runtime.randomness import RandomState
 
-STEP_SIZES = {"text": 0.3, "image": 0.5}
-
-
-def perturber(
-    norm: str = "l2", radius: float = math.inf, modalities: tuple[str, ...] = ("text", "image"), **options: Any
-) -> EmbeddingPerturber:
-    ball = L2(radius) if norm == "l2" else Linf(radius)
-    return EmbeddingPerturber(**{m: Ascent(ball, step_size=STEP_SIZES[m], **options) for m in modalities})
-
 
 def zeros(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {
         "text": torch.zeros(*batch["ids"].shape, 8, dtype=torch.float64),
         "image": torch.zeros_like(batch["regions"]),
     }
-
-
-def close(a: Tensor, b: Tensor) -> None:
-    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
 
 
 CASES = [
@@ -99,8 +87,12 @@ def test_villa_is_the_published_loop(
     )
     ours, passes = toy(dropout=dropout), list[PassTrace]()
     torch.manual_seed(7)
+    ball = L2(radius) if norm == "l2" else Linf(radius)
     method = AdversarialTraining(
-        perturber(norm, radius, modalities), FreeLB(steps, order), SymmetricKL(1.5), dropout=masks
+        perturber(*modalities, ball=ball),
+        FreeLB(steps, order),
+        SymmetricKL(1.5),
+        dropout=masks,
     )  # type: ignore[arg-type]
     report = method.step(ours, batch, trace=passes.append)
 
@@ -184,7 +176,7 @@ def test_a_detached_clean_branch_gets_no_gradient(masks: str) -> None:
 def test_pgd_trains_at_its_last_point_only() -> None:
     batch, ours, theirs = toy_batch(), toy(), toy()
     passes = list[PassTrace]()
-    AdversarialTraining(perturber(radius=0.5), PGD(4)).step(ours, batch, trace=passes.append)
+    AdversarialTraining(perturber(ball=L2(0.5)), PGD(4)).step(ours, batch, trace=passes.append)
     assert [seen.weight for seen in passes] == [0, 0, 0, 0, 1]
     with theirs.inject(passes[-1].deltas):
         theirs.forward(batch)["loss"].mean().backward()
@@ -196,7 +188,7 @@ def test_pgd_trains_at_its_last_point_only() -> None:
 def test_a_scaled_backward_changes_nothing_but_the_scale(scale: float) -> None:
     """What the maximiser is sent does not depend on a loss scale, and neither does the clean branch."""
     batch, plain, scaled = toy_batch(), toy(), toy()
-    method = AdversarialTraining(perturber(radius=0.5), FreeLB(3, "in turn"), SymmetricKL(2.0), clean_weight=0.5)
+    method = AdversarialTraining(perturber(ball=L2(0.5)), FreeLB(3, "in turn"), SymmetricKL(2.0), clean_weight=0.5)
     one, two = list[PassTrace](), list[PassTrace]()
     method.step(plain, batch, trace=one.append)
     method.step(scaled, batch, backward=lambda total: (total * scale).backward(), trace=two.append)
@@ -255,7 +247,7 @@ def test_only_the_positions_that_count_are_kept_steady(kind: type[KL] | type[Sym
 @pytest.mark.parametrize("masks", ["fresh", "shared"])
 def test_a_step_on_an_empty_batch_has_no_loss_and_no_gradient(masks: str) -> None:
     target = toy()
-    method = AdversarialTraining(perturber(radius=0.5), FreeLB(2), SymmetricKL(), clean_weight=0.5, dropout=masks)  # type: ignore[arg-type]
+    method = AdversarialTraining(perturber(ball=L2(0.5)), FreeLB(2), SymmetricKL(), clean_weight=0.5, dropout=masks)  # type: ignore[arg-type]
     report = method.step(target, toy_batch(0))
     assert report.loss == 0
     assert not any(gradient.any() for gradient in gradients(target).values())
@@ -496,7 +488,7 @@ def test_the_same_seed_gives_the_same_bits(start: float) -> None:
         target = toy(dropout=0.2)
         torch.manual_seed(3)
         options = {"start": Uniform(start)} if start else {}
-        return AdversarialTraining(perturber(radius=0.5, **options), FreeLB(3), SymmetricKL()).step(
+        return AdversarialTraining(perturber(ball=L2(0.5), **options), FreeLB(3), SymmetricKL()).step(
             target, toy_batch()
         ), gradients(target)
 
@@ -552,7 +544,7 @@ def test_what_is_no_regulariser_is_refused() -> None:
 def test_a_mask_or_rows_that_are_no_tensor_are_refused(what: str) -> None:
     site = Site("words", **{what: lambda batch: None})
     with pytest.raises(ShapeError, match=f"expected {what} of the site of 'text' to be a tensor, got NoneType"):
-        AdversarialTraining(perturber(modalities=("text",)), FreeLB(2)).step(
+        AdversarialTraining(perturber("text"), FreeLB(2)).step(
             Adapter(ToyModel().double(), {"text": site}), toy_batch()
         )
 
@@ -606,7 +598,7 @@ def test_a_bare_registered_model_is_adapted_for_one_step(monkeypatch: pytest.Mon
 def test_a_row_that_is_fooled_moves_no_further() -> None:
     passes = list[PassTrace]()
     fooled = lambda outputs, batch: torch.tensor([True, False, True])  # noqa: E731
-    method = AdversarialTraining(perturber(radius=0.5), PGD(3, early_stop=True))
+    method = AdversarialTraining(perturber(ball=L2(0.5)), PGD(3, early_stop=True))
     method.step(toy(), toy_batch(), correct=fooled, trace=passes.append)
     sizes = passes[-1].deltas["image"].flatten(1).abs().amax(1)
     assert sizes[1] == 0
@@ -640,7 +632,7 @@ def test_many_broken_rows_are_named_in_part_and_counted() -> None:
     batch = toy_batch(27)
     batch["regions"][:23] = math.nan
     with pytest.raises(NonFiniteError, match=r"rows \[0, 1, .*19\] and 3 more.*the batch holds finite numbers"):
-        AdversarialTraining(perturber(modalities=("text",)), FreeLB(2)).step(toy(), batch)
+        AdversarialTraining(perturber("text"), FreeLB(2)).step(toy(), batch)
 
 
 def test_a_loss_without_a_gradient_is_named() -> None:
@@ -668,20 +660,6 @@ def test_a_regulariser_that_gives_no_scalar_is_named(value: Any, got: str) -> No
 # --- what a step asks of the machine ---
 
 
-class HostReads(TorchDispatchMode):
-    """Counts what makes the host wait for a device: reads of a number, and shapes that depend on numbers."""
-
-    WAITS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "unique")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func._overloadpacket.__name__ in self.WAITS
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("masks", ["fresh", "shared"])
 @pytest.mark.parametrize("order", ["together", "in turn"])
 @pytest.mark.parametrize(("nonfinite", "reads"), [("raise", 1), ("keep", 0)])
@@ -690,7 +668,7 @@ def test_a_step_reads_one_number_from_the_device_at_most(
 ) -> None:
     monkeypatch.setitem(ops._BACKENDS, "cpu", ops._BACKENDS["reference"])  # on a CPU nothing waits, and it may read
     method = AdversarialTraining(
-        perturber(radius=0.4), FreeLB(3, order), SymmetricKL(), clean_weight=0.5, dropout=masks, nonfinite=nonfinite
+        perturber(ball=L2(0.4)), FreeLB(3, order), SymmetricKL(), clean_weight=0.5, dropout=masks, nonfinite=nonfinite
     )
     target, batch = toy(dropout=0.3), toy_batch()
     method.step(target, batch)  # with shared masks the first step sees whether replay works
@@ -708,7 +686,7 @@ def test_a_compiled_model_takes_the_same_step(maximizer: Any) -> None:
         target = toy()
         if compiles:
             target.model.compile(backend="aot_eager")
-        method = AdversarialTraining(perturber(radius=0.4), maximizer, SymmetricKL(1.5))
+        method = AdversarialTraining(perturber(ball=L2(0.4)), maximizer, SymmetricKL(1.5))
         for _ in range(2):
             method.step(target, toy_batch())
         found.append(gradients(target))

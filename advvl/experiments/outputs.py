@@ -62,7 +62,7 @@ class OutputDirectory:
             if not overwrite:
                 raise OutputDirectoryError(
                     f"expected {str(directory)!r} to belong to this configuration, got one that differs in "
-                    f"{differences(found.get('configuration', {}), configuration)}; choose another --output, or --overwrite"
+                    f"{differences(found.get('configuration', {}), configuration)}; another --output or --overwrite helps"
                 )
             _remove_files(directory, spared=owner)
             owner.unlink()
@@ -96,8 +96,8 @@ def claim(options: ExperimentOptions) -> OutputDirectory:
             directory.clear()
         elif not options.resume:
             raise OutputDirectoryError(
-                f"expected no results in {options.output!r}, got some of this configuration; pass --resume to go on, "
-                "--overwrite to lose them, or another --output"
+                f"expected no results in {options.output!r}, got some of this configuration; pass --resume to keep or "
+                "--overwrite to lose them"
             )
     return directory
 

@@ -45,8 +45,8 @@ class Share:
             return loss
         if loss.ndim == 0 and self.entries is None:
             raise ConfigurationError(
-                "expected one loss per row (B,), or count=…, got a scalar and no count; see docs/training-loop.md, "
-                "several processes"
+                "expected one loss per row (B,), or count=…, got a scalar and no count; "
+                "see docs/training-loop.md#several-processes"
             )
         if loss.ndim == 0 and self.empty:
             raise DataError(

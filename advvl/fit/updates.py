@@ -171,8 +171,8 @@ class Updater:
             value = share.weigh(adversary.target.loss(outputs, batch))
             if share.rows < 1 and value.ndim and adversary.compares_entries(batch):
                 raise ConfigurationError(
-                    "expected a mean loss and count=… of the entries that the regulariser compares, got one loss per row "
-                    "beside positions; see docs/training-loop.md"
+                    "expected a loss and count=… of the entries compared, got one loss per row beside positions; "
+                    "see docs/training-loop.md#several-processes"
                 )
             return value
 

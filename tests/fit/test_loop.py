@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from support.spawn import TESTS
+from support.spawn import environment
 from torch import Tensor, nn
 
 import advvl.fit.checks
@@ -49,15 +49,6 @@ from advvl.runtime.randomness import derive_seed
 
 OPTIONS = OptimizerOptions(epochs=3, batch_size=4, learning_rate=0.05, weight_decay=0.1, warmup=0.3, clip=1.0)
 UPDATES = 3 * (18 // 4)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Bits are promised at a fixed number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclass
@@ -944,9 +935,8 @@ def kill_runs(folder: Path) -> None:
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("killed")
     command = "import sys, fit.test_loop as t; t.kill_runs(t.Path(sys.argv[1]))"
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
-        [sys.executable, "-c", command, str(folder)], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", command, str(folder)], env=environment(), capture_output=True, text=True, timeout=300
     )
     assert ran.returncode == 0, ran.stderr
     return folder

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from support.spawn import TESTS
+from support.spawn import environment
 from torch import Tensor, nn
 
 import advvl.fit.loop
@@ -394,14 +394,6 @@ def _wait(child: int, deadline: float) -> int | None:
     return None
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
@@ -412,9 +404,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "truncated.pt").write_bytes((folder / "one.pt").read_bytes()[:-100])
     write_torch(folder / "only0.pt", state)
     command = "import sys, fit.test_loop_processes as t; t.launch(t.Path(sys.argv[1]))"
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
-        [sys.executable, "-c", command, str(folder)], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", command, str(folder)], env=environment(), capture_output=True, text=True, timeout=300
     )
     assert ran.returncode == 0, ran.stderr
     return folder

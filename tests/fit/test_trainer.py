@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from support.spawn import TESTS
-from support.toy import TOLERANCE, ToyModel, toy_batch, toy_sites
-from test_training import HostReads
+from support.compare import close_gradients
+from support.counting import HostReads
+from support.spawn import environment
+from support.toy import ToyModel, toy_batch, toy_sites
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn import functional as F
@@ -169,18 +170,6 @@ def plain_loop(
     return found
 
 
-def assert_equal(
-    found: list[dict[str, Tensor]], expected: list[dict[str, Tensor]], tolerance: float = TOLERANCE[torch.float64]
-) -> None:
-    assert len(found) == len(expected) > 0
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours.keys() == theirs.keys()
-        assert any(value.any() for value in theirs.values())
-        largest = max(float(value.abs().max()) for value in theirs.values())
-        for name, value in theirs.items():
-            torch.testing.assert_close(ours[name], value, rtol=tolerance, atol=tolerance * largest)
-
-
 @pytest.mark.parametrize("window", [1, 3], ids=["each", "accumulated"])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("name", METHODS)
@@ -194,7 +183,7 @@ def test_gradients_are_those_of_a_plain_loop(tmp_path: Path, name: str, dropout:
         options={"method": METHODS[name]},
         gradient_accumulation_steps=window,
     )
-    assert_equal(found, expected)
+    close_gradients(found, expected)
 
 
 def test_a_data_set_without_a_length_is_one_too(tmp_path: Path) -> None:
@@ -204,7 +193,7 @@ def test_a_data_set_without_a_length_is_one_too(tmp_path: Path) -> None:
 
     method = METHODS["villa"]
     found = trained(tmp_path, model_of(), Stream(), options={"method": method}, max_steps=4)
-    assert_equal(found, plain_loop(model_of(), batches(4), method))
+    close_gradients(found, plain_loop(model_of(), batches(4), method))
 
 
 def language_model() -> LlamaForCausalLM:
@@ -239,7 +228,7 @@ def test_tokens_count_alike_in_all_batches_of_a_window(tmp_path: Path, regulariz
     data, options = sentences(), {"method": method, "sites": TOKENS}
     expected = plain_loop(language_model(), data, method, window=3, sites=TOKENS, loss=token_loss)
     found = trained(tmp_path, language_model(), rows_of(data), options=options, gradient_accumulation_steps=3)
-    assert_equal(found, expected, TOLERANCE[torch.float32])  # transformers takes the loss in that
+    close_gradients(found, expected, torch.float32)  # transformers takes the loss in that
 
 
 def test_half_precision_is_that_of_autocast(tmp_path: Path) -> None:
@@ -256,10 +245,10 @@ def test_half_precision_is_that_of_autocast(tmp_path: Path) -> None:
     found = trained(
         tmp_path, model_of(dtype=torch.float32), rows_of(data), options={"method": method}, bf16=True, max_steps=1
     )
-    assert_equal(found, [gradients(model)], TOLERANCE[torch.float32])
+    close_gradients(found, [gradients(model)], torch.float32)
     full = plain_loop(model_of(dtype=torch.float32), data[:1], method)
     with pytest.raises(AssertionError):
-        assert_equal(found, full, TOLERANCE[torch.float32])
+        close_gradients(found, full, torch.float32)
 
 
 def test_a_loss_scaler_changes_no_update(tmp_path: Path) -> None:
@@ -312,7 +301,7 @@ def test_activation_checkpointing_changes_nothing(tmp_path: Path) -> None:
     model = bert()
     found = trained(tmp_path, model, rows_of(questions(2)), options=options, activation_checkpointing=True)
     assert model.is_activation_checkpointing
-    assert_equal(found, expected)
+    close_gradients(found, expected)
 
 
 def test_label_smoothing_counts(tmp_path: Path) -> None:
@@ -325,7 +314,7 @@ def test_label_smoothing_counts(tmp_path: Path) -> None:
     expected = plain_loop(bert(**still), questions(2), method, sites=WORDS, loss=smoothed)
     options = {"method": method, "sites": WORDS}
     found = trained(tmp_path, bert(**still), rows_of(questions(2)), options=options, label_smoothing_factor=0.3)
-    assert_equal(found, expected, TOLERANCE[torch.float32])  # Trainer sums in that
+    close_gradients(found, expected, torch.float32)  # Trainer sums in that
 
 
 @pytest.mark.parametrize("told", [False, None])
@@ -343,7 +332,7 @@ def test_a_mean_that_trainer_takes_for_a_part_is_put_right_when_it_is_told(tmp_p
     )
     (expected,) = plain_loop(bert(**still), data, method, window=2, sites=WORDS)
     times = 1 if told is False else 2
-    assert_equal(found, [{name: times * value for name, value in expected.items()}])
+    close_gradients(found, [{name: times * value for name, value in expected.items()}])
 
     class Plain(Trainer):
         loss_is_scaled_for_ga = told
@@ -355,7 +344,7 @@ def test_a_mean_that_trainer_takes_for_a_part_is_put_right_when_it_is_told(tmp_p
     model.zero_grad()
     for batch in data:
         (model(**batch).loss / 2).backward()
-    assert_equal(seen.updates, [{name: times * value for name, value in gradients(model).items()}])
+    close_gradients(seen.updates, [{name: times * value for name, value in gradients(model).items()}])
 
 
 class Squared(Trainer):
@@ -379,7 +368,7 @@ def test_a_loss_of_a_subclass_counts(tmp_path: Path, kind: type[AdversarialTrain
     method = METHODS["villa"]
     expected = plain_loop(model_of(), batches(2), method, loss=lambda outputs, _: outputs["loss"].square())
     found = trained(tmp_path, model_of(), rows_of(batches(2)), trainer=kind, options={"method": method})
-    assert_equal(found, expected)
+    close_gradients(found, expected)
 
 
 def test_a_loss_function_of_the_users_counts(tmp_path: Path) -> None:
@@ -398,7 +387,7 @@ def test_a_loss_function_of_the_users_counts(tmp_path: Path) -> None:
     model = WithoutLabels().double()
     options = {"method": method, "compute_loss_func": summed}
     found = trained(tmp_path, model, rows_of(data), options=options, gradient_accumulation_steps=2)
-    assert_equal(found, plain_loop(model_of(), data, method, window=2))
+    close_gradients(found, plain_loop(model_of(), data, method, window=2))
 
 
 def test_a_subclass_for_sequences_trains(tmp_path: Path) -> None:
@@ -423,7 +412,7 @@ def test_a_subclass_for_sequences_trains(tmp_path: Path) -> None:
         options={"method": method, "sites": sites},
         kind=Seq2SeqTrainingArguments,
     )
-    assert_equal(found, expected)
+    close_gradients(found, expected)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # read by dynamo itself
@@ -431,7 +420,7 @@ def test_what_is_compiled_is_perturbed(tmp_path: Path) -> None:
     method = METHODS["villa"]
     changes = {"torch_compile": True, "torch_compile_backend": "eager"}
     found = trained(tmp_path, model_of(), rows_of(batches(2)), options={"method": method}, **changes)
-    assert_equal(found, plain_loop(model_of(), batches(2), method))
+    close_gradients(found, plain_loop(model_of(), batches(2), method))
 
 
 def test_every_new_model_is_adapted(tmp_path: Path) -> None:
@@ -449,7 +438,7 @@ def test_every_new_model_is_adapted(tmp_path: Path) -> None:
     trainer.train()
     assert len(made) == 3
     expected = plain_loop(model_of(), batches(2), method)
-    assert_equal(seen.updates, [*expected, *expected])
+    close_gradients(seen.updates, [*expected, *expected])
 
 
 def test_an_adapter_of_the_users_is_taken(tmp_path: Path) -> None:
@@ -459,7 +448,7 @@ def test_an_adapter_of_the_users_is_taken(tmp_path: Path) -> None:
     other = model_of()
     doubled = adapt(other, toy_sites(), logits=lambda outputs: 2 * outputs["logits"])
     method.step(doubled, batches(1)[0])
-    assert_equal(found[:1], [gradients(other)])
+    close_gradients(found[:1], [gradients(other)])
 
 
 START = Ascent(L2(radius=0.5), step_size=0.3, start=Uniform(0.4))
@@ -767,16 +756,19 @@ def worker(folder: str) -> None:
 
 
 def test_two_processes_have_the_gradients_of_one_on_all_rows(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
     done = subprocess.run(
-        [*launch, "-m", "fit.test_trainer", str(tmp_path)], env=environment, capture_output=True, text=True, timeout=180
+        [*launch, "-m", "fit.test_trainer", str(tmp_path)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=180,
     )
     assert done.returncode == 0, done.stderr
     changes = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": ROWS * PROCESSES}
     expected = trained(tmp_path, model_of(), rows_of(batches(8)), options={"method": METHODS["villa"]}, **changes)
     for rank in range(PROCESSES):
-        assert_equal(torch.load(tmp_path / f"{rank}.pt", weights_only=True), expected)
+        close_gradients(torch.load(tmp_path / f"{rank}.pt", weights_only=True), expected)
 
 
 if __name__ == "__main__":

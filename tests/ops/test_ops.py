@@ -14,7 +14,8 @@ import pytest
 import torch
 from hypothesis import assume, currently_in_test_context, given, reject, settings
 from hypothesis import strategies as st
-from support.toy import TOLERANCE
+from support.compare import TOLERANCE
+from support.draws import generator, randn
 from torch import Tensor
 
 from advvl import ops
@@ -139,14 +140,6 @@ def cases(
     )
     segments = torch.randint(0, max(shape[0], 1), shape[:1], generator=generator) if draw(st.booleans()) else None
     return Case(delta, grad, radius, norm, per, mask, segments, seed)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64).to(dtype)
 
 
 # --- law 1: inside the ball, in the storage dtype ---

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from support.compare import close_gradients
 from support.distributed_cases import (
     CASES,
     ROWS,
     SIZES,
     CheckpointedSites,
     check,
-    close,
+    found_in_cases,
     gradients,
     method_of,
     model_of,
     part,
 )
-from support.spawn import attempt, results
+from support.spawn import attempt, results, shared_results
 from support.toy import ToyModel, toy_batch, toy_sites
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -175,19 +175,13 @@ def compiled(rank: int, folder: Path) -> dict[str, Tensor]:
     return gradients(wrapped)
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return results("passes.test_distributed:worker", 2, tmp_path_factory.mktemp("two"))
-
-
-@pytest.fixture(scope="module")
-def four(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return results("passes.test_distributed:cases", 4, tmp_path_factory.mktemp("four"))
+two = shared_results("passes.test_distributed:worker", 2)
+four = shared_results("passes.test_distributed:cases", 4)
 
 
 def cases(rank: int, folder: Path) -> dict[str, Any]:
     del rank, folder
-    return {case: attempt(partial(run, DistributedDataParallel)) for case, run in CASES.items()}
+    return found_in_cases(DistributedDataParallel)
 
 
 @pytest.mark.parametrize("processes", ["two", "four"])
@@ -205,7 +199,7 @@ def test_a_wrapper_inside_the_model_reduces_once_too(two: Results) -> None:
     for found in two:
         counts, gradient = found["inside"]
         assert counts == [0]
-        close(gradient, gradients(expected.model))
+        close_gradients(gradient, gradients(expected.model))
 
 
 def test_an_update_of_any_kind_takes_one_reduction(two: Results) -> None:
@@ -232,7 +226,7 @@ def test_the_users_accumulation_wins(two: Results) -> None:
         alone = Adapter(model_of(), toy_sites())
         rows = slice(rank * ROWS // 2, (rank + 1) * ROWS // 2)
         method_of("villa").step(alone, {name: value[rows] for name, value in toy_batch(ROWS).items()})
-        close(gradient, gradients(alone.model))
+        close_gradients(gradient, gradients(alone.model))
 
 
 def test_perturbations_and_their_state_stay_in_their_process(two: Results) -> None:
@@ -252,4 +246,4 @@ def test_a_compiled_model_trains_too(tmp_path: Path) -> None:
     expected = Adapter(model_of(), toy_sites())
     advvl.villa(step_sizes=SIZES, steps=2).step(expected, toy_batch(ROWS))
     for found in results("passes.test_distributed:compiled", 2, tmp_path):
-        close(found, gradients(expected.model))
+        close_gradients(found, gradients(expected.model))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from support.compare import close_gradients
 from support.distributed_cases import (
     CASES,
     METHODS,
@@ -19,13 +20,13 @@ from support.distributed_cases import (
     CheckpointedSites,
     accumulation,
     check,
-    close,
+    found_in_cases,
     gradients,
     method_of,
     model_of,
     part,
 )
-from support.spawn import attempt, results
+from support.spawn import attempt, shared_results
 from support.toy import toy_batch, toy_sites
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -190,17 +191,11 @@ def worker(rank: int, folder: Path) -> dict[str, Any]:
 
 def cases(rank: int, folder: Path) -> dict[str, Any]:
     del rank, folder
-    return {case: attempt(partial(run, sharded)) for case, run in CASES.items()}
+    return found_in_cases(sharded)
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return results("passes.test_fsdp:worker", 2, tmp_path_factory.mktemp("two"))
-
-
-@pytest.fixture(scope="module")
-def four(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return results("passes.test_fsdp:cases", 4, tmp_path_factory.mktemp("four"))
+two = shared_results("passes.test_fsdp:worker", 2)
+four = shared_results("passes.test_fsdp:cases", 4)
 
 
 @pytest.mark.parametrize("processes", ["two", "four"])
@@ -232,7 +227,7 @@ def test_an_attack_on_a_sharded_model_finds_what_it_finds_on_a_whole_one(two: Re
     ascent = advvl.Ascent(advvl.L2(0.5), step_size=0.2)
     expected = Attack(EmbeddingPerturber(image=ascent), advvl.PGD(3))(Adapter(model_of(), toy_sites()), toy_batch(ROWS))
     found = {name: torch.cat([one["attacked"][name] for one in two]) for name in ("deltas", "losses")}
-    close(found, {"deltas": expected.deltas["image"], "losses": expected.losses})  # type: ignore[dict-item]
+    close_gradients(found, {"deltas": expected.deltas["image"], "losses": expected.losses})  # type: ignore[dict-item]
 
 
 def test_free_at_refuses_to_accumulate(two: Results) -> None:
@@ -242,18 +237,18 @@ def test_free_at_refuses_to_accumulate(two: Results) -> None:
 def test_a_model_may_be_adapted_before_it_is_sharded(two: Results) -> None:
     expected = Adapter(model_of(), toy_sites())
     method_of("villa").step(expected, toy_batch(ROWS))
-    close(two[0]["adapted before"], gradients(expected.model))
+    close_gradients(two[0]["adapted before"], gradients(expected.model))
 
 
 def test_a_site_that_is_computed_again_finds_its_own_graphs_perturbation(two: Results) -> None:
     """As it does in one process: each graph has a backward of its own."""
     expected = Adapter(model_of(), toy_sites())
     method_of("villa").step(expected, toy_batch(ROWS))
-    close(two[0]["checkpointed sites"], gradients(expected.model))
+    close_gradients(two[0]["checkpointed sites"], gradients(expected.model))
 
 
 @pytest.mark.parametrize("name", SEVERAL)
 def test_parts_that_are_sharded_each_by_itself_are_all_reduced(name: str, two: Results) -> None:
     """Also one that the clean graph does not reach, whose backward is the last."""
     for found in two:
-        close(found[f"several, {name}"], several(name, lambda module: None))
+        close_gradients(found[f"several, {name}"], several(name, lambda module: None))

@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 import torch
+from support.compare import close
 from support.uniter_batches import uniter_batch
-from test_attacks import close
 from torch import Tensor, nn
 
 from advvl import (

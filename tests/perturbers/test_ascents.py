@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.draws import generator
 
 from advvl import L2, Ascent, EmbeddingPerturber, Given, Linf, Normal, Place, Start, Uniform, Zero
 from advvl.errors import ConfigurationError, ShapeError
@@ -16,10 +17,6 @@ from advvl.perturbers.starts import Carried
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 BALLS = [L2(0.4), Linf(0.4), L2(0.4, per="token"), Linf(0.4, per="token")]
 STARTS = [Zero(), Uniform(0.3), Uniform(7.0), Normal(0.1), Normal(9.0)]
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def place(*shape: int, dtype: torch.dtype = torch.float64, masked: bool = True) -> Place:

@@ -7,14 +7,10 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from support.draws import randn
 
 from advvl import L2, Ball, Linf, Place
 from advvl.errors import ConfigurationError
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def test_balls_are_frozen_values() -> None:

@@ -14,14 +14,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.toy import TOLERANCE
+from support.compare import TOLERANCE
 from torch import Tensor
 from torch.func import grad, jacrev, jvp, vjp, vmap
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from advvl import KL, SymmetricKL, divergences
+from advvl import KL, SymmetricKL
+from advvl.regularizers import divergences
 from advvl.regularizers.divergences import Head, Kind
 
 HEADS: list[Head] = ["softmax", "sigmoid"]

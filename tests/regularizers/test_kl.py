@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.special import expit, rel_entr
 from scipy.special import softmax as scipy_softmax
-from support.toy import TOLERANCE
+from support.compare import TOLERANCE
 from torch import Tensor
 
 from advvl import KL, Regularizer, SymmetricKL

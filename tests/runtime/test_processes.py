@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from support.distributed_cases import model_of, part
-from support.spawn import results, spawn
+from support.spawn import shared_results, spawn
 from support.toy import toy_batch, toy_sites
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -20,7 +20,7 @@ import advvl
 from advvl import Adapter
 from advvl.errors import ConfigurationError, NonFiniteError
 from advvl.evaluation.robustness import RobustnessCurve, WorstCase, clean_scores, robustness_curve
-from advvl.runtime.processes import _apart, check_agreement, collected, global_mean, process_mean, share
+from advvl.runtime.processes import _differing, check_agreement, collected, global_mean, process_mean, share
 
 TIMEOUT = 4.0  # of a collective, where a process is gone
 
@@ -47,13 +47,13 @@ def test_the_global_mean_is_that_of_what_counts() -> None:
 
 def test_of_long_values_the_difference_is_shown() -> None:
     one, other = (f"{'a' * 500}step_size={size}{'b' * 500}" for size in (0.1, 0.25))
-    here, there = _apart(one, other)
+    here, there = _differing(one, other)
     assert "step_size=0.1b" in here
     assert "step_size=0.25b" in there
     assert here[0] == here[-1] == "…"
     assert len(here) < 160
-    assert _apart("a" * 300, "a" * 300 + "b") == ("…" + "a" * 60, "…" + "a" * 60 + "b")
-    assert _apart("short", "other") == ("short", "other")
+    assert _differing("a" * 300, "a" * 300 + "b") == ("…" + "a" * 60, "…" + "a" * 60 + "b")
+    assert _differing("short", "other") == ("short", "other")
 
 
 @pytest.mark.parametrize("clamped", [False, True])
@@ -140,9 +140,7 @@ def curve(**options: Any) -> RobustnessCurve:
     )
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return results("runtime.test_processes:worker", 2, tmp_path_factory.mktemp("two"))
+two = shared_results("runtime.test_processes:worker", 2)
 
 
 def test_means_and_shares_are_those_of_all_processes(two: list[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Counts the floating-point operations of a piece of work."""
+"""Counts what a piece of work does: floating-point operations, and reads that make the host wait for a device."""
 
 from __future__ import annotations
 
@@ -23,3 +23,17 @@ class Flops(TorchDispatchMode):
         if (formula := flop_registry.get(getattr(func, "_overloadpacket", func))) is not None:
             self.total += int(formula(*args, **(kwargs or {}), out_val=out))
         return out
+
+
+class HostReads(TorchDispatchMode):
+    """Reads of a number, and shapes that depend on numbers."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "unique")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func._overloadpacket.__name__ in self.WAITS
+        return func(*args, **(kwargs or {}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from torch.utils.checkpoint import checkpoint
 import advvl
 from advvl import Adapter, AdversarialTraining
 from advvl.runtime.processes import global_mean, process_count, process_index, share
-from support.toy import TOLERANCE, ToyModel, toy_batch, toy_sites
+from support.compare import close_gradients
+from support.spawn import attempt
+from support.toy import ToyModel, toy_batch, toy_sites
 
 ROWS = 8  # in all processes together
 UNEQUAL = {1: [8], 2: [5, 3], 4: [3, 1, 2, 2]}
@@ -194,17 +197,12 @@ def plain(named: Mapping[str, Tensor]) -> Named:
     }
 
 
+def found_in_cases(wrap: Wrap) -> dict[str, Any]:
+    """What a process finds in every case with its model in a wrapper."""
+    return {case: attempt(partial(run, wrap)) for case, run in CASES.items()}
+
+
 def check(case: str, found: Mapping[str, Tensor]) -> None:
     """Hold what processes found in a case to what one finds alone, by the precision of its model."""
     expected = CASES[case](lambda model: model)
-    close(found, expected, torch.bfloat16 if case == "autocast" else None)
-
-
-def close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
-    """Equal but for rounding, relative to a tensor's largest entry, or a thousandth of the largest of all."""
-    assert found.keys() == expected.keys()
-    largest = max(float(value.abs().max()) for value in expected.values())
-    for name, value in expected.items():
-        tolerance = TOLERANCE[dtype or value.dtype]
-        scale = max(float(value.abs().max()), 1e-3 * largest)
-        torch.testing.assert_close(found[name], value, rtol=0, atol=tolerance * scale)
+    close_gradients(found, expected, torch.bfloat16 if case == "autocast" else None)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -46,13 +47,17 @@ def spawn(
     return run([[*command, str(timeout), str(rank)] for rank in range(processes)], limit=limit)
 
 
-def run(commands: list[list[str]], *, limit: float, environment: dict[str, str] | None = None) -> list[Ended]:
-    """Run commands beside each other, each with one thread; what is left of them after `limit` seconds is killed."""
-    variables = {**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS.parent}", "OMP_NUM_THREADS": "1", **(environment or {})}
+def environment() -> dict[str, str]:
+    """Of processes of one thread that import tests and the package."""
+    return {**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS.parent}", "OMP_NUM_THREADS": "1"}
+
+
+def run(commands: list[list[str]], *, limit: float, variables: dict[str, str] | None = None) -> list[Ended]:
+    """Run commands beside each other; what is left of them after `limit` seconds is killed."""
     running = [
         subprocess.Popen(
             command,
-            env=variables,
+            env={**environment(), **(variables or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -102,6 +107,16 @@ def results(function: str, processes: int, folder: Path, *, limit: float = LIMIT
     ended = spawn(function, processes, folder, limit=limit)
     assert all(process.code == 0 for process in ended), "\n".join(process.output for process in ended)
     return [Found(torch.load(folder / f"{rank}.pt", weights_only=True)) for rank in range(processes)]
+
+
+def shared_results(function: str, processes: int) -> Any:
+    """A fixture: the results of a function, found once for all tests of a module."""
+
+    @pytest.fixture(scope="module")
+    def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+        return results(function, processes, tmp_path_factory.mktemp("processes"))
+
+    return found
 
 
 def work(function: str, processes: str, folder: str, timeout: str, rank: str) -> None:

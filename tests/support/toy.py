@@ -1,15 +1,17 @@
-"""A toy model with two modalities, its batches and sites, and the tolerance table."""
+"""A toy model with two modalities, its batches, sites and perturbers."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from advvl import Adapter, Site
+from advvl import L2, Adapter, Ascent, Ball, EmbeddingPerturber, Site
 
-# Relative tolerance by the dtype that a computation is stored in; it depends on nothing else.
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
+STEP_SIZES = {"text": 0.3, "image": 0.5}
+UNLIMITED = L2()
 
 
 class ToyModel(nn.Module):
@@ -62,6 +64,23 @@ def toy_batch(
 def toy(*, dropout: float = 0.0, dtype: torch.dtype = torch.float64, seed: int = 0) -> Adapter:
     torch.manual_seed(seed)
     return Adapter(ToyModel(dropout=dropout).to(dtype), toy_sites())
+
+
+def perturber(
+    *modalities: str, ball: Ball = UNLIMITED, step_size: float | None = None, **options: Any
+) -> EmbeddingPerturber:
+    """Of both modalities, or of those named."""
+    return EmbeddingPerturber(
+        **{
+            name: Ascent(ball, step_size=STEP_SIZES.get(name, 0.3) if step_size is None else step_size, **options)
+            for name in modalities or STEP_SIZES
+        }
+    )
+
+
+def repeat(batch: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """The batch several times, for an adapter whose rows are independent."""
+    return {name: torch.cat([value] * count) for name, value in batch.items()}
 
 
 def gradients(adapter: Adapter) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.draws import generator
 
 from advvl.data.digits.corpus import DigitsConfig, DigitsCorpus, digits_corpus
 from advvl.data.digits.sources import TASKS, CaptionSource
@@ -36,10 +37,6 @@ def corpus() -> DigitsCorpus:
             train_questions=60, validation_questions=20, test_questions=20, captions=60, validation_captions=10
         )
     )
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def of(corpus: DigitsCorpus, task: str) -> CaptionSource:

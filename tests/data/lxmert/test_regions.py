@@ -8,7 +8,7 @@ import io
 import re
 import struct
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -18,9 +18,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from support.compare import same
 from support.lxmert_files import regions
 
-from advvl.data import lxmert_regions
+from advvl.data.lxmert import regions as reading
 from advvl.data.lxmert.lines import COLUMNS, Regions, format_line, parse_line
 from advvl.data.lxmert.regions import open_regions, write_regions
 from advvl.errors import ConfigurationError, DataError
@@ -36,17 +37,6 @@ def path(tmp_path: Path) -> Path:
 
 def lines(path: Path) -> list[list[bytes]]:
     return [line.split(b"\t") for line in path.read_bytes().splitlines()]
-
-
-def assert_same(found: Regions, expected: Regions) -> None:
-    for field in fields(Regions):
-        mine, theirs = getattr(found, field.name), getattr(expected, field.name)
-        if isinstance(theirs, torch.Tensor):
-            assert mine.dtype == theirs.dtype
-            assert mine.shape == theirs.shape
-            assert mine.numpy().tobytes() == theirs.numpy().tobytes(), field.name
-        else:
-            assert mine == theirs, field.name
 
 
 def finite(width: int) -> st.SearchStrategy[float]:
@@ -80,7 +70,7 @@ def test_an_image_is_the_same_bits_after_its_line(image: Regions) -> None:
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
     assert line.count(b"\t") == len(COLUMNS) - 1
-    assert_same(parse_line(line.removesuffix(b"\n")), image)
+    same(parse_line(line.removesuffix(b"\n")), image)
 
 
 def test_a_line_is_what_the_published_reader_expects() -> None:
@@ -115,7 +105,7 @@ def test_images_are_found_by_their_ids_whatever_the_order(path: Path) -> None:
     assert list(file) == [f"image-{n}" for n in range(5)]
     assert (file.feature_dim, file.num_boxes, file.most_boxes, len(file)) == (5, 36, 36, 5)
     for n in (4, 0, 3, 0):
-        assert_same(file[f"image-{n}"], regions(f"image-{n}", seed=n))
+        same(file[f"image-{n}"], regions(f"image-{n}", seed=n))
     assert "image-5" not in file
     with pytest.raises(KeyError):
         file["image-5"]
@@ -156,11 +146,11 @@ def test_opening_reads_a_fraction_of_a_file_of_the_published_sizes(
         return io.BufferedReader(CountingFile(path), buffering)
 
     monkeypatch.setattr(CountingFile, "total", 0)
-    monkeypatch.setattr(lxmert_regions, "open", counted, raising=False)
+    monkeypatch.setattr(reading, "open", counted, raising=False)
     file = open_regions(path)
     of_a_line = path.stat().st_size / 12
     assert of_a_line < CountingFile.total < 2 * of_a_line  # the first line whole, and a little of each other
-    assert_same(file["7"], regions("7", feature_dim=2048, seed=7))
+    same(file["7"], regions("7", feature_dim=2048, seed=7))
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n"], ids=["lf", "crlf"])
@@ -171,7 +161,7 @@ def test_either_line_end_will_do_and_the_last_may_be_missing(path: Path, line_en
     file = open_regions(path)
     assert len(file) == 5
     for n in range(5):
-        assert_same(file[f"image-{n}"], regions(f"image-{n}", seed=n))
+        same(file[f"image-{n}"], regions(f"image-{n}", seed=n))
 
 
 def test_images_of_other_numbers_of_regions_are_read_where_that_is_meant(tmp_path: Path) -> None:
@@ -181,7 +171,7 @@ def test_images_of_other_numbers_of_regions_are_read_where_that_is_meant(tmp_pat
     file = open_regions(path, num_boxes=None)
     assert (file.num_boxes, file.most_boxes) == (None, 6)
     for image in made:
-        assert_same(file[image.image_id], image)
+        same(file[image.image_id], image)
     with pytest.raises(DataError, match=r"some.tsv, line 1: column num_boxes: expected 36, got 3; .*num_boxes=None"):
         open_regions(path)
     with pytest.raises(DataError, match=r"line 2: column num_boxes: expected 3, got 1"):
@@ -218,7 +208,7 @@ MALFORMED: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
     "boxes for fewer regions": (change("boxes", packed("<f4", *BOXES)), "column boxes: expected 576 bytes.*got 560"),
     "a box to the right of the image": (
         change("boxes", packed("<f4", *BOXES, 600, 0, 640.1, 480)),
-        r"column boxes: expected .* width 640 and height 480, got \[600.0, 0.0, 640.09.*, 480.0\] in region 35",
+        r"column boxes: expected .* within 640 x 480 .*, got \[600.0, 0.0, 640.09.*, 480.0\] in region 35",
     ),
     "a box above the image": (change("boxes", packed("<f4", *BOXES, 0, -1, 640, 480)), "column boxes: .* region 35"),
     "a box that is not a number": (
@@ -231,7 +221,7 @@ MALFORMED: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
     ),
     "features of another width": (
         change("features", packed("<f4", *[0.0] * 36 * 4)),
-        "column features: expected 720 bytes, 36 regions of num_boxes times 5 numbers <f4, got 576",
+        "column features: expected 720 bytes, 36 regions times 5 numbers <f4, got 576",
     ),
     "an image that was there before": (
         change("img_id", b"image-1"),
@@ -266,7 +256,7 @@ def test_malformed_features_are_named_when_they_are_read(
     found[3][-1] = spoil(found[3][-1])
     path.write_bytes(b"".join(b"\t".join(columns) + b"\n" for columns in found))
     file = open_regions(path)
-    assert_same(file["image-2"], regions("image-2", seed=2))
+    same(file["image-2"], regions("image-2", seed=2))
     with pytest.raises(DataError, match=re.escape(f"{path}, line 4: ") + message):
         file["image-3"]
 

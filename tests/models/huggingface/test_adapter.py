@@ -27,7 +27,8 @@ from support.hf_families import (
     words,
 )
 from support.hf_found import CHECKS, PAGE, Seen, failure, seen, with_table
-from torch import Tensor, nn
+from support.wrappers import Wrapper
+from torch import Tensor
 from torch.nn import functional as F
 
 from advvl import (
@@ -44,8 +45,8 @@ from advvl import (
     SymmetricKL,
     adapt,
 )
-from advvl.adapters import fields
 from advvl.errors import ConfigurationError, DataError, SiteError
+from advvl.models.huggingface import fields
 
 
 def families(*, which: Callable[[Family], object] = lambda family: True) -> pytest.MarkDecorator:
@@ -152,7 +153,9 @@ def test_a_perturbation_is_what_inputs_embeds_would_be_given(index: int) -> None
 
 def test_the_table_of_the_page_is_what_was_found() -> None:
     page = PAGE.read_text()
-    assert with_table(page) == page, "what works has changed; run: python tests/hf_found.py, and look at the difference"
+    assert with_table(page) == page, (
+        "what works has changed; run: PYTHONPATH=tests python tests/support/hf_found.py, and look at the difference"
+    )
 
 
 def test_a_family_that_fails_is_marked_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +164,7 @@ def test_a_family_that_fails_is_marked_in_the_table(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setitem(CHECKS, "attack", fails)
     failure.cache_clear()
-    monkeypatch.setattr("hf_found.FAMILIES", FAMILIES[:1])
+    monkeypatch.setattr("support.hf_found.FAMILIES", FAMILIES[:1])
     row = with_table("<!-- table -->\n<!-- end of table -->\n").splitlines()[3]
     assert row.endswith("| `attention_mask` | ✓ | ✗ | ✓ |  |")
     failure.cache_clear()
@@ -369,7 +372,7 @@ def llama_with_a_loss_of_its_own() -> Any:
 @pytest.mark.parametrize("make", [git, marian, llama_with_a_loss_of_its_own])
 def test_a_loss_that_is_not_known_says_nothing_of_predictions(make: Any) -> None:
     with pytest.raises(
-        ConfigurationError, match=r"got (Git|Marian|Llama)ForCausalLM, whose own .*; pass positions=…, from"
+        ConfigurationError, match=r"got (Git|Marian|Llama)ForCausalLM, whose own .*; pass positions=…; see"
     ):
         adapt(make()).positions(next_words())
     assert adapt(make(), positions=lambda batch: None).positions(next_words()) is None
@@ -457,31 +460,19 @@ def test_a_loss_of_ones_own_stands_in_the_place_of_the_models() -> None:
 # --- which models, and wrapped how ---
 
 
-class Wrapper(nn.Module):
-    """As DistributedDataParallel keeps a model, and `torch.compile`."""
-
-    def __init__(self, name: str, model: nn.Module) -> None:
-        super().__init__()
-        self.name = name
-        self.add_module(name, model)
-
-    def forward(self, **batch: Any) -> Any:
-        return getattr(self, self.name)(**batch)
-
-
 @pytest.mark.parametrize("name", ["module", "_orig_mod"])
 def test_a_wrapped_model_is_adapted(name: str) -> None:
-    report = AdversarialTraining(climb(), FreeLB(2)).step(Wrapper(name, bert()), classed())
+    report = AdversarialTraining(climb(), FreeLB(2)).step(Wrapper(bert(), name), classed())
     assert torch.equal(report.loss, AdversarialTraining(climb(), FreeLB(2)).step(bert(), classed()).loss)
 
 
 def test_no_row_is_said_to_be_independent() -> None:
-    assert all(found(index)[0].repeat is None and not found(index)[0].pure for index in range(len(FAMILIES)))
+    assert not any(found(index)[0].pure for index in range(len(FAMILIES)))
 
 
 def test_a_model_that_embeds_neither_words_nor_patches_is_refused() -> None:
     model = hf.Wav2Vec2Model(hf.Wav2Vec2Config(**{k: v for k, v in WORDS.items() if k != "max_position_embeddings"}))
-    with pytest.raises(SiteError, match=r"got Wav2Vec2Model; say what to perturb, .* advvl.sites\(model\) lists"):
+    with pytest.raises(SiteError, match=r"got Wav2Vec2Model; pass sites=…, from those of advvl.sites\(model\)"):
         adapt(model)
 
 

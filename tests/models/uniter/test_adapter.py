@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.uniter_batches import uniter_batch, without_lengths
+from support.wrappers import Wrapper
 from torch import Tensor, nn
 
 from advvl import L2, AdversarialTraining, Ascent, EmbeddingPerturber, FreeLB, PassTrace, SymmetricKL, Uniform, adapt
@@ -118,20 +119,9 @@ def test_a_bare_encoder_is_adapted_with_a_loss_of_ones_own() -> None:
     assert model.pooler.dense.weight.grad is not None
 
 
-class Wrapper(nn.Module):
-    """As DistributedDataParallel keeps a model."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, **fields: Any) -> Any:
-        return self.module(**fields)
-
-
 def test_a_wrapped_model_is_adapted() -> None:
     batch, bare = vqa_batch(), deltas(VILLA, vqa(), vqa_batch())
-    for found, expected in zip(deltas(VILLA, Wrapper(vqa()), batch), bare, strict=True):
+    for found, expected in zip(deltas(VILLA, Wrapper(vqa(), "module"), batch), bare, strict=True):
         assert all(torch.equal(found[modality], expected[modality]) for modality in ("text", "image"))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.compare import same
 from support.golden_cases import tensors
 from support.uniter_batches import uniter_batch
 from torch import Tensor, nn
@@ -38,11 +39,6 @@ def vqa(seed: int = 1) -> UniterForVQA:
 
 def values(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
 def saved(tmp_path: Path, state: Any, name: str = "checkpoint.pt") -> Path:
@@ -89,7 +85,7 @@ def as_old_bert(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_every_name_in_use_is_read(tmp_path: Path, disguise: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
     model = pretraining()
     report = load_checkpoint(model, saved(tmp_path, disguise(OFFICIAL)))
-    assert_same(model.state_dict(), OFFICIAL)
+    same(model.state_dict(), OFFICIAL)
     assert (report.missing, report.unexpected) == ((), ())
     assert model.cls.predictions.decoder.weight is model.uniter.embeddings.word_embeddings.weight
     assert model.feat_regress.weight is model.uniter.img_embeddings.img_linear.weight
@@ -103,7 +99,7 @@ def test_what_is_saved_is_read_back(tmp_path: Path, build: Callable[..., nn.Modu
     before, after = build(1), build(2)
     path = save_checkpoint(before, tmp_path / f"model{suffix}")
     load_checkpoint(after, path)
-    assert_same(after.state_dict(), values(before))
+    same(after.state_dict(), values(before))
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
@@ -123,7 +119,7 @@ def test_official_pretraining_starts_vqa_and_leaves_its_head_alone(tmp_path: Pat
     report = load_checkpoint(model, path, allow_missing=["vqa_output.*"], allow_unexpected=PRETRAINING_HEADS)
     head = {name: value for name, value in before.items() if name.startswith("vqa_output")}
     encoder = {name: value for name, value in OFFICIAL.items() if name.startswith("uniter")}
-    assert_same(model.state_dict(), encoder | head)
+    same(model.state_dict(), encoder | head)
     assert set(report.missing) == set(head)
     assert set(report.unexpected) == OFFICIAL.keys() - encoder.keys()
 
@@ -132,13 +128,13 @@ def test_a_bare_model_takes_the_encoder_of_a_checkpoint(tmp_path: Path) -> None:
     model = UniterModel(UniterConfig.tiny()).double()
     load_checkpoint(model, saved(tmp_path, OFFICIAL), allow_unexpected=["cls", "feat_regress", "region_*", "itm_*"])
     encoder = {n.removeprefix("uniter."): t for n, t in OFFICIAL.items() if n.startswith("uniter.")}
-    assert_same(model.state_dict(), encoder)
+    same(model.state_dict(), encoder)
 
 
 def test_half_precision_is_read_into_the_models_own(tmp_path: Path) -> None:
     model = pretraining()
     load_checkpoint(model, saved(tmp_path, {name: value.half() for name, value in OFFICIAL.items()}))
-    assert_same(model.state_dict(), {name: value.half().double() for name, value in OFFICIAL.items()})
+    same(model.state_dict(), {name: value.half().double() for name, value in OFFICIAL.items()})
 
 
 def test_a_loaded_model_answers_as_the_saved_one(tmp_path: Path) -> None:
@@ -191,7 +187,7 @@ def test_what_does_not_fit_is_named_and_nothing_changes(tmp_path: Path, spoil: S
     before = values(model)
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(model, saved(tmp_path, spoil(OFFICIAL)))
-    assert_same(model.state_dict(), before)
+    same(model.state_dict(), before)
 
 
 def test_a_head_of_another_size_is_refused_even_where_it_may_be_missing(tmp_path: Path) -> None:
@@ -230,7 +226,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str, kept: float) -
     before = values(other)
     with pytest.raises(CheckpointError, match="cut"):
         load_checkpoint(other, cut)
-    assert_same(other.state_dict(), before)
+    same(other.state_dict(), before)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
@@ -258,7 +254,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> 
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt"):
         load_checkpoint(model, path)
     assert not trace.exists()
-    assert_same(model.state_dict(), before)
+    same(model.state_dict(), before)
     with warnings.catch_warnings():  # the same file does run its code where that is allowed
         warnings.simplefilter("ignore")
         torch.load(path, weights_only=False)
@@ -282,7 +278,7 @@ def test_a_safetensors_file_of_others_is_read(tmp_path: Path) -> None:
     path, model = tmp_path / "model.safetensors", pretraining()
     save_file({name: value.clone() for name, value in OFFICIAL.items()}, path)
     load_checkpoint(model, path)
-    assert_same(model.state_dict(), OFFICIAL)
+    same(model.state_dict(), OFFICIAL)
 
 
 def test_another_suffix_is_refused(tmp_path: Path) -> None:
