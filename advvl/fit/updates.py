@@ -171,7 +171,7 @@ class Updater:
             value = share.weigh(adversary.target.loss(outputs, batch))
             if share.rows < 1 and value.ndim and adversary.compares_entries(batch):
                 raise ConfigurationError(
-                    "expected a loss and count=… of the entries compared, got one loss per row beside positions; "
+                    "expected a mean loss and its count=…, got one loss per row beside positions; "
                     "see docs/training-loop.md#several-processes"
                 )
             return value
