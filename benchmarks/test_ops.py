@@ -17,8 +17,8 @@ import peers
 import pytest
 import torch
 from measures import Extent, device_of, extent_of, launches
-from published import moved
 from races import Entry, Pace, Race, recorded
+from support.published import moved
 from torch import Tensor
 
 from advvl.errors import ConfigurationError

@@ -18,7 +18,7 @@ import pytest
 import torch
 from measures import Extent, extent_of
 from races import Lane, Race, Races, interval, recorded
-from spawn import results
+from support.spawn import results
 from tables import table
 from together import REGIONS, WORDS
 
