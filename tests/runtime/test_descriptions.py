@@ -82,9 +82,9 @@ def test_the_order_of_a_mapping_and_of_a_sequence_counts_and_that_of_a_set_does_
 
 
 def test_functions_and_members_go_by_their_names_and_devices_by_their_kind() -> None:
-    assert described(double) == "test_descriptions.double"
+    assert described(double) == f"{__name__}.double"
     assert described(torch.sum) != described(torch.mean)
-    assert described(Plain) == "test_descriptions.Plain"
+    assert described(Plain) == f"{__name__}.Plain"
     assert described(Colour.RED) != described(Colour.BLUE)
     assert described(torch.device("cuda", 0)) == described(torch.device("cuda", 1)) != described(torch.device("cpu"))
     assert described(torch.zeros(2)) != described(torch.zeros(2).double()) != described(torch.zeros(1, 2).double())
