@@ -37,6 +37,7 @@ from advvl.maximizers.freelb import FreeLB as FreeLB
 from advvl.maximizers.pgd import PGD as PGD
 from advvl.maximizers.probes import Feedback as Feedback
 from advvl.maximizers.probes import Probe as Probe
+from advvl.passes.objective import Objective as Objective
 from advvl.passes.traces import PassTrace as PassTrace
 from advvl.perturbers.ascents import Ascent as Ascent
 from advvl.perturbers.ascents import EmbeddingPerturber as EmbeddingPerturber
@@ -44,6 +45,7 @@ from advvl.perturbers.balls import L2 as L2
 from advvl.perturbers.balls import Ball as Ball
 from advvl.perturbers.balls import Linf as Linf
 from advvl.perturbers.balls import Place as Place
+from advvl.perturbers.base import Moved as Moved
 from advvl.perturbers.base import Perturber as Perturber
 from advvl.perturbers.starts import Given as Given
 from advvl.perturbers.starts import Normal as Normal
@@ -58,5 +60,9 @@ from advvl.recipes.villa import villa as villa
 from advvl.regularizers.base import Regularizer as Regularizer
 from advvl.regularizers.kl import KL as KL
 from advvl.regularizers.kl import SymmetricKL as SymmetricKL
+from advvl.regularizers.references import AdapterOff as AdapterOff
+from advvl.regularizers.references import Averaged as Averaged
+from advvl.regularizers.references import Frozen as Frozen
+from advvl.regularizers.references import Reference as Reference
 from advvl.training import AdversarialTraining as AdversarialTraining
 from advvl.training import StepReport as StepReport

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -17,8 +16,9 @@ from advvl.errors import ConfigurationError
 from advvl.maximizers.base import InnerMaximizer, check_parts
 from advvl.maximizers.probes import Feedback, Probe
 from advvl.ops import Box
-from advvl.passes.forward import Correct, Loss, Passes
-from advvl.passes.rounds import Round
+from advvl.passes.drive import ascend, drive
+from advvl.passes.forward import Correct, Passes
+from advvl.passes.objective import Loss
 from advvl.perturbers.balls import Place
 from advvl.perturbers.base import Perturber
 from advvl.runtime.randomness import preserved
@@ -107,6 +107,7 @@ class Attack:
 
     def _run(self, adapter: Adapter, batch: Batch) -> AttackResult:
         with (
+            no_sync(adapter.model)(),
             Passes(
                 adapter,
                 batch,
@@ -117,24 +118,20 @@ class Attack:
                 reuse=adapter.pure and not self.train_mode,
                 reduce=torch.sum,
             ) as passes,
-            closing(self.maximizer.probes(self.perturber, generator=self._generator)) as probes,
         ):
-            round_ = Round(passes, quiet=no_sync(adapter.model))
-            probe = next(probes)
-            places: dict[str, Place] = {}
-            while True:
+            inside: set[str] = set()
+
+            def answer(probe: Probe) -> Feedback:
                 if not self.end_pass and _is_end(probe):
-                    feedback = Feedback(cast("Mapping[str, Tensor]", probe.deltas), {}, places)
-                else:
-                    feedback = round_.run(replace(probe, weight=0.0, update=False))
-                for modality, place in feedback.places.items():
-                    if modality not in places:
-                        _check_inside(modality, place, self.perturber.box(modality))
-                        places[modality] = place
-                try:
-                    probe = probes.send(feedback)
-                except StopIteration as stop:
-                    return AttackResult(stop.value, feedback.losses, feedback.correct)
+                    return Feedback(cast("Mapping[str, Tensor]", probe.deltas), {}, passes.places)
+                feedback = ascend(passes, probe)
+                for modality in feedback.places.keys() - inside:
+                    _check_inside(modality, feedback.places[modality], self.perturber.box(modality))
+                    inside.add(modality)
+                return feedback
+
+            deltas, last = drive(self.maximizer.probes(self.perturber, generator=self._generator), answer)
+            return AttackResult(deltas, last.losses, last.correct)
 
 
 def _is_end(probe: Probe) -> bool:

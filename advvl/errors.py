@@ -11,7 +11,8 @@
     ├── MissingExtraError    an optional package that is needed and not installed
     └── OutputDirectoryError an output directory that belongs to something else
 
-Each also derives from the built-in error that a caller would expect (`ValueError`, `RuntimeError`, …).
+Each also derives from the built-in error that a caller would expect (`ValueError`, `RuntimeError`, …). A message is one
+sentence, "expected …, got …; what to do"; where that is not enough it ends in a link, which `more` writes.
 """
 
 from __future__ import annotations
@@ -55,6 +56,11 @@ class MissingExtraError(AdvVLError, ImportError):
 
 class OutputDirectoryError(AdvVLError, RuntimeError):
     """An output directory belongs to another configuration or cannot be written."""
+
+
+def more(anchor: str) -> str:
+    """The end of a message that needs more words than one sentence: a link to its section of `docs/errors.md`."""
+    return f"; see docs/errors.md#{anchor}"
 
 
 def missing_extra(package: str, extra: str) -> MissingExtraError:

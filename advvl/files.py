@@ -44,9 +44,9 @@ _UNREADABLE: Final = (
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A stream whose content is at `path` once the block ends, whole or not at all, for what is too large to hold.
+    """Open a stream whose content is at `path` once the block ends, whole or not at all; for content too large to hold.
 
-    Missing parent directories are made. Errors: what the block or the file system raises; nothing is left behind then.
+    Missing parent directories are made. Errors of the block or the file system pass through, and leave nothing behind.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,8 @@ def write_torch(path: str | os.PathLike[str], value: object) -> Path:
 def read_torch(path: str | os.PathLike[str], *, map_location: str | torch.device = "cpu") -> Any:
     """Read what `write_torch` wrote, running no code from the file.
 
-    Errors: `CheckpointError` if the file is missing, truncated, or holds anything but tensors and plain containers.
+    Raises:
+        CheckpointError: the file is missing, truncated, or holds anything but tensors and plain containers.
     """
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
@@ -110,23 +111,27 @@ def read_torch(path: str | os.PathLike[str], *, map_location: str | torch.device
         raise CheckpointError(f"expected a file at {str(path)!r}, got none; check the path") from error
     except _UNREADABLE as error:
         raise CheckpointError(
-            f"expected a whole PyTorch file of tensors and plain containers at {str(path)!r}, got one that cannot be "
-            f"read as such ({type(error).__name__}); make it anew or remove it"
+            f"expected a whole PyTorch file of tensors and plain containers at {str(path)!r}, got one that gives "
+            f"{type(error).__name__}; write it again or remove it"
         ) from error
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file; errors: `CheckpointError` if it is not one."""
+    """Read a JSON file.
+
+    Raises:
+        CheckpointError: it is not one.
+    """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(
-            f"expected JSON at {str(path)!r}, got {error}; remove the file to make it anew"
+            f"expected JSON at {str(path)!r}, got {error}; remove the file to have it written again"
         ) from error
 
 
 def fingerprint(configuration: Mapping[str, Any]) -> str:
-    """Sixteen hexadecimal digits that tell configurations apart, whatever the order of their keys."""
+    """Return sixteen hexadecimal digits that identify a configuration, whatever the order of its keys."""
     canonical = json.dumps(configuration, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(canonical.encode("utf-8")).hexdigest()[:16]
 

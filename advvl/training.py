@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 import torch
@@ -14,14 +13,18 @@ from torch import Tensor, nn
 from advvl.adapters.base import Adapter
 from advvl.adapters.injection import Batch
 from advvl.adapters.registry import adapted
-from advvl.errors import ConfigurationError, NonFiniteError
+from advvl.errors import ConfigurationError
 from advvl.maximizers.base import AscentState, InnerMaximizer, check_parts
-from advvl.maximizers.probes import Feedback
-from advvl.passes.forward import Backward, Correct, Loss, Passes
-from advvl.passes.rounds import Round
+from advvl.maximizers.probes import Feedback, Probe
+from advvl.passes.backward import Backward
+from advvl.passes.drive import drive
+from advvl.passes.finite import FiniteCheck
+from advvl.passes.forward import Correct, Passes, survived
+from advvl.passes.objective import Loss, Objective
+from advvl.passes.rounds import Rounds
 from advvl.passes.traces import Trace
 from advvl.perturbers.base import Perturber
-from advvl.regularizers.base import Regularizer
+from advvl.regularizers.base import Regularizer, check_regularizer
 from advvl.runtime.reductions import Sync, accumulating, check_wrappers, no_sync, one_backward
 from advvl.runtime.states import check_trainable
 
@@ -32,11 +35,10 @@ class StepReport:
 
     Arguments:
         loss: the whole objective whose gradient the parameters got, a scalar.
-        task_loss, regularization: its two parts.
+        task_loss, regularization: its two parts; None where the objective has none.
         passes: forwards run.
-        delta_norms: modality to the norms of its last moved perturbation, in its ball's norm and granularity; with
-            `early_stop`, of the move that a held-back row would have made. Of packed rows entry i is that of sample i, and
-            entries past the last sample are zero.
+        delta_norms: modality to the norms of its final perturbation, in its ball's norm and granularity. Of packed rows
+            entry i is that of sample i, and entries past the last sample are zero.
         nonfinite: modality to the number of rows, samples or packed ones, whose gradient was not finite in some pass
             (they did not move).
         effective: modality to ‖cast(x+δ)−x‖/‖δ‖ of its last pass, `(B,)`, where the model is in half precision; above 1
@@ -44,7 +46,7 @@ class StepReport:
     """
 
     loss: Tensor
-    task_loss: Tensor
+    task_loss: Tensor | None
     regularization: Tensor | None
     passes: int
     delta_norms: Mapping[str, Tensor]
@@ -59,7 +61,10 @@ class AdversarialTraining:
     Arguments:
         perturber: starts and moves the perturbations of each modality.
         maximizer: decides which passes are run.
-        regularizer: compares perturbed with clean predictions; None: no clean pass.
+        regularizer: compares perturbed with clean predictions, or other tensors with other references; several as a
+            tuple; None: no clean pass.
+        climb: the objective of passes that move perturbations alone; None: that of `teach`.
+        teach: the objective that parameters learn; by default task loss and penalties.
         clean_weight: of a task loss on the clean pass beside the adversarial ones (the paper's L_std; 0 as released).
         dropout: `"fresh"` masks in every pass, as VILLA releases it, or `"shared"`: every pass replays the first one's
             randomness, as FreeLB's paper says, which with starts at zero saves the clean pass.
@@ -74,28 +79,49 @@ class AdversarialTraining:
 
     perturber: Perturber
     maximizer: InnerMaximizer
-    regularizer: Regularizer | None = None
+    regularizer: Regularizer | tuple[Regularizer, ...] | None = None
     clean_weight: float = 0.0
     dropout: Literal["fresh", "shared"] = "fresh"
     track_stats: Literal["all", "clean"] = "all"
     nonfinite: Literal["raise", "keep"] = "raise"
+    _: KW_ONLY
+    teach: Objective = Objective()  # noqa: RUF009 - frozen, and the same for all
+    climb: Objective | None = None
 
     def __post_init__(self) -> None:
         check_parts(self.perturber, self.maximizer)
-        if not isinstance(self.regularizer, Regularizer | None):
-            raise ConfigurationError(
-                f"expected a regulariser such as SymmetricKL(1.5), or None, got {self.regularizer!r}"
-            )
+        for regularizer in self.regularizers:
+            check_regularizer(regularizer)
+        self._check_objectives()
         if not (0 <= self.clean_weight < math.inf):
             raise ConfigurationError(f"expected a finite clean_weight of 0 or more, got {self.clean_weight!r}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigurationError(f"expected {name} to be one of {choices}, got {getattr(self, name)!r}")
-        if self.track_stats == "clean" and self.regularizer is None and not self.clean_weight:
+        if self.track_stats == "clean" and not self.regularizers and not self.clean_weight:
             raise ConfigurationError(
                 "expected a clean pass for track_stats='clean', got none; give a regularizer or a clean_weight"
             )
         self.maximizer.check(self.perturber)
+
+    @property
+    def regularizers(self) -> tuple[Regularizer, ...]:
+        """The regularisers, none or several."""
+        if self.regularizer is None:
+            return ()
+        return self.regularizer if isinstance(self.regularizer, tuple) else (self.regularizer,)
+
+    def _check_objectives(self) -> None:
+        for name, objective in (("climb", self.climb or self.teach), ("teach", self.teach)):
+            if not isinstance(objective, Objective):
+                raise ConfigurationError(f"expected {name} as an Objective(…), got {objective!r}")
+            if not objective.task and not self.regularizers:
+                raise ConfigurationError(f"expected a regularizer for {name}={objective}, which has no task, got None")
+        if self.climb not in (None, self.teach) and self.maximizer.one_backward:
+            raise ConfigurationError(
+                f"expected climb and teach to be one objective with {type(self.maximizer).__name__}, whose one backward "
+                "serves both; use PGD to climb another one"
+            )
 
     def step(
         self,
@@ -139,37 +165,52 @@ class AdversarialTraining:
         with adapted(model) as adapter:
             self._check(adapter.model, update)
             with Passes(adapter, batch, self.perturber, loss=loss, correct=correct, generator=generator) as passes:
-                watch = _Watch(raises=self.nonfinite == "raise")
-                round_ = Round(
+                rounds = Rounds(
                     passes,
-                    regularizer=self.regularizer,
+                    regularizers=self.regularizers,
+                    climb=self.climb or self.teach,
+                    teach=self.teach,
                     clean_weight=self.clean_weight,
                     shared=self.dropout == "shared",
                     freeze_stats=self.track_stats == "clean",
-                    jointly=one_backward(adapter.model, sync),
+                    one_graph=one_backward(adapter.model, sync),
                     backward=backward,
-                    quiet=sync or no_sync(adapter.model),
+                    hold_back=sync or no_sync(adapter.model),
                     trace=trace,
                 )
-                with closing(self.maximizer.probes(self.perturber, generator=generator, state=state)) as probes:
-                    probe = next(probes)
-                    while True:
-                        feedback = round_.run(probe)
-                        watch.gradients(feedback)
-                        if probe.update:
-                            watch.read(round_.tally.loss)
-                            if update is not None:
-                                before = _gradients(adapter.model) if self.maximizer.updates > 1 else []
-                                update()
-                                _check_updated(before)
-                        try:
-                            following = probes.send(feedback)
-                        except StopIteration:
-                            break
-                        finally:
-                            watch.moved(feedback)
-                        probe = following
-        return _report(round_, watch)
+                finite = FiniteCheck()
+
+                def answer(probe: Probe) -> Feedback:
+                    feedback = rounds.answer(probe)
+                    finite.see(feedback)
+                    if probe.update:
+                        if self.nonfinite == "raise":
+                            finite.check(rounds.tally.loss)
+                        self._update(adapter.model, update)
+                    return feedback
+
+                deltas, _ = drive(self.maximizer.probes(self.perturber, generator=generator, state=state), answer)
+                return self._report(rounds, finite, self.perturber.norms(deltas, passes.places))
+
+    def _update(self, model: nn.Module, update: Callable[[], object] | None) -> None:
+        if update is not None:
+            before = _gradients(model) if self.maximizer.updates > 1 else []
+            update()
+            _check_updated(before)
+
+    def _report(self, rounds: Rounds, finite: FiniteCheck, norms: Mapping[str, Tensor]) -> StepReport:
+        tally = rounds.tally
+        if tally.loss is None:
+            raise ConfigurationError("expected a maximiser that asks for a pass to learn from, got none with a weight")
+        return StepReport(
+            loss=tally.loss,
+            task_loss=tally.task_loss,
+            regularization=tally.regularization,
+            passes=rounds.count,
+            delta_norms=norms,
+            nonfinite={modality: bad.sum() for modality, bad in finite.bad.items()},
+            effective=survived(rounds.placed, self.perturber),
+        )
 
     def _check(self, model: nn.Module, update: object) -> None:
         check_trainable(model)
@@ -201,62 +242,3 @@ def _check_updated(before: list[tuple[nn.Parameter, Tensor, int]]) -> None:
 
 
 _CHOICES = {"dropout": ("fresh", "shared"), "track_stats": ("all", "clean"), "nonfinite": ("raise", "keep")}
-
-
-class _Watch:
-    """Whether every gradient and loss was finite: flags gathered on the device, read once before an update."""
-
-    def __init__(self, *, raises: bool) -> None:
-        self.raises = raises
-        self.bad: dict[str, Tensor] = {}
-        self.norms: dict[str, Tensor] = {}
-
-    def gradients(self, feedback: Feedback) -> None:
-        """Look at the gradients themselves: a perturber of the user's own may change what it moves along."""
-        for modality, gradient in feedback.gradients.items():
-            finite = gradient.isfinite()
-            mask = feedback.places[modality].mask
-            if mask is not None:
-                finite = finite | ~mask.reshape(*mask.shape, *[1] * (finite.ndim - mask.ndim))
-            bad = ~finite.flatten(1).all(1)
-            self.bad[modality] = bad if modality not in self.bad else self.bad[modality] | bad
-
-    def moved(self, feedback: Feedback) -> None:
-        self.norms.update({modality: stepped.delta_norm for modality, stepped in feedback.stepped.items()})
-
-    def read(self, loss: Tensor | None) -> None:
-        """Raise NonFiniteError if anything was not finite, naming modality and rows."""
-        if not self.raises or loss is None:
-            return
-        flags = {modality: bad.any() for modality, bad in self.bad.items()}
-        broken = torch.stack([~loss.isfinite(), *(flag.to(loss.device) for flag in flags.values())])
-        if not broken.any():  # the one read
-            return
-        rows = {modality: bad.nonzero().flatten().tolist() for modality, bad in self.bad.items() if bad.any()}
-        where = "; ".join(f"the gradient of the {m!r} perturbation in rows {_some(r)}" for m, r in rows.items())
-        raise NonFiniteError(
-            f"expected finite losses and gradients, got {where or 'none in the perturbations'}"
-            f"{'' if loss.isfinite() else f'; loss {float(loss)}'}. The parameters' .grad is unusable: zero it before "
-            "going on, and see that the batch holds finite numbers. With a loss scaler, whose first steps overflow by "
-            "design, use nonfinite='keep'"
-        )
-
-
-def _some(rows: list[int]) -> str:
-    return f"{rows[:20]}" + (f" and {len(rows) - 20} more" if len(rows) > 20 else "")
-
-
-def _report(round_: Round, watch: _Watch) -> StepReport:
-    tally = round_.tally
-    loss = tally.loss
-    if loss is None or tally.task_loss is None:
-        raise ConfigurationError("expected a maximiser that asks for a pass to learn from, got none with a weight")
-    return StepReport(
-        loss=loss,
-        task_loss=tally.task_loss,
-        regularization=tally.regularization,
-        passes=round_.count,
-        delta_norms=watch.norms,
-        nonfinite={modality: bad.sum() for modality, bad in watch.bad.items()},
-        effective=round_.effective,
-    )

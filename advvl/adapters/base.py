@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from advvl.adapters.diagnosis import why_silent
-from advvl.adapters.injection import Batch, Binding, Holder, InputHook, Maker, OutputHook, Site
+from advvl.adapters.injection import Batch, Binding, Holder, InputHook, OutputHook, Placed, Site, TapHook
 from advvl.adapters.outputs import Outputs as Outputs
 from advvl.adapters.outputs import read_logits, read_loss, run
 from advvl.errors import ConfigurationError, ShapeError, SiteError
+from advvl.perturbers.balls import Place
 from advvl.runtime.names import find, unwrapped
 
 
@@ -29,11 +30,8 @@ class Adapter:
         logits: from the outputs to what a regulariser compares; default: `.logits` or `["logits"]` of the outputs, a
             tensor itself, or of a tuple the first entry, the second where the first is a loss.
         positions: from the batch to the mask of the logits' rows that count (masked-token positions); None: all.
-        loss: `(outputs, batch)` to a scalar or one loss a row `(B,)`; default: the outputs' own: `.loss`, `["loss"]`, or a
+        loss: `(outputs, batch)` to a scalar or one loss per row `(B,)`; default: the outputs' own: `.loss`, `["loss"]`, or a
             number (a tensor without axes) that a tuple begins with.
-        repeat: `(batch, n)` to the batch that holds all its rows n times, copy after copy. Giving it declares that no
-            row's outputs depend on other rows (batch statistics are looked for and need not be thought of), so that
-            passes which do not depend on each other may be run as one.
         pure: declares that in eval mode every module computes what it gives from what it is given alone: it draws nothing,
             changes nothing in place that it was given, and is not run by activation checkpointing. An attack then
             computes what runs before its first site once.
@@ -53,7 +51,6 @@ class Adapter:
         logits: Callable[[Outputs], Tensor] | None = None,
         positions: Callable[[Batch], Tensor | None] | None = None,
         loss: Callable[[Outputs, Batch], Tensor] | None = None,
-        repeat: Callable[[Batch, int], Batch] | None = None,
         pure: bool = False,
     ) -> None:
         check_model(model)
@@ -63,14 +60,16 @@ class Adapter:
         self.logits = logits or read_logits
         self.positions = positions or _all_positions
         self.loss = loss or read_loss
-        self.repeat, self.pure = repeat, pure
+        self.pure = pure
         self.replay_verified = False  # whether replayed randomness was seen to give the same logits
         self.masks_verified: set[str] = set()  # modalities seen to matter at the positions that their mask calls real
         self._holder = Holder()
         modules = {modality: find(model, site.module) for modality, site in self.sites.items()}
         self._perturbed = tuple(modules.values())
         self._origin: Adapter | None = None
-        handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._taps: set[str] = set()
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        handles = self._handles
         self._close = weakref.finalize(self, _remove, handles)
         for modality, site in self.sites.items():
             try:
@@ -80,7 +79,7 @@ class Adapter:
                 got = f"{site.module!r} ({type(modules[modality]).__name__})"
                 raise SiteError(
                     f"expected a module that takes hooks at the site of {modality!r}, got {got}, which does not: {error}; "
-                    "name one that does, or adapt the model that was not scripted"
+                    "name one that does, not a scripted one"
                 ) from error
 
     def __repr__(self) -> str:
@@ -131,13 +130,29 @@ class Adapter:
         return self.call(self.model, batch)
 
     @contextmanager
-    def bound(self, binding: Binding) -> Iterator[None]:
+    def bound(self, binding: Binding) -> Iterator[Binding]:
         """Bind one pass's perturbations, restoring what was bound before."""
         before, self._holder.binding = self._holder.binding, binding
         try:
-            yield
+            yield binding
         finally:
             self._holder.binding = before
+
+    def clean(self, *, binding: Binding | None = None) -> AbstractContextManager[Binding]:
+        """Bind no perturbation: forwards within are clean, and reading a module works."""
+        return self.bound(binding or Binding(self.sites, _Given({})))
+
+    def tap(self, name: str) -> None:
+        """Have the output of a module kept in every later pass, as `binding.taps[name]`.
+
+        The hook stays for the adapter's life, like those of the sites: tap before any `torch.compile`.
+
+        Raises:
+            SiteError: a module that the model does not have.
+        """
+        if name not in self._taps:
+            self._taps.add(name)
+            self._handles.append(find(self.model, name).register_forward_hook(TapHook(self._holder, name)))
 
     @contextmanager
     def inject(self, deltas: Mapping[str, Tensor]) -> Iterator[None]:
@@ -150,20 +165,19 @@ class Adapter:
             ShapeError: a perturbation of another shape than its site's tensor.
         """
         self.check_modalities(deltas)
-        makers = {modality: _given(modality, delta) for modality, delta in deltas.items()}
-        binding = Binding(self.sites, makers, required=tuple(deltas))
+        binding = Binding(self.sites, _Given(deltas), modalities=tuple(deltas), required=tuple(deltas))
         with self.bound(binding):
             yield
             binding.end_forward(self.why_silent)
 
     def why_silent(self, modality: str, batch: Batch = None) -> str:
-        """Why a modality's site did not fire in a forward, on this batch if it is known; may run the model again."""
+        """Return why a modality's site did not fire on this batch, if the batch is known; may run the model again."""
         if not self._close.alive:
-            return "this adapter was closed, and has no hooks any more; adapt the model anew"
+            return "this adapter was closed and has no hooks; adapt the model again"
         module = dict(zip(self.sites, self._perturbed, strict=True))[modality]
 
         def again() -> Outputs:
-            with self.bound(Binding(self.sites, {}, required=())):
+            with self.clean():
                 return self.forward(batch)
 
         return why_silent(self.model, module, batch, None if batch is None else again)
@@ -193,7 +207,7 @@ def check_model(model: object) -> None:
 def _sites(sites: object) -> dict[str, Site]:
     if not isinstance(sites, Mapping) or not sites:
         raise SiteError(
-            f"expected sites as a mapping from modality to Site, at least one, got {sites!r}; "
+            f"expected sites as a mapping from modality to Site, got {sites!r}; "
             'as in {"text": Site("…embeddings.word_embeddings")}'
         )
     found = {}
@@ -212,16 +226,24 @@ def _remove(handles: list[torch.utils.hooks.RemovableHandle]) -> None:
         handle.remove()
 
 
-def _given(modality: str, delta: Tensor) -> Maker:
-    def make(x: Tensor) -> Tensor:
+class _Given:
+    """Perturbations that are there already, of the shape of their site's tensor."""
+
+    def __init__(self, deltas: Mapping[str, Tensor]) -> None:
+        self._deltas = deltas
+
+    def begin(self, modality: str, x: Tensor) -> Placed:
+        delta = self._deltas[modality]
         if delta.shape != x.shape:
             raise ShapeError(
                 f"expected a perturbation of {modality!r} of shape {tuple(x.shape)}, got {tuple(delta.shape)}; "
                 "make it of the shape of the tensor at the site, on this batch"
             )
-        return delta
+        return Placed(Place(x.detach()), delta)
 
-    return make
+    def apply(self, modality: str, placed: Placed, x: Tensor) -> Tensor:
+        del modality
+        return (x + placed.delta).to(x.dtype)
 
 
 def _all_positions(batch: Batch) -> None:

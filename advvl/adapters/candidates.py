@@ -65,7 +65,7 @@ class Candidates(tuple[Candidate, ...]):
 def sites(
     model: nn.Module, batch: Batch = None, *, call: Callable[[nn.Module, Batch], Outputs] | None = None
 ) -> Candidates:
-    """The tensors of a model that could be perturbed, in the order of its modules.
+    """List the tensors of a model that could be perturbed, in the order of its modules.
 
     Arguments:
         model: any model; a compiled one only without a batch.

@@ -18,30 +18,31 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointFunction
 
+from advvl.errors import more
 from advvl.runtime.processes import in_process_group
 from advvl.runtime.randomness import preserved
 from advvl.runtime.states import kept_buffers
 
 Again = Callable[[], object]
 
-_ADAPT_FIRST = "adapt it before its first call, or call torch.compiler.reset() once it is adapted"
+_ADAPT_FIRST = "adapt it before its first call, or call torch.compiler.reset() afterwards"
 
-NON_REENTRANT = "checkpoint with use_reentrant=False, in transformers by gradient_checkpointing_kwargs"
+NON_REENTRANT = f"checkpoint with use_reentrant=False{more('reentrant-checkpointing')}"
 
 
 def why_no_graph() -> str:
-    """What keeps the code that is running now from recording a graph."""
+    """Return what keeps the code that is running now from recording a graph."""
     frame = sys._getframe()
     while frame.f_back is not None:
         frame = frame.f_back
         if frame.f_code is CheckpointFunction.forward.__code__:
-            return f"activation checkpointing with use_reentrant=True runs it, which records none; {NON_REENTRANT}"
+            return f"activation checkpointing with use_reentrant=True runs it; {NON_REENTRANT}"
     mode = "torch.inference_mode()" if torch.is_inference_mode_enabled() else "torch.no_grad()"
-    return f"it runs under {mode}; take that off the model's forward, or the adapter's call, from this site on"
+    return f"it runs under {mode}; take that off the forward from this site on{more('no-graph')}"
 
 
 def is_reentrant(objective: Tensor) -> bool:
-    """Whether the graph of an objective goes through activation checkpointing with `use_reentrant=True`."""
+    """True if the graph of an objective goes through activation checkpointing with `use_reentrant=True`."""
     waiting, seen = [objective.grad_fn], set[object]()
     while waiting:
         node = waiting.pop()
@@ -54,44 +55,38 @@ def is_reentrant(objective: Tensor) -> bool:
 
 
 def why_silent(model: nn.Module, module: nn.Module, batch: Any = None, again: Again | None = None) -> str:
-    """Why a module that holds a site was not called in a forward.
+    """Return why a module that holds a site was not called in a forward.
 
     Arguments:
         model, module: the whole one, and the one in it.
         batch: what the model was run on; None: not known.
         again: runs the model on it once more; None: nobody can.
     """
+    return _silence(model, module, batch, again) + more("silent-site")
+
+
+def _silence(model: nn.Module, module: nn.Module, batch: Any, again: Again | None) -> str:
     name, path = _name(model, module), _path(model, module)
     parts = {f"{path}.{part}" if path else part: inner for part, inner in module.named_children()}
     if type(module).forward is nn.Module.forward:
         return f"{name} has no forward of its own, and only what it holds is called; name one of {_some(parts)}"
-    seen = None if again is None else _watched(model, again, _Watch(model, module=module))
+    seen = None if again is None else _watched(model, again, _Recorder(model, module=module))
     compiled = any(map(is_compiled, model.modules()))
     if compiled and seen is not None and module in seen.called:
-        return (
-            f"the model is compiled and had run before it was adapted, and its code has no hook there; {_ADAPT_FIRST}"
-        )
+        return f"the model was compiled and run before it was adapted; {_ADAPT_FIRST}"
     fields = list(batch) if isinstance(batch, Mapping) else []
     given = [field for field in fields if str(field).endswith("inputs_embeds") and batch[field] is not None]
     if given:
-        return (
-            f"the batch gives {_some(given)}, and with them the model embeds nothing itself; give it the ids, or perturb "
-            "the input of the first module that takes those embeddings"
-        )
+        return f"the batch gives {_some(given)}, so the model embeds nothing; give ids, or perturb what takes these"
     if seen is None:
-        return f"{name} was not called" + (
-            f"; if the model had run compiled already, {_ADAPT_FIRST}" if compiled else ""
-        )
+        return f"{name} was not called" + (f"; if the model had run compiled, {_ADAPT_FIRST}" if compiled else "")
     if module in seen.called:
         return f"{name} is not called in every forward; on the same batch it was called when the model ran again"
     called = [part for part, inner in parts.items() if inner in seen.called]
     if called:
         return f"{name} was not called, only what it holds; name one of {_some(called)}"
     if seen.borrowed:
-        return (
-            f"{name} was not called, but its parameters were used by {seen.borrowed[0]}; have the model call the module, "
-            "not its .forward or its weight"
-        )
+        return f"{name} was not called, but its parameters were used by {seen.borrowed[0]}; have the model call it"
     outer = [around for around in seen.called if any(inner is module for inner in around.modules())]
     caller = f"{_name(model, outer[-1])} ran without it" if outer else "nothing around it was either"
     holds = f"; the batch holds {_some(fields)}" if fields else ""
@@ -99,15 +94,19 @@ def why_silent(model: nn.Module, module: nn.Module, batch: Any = None, again: Ag
 
 
 def why_independent(model: nn.Module, leaf: Tensor, again: Again) -> str:
-    """Why the loss does not depend on the perturbation of a site.
+    """Return why the loss does not depend on the perturbation of a site.
 
     Arguments:
         model: the whole one.
         leaf: a perturbation that requires grad.
         again: runs the model once more, under it, and computes the loss.
     """
+    return _independence(model, leaf, again) + more("independent-loss")
+
+
+def _independence(model: nn.Module, leaf: Tensor, again: Again) -> str:
     with torch.enable_grad():
-        seen = _watched(model, again, _Watch(model, leaf=leaf))
+        seen = _watched(model, again, _Recorder(model, leaf=leaf))
     steps = [] if seen is None else [step for step in seen.steps if step.given]
     if not steps:
         return "it is lost between the site and the loss, by detach, no_grad or an operation without a gradient"
@@ -118,14 +117,11 @@ def why_independent(model: nn.Module, leaf: Tensor, again: Again) -> str:
         return f"{last} takes it out of the graph; compute the loss without that"
     if not last.recorded:
         return f"{last} runs under torch.no_grad(); compute the loss without that"
-    return (
-        f"{last} has no gradient, as operations on quantised weights and choices among whole numbers have none; use the "
-        "model with its floating-point weights, or perturb behind it"
-    )
+    return f"{last} has no gradient; use floating-point weights, or perturb behind it"
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether `torch.compile` or `Module.compile` has made it."""
+    """True if `torch.compile` or `Module.compile` has made it."""
     return getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
 
 
@@ -150,8 +146,8 @@ class _Step:
 _OUT = ("detach", "detach_", "data", "item", "tolist")
 
 
-class _Watch(TorchFunctionMode):
-    """Which modules of a model are called, outer ones first, and what each operation takes and gives.
+class _Recorder(TorchFunctionMode):
+    """Records which modules of a model are called, outer ones first, and what each operation takes and gives.
 
     Arguments:
         module: one whose parameters are looked out for.
@@ -215,10 +211,10 @@ class _Watch(TorchFunctionMode):
             yield
 
 
-def _watched(model: nn.Module, again: Again, watch: _Watch) -> _Watch | None:
-    """What a watch has seen in one more forward, which leaves buffers and random state as found; None where it cannot be.
+def _watched(model: nn.Module, again: Again, recorder: _Recorder) -> _Recorder | None:
+    """Record one more forward, which leaves buffers and random state as found; None if it cannot run.
 
-    Not among several processes: a forward may wait for the other ones, which may not have failed.
+    It does not run in a process group: a forward may wait for the other processes, which may not have failed.
     """
     if in_process_group():
         return None
@@ -226,12 +222,12 @@ def _watched(model: nn.Module, again: Again, watch: _Watch) -> _Watch | None:
         with ExitStack() as stack:
             if any(map(is_compiled, model.modules())):
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            for kept in (preserved(model), kept_buffers(model), watch.hooked(), watch):
+            for kept in (preserved(model), kept_buffers(model), recorder.hooked(), recorder):
                 stack.enter_context(kept)
             again()
     except Exception:  # what is to be explained has been raised already, and matters more
         return None
-    return watch
+    return recorder
 
 
 def _path(model: nn.Module, module: nn.Module) -> str:
@@ -243,7 +239,7 @@ def _name(model: nn.Module, module: nn.Module) -> str:
 
 
 def _label(name: str, module: nn.Module) -> str:
-    """How messages call a module of this name."""
+    """The name of a module as messages have it, with its class."""
     return f"{name!r} ({type(module).__name__})" if name else type(module).__name__
 
 

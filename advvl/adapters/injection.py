@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from advvl.adapters.diagnosis import why_no_graph
-from advvl.errors import ConfigurationError, SiteError
+from advvl.errors import ConfigurationError, SiteError, more
+from advvl.perturbers.balls import Place
 
 Batch = Any
 
@@ -69,80 +70,103 @@ class Site:
         return cls(module, at or "output")  # type: ignore[arg-type]
 
 
-Maker = Callable[[Tensor], Tensor]
+class Placed(NamedTuple):
+    """A perturbation at its site: where it lives, and the leaf whose gradient is asked for."""
+
+    place: Place
+    delta: Tensor
+
+
+class Perturb(Protocol):
+    """The way perturbations come to their sites; `Perturber.begin` and `Perturber.apply` stand behind it in a pass."""
+
+    def begin(self, modality: str, x: Tensor) -> Placed:
+        """Make the perturbation of a modality at the tensor of its site."""
+
+    def apply(self, modality: str, placed: Placed, x: Tensor) -> Tensor:
+        """Return the tensor of a site under its perturbation."""
 
 
 class Binding:
-    """What one pass adds at each site; bound until the backward of that pass has ended.
+    """The perturbations of one pass, bound until its backward has ended; it records all that it placed.
 
-    Activation checkpointing runs a site again in the backward, and must find the same perturbation there. With `apart`
-    the batch holds its rows once for each modality, and a modality is perturbed in its own copy alone. `wants` says that
-    gradients of the perturbations will be asked for.
+    Activation checkpointing runs a site again in the backward, and must find the same perturbation there.
+
+    Arguments:
+        sites: of the adapter.
+        perturb: makes and applies the perturbations.
+        modalities: those perturbed in this pass.
+        required: those whose sites must fire in its forward.
+        wants: gradients of the perturbations will be asked for.
     """
 
     def __init__(
         self,
         sites: Mapping[str, Site],
-        makers: Mapping[str, Maker],
+        perturb: Perturb,
         *,
-        required: tuple[str, ...],
-        apart: bool = False,
+        modalities: tuple[str, ...] = (),
+        required: tuple[str, ...] = (),
         wants: bool = False,
     ) -> None:
-        self._sites, self._makers, self._required, self._wants = sites, makers, required, wants
-        self._order = list(makers) if apart else []
+        self._sites, self._perturb, self._required, self._wants = sites, perturb, required, wants
+        self._modalities = frozenset(modalities)
         self._fired = dict.fromkeys(sites, 0)  # in the forward
-        self._deltas: dict[str, Tensor] = {}
         self._in_backward = False
         self._refusal: str | None = None
+        self.placed: dict[str, Placed] = {}
+        self.taps: dict[str, Tensor] = {}
 
     def fire(self, modality: str, x: Tensor) -> Tensor:
-        """The site's tensor with the perturbation added in the wider precision of both, and cast once."""
+        """Return the tensor of a site, perturbed where this call of its module is the one that counts."""
+        if not self._is_perturbed(modality):
+            return x
+        if modality not in self.placed:
+            self._check(modality, x)
+            self.placed[modality] = self._perturb.begin(modality, x)
+        return self._perturb.apply(modality, self.placed[modality], x)
+
+    def _is_perturbed(self, modality: str) -> bool:
+        """Count this call, and decide whether it is perturbed."""
         if self._refusal is not None:
             raise SiteError(self._refusal.format(modality=modality))
-        again = self._in_backward or (self._fired[modality] > 0 and _backward_runs())
+        again = self._runs_again(self._fired[modality])
         self._fired[modality] += not again
-        if modality not in self._makers:
-            return x
-        site, fired = self._sites[modality], self._fired[modality]
+        if modality not in self._modalities:
+            return False
+        fired = self._fired[modality]
         if again and fired > 1:
             raise SiteError(
                 f"expected the site of {modality!r} to fire once a forward under activation checkpointing, got several; "
-                "which one a recomputation belongs to cannot be told"
+                "name a site that runs once"
             )
-        if not again and fired != _nth(site):
-            return x
+        return again or fired == _nth(self._sites[modality])
+
+    def _runs_again(self, fired: int) -> bool:
+        return self._in_backward or (fired > 0 and _backward_runs())
+
+    def _check(self, modality: str, x: Tensor) -> None:
+        module = self._sites[modality].module
         if not x.is_floating_point():
             raise SiteError(
-                f"expected a floating-point tensor at the site of {modality!r} ({site.module}), got "
-                f"{x.dtype}; name the module that embeds it, or perturb its output instead of its input"
+                f"expected a floating-point tensor at the site of {modality!r} ({module}), got "
+                f"{x.dtype}; name the module that embeds it, or perturb its output"
             )
         if self._wants and not torch.is_grad_enabled():
             raise SiteError(
-                f"expected a graph to be recorded at the site of {modality!r} ({site.module}), whose gradient is asked "
+                f"expected a graph to be recorded at the site of {modality!r} ({module}), whose gradient is asked "
                 f"for, but {why_no_graph()}"
             )
-        if not self._order:
-            return self._added(modality, x)
-        if len(x) % len(self._order):
-            raise SiteError(
-                f"expected {len(self._order)} copies of the batch at the site of {modality!r}, got {len(x)} rows; see that "
-                "the adapter's repeat repeats every field that has a row for each example"
-            )
-        copies = list(x.tensor_split(len(self._order)))
-        own = self._order.index(modality)
-        copies[own] = self._added(modality, copies[own])
-        return torch.cat(copies)
 
-    def _added(self, modality: str, x: Tensor) -> Tensor:
-        if modality not in self._deltas:
-            self._deltas[modality] = self._makers[modality](x)
-        return (x + self._deltas[modality]).to(x.dtype)
+    def tap(self, name: str, output: Tensor) -> None:
+        """Keep the output of a module that is read; not that of a recomputation."""
+        if not self._runs_again(name in self.taps):
+            self.taps[name] = output
 
     @property
     def perturbed(self) -> bool:
-        """Whether anything has been added yet."""
-        return bool(self._deltas)
+        """True once anything has been placed."""
+        return bool(self.placed)
 
     def end_forward(self, why_silent: Callable[[str], str]) -> None:
         """Check that every site that should have fired did, as often as it should.
@@ -164,8 +188,8 @@ class Binding:
                 )
             if fired > 1 and site.firing is None:
                 raise SiteError(
-                    f"{where} once in a forward, got {fired} times: its module is shared or runs in a loop, or the model "
-                    f"ran several times; say which time counts, from Site(…, firing=0) to firing={fired - 1}"
+                    f"{where} once in a forward, got {fired} times; say which time counts, "
+                    f"from Site(…, firing=0) to firing={fired - 1}{more('several-firings')}"
                 )
 
     def begin_backward(self, *, refusal: str | None = None) -> None:
@@ -178,7 +202,7 @@ def _nth(site: Site) -> int:
 
 
 def _backward_runs() -> bool:
-    """Whether autograd is at work, as it is where activation checkpointing runs a module again."""
+    """True if autograd is at work, as it is where activation checkpointing runs a module again."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
@@ -207,9 +231,9 @@ class OutputHook:
             return record
         inside = [name for name, _ in module.named_children()]
         raise SiteError(
-            "expected a tensor, a tuple that begins with one, or a dict that holds one of floating point, at the site of "
-            f"{self.modality!r}, got {_described(output)} from {type(module).__name__}; name the module inside it that "
-            f"gives the tensor{f', among {inside}' if inside else ''}"
+            f"expected a tensor or one in a tuple or dict at the site of {self.modality!r}, got {_described(output)} "
+            f"from {type(module).__name__}; name the module that gives it{f', of {inside}' if inside else ''}"
+            f"{more('no-tensor')}"
         )
 
 
@@ -220,6 +244,33 @@ def _floating(output: dict[Any, Any]) -> list[Any]:
 def _described(output: object) -> str:
     kind = type(output).__name__
     return f"{kind} with {', '.join(map(str, _floating(output))) or 'none'}" if isinstance(output, dict) else kind
+
+
+class TapHook:
+    """Keeps the first tensor of a module's output, for whoever reads that module."""
+
+    def __init__(self, holder: Holder, name: str) -> None:
+        self.holder, self.name = holder, name
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.holder.binding is not None:
+            self.holder.binding.tap(self.name, first_tensor(output))
+
+
+def first_tensor(output: object) -> Tensor:
+    """The tensor that a module gives: itself, the first of a tuple, or the first entry of a record.
+
+    Raises:
+        SiteError: there is none.
+    """
+    if isinstance(output, Mapping):
+        output = tuple(output.values())
+    found = output[0] if isinstance(output, tuple | list) and output else output
+    if not isinstance(found, Tensor):
+        raise SiteError(
+            f"expected a module that gives a tensor to read, got {type(found).__name__}; read one inside it"
+        )
+    return found
 
 
 class InputHook:
@@ -236,6 +287,6 @@ class InputHook:
             if isinstance(value, Tensor):
                 return args, kwargs | {name: binding.fire(self.modality, value)}
         raise SiteError(
-            f"expected a tensor as first input of the site of {self.modality!r}, got none in {type(module).__name__}; name "
-            "the module that takes the tensor, or perturb the output of the one that gives it"
+            f"expected a tensor as first input of the site of {self.modality!r}, got none in {type(module).__name__}; "
+            "name the module that takes it, or perturb an output"
         )

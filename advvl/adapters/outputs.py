@@ -1,4 +1,4 @@
-"""What a model is given and what it gives: a batch, by its fields; logits and a loss, out of whatever came back.
+"""Calling a model on a batch, by its fields, and reading logits and a loss from whatever comes back.
 
 Outputs may be an object with attributes (a `ModelOutput`), a mapping, a tuple or a tensor. A tuple is read as transformers
 writes it: the loss first, if there is one, then the logits; a loss there is a tensor without axes.
@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from advvl.adapters.injection import Batch
-from advvl.errors import ConfigurationError
+from advvl.errors import ConfigurationError, more
 
 Outputs = Any
 
@@ -31,7 +31,7 @@ def run(model: nn.Module, batch: Batch) -> Outputs:
         given = f"the fields {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
         raise ConfigurationError(
             f"expected a batch with the arguments of {type(model).__name__}, got {given}: {error}; "
-            'pass call=…, from (model, batch) to the outputs, as in call=lambda model, batch: model(batch["image"])'
+            'pass call=…, as in call=lambda model, batch: model(batch["image"])'
         ) from error
 
 
@@ -39,12 +39,12 @@ _MISCALLED = ("unexpected keyword argument", "required positional argument", "re
 
 
 def field(outputs: Outputs, name: str) -> Any:
-    """An entry of outputs that have names for them; None where there is none."""
+    """Return an entry of outputs by its name; None where there is none."""
     return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
 
 
 def read_logits(outputs: Outputs) -> Tensor:
-    """The logits among a model's outputs.
+    """Return the logits among a model's outputs.
 
     Raises:
         ConfigurationError: there are none.
@@ -64,7 +64,7 @@ def read_logits(outputs: Outputs) -> Tensor:
 
 
 def read_loss(outputs: Outputs, batch: Batch) -> Tensor:
-    """The loss among a model's outputs.
+    """Return the loss among a model's outputs.
 
     Raises:
         ConfigurationError: there is none, or one that is no tensor.
@@ -80,8 +80,8 @@ def read_loss(outputs: Outputs, batch: Batch) -> Tensor:
         )
     if loss is None:
         raise ConfigurationError(
-            f"expected outputs with a loss, got {_said(outputs)}; give what the model computes it from in the batch "
-            "(labels, return_loss=True), or pass loss=…, from (outputs, batch) to a scalar or one loss a row"
+            f"expected outputs with a loss, got {_said(outputs)}; give what it is computed from "
+            f"(labels, return_loss=True), or pass loss=…{more('no-loss')}"
         )
     return loss
 
@@ -93,6 +93,6 @@ def _leading_loss(outputs: Outputs) -> Tensor | None:
 
 
 def _said(outputs: Outputs) -> str:
-    """What outputs without something look like."""
+    """The words for outputs that lack something: their type and their names."""
     names = f" of {sorted(map(str, outputs))}" if isinstance(outputs, Mapping) else ""
     return f"{type(outputs).__name__}{names} without"

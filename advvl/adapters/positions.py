@@ -1,4 +1,4 @@
-"""Positions: which of a site's are real, and whose they are, as its mask, rows and examples read them off a batch."""
+"""Positions: which of a site's are real, and whose they are, as its mask, rows and examples read them from a batch."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from advvl.adapters.injection import Batch, Site
-from advvl.errors import ShapeError, SiteError
+from advvl.errors import ShapeError, SiteError, more
 from advvl.perturbers.balls import Place
 
 
 def read_positions(
     modality: str, site: Site, batch: Batch, x: Tensor
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Of the tensor `x` at a site the mask `(B, T)`, bool, and `rows` and `examples` `(N,)`; None for what it has not.
+    """Read the mask `(B, T)`, bool, and `rows` and `examples` `(N,)` of the tensor `x` at a site; None for what it lacks.
 
     Raises:
         SiteError: a field that the batch lacks.
@@ -26,20 +26,19 @@ def read_positions(
     examples = _read("examples", modality, site.examples, batch, x.device)
     if mask is not None and (mask.is_floating_point() or mask.is_complex()):
         raise ShapeError(
-            f"expected a mask of {modality!r} of bool or of whole numbers 0/1, True or 1 for real positions, "
-            f"got {mask.dtype}; compare an additive mask with 0, as in mask == 0"
+            f"expected a mask of {modality!r} of bool or of whole numbers 0/1, got {mask.dtype}; "
+            f"for an additive mask pass mask == 0{more('masks')}"
         )
     if mask is not None and tuple(mask.shape) != tuple(x.shape[: mask.ndim]):
         raise ShapeError(
             f"expected a mask of {modality!r} over the leading axes of {tuple(x.shape)}, got "
-            f"{tuple(mask.shape)}; the site's mask must give one entry a position"
+            f"{tuple(mask.shape)}; the site's mask must give one entry per position"
         )
     for name, owner, of in (("rows", "sample", rows), ("examples", "example", examples)):
         if of is not None and (of.shape != x.shape[:1] or of.dtype == torch.bool or of.is_floating_point()):
             raise ShapeError(
                 f"expected {name} of {modality!r} to be the {owner}, a whole number, of each of the {len(x)} rows of "
-                f"{tuple(x.shape)}, got {tuple(of.shape)} of {of.dtype}; "
-                f"give whole numbers from the batch, one a row of that tensor, or leave {name} out of the site"
+                f"{tuple(x.shape)}, got {tuple(of.shape)} of {of.dtype}; give those from the batch, or no {name}"
             )
     return None if mask is None else mask.bool(), rows, examples
 
@@ -48,8 +47,8 @@ def check_rows(places: Mapping[str, Place], losses: Tensor | None, logits: Calla
     """Raise ShapeError for a packed tensor whose site lacks rows: vectors, of which there are not as many as samples.
 
     Arguments:
-        losses: one a sample; None where the loss is a scalar.
-        logits: reads those of the outputs, with a row a sample; asked where there are no such losses.
+        losses: one per sample; None where the loss is a scalar.
+        logits: reads those of the outputs, with a row per sample; asked where there are no such losses.
     """
     for modality, place in places.items():
         if place.x.ndim != 2 or any(of is not None for of in (place.mask, place.segments, place.examples)):
@@ -58,13 +57,12 @@ def check_rows(places: Mapping[str, Place], losses: Tensor | None, logits: Calla
         if of is not None and of.ndim and len(of) != len(place.x):
             raise ShapeError(
                 f"expected a row for each of {len(of)} {what} at the site of {modality!r}, got a tensor of "
-                f"{tuple(place.x.shape)}; for one that packs the rows of all samples give Site(…, rows=…), from the batch "
-                "to the sample of each row"
+                f"{tuple(place.x.shape)}; for a packed one give Site(…, rows=…){more('packed-rows')}"
             )
 
 
 def matters(modality: str, place: Place, gradient: Tensor) -> bool:
-    """Whether a perturbation's gradient, `(B, T, …)`, is anything but zero at real positions; reads from the device.
+    """True if a perturbation's gradient, `(B, T, …)`, is anything but zero at real positions; reads from the device.
 
     Raises:
         SiteError: it is zero there and not at those that the mask leaves out, so that nothing would ever move.
@@ -77,9 +75,8 @@ def matters(modality: str, place: Place, gradient: Tensor) -> bool:
     real, beyond = torch.stack([(hit & place.mask).any(), (hit & ~place.mask).any()]).tolist()
     if beyond and not real:
         raise SiteError(
-            f"expected the loss to depend on the real positions of {modality!r}, got one that depends only on those which "
-            "its mask leaves out: it is the wrong way round, or of another tensor. True or 1 is a real position; of a "
-            "key_padding_mask pass ~mask"
+            f"expected the loss to depend on the real positions of {modality!r}, got only masked ones; "
+            f"for a key_padding_mask pass ~mask{more('masks')}"
         )
     return bool(real)
 
@@ -95,7 +92,7 @@ def _read(
         got = f", which has {sorted(map(str, batch))}" if isinstance(batch, Mapping) else ""
         raise SiteError(
             f"expected {what} of the site of {modality!r} to find its field in the batch{got}, got no {error}; "
-            f"mend the site's {what}, or give the batch that field"
+            f"correct the site's {what}, or give the batch that field"
         ) from error
     if not isinstance(value, Tensor):
         raise ShapeError(

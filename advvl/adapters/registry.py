@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from advvl.adapters.base import Adapter, Outputs, check_model
 from advvl.adapters.injection import Batch, Site
-from advvl.errors import SiteError
+from advvl.errors import SiteError, more
 from advvl.runtime.names import unwrapped
 
 _REGISTRY: dict[str, str] = {
@@ -39,22 +39,21 @@ def adapt(
     logits: Callable[[Outputs], Tensor] | None = None,
     positions: Callable[[Batch], Tensor | None] | None = None,
     loss: Callable[[Outputs, Batch], Tensor] | None = None,
-    repeat: Callable[[Batch, int], Batch] | None = None,
     pure: bool = False,
 ) -> Adapter:
-    """The adapter of a model: its registered one, or one with these sites; call it once, before any `torch.compile`.
+    """Return the adapter of a model: its registered one, or one with these sites; call it once, before `torch.compile`.
 
     Arguments:
         model: of a registered class, of transformers, or any other with its sites.
         sites: modality to site, or to the name of a module; in the place of those that are known.
-        call, logits, positions, loss, repeat, pure: as `Adapter` takes them; in the place of a registered adapter's own.
+        call, logits, positions, loss, pure: as `Adapter` takes them; in the place of a registered adapter's own.
 
     Raises:
         SiteError: no sites given, and none known of the model's class; a module that it does not have.
         ConfigurationError: something else than a model.
     """
     check_model(model)
-    options = {"call": call, "logits": logits, "positions": positions, "loss": loss, "repeat": repeat}
+    options = {"call": call, "logits": logits, "positions": positions, "loss": loss}
     if sites is not None:
         return Adapter(model, sites, pure=pure, **options)  # type: ignore[arg-type]
     inner = unwrapped(model)
@@ -69,14 +68,14 @@ def adapt(
             adapter.pure = adapter.pure or pure
             return adapter
     raise SiteError(
-        f"expected a model with a registered adapter, got {type(inner).__name__}; say what to perturb, as in "
-        'adapt(model, sites={"text": Site("…embeddings.word_embeddings")}); advvl.sites(model) lists what could be'
+        f"expected a model with a registered adapter, got {type(inner).__name__}; "
+        f"pass sites=…, from those of advvl.sites(model){more('no-sites')}"
     )
 
 
 @contextmanager
 def adapted(model: Adapter | nn.Module) -> Iterator[Adapter]:
-    """An adapter as it is, or that of a bare model for as long as this lasts."""
+    """Yield an adapter as it is, or that of a bare model, closed at the end."""
     if isinstance(model, Adapter):
         yield model
         return

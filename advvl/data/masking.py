@@ -1,4 +1,4 @@
-"""What pre-training hides: words, regions, and which image belongs to a text. Each row's draws are its own.
+"""The corruptions of pre-training: masked words, masked regions, and wrong images. Each row's draws are its own.
 
 Chen et al., "UNITER" (ECCV 2020) and its released code, but for one choice: a text in which no word was chosen has one
 drawn at random masked, as for regions, and not always its first.
@@ -19,9 +19,18 @@ IGNORED = -1
 
 
 def choose(allowed: Tensor, *, probability: float, draws: RowDraws) -> Tensor:
-    """Each allowed place with `probability`, and at least one a row: `(B, L)` bool of `(B, L)` bool.
+    """Choose each allowed place with `probability`, and at least one per row.
 
-    Raises `DataError` where a row allows none.
+    Arguments:
+        allowed: `(B, L)` bool.
+        probability: of each place, in [0, 1].
+        draws: the random numbers of the rows.
+
+    Returns:
+        The chosen places, `(B, L)` bool.
+
+    Raises:
+        DataError: a row allows none.
     """
     if not bool(allowed.any(1).all()):
         raise DataError("expected something to mask in every row, got a row with no word or no region; leave it out")
@@ -37,10 +46,14 @@ def mask_words(
     probability: float = MASK_PROBABILITY,
     draws: RowDraws,
 ) -> tuple[Tensor, Tensor]:
-    """Masks words for MLM: of those chosen 80% become [MASK], 10% a draw from `replacements` [low, high), 10% stay.
+    """Mask words for MLM: of those chosen 80% become [MASK], 10% a draw from `replacements`, 10% stay.
 
-    Arguments: `input_ids` (B, L); special tokens and padding are never chosen.
-    Returns: the corrupted ids (B, L), and the labels (B, L): the true id where chosen, -1 elsewhere.
+    Arguments:
+        input_ids: `(B, L)`; special tokens and padding are never chosen.
+        replacements: the range of ids [low, high) that wrong words come from.
+
+    Returns:
+        The corrupted ids `(B, L)`, and the labels `(B, L)`: the true id where chosen, -1 elsewhere.
     """
     width, (low, high) = input_ids.shape[1], replacements
     chosen = choose(input_ids >= len(SPECIALS), probability=probability, draws=draws)
@@ -52,7 +65,7 @@ def mask_words(
 
 
 def mask_regions(num_bbs: Tensor, *, probability: float = MASK_PROBABILITY, draws: RowDraws) -> Tensor:
-    """The regions to hide, `(B, R)` bool for `num_bbs` (B,): each with `probability`, at least one a row."""
+    """Choose the regions to hide, `(B, R)` bool for `num_bbs` `(B,)`: each with `probability`, at least one per row."""
     places = torch.arange(int(num_bbs.max()))
     return choose(places < num_bbs[:, None], probability=probability, draws=draws)
 
@@ -60,10 +73,17 @@ def mask_regions(num_bbs: Tensor, *, probability: float = MASK_PROBABILITY, draw
 def mismatch(
     images: Tensor, count: int, *, probability: float = NEGATIVE_PROBABILITY, draws: RowDraws
 ) -> tuple[Tensor, Tensor]:
-    """For image-text matching: with `probability` another of the `count` images, each as likely as the next.
+    """Replace images for image-text matching: with `probability` another of `count` images, each equally likely.
 
-    Arguments: `images` (B,) long, each text's own image.
-    Returns: the image to show (B,), and the label (B,): 1 its own, 0 another. Raises `DataError` for fewer than 2.
+    Arguments:
+        images: `(B,)` long, each text's own image.
+        count: of images.
+
+    Returns:
+        The image to show `(B,)`, and the label `(B,)`: 1 for its own, 0 for another.
+
+    Raises:
+        DataError: fewer than 2 images.
     """
     if count < 2:
         raise DataError(f"expected at least 2 images to draw a wrong one from, got {count}")

@@ -21,18 +21,18 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(frozen=True, eq=False)
 class RowDraws:
-    """Draws for the rows of a batch; `keys` `(B,)` uint64, one a row. Made by `RowDraws.of`."""
+    """Draws for the rows of a batch; `keys` `(B,)` uint64, one per row. Made by `RowDraws.of`."""
 
     keys: NDArray[np.uint64]
 
     @classmethod
     def of(cls, indices: Sequence[int] | Tensor, generator: torch.Generator) -> RowDraws:
-        """Those of the examples `indices` `(B,)`; one number is drawn from `generator`, the same however many rows."""
+        """Make the draws of the examples `indices` `(B,)`; one number is taken from `generator`, for any number of rows."""
         shared = torch.randint(2**63 - 1, (1,), generator=generator).numpy().astype(np.uint64)
         return cls(_mixed(_mixed(shared) + _places(torch.as_tensor(indices, dtype=torch.long))))
 
     def uniform(self, purpose: str, width: int) -> Tensor:
-        """Numbers in [0, 1), `(B, width)` float64: the same ones at each call for the same purpose."""
+        """Return numbers in [0, 1), `(B, width)` float64: the same ones at each call for the same purpose."""
         stream = _mixed(self.keys ^ np.uint64(zlib.crc32(purpose.encode())))
         bits = _mixed(stream[:, None] + _places(torch.arange(width)))
         return torch.from_numpy((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)

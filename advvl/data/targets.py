@@ -1,4 +1,4 @@
-"""VQA's soft targets: what so many annotators' answers score."""
+"""VQA's soft targets: the score of an answer by the number of annotators who gave it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ ANNOTATOR_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
 
 
 def annotator_score(count: int) -> float:
-    """VQA's score of an answer that `count` of the ten annotators gave: 0, .3, .6, .9, and 1 from four on.
+    """Return VQA's score of an answer that `count` of the ten annotators gave: 0, .3, .6, .9, and 1 from four on.
 
-    It is the mean of min(matches/3, 1) over the ten ways to leave one annotator out (Antol et al., 2015).
+    It is the mean of min(matches/3, 1) over the ten ways to leave one annotator out.
+
+    Raises:
+        DataError: a count outside 0..10.
+
+    Source: Antol et al., "VQA", ICCV 2015.
     """
     if not 0 <= count <= 10:
         raise DataError(f"expected a count of annotators in 0..10, got {count}; VQA asks ten of them")
@@ -23,16 +28,17 @@ def annotator_score(count: int) -> float:
 
 
 def soft_targets(targets: Sequence[Mapping[str, Sequence[float]]], num_answers: int) -> Tensor:
-    """VQA targets `{"labels": [int], "scores": [float]}` as rows `(B, num_answers)`; answers not named score 0.
+    """Turn VQA targets `{"labels": [int], "scores": [float]}` into rows `(B, num_answers)`; answers not named score 0.
 
-    Raises `DataError` where a target is malformed or names an answer outside the vocabulary.
+    Raises:
+        DataError: a target is malformed, or names an answer outside the vocabulary.
     """
     rows = torch.zeros(len(targets), num_answers)
     for row, target in enumerate(targets):
         labels, scores = target["labels"], target["scores"]
         if len(labels) != len(scores):
             raise DataError(
-                f"expected one score a label in target {row}, got {len(labels)} labels, {len(scores)} scores"
+                f"expected one score per label in target {row}, got {len(labels)} labels, {len(scores)} scores"
             )
         for label, score in zip(labels, scores, strict=True):
             if not (0 <= label < num_answers and 0.0 <= score <= 1.0):

@@ -10,7 +10,7 @@ from advvl.errors import DataError
 
 @contextmanager
 def within(where: str) -> Iterator[None]:
-    """A DataError raised within begins with `where`."""
+    """Prefix the message of a DataError raised within by `where`."""
     try:
         yield
     except DataError as error:

@@ -1,7 +1,7 @@
 """A WordPiece tokeniser made for a corpus: BERT's special tokens first, then pieces, then the corpus's words.
 
 The vocabulary is a sorted list, not the outcome of a trainer, so the same text gives the same ids everywhere. Words
-that the corpus lacks fall apart into letters; only what has other characters becomes [UNK].
+that the corpus lacks are split into letters; only what has other characters becomes [UNK].
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SPLIT = pre_tokenizers.BertPreTokenizer()
 
 
 def build_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """A lower-casing WordPiece tokeniser with a token for every word of `texts`; it adds [CLS] and [SEP]."""
+    """Build a lower-casing WordPiece tokeniser with a token for every word of `texts`; it adds [CLS] and [SEP]."""
     words = {word for text in texts for word, _ in _SPLIT.pre_tokenize_str(_NORMALIZER.normalize_str(text))}
     symbols = string.ascii_lowercase + string.digits
     pieces = [*symbols, *("##" + symbol for symbol in symbols), *sorted(words - set(symbols))]
@@ -30,9 +30,10 @@ def build_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 
 def load_bert_tokenizer(path: str | Path) -> Tokenizer:
-    """Reads the tokeniser of an uncased BERT: its `vocab.txt`, or the `tokenizer.json` made of it.
+    """Read the tokeniser of an uncased BERT: its `vocab.txt`, or the `tokenizer.json` made of it.
 
-    Raises `DataError` where it cannot be read, or lacks one of the special tokens.
+    Raises:
+        DataError: it cannot be read, or lacks one of the special tokens.
     """
     try:
         tokenizer = None if Path(path).suffix == ".txt" else Tokenizer.from_file(str(path))
@@ -62,12 +63,16 @@ def _tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
-    """Writes the tokeniser as a `tokenizer.json`, which transformers reads too."""
+    """Write the tokeniser as a `tokenizer.json`, which transformers reads too."""
     tokenizer.save(str(path))
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Reads a `tokenizer.json`. Raises `DataError` where it is not one, or its special tokens have other ids."""
+    """Read a `tokenizer.json`.
+
+    Raises:
+        DataError: it is not one, or its special tokens have other ids.
+    """
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the only class that tokenizers raises

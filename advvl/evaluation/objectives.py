@@ -1,4 +1,4 @@
-"""What an attack on an answerer makes larger, and the score it tries to take away: one number a row.
+"""The objectives that an attack on an answerer climbs, and the score that it tries to take away: one number per row.
 
 Legend: B rows, A answers. Targets are VQA's soft scores in [0, 1]; an answer is right if its score is above 0. A row
 with no right answer scores 0 whatever is answered, so there is nothing to attack: its objectives are exactly 0, and so
@@ -20,13 +20,13 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 
 
 def score(logits: Tensor, targets: Tensor) -> Tensor:
-    """`(B,)`: the target score of the answer of the largest logit, the first of equals. Source: VQA's evaluation."""
+    """The target score `(B,)` of the answer of the largest logit, the first of equals. Source: VQA's evaluation."""
     _check(logits, targets)
     return targets.gather(1, logits.argmax(dim=1, keepdim=True)).squeeze(1)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """`(B,)`: softmax cross-entropy against the targets, normalised to sum to 1; 0 for a row with no right answer."""
+    """Softmax cross-entropy `(B,)` against the targets, normalised to sum to 1; 0 for a row with no right answer."""
     _check(logits, targets)
     total = targets.sum(dim=1, keepdim=True)
     shares = torch.where(total > 0, targets / torch.where(total > 0, total, 1), 0)
@@ -34,7 +34,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, targets: Tensor) -> Tensor:
-    """`(B,)`: the largest wrong logit minus the largest right one; 0 where no answer is right, or none is wrong.
+    """The largest wrong logit minus the largest right one, `(B,)`; 0 where no answer is right, or none is wrong.
 
     Unlike cross-entropy its gradient does not vanish where the model is sure. Source: the loss f6 of Carlini & Wagner,
     IEEE S&P 2017, on logits, without its floor.

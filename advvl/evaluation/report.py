@@ -16,7 +16,7 @@ _LINES: Final = ("-", "--", "-.", ":")
 
 
 def markdown(report: Report, *, caption: str = "") -> str:
-    """The report as aligned Markdown tables, readable as plain text; accuracies in per cent.
+    """Return the report as aligned Markdown tables, readable as plain text; accuracies in per cent.
 
     Arguments:
         caption: how the numbers came about, above the tables.
@@ -55,7 +55,7 @@ def markdown(report: Report, *, caption: str = "") -> str:
 
 
 def to_json(report: Report, results: Sequence[RunResult]) -> dict[str, Any]:
-    """What `results.json` holds: summary and every run's accuracies, without the scores of single examples."""
+    """Return the content of `results.json`: summary and every run's accuracies, without the scores of single examples."""
     return {
         "baseline": report.baseline,
         "confidence": report.confidence,
@@ -92,14 +92,18 @@ def to_json(report: Report, results: Sequence[RunResult]) -> dict[str, Any]:
 
 
 def curve_png(report: Report, *, title: str = "") -> bytes:
-    """A PNG of `curve_figure`; errors: the same."""
+    """A PNG of `curve_figure`.
+
+    Raises:
+        DataError, MissingExtraError: as `curve_figure`.
+    """
     buffer = io.BytesIO()
     curve_figure(report, title=title).savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
 
 
 def curve_figure(report: Report, *, title: str = "") -> Any:
-    """A matplotlib figure of accuracy against radius, one panel a modality, one line with error bars a method.
+    """A matplotlib figure of accuracy against radius, one panel per modality, one line with error bars per method.
 
     Each radius has a column of its own, in which the methods stand side by side: equal accuracies hide none of them.
 

@@ -139,7 +139,7 @@ def robustness_curve(
 def clean_scores(
     target: Adapter, batches: Iterable[Batch], *, targets: Targets | None = None, over_processes: bool = False
 ) -> Tensor:
-    """`(N,)` fp64 on the CPU: the score of every example without perturbation; the model is left as found.
+    """Score every example without perturbation, `(N,)` fp64 on the CPU; the model is left as found.
 
     Arguments:
         over_processes: as in `robustness_curve`.
@@ -172,8 +172,8 @@ def _each(
     return list(collected(mine).values())
 
 
-class _Watch:
-    """An attack's loss that also keeps, row by row, the lowest score of all the points it was asked about."""
+class _ScoringLoss:
+    """An attack's loss that also keeps, row by row, the lowest score of all the points where it was computed."""
 
     def __init__(self, target: Adapter, objective: Objective, targets: Targets) -> None:
         self.target, self.objective, self.targets = target, objective, targets
@@ -196,7 +196,7 @@ def _worst_scores(
     entropy: tuple[int, ...],
     targets: Targets,
 ) -> Tensor:
-    """`(R, B)`: the worst score of each row within each radius."""
+    """The worst score of each row within each radius, `(R, B)`."""
     worst, rows = clean.clone(), []
     for r, radius in enumerate(radii):
         for restart in range(attacks.restarts):
@@ -206,7 +206,7 @@ def _worst_scores(
                     break
                 start = Zero() if restart == 0 else Uniform(radius)
                 ascent = Ascent(L2(radius), step_size=radius * attacks.step_fraction, start=start)
-                watch = _Watch(target, OBJECTIVES[name], targets)
+                watch = _ScoringLoss(target, OBJECTIVES[name], targets)
                 Attack(
                     EmbeddingPerturber(**{modality: ascent}),
                     PGD(steps=attacks.steps),

@@ -29,20 +29,27 @@ class Interval:
     method: str
 
     def excludes_zero(self) -> bool:
-        """Whether zero lies outside."""
+        """True if zero lies outside."""
         return self.low > 0 or self.high < 0
 
 
 def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
     """Student's t-interval of the mean of independent `values`, such as one number for each seed.
 
-    Errors: `DataError` for fewer than two values or one that is not finite; `ConfigurationError` for a confidence
-    outside (0, 1). Source: any textbook; exact for normal values.
+    Arguments:
+        values: two or more, finite.
+        confidence: of the interval, in (0, 1).
+
+    Raises:
+        DataError: fewer than two values, or one that is not finite.
+        ConfigurationError: a confidence outside (0, 1).
+
+    Source: any textbook; exact for normal values.
     """
     numbers = _finite(values)
     _check_confidence(confidence)
     if numbers.size < 2:
-        raise DataError(f"expected two or more values to tell how they scatter, got {numbers.size}; run more seeds")
+        raise DataError(f"expected two or more values to see how they scatter, got {numbers.size}; run more seeds")
     mean = float(numbers.mean())
     half = float(stats.t.ppf((1 + confidence) / 2, numbers.size - 1) * numbers.std(ddof=1) / math.sqrt(numbers.size))
     return Interval(mean, mean - half, mean + half, confidence, int(numbers.size), "t")
@@ -51,7 +58,9 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
 def difference_interval(values: Sequence[float], baseline: Sequence[float], *, confidence: float = 0.95) -> Interval:
     """The paired t-interval of `values - baseline`: the i-th of both share their seed, or their test example.
 
-    Errors: `DataError` if the two are not equally long, and as for `mean_interval`.
+    Raises:
+        DataError: the two are not equally long; otherwise as `mean_interval`.
+        ConfigurationError: as `mean_interval`.
     """
     return mean_interval(_differences(values, baseline).tolist(), confidence=confidence)
 
@@ -61,8 +70,12 @@ def paired_interval(scores: Sequence[float], baseline: Sequence[float], *, confi
 
     Half an example is added to each of the four outcomes of a pair (both right, both wrong, one right), so that it keeps
     a width where the two agree on every example. Scores between 0 and 1 count as parts of examples.
-    Errors: `DataError` if the two are not equally long, empty or not finite; `ConfigurationError` for a confidence
-    outside (0, 1). Source: Agresti & Min, Statistics in Medicine 24 (2005), for binary scores.
+
+    Raises:
+        DataError: the two are not equally long, empty or not finite.
+        ConfigurationError: a confidence outside (0, 1).
+
+    Source: Agresti & Min, Statistics in Medicine 24 (2005), for binary scores.
     """
     differences = _differences(scores, baseline)
     _check_confidence(confidence)
@@ -81,9 +94,13 @@ def proportion_interval(successes: float, trials: int, *, confidence: float = 0.
 
     It keeps its sense at 0 and 1, where the normal interval has no width. `successes` may be a sum of scores in [0, 1],
     such as VQA's: a mean of such scores varies no more than a proportion of the same size, so the interval is then
-    wide enough, and wider than it need be. Source: Wilson, JASA 22 (1927).
+    wide enough, and wider than it need be.
 
-    Errors: `DataError` unless `0 <= successes <= trials` and `trials >= 1`; `ConfigurationError` for the confidence.
+    Raises:
+        DataError: unless `0 <= successes <= trials` and `trials >= 1`.
+        ConfigurationError: a confidence outside (0, 1).
+
+    Source: Wilson, JASA 22 (1927).
     """
     _check_confidence(confidence)
     if trials < 1 or not 0 <= successes <= trials:

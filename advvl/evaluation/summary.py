@@ -27,7 +27,7 @@ from advvl.evaluation.statistics import (
 
 @dataclass(frozen=True, order=True)
 class Condition:
-    """Under what a score was taken: no perturbation (the whole test set), or the worst within a radius of a modality.
+    """The condition of a score: no perturbation (the whole test set), or the worst within a radius of a modality.
 
     A radius of 0 with a modality is the clean score of the very examples that were attacked.
     """
@@ -41,7 +41,7 @@ class Condition:
 
 @dataclass(frozen=True, eq=False)
 class RunResult:
-    """What one method gave from one seed.
+    """The results of one method from one seed.
 
     Arguments:
         scores: under each condition, every example's score, `(N,)` in [0, 1]; the examples are the same for all runs.
@@ -63,7 +63,7 @@ class RunResult:
         attacked: Mapping[str, Mapping[float, Sequence[float]]],
         seconds_per_update: float | None = None,
     ) -> RunResult:
-        """From scores as they are kept in a file.
+        """Make a result from scores as they are kept in a file.
 
         Arguments:
             clean: of every test example.
@@ -79,7 +79,7 @@ class RunResult:
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodSummary:
     """One method: its accuracies, their differences to the baseline's, and its time per update, with intervals."""
 
     method: str
@@ -96,7 +96,7 @@ class Report:
         examples: how many test examples each condition's scores are of, for every method and seed.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[MethodSummary, ...]
     conditions: tuple[Condition, ...]
     examples: Mapping[Condition, int]
     seeds: tuple[int, ...]
@@ -106,7 +106,7 @@ class Report:
 
 
 def summarise(results: Sequence[RunResult], *, baseline: str, confidence: float = 0.95) -> Report:
-    """The report of every method's every seed, in the order in which methods first occur.
+    """Summarise the results of every method and seed, in the order in which methods first occur.
 
     Raises:
         DataError: no result; a baseline that is none of the methods; methods of other seeds, conditions or numbers of
@@ -128,7 +128,7 @@ def summarise(results: Sequence[RunResult], *, baseline: str, confidence: float 
                 base = [runs[baseline][seed].scores[condition] for seed in seeds]
                 difference[condition] = _difference(scores, base, confidence)
         times = [time for seed in seeds if (time := by_seed[seed].seconds_per_update) is not None]
-        rows.append(Row(method, accuracy, difference, _time(times, confidence)))
+        rows.append(MethodSummary(method, accuracy, difference, _time(times, confidence)))
     examples = {condition: len(scores) for condition, scores in first.scores.items()}
     return Report(tuple(rows), tuple(first.scores), examples, seeds, baseline, confidence, over)
 

@@ -156,9 +156,8 @@ class AdversarialTrainer(Trainer):
 
     def _note(self, report: StepReport, window: int) -> None:
         """Add what a step reports to what is logged next; on the device."""
-        seen = {"task_loss": report.task_loss}
-        if report.regularization is not None:
-            seen["regularization"] = report.regularization
+        parts = {"task_loss": report.task_loss, "regularization": report.regularization}
+        seen = {name: part for name, part in parts.items() if part is not None}
         for modality, norms in report.delta_norms.items():
             seen[f"delta_norm_{modality}"] = norms.sum() / (norms > 0).sum().clamp(min=1)
         if self.method.nonfinite == "keep":

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -60,7 +60,12 @@ class AscentState:
 
 
 class InnerMaximizer(ABC):
-    """Asks for passes, is told what they gave, and never sees the model."""
+    """Asks for passes, is sent their feedback, and never sees the model.
+
+    `one_backward` is True for a maximiser whose passes move perturbations and teach parameters by the same backward.
+    """
+
+    one_backward: ClassVar[bool] = False
 
     @property
     def updates(self) -> int:

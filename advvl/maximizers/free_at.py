@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -19,7 +18,7 @@ from advvl.maximizers.base import (
     turns_of,
 )
 from advvl.maximizers.probes import Probe, Probes
-from advvl.perturbers.base import Perturber
+from advvl.perturbers.base import Memory, Perturber
 from advvl.perturbers.starts import Carried
 
 
@@ -40,6 +39,8 @@ class FreeAT(InnerMaximizer):
     replays: int
     modalities: Order = "together"
     carry: bool = True
+
+    one_backward: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_count("replays", self.replays)
@@ -65,14 +66,21 @@ class FreeAT(InnerMaximizer):
                 "expected state=AscentState() for FreeAT(carry=True), got None; make one before the loop, pass it to "
                 "every step, and keep its state_dict() in checkpoints"
             )
-        apart, turns = self.modalities == "in turn", len(turns_of(perturber, self.modalities))
+        turns = turns_of(perturber, self.modalities)
         carried = {} if state is None or not self.carry else state.deltas
-        deltas: Mapping[str, Any] = perturber.starts() | {m: Carried(d) for m, d in carried.items()}
-        weight = 1 / turns if self.carry else 1 / ((self.replays + 1) * turns)
+        deltas: dict[str, Any] = perturber.starts() | {m: Carried(d) for m, d in carried.items()}
+        memory: Memory = {}
+        weight = 1 / len(turns) if self.carry else 1 / ((self.replays + 1) * len(turns))
         for replay in range(self.replays):
             moves = self.carry or replay < self.replays - 1
-            feedback = yield Probe(deltas, weight, delta_gradients=moves, update=True, apart=apart)
-            deltas = feedback.move(perturber) if moves else feedback.deltas
+            for turn in turns:
+                probe = {modality: deltas[modality] for modality in turn}
+                feedback = yield Probe(probe, weight, delta_gradients=moves, update=turn == turns[-1])
+                if moves:
+                    moved, memory = feedback.move(perturber, memory)
+                    deltas |= moved
+                else:
+                    deltas |= feedback.deltas
         if self.carry and state is not None:
             state.deltas = dict(deltas)
-        return dict(deltas)
+        return deltas

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -19,7 +18,7 @@ from advvl.maximizers.base import (
     turns_of,
 )
 from advvl.maximizers.probes import Probe, Probes
-from advvl.perturbers.base import Perturber
+from advvl.perturbers.base import Memory, Perturber
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,8 @@ class FreeLB(InnerMaximizer):
     steps: int = 3
     modalities: Order = "together"
 
+    one_backward: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         check_count("steps", self.steps)
         check_order(self.modalities)
@@ -51,10 +52,19 @@ class FreeLB(InnerMaximizer):
         self, perturber: Perturber, *, generator: torch.Generator | None = None, state: AscentState | None = None
     ) -> Probes:
         del generator, state
-        apart, passes = self.modalities == "in turn", len(turns_of(perturber, self.modalities))
-        deltas: Mapping[str, Any] = perturber.starts()
+        turns = turns_of(perturber, self.modalities)
+        weight = 1 / (self.steps * len(turns))
+        deltas: dict[str, Any] = dict(perturber.starts())
+        memory: Memory = {}
         for step in range(self.steps):
-            last, weight = step == self.steps - 1, 1 / (self.steps * passes)
-            feedback = yield Probe(deltas, weight, delta_gradients=not last, update=last, apart=apart)
-            deltas = feedback.deltas if last else feedback.move(perturber)
-        return dict(deltas)
+            last = step == self.steps - 1
+            for turn in turns:
+                probe = {modality: deltas[modality] for modality in turn}
+                update = last and turn == turns[-1]
+                feedback = yield Probe(probe, weight, delta_gradients=not last, update=update)
+                if last:
+                    deltas |= feedback.deltas
+                else:
+                    moved, memory = feedback.move(perturber, memory)
+                    deltas |= moved
+        return deltas

@@ -13,7 +13,7 @@ from advvl.errors import ConfigurationError, ShapeError
 from advvl.maximizers.base import AscentState, InnerMaximizer, Order, check_count, check_order, turns_of
 from advvl.maximizers.probes import Feedback, Probe, Probes
 from advvl.perturbers.balls import Place
-from advvl.perturbers.base import Perturber
+from advvl.perturbers.base import Memory, Perturber
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,12 @@ class PGD(InnerMaximizer):
             starts = perturber.starts()
             deltas: Mapping[str, Any] = {modality: starts[modality] for modality in turn}
             best = _Best()
+            memory: Memory = {}
             for _ in range(self.steps):
                 feedback = yield Probe(deltas)
                 if self.keep == "best":
                     best.see(feedback)
-                deltas = feedback.move(perturber)
+                deltas, memory = feedback.move(perturber, memory)
                 if self.early_stop:
                     deltas = _rows(_correct(feedback), deltas, feedback.deltas, feedback.places)
             if self.keep == "best":

@@ -1,6 +1,6 @@
 """Models' tensors in files: read whatever they are called, checked in full, written back whole; no code is run.
 
-What a kind of model calls its tensors is a `Naming`; `checkpoints` has UNITER's, `lxmert_checkpoints` LXMERT's.
+A kind of model names its tensors by a `Naming`: UNITER's and LXMERT's are in the `checkpoint` files of their folders.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from advvl.errors import CheckpointError, ConfigurationError
+from advvl.errors import CheckpointError, ConfigurationError, more
 from advvl.files import read_torch, write_safetensors, write_torch
 from advvl.runtime.names import without_wrappers
 
@@ -28,11 +28,11 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class Naming:
-    """What checkpoints of one kind of model call its tensors.
+    """The names that checkpoints of one kind of model give its tensors.
 
     Arguments:
         common: from any name in use, of a file or of a model, to the one by which they are compared.
-        vocabulary: the common names of tensors with a row a word, which a file may pad for alignment.
+        vocabulary: the common names of tensors with a row per word, which a file may pad for alignment.
     """
 
     common: Callable[[str], str]
@@ -41,7 +41,7 @@ class Naming:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What was allowed to differ, in common names: left as it was in the model, left out of the file."""
+    """The tensors that were allowed to differ, in common names: left as they were in the model, left out of the file."""
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
@@ -65,7 +65,7 @@ def read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"expected a whole safetensors file at {str(path)!r}, got {error}; check the path, or fetch it anew"
+            f"expected a whole safetensors file at {str(path)!r}, got {error}; check the path, or fetch it again"
         ) from error
 
 
@@ -110,15 +110,14 @@ def load_state(
     problems += [f"missing {name}" for name in lacking] + [f"unexpected {name}" for name in beside]
     if problems and found and not chosen:
         raise CheckpointError(
-            f"expected a checkpoint of {type(model).__name__} at {str(source)!r}, got one that has none of its names, but "
-            f"{', '.join(list(found)[:3])}, …; it is another model's: see which of advvl.models reads it"
+            f"expected a checkpoint of {type(model).__name__} at {str(source)!r}, got one that has none of its names, "
+            f"but {', '.join(list(found)[:3])}, …; see which of advvl.models reads it"
         )
     if problems:
-        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        others = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise CheckpointError(
             f"expected a checkpoint of {type(model).__name__} at {str(source)!r}, got one that does not fit: "
-            f"{'; '.join(problems[:_SHOWN])}{more}. Give the model the checkpoint's sizes, or name in allow_missing "
-            "and allow_unexpected what may differ"
+            f"{'; '.join(problems[:_SHOWN])}{others}{more('checkpoint-that-does-not-fit')}"
         )
     with torch.no_grad():
         for name, value in chosen.items():
@@ -185,7 +184,7 @@ def _unpadded(name: str, value: Tensor, expected: Tensor, naming: Naming) -> Ten
 
 
 def _misfits(present: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterable[str]:
-    """What is wrong with the tensors that the file has for one parameter."""
+    """Yield the faults of the tensors that the file has for one parameter."""
     first = next(iter(present), "")
     for name, value in present.items():
         wanted = expected[name]

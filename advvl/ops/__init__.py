@@ -64,8 +64,8 @@ def move(moves: Sequence[Move], *, inplace: bool = False, backend: Backend = "au
             raise ShapeError(f"expected a gradient of shape {tuple(one.delta.shape)}, got {tuple(one.grad.shape)}")
         if inplace and _overlaps(one.delta):
             raise ShapeError(
-                f"expected a perturbation that owns each of its entries to change it in place, got one of shape "
-                f"{tuple(one.delta.shape)} and strides {one.delta.stride()}; make it contiguous, or use inplace=False"
+                "expected a perturbation that owns each of its entries, got shape "
+                f"{tuple(one.delta.shape)} and strides {one.delta.stride()}; make it contiguous, or inplace=False"
             )
     return _choose(backend, [(one.delta, one.rows) for one in moves]).move(moves, inplace=inplace)
 
@@ -213,7 +213,7 @@ def _check(delta: Tensor, rows: Rows, region: Region) -> None:
     if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) != shape[: mask.ndim]):
         raise ShapeError(
             f"expected a boolean mask over the leading axes of {shape}, got {mask.dtype} of {tuple(mask.shape)}; "
-            "give one entry a position, by mask.bool() of whole numbers 0/1"
+            "give one entry per position, by mask.bool()"
         )
     if segments is not None and tuple(segments.shape) != shape[:1]:
         raise ShapeError(f"expected segments of shape {shape[:1]}, got {tuple(segments.shape)}")
@@ -228,7 +228,7 @@ def _check(delta: Tensor, rows: Rows, region: Region) -> None:
 
 
 def _overlaps(delta: Tensor) -> bool:
-    """Whether two entries share one place in memory, or might: an axis steps within what smaller ones span."""
+    """True if two entries share one place in memory, or might: an axis steps within the span of smaller ones."""
     span = 1
     if delta.is_contiguous() or delta.numel() == 0:
         return False

@@ -81,7 +81,7 @@ class _Hidden(NamedTuple):
 
     @property
     def rows(self) -> Tensor | None:
-        """Those that are masked as a whole, where a row is one position; else they are few, and not looked for."""
+        """The rows that are masked as a whole, where a row is one position; else they are few, and not looked for."""
         return self.flags.view(-1) if self.flags.shape[1] == 1 else None
 
 
@@ -131,7 +131,7 @@ class _Sweep:
             yield (*(None if t is None else t[block] for t in whole), hidden)
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
-        """What came of every block, in the shape of the rows."""
+        """Join the results of every block, in the shape of the rows."""
         rows = parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
         return rows if len(self.rows) == 1 else rows.view(self.rows)
 
@@ -288,14 +288,14 @@ class _Sweep:
 
 
 def _visible(parts: Tensor, hidden: _Hidden | None) -> Tensor:
-    """What was measured of the parts of a block's positions, 0 at those that are masked."""
+    """Set the measures of a block's positions to 0 at those that are masked."""
     if hidden is not None:
         parts.view(len(parts), hidden.flags.shape[1], -1).masked_fill_(hidden.flags, 0.0)
     return parts
 
 
 def _factors(lengths: _Lengths, one: Move) -> Tensor | None:
-    """What the direction of every row is multiplied by, `(rows, 1)`; None where fp32 cannot tell."""
+    """The factor of every row's direction, `(rows, 1)`; None where fp32 does not suffice."""
     values, low, high = lengths
     step = abs(one.step_size)
     if not math.isfinite(high):

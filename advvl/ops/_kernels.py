@@ -107,7 +107,7 @@ def _split(factor):
 
 @triton.jit
 def _pace(length, step, floor, SIGN: tl.constexpr):
-    """Whether a row with a gradient of this length moves, and the factor of its direction."""
+    """Return a flag for a row that moves with a gradient of this length, and the factor of its direction."""
     moves = (length > 0) & (length < float("inf"))
     over = 1.0 if SIGN else tl.maximum(length, floor)
     m, p = _split(step / tl.where(moves, over, 1.0).to(tl.float64))

@@ -1,4 +1,4 @@
-"""What the ops take and give back."""
+"""The types that the ops take and return."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Box = tuple[float, float]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Rows:
-    """What the rows of a perturbation are, and which of its positions are real.
+    """The rows of a perturbation, and which of its positions are real.
 
     Arguments:
         norm, per: which norm, and what one is taken over.
@@ -61,7 +61,7 @@ class Move:
 
 
 class Stepped(NamedTuple):
-    """What a move gives back: the moved perturbation and, per row, what was computed on the way.
+    """The result of a move: the moved perturbation and, per row, what was computed on the way.
 
     `grad_norm` and `delta_norm` are the ball's norm of the gradient and of the new perturbation; `finite` says whether
     the row's gradient was finite. Each has the shape `(B,)` for `per="sample"`, `(N,)` with `segments` (entry i is
@@ -76,10 +76,10 @@ class Stepped(NamedTuple):
 
 
 class Implementation(Protocol):
-    """What a back end's module has."""
+    """The functions of a back end's module."""
 
     def refusal(self, delta: Tensor, rows: Rows) -> str | None:
-        """Why this back end cannot work on such a perturbation here; None where it can."""
+        """Return why this back end cannot work on such a perturbation here; None where it can."""
 
     def move(self, moves: Sequence[Move], *, inplace: bool) -> list[Stepped]: ...
 

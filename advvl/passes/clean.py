@@ -1,59 +1,99 @@
-"""The clean branch of a round: one graph, what is asked of it while other passes run, and what it owes at the end."""
+"""The clean branch of a round: one graph that every perturbed pass is compared with, and the gradient it still needs.
+
+Its gradient is exact and costs one backward however many passes compare with it: each comparison is made with a leaf
+that stands for the clean tensor and collects its cotangent, which the clean graph gets at the end.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from advvl.passes.backward import input_gradients
 from advvl.passes.forward import Pass, Passes
+from advvl.passes.objective import total
 
 
-class CleanBranch:
-    """The clean pass of one round, and the cotangent that waits for its backward."""
+class CleanSide:
+    """The clean side of one regulariser: a tensor, the leaf that stands for it, and the cotangent collected so far."""
 
-    def __init__(self, run: Pass, logits: Tensor | None, *, live: bool) -> None:
-        """`logits`: those of the run, where something looks at them."""
-        self.run, self.live, self.logits = run, live, logits
-        self.reference: Tensor | None = None  # a leaf in the logits' place, which collects their cotangent
-        if logits is not None:
-            wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-            self.reference = logits.detach().to(wide, copy=True).requires_grad_(live)
-        self.task_weight = 0.0
+    def __init__(self, value: Tensor, *, live: bool) -> None:
+        wide = torch.float64 if value.dtype == torch.float64 else torch.float32
+        self.value, self.live = value, live
+        self._leaf = value.detach().to(wide, copy=True).requires_grad_(live)
         self._cotangent: Tensor | None = None
-        self._served: dict[str, Tensor] | None = None
 
-    def compared(self, *, whole: bool, learns: bool) -> Tensor:
-        """What a perturbed pass is compared with: the logits' stand-in, or with `whole` they themselves, in one graph."""
-        assert self.logits is not None
-        assert self.reference is not None
+    def reference_for(self, *, learns: bool, in_one_graph: bool) -> Tensor:
+        """The tensor that a perturbed pass is compared with.
+
+        Arguments:
+            learns: the pass teaches parameters, through the clean side too if that is live.
+            in_one_graph: the pass leaves in one backward with the clean graph, so that it takes the tensor itself.
+        """
         if not self.live or not learns:
-            return self.reference.detach()
-        return self.logits if whole else self.reference
+            return self._leaf.detach()
+        return self.value if in_one_graph else self._leaf
 
     def collect(self, factor: Tensor | None) -> None:
-        """Take the cotangent that a backward left on the reference, freed of the loss scale."""
-        if self.reference is not None and self.reference.grad is not None:
-            gradient, self.reference.grad = self.reference.grad, None
+        """Take the cotangent that a backward left on the leaf, freed of the loss scale."""
+        if self._leaf.grad is not None:
+            gradient, self._leaf.grad = self._leaf.grad, None
             gradient = gradient if factor is None else gradient / factor
             self._cotangent = gradient if self._cotangent is None else self._cotangent + gradient
 
-    def gradients(self, passes: Passes) -> dict[str, Tensor]:
-        """The gradients at the zero perturbations of the clean pass, by one input-only backward of its graph."""
-        if self._served is None:
-            self._served = passes.input_gradients(self.run.task, self.run, retain_graph=True)
-        return self._served
+    def pending(self, *, even_if_zero: bool) -> Tensor | None:
+        """⟨collected cotangent, clean tensor⟩; None where nothing was collected."""
+        if not self.live or (self._cotangent is None and not even_if_zero):
+            return None
+        cotangent = torch.zeros_like(self.value) if self._cotangent is None else self._cotangent
+        return (cotangent * self.value.to(cotangent.dtype)).sum()
+
+
+class CleanBranch:
+    """The clean side of every regulariser in a round, and the clean pass, if one was run.
+
+    Arguments:
+        run: the clean pass; None where every reference is another model's and no loss is taken on clean inputs.
+        task: its task loss, with its graph; None where there is none.
+        sides: one for each regulariser on perturbed passes.
+        penalty: of regularisers on the clean pass itself, with its graph.
+    """
+
+    def __init__(
+        self,
+        run: Pass | None = None,
+        *,
+        task: Tensor | None = None,
+        task_weight: float = 0.0,
+        sides: Sequence[CleanSide] = (),
+        penalty: Tensor | None = None,
+    ) -> None:
+        self.run, self.task, self.task_weight, self.sides, self.penalty = run, task, task_weight, sides, penalty
+        self._at_zero: dict[str, Tensor] | None = None
 
     @property
-    def owes(self) -> bool:
-        """Whether the clean graph has a backward to come."""
-        return self.live or self.task_weight > 0
+    def needs_backward(self) -> bool:
+        """True if the clean graph has a backward to come."""
+        return self.penalty is not None or self.task_weight > 0 or any(side.live for side in self.sides)
 
-    def remainder(self) -> Tensor:
-        """What the clean graph still owes the parameters: its task loss and ⟨collected cotangent, clean logits⟩."""
-        parts = []
-        if self.task_weight:
-            parts.append(self.task_weight * self.run.task)
-        if self.logits is not None and (self._cotangent is not None or not parts):
-            cotangent = torch.zeros_like(self.logits) if self._cotangent is None else self._cotangent
-            parts.append((cotangent * self.logits.to(cotangent.dtype)).sum())
-        return sum(parts[1:], parts[0])
+    def collect(self, factor: Tensor | None) -> None:
+        for side in self.sides:
+            side.collect(factor)
+
+    def pending_loss(self) -> Tensor:
+        """The scalar whose gradient the clean graph still has to give to the parameters."""
+        parts = [] if self.penalty is None else [self.penalty]
+        if self.task is not None and self.task_weight:
+            parts.append(self.task_weight * self.task)
+        found = [side.pending(even_if_zero=not parts) for side in self.sides]
+        return total([*parts, *(part for part in found if part is not None)])
+
+    def gradients_at_zero(self, passes: Passes) -> dict[str, Tensor]:
+        """The gradients at the zero perturbations of the clean pass, by one input-only backward of its graph."""
+        if self._at_zero is None:
+            assert self.run is not None
+            assert self.task is not None
+            self._at_zero = input_gradients(self.task, self.run, passes, retain_graph=True)
+        return self._at_zero

@@ -1,253 +1,252 @@
-"""Rounds: the passes between two parameter updates, and the clean pass that they share.
+"""Rounds: the passes between two parameter updates, which share one clean branch.
 
-A regulariser compares perturbed passes with a clean one, and its gradient flows into both. That gradient is exact and
-costs one backward of the clean graph however many passes compare with it: each comparison is made with a leaf that
-stands for the clean logits and collects their cotangent, which the clean graph gets at the end. Under DDP the last
-perturbed graph and the clean graph are left together in one backward: two would be one all-reduce too many, and wrong
-there, and under FSDP2 where several modules are sharded each by itself and the clean graph may not reach them all.
-Elsewhere each has its own, which adds into `.grad` in place, where one over both sums every parameter's two
-gradients in new memory first; under FSDP2 the clean graph's, being the last, is the one that is reduced.
-
-With `dropout="shared"` every pass replays the random state of the first. A pass that starts at zero is then the clean
-pass itself and is not run again: its perturbation's gradient is taken from the clean graph by one input-only backward.
+Under DDP the last perturbed graph and the clean graph leave in one backward: two would be one all-reduce too many, and
+wrong there, and under FSDP2 where several modules are sharded each by itself and the clean graph may not reach them all.
+Elsewhere each has its own, which adds into `.grad` in place, where one over both sums every parameter's two gradients in
+new memory first; under FSDP2 the clean graph's, being the last, is the one that is reduced.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from advvl.errors import ConfigurationError, RandomnessError
-from advvl.maximizers.probes import Feedback, Probe, merged
-from advvl.passes.clean import CleanBranch
-from advvl.passes.forward import Backward, Pass, Passes
-from advvl.passes.traces import Tally, Trace
+from advvl.adapters.injection import Placed
+from advvl.errors import ConfigurationError
+from advvl.maximizers.probes import Feedback, Probe
+from advvl.passes import readouts
+from advvl.passes.backward import Backward, accumulate, all_found, input_gradients
+from advvl.passes.clean import CleanBranch, CleanSide
+from advvl.passes.forward import Pass, Passes
+from advvl.passes.objective import Objective, Value, checked_penalty, total, weighted
+from advvl.passes.replay import Replay
+from advvl.passes.traces import PassTrace, Tally, Trace
 from advvl.perturbers.starts import Start, Zero
 from advvl.regularizers.base import Regularizer
-from advvl.runtime.randomness import RandomState
 from advvl.runtime.reductions import Sync
-from advvl.runtime.states import kept_buffers, kept_stats, uses_batch_statistics
+from advvl.runtime.states import kept_stats
 
 
-class Round:
-    """The passes between two parameter updates, with the clean branch they share.
+class Rounds:
+    """Answers the probes of a step: every pass of every round, in which parameters learn.
 
     Arguments:
         passes: runs the model.
-        quiet: entered around passes whose gradients are not to be reduced yet.
-        regularizer: compares each perturbed pass with the clean one; None: there is no clean pass.
+        hold_back: entered around passes whose gradients are not to be reduced yet.
+        regularizers: compare passes with their references.
+        climb, teach: the objective of passes that only move perturbations, and of those that parameters learn from.
         clean_weight: of the clean pass's own task loss in the parameter gradient.
         shared: replay the first pass's randomness in every later one.
         freeze_stats: keep perturbed passes out of BatchNorm's running statistics.
-        jointly: leave the last perturbed and the clean graph in one backward.
+        one_graph: leave the last perturbed and the clean graph in one backward.
         backward: accumulates parameter gradients; may scale its argument. None: `Tensor.backward`.
-        trace: is told of every pass.
+        trace: receives the record of every pass.
     """
 
     def __init__(
         self,
         passes: Passes,
         *,
-        quiet: Sync,
-        regularizer: Regularizer | None = None,
+        hold_back: Sync,
+        regularizers: Sequence[Regularizer] = (),
+        climb: Objective,
+        teach: Objective,
         clean_weight: float = 0.0,
         shared: bool = False,
         freeze_stats: bool = False,
-        jointly: bool = False,
+        one_graph: bool = False,
         backward: Backward | None = None,
         trace: Trace | None = None,
     ) -> None:
-        self.passes, self.regularizer, self.clean_weight = passes, regularizer, clean_weight
-        self.shared, self.freeze_stats, self.quiet = shared, freeze_stats, quiet
-        self._jointly, self._backward = jointly, backward
+        self.passes, self.climb, self.teach, self.clean_weight = passes, climb, teach, clean_weight
+        self._on_perturbed = [one for one in regularizers if one.on == "perturbed"]
+        self._on_clean = [one for one in regularizers if one.on == "clean"]
+        self._replay = Replay() if shared else None
+        self._freeze_stats, self._hold_back, self._one_graph = freeze_stats, hold_back, one_graph
+        self._backward, self._trace = backward, trace
         self._clean: CleanBranch | None = None
-        self._random: RandomState | None = None
-        self.tally = Tally(trace)
-        self.effective: dict[str, Tensor] = {}
+        self.tally = Tally()
+        self.placed: dict[str, Placed] = {}  # of every modality, in its last pass
         self.count = 0
-        self._rows: int | None = None  # losses of a forward, where there is one a row
+        readouts.tap(passes, regularizers)
 
-    def run(self, probe: Probe) -> Feedback:
-        """Answer a probe."""
-        if self._needs_clean() and self._clean is None:
-            with self.quiet():
-                self._clean = self._run_clean()
-        if len(probe.deltas) < 2:
-            probe = replace(probe, apart=False)
-        if not probe.apart or self._one_batch_does():
-            return self._answer(probe)
-        last = list(probe.deltas)[-1]
-        answers = [
-            self._answer(replace(probe, deltas={m: delta}, update=probe.update and m == last, apart=False))
-            for m, delta in probe.deltas.items()
-        ]
-        return merged(answers)
+    def answer(self, probe: Probe) -> Feedback:
+        """Run the pass that a probe asks for, and learn from it what its weight says.
 
-    def _answer(self, probe: Probe) -> Feedback:
-        """One forward; with `apart`, of a batch that holds the rows once for each modality."""
-        modalities, clean = tuple(probe.deltas), self._clean
-        if clean is not None and not probe.update and self._is_clean_pass(probe):
-            return self._serve(clean, probe, modalities)
-        groups = [(modality,) for modality in modalities] if probe.apart else [modalities]
-        last = probe.update and not (clean is not None and clean.owes and not self._jointly)
-        with nullcontext() if last else self.quiet(), self._stats(), _grad(probe):
-            run = self._forward(probe.deltas, wants=probe.delta_gradients, apart=probe.apart)
-            tasks = [run.task] if not probe.apart else [self.passes.reduce(own) for own in self._parts(run, probe)]
-            whole = self._logits(run)
-            logits = [None] * len(groups) if whole is None else whole.tensor_split(len(groups))
-            penalties = [self._penalty(clean, own, probe) for own in logits]
-            objective = sum([*tasks[1:], *(penalty for penalty in penalties if penalty is not None)], tasks[0])
-            gradients = self._gradients(probe, run, objective, clean)
-        if probe.update:
-            if not last and clean is not None:
-                self._finish(clean)
-            self._clean = self._random = None
-        for group, task, penalty, own in zip(groups, tasks, penalties, logits, strict=True):
-            self.tally.add(group, probe.weight, own, task, penalty, run.leaves, gradients)
-        self.effective.update(run.effective)
-        return self.passes.feedback(run, gradients, modalities, of=len(groups))
-
-    def _one_batch_does(self) -> bool:
-        """Whether passes that do not depend on each other may be run as one, on the rows of all of them.
-
-        Not with shared randomness, which a batch of other rows draws otherwise; nor before a forward has shown that
-        there is one loss a row.
+        Raises:
+            ConfigurationError: one backward would have to serve two objectives.
         """
-        adapter = self.passes.adapter
-        return (
-            adapter.repeat is not None
-            and not self.shared
-            and self._rows is not None
-            and not uses_batch_statistics(adapter.model)
-        )
+        if self._clean is None:
+            with self._hold_back():
+                self._clean = self._clean_branch()
+        clean, objective = self._clean, self._objective(probe)
+        if self._repeats_clean(probe, clean):
+            return self._from_clean(probe, clean)
+        reduces = probe.update and (self._one_graph or not clean.needs_backward)
+        with nullcontext() if reduces else self._hold_back(), self._stats(), _graph(probe):
+            run = self._forward(probe.deltas, wants=probe.delta_gradients)
+            value = self._value(objective, run, clean, probe)
+            gradients = self._differentiate(value, run, clean, probe)
+        if probe.update:
+            if clean.needs_backward and not self._one_graph:
+                self._finish(clean)
+            self._clean = None
+            if self._replay is not None:
+                self._replay.forget()
+        self.placed.update(run.binding.placed)
+        self._record(tuple(probe.deltas), probe.weight, run, value.task, value.penalty, gradients, objective)
+        return self.passes.feedback(run, value.losses, gradients)
 
-    def _parts(self, run: Pass, probe: Probe) -> Sequence[Tensor]:
-        """The losses of each copy of the batch."""
-        count = len(probe.deltas)
-        if run.losses is None or self._rows is None or len(run.losses) != count * self._rows:
-            got = "a single number" if run.losses is None else f"{len(run.losses)}"
+    def _objective(self, probe: Probe) -> Objective:
+        if probe.weight and probe.delta_gradients and self.climb != self.teach:
             raise ConfigurationError(
-                f"expected {count} x {self._rows} losses from a batch repeated {count} times, got {got}; see that the "
-                "adapter's repeat repeats every field that has a row for each example"
+                "expected one objective where one backward moves perturbations and parameters, got climb and teach that "
+                "differ; use PGD"
             )
-        return run.losses.tensor_split(count)
+        return self.teach if probe.weight else self.climb
 
-    def _needs_clean(self) -> bool:
-        return self.regularizer is not None or self.clean_weight > 0
+    def _value(self, objective: Objective, run: Pass, clean: CleanBranch, probe: Probe) -> Value:
+        losses, task, penalty = None, None, None
+        if objective.task:
+            losses, task = self.passes.task(run, objective.loss)
+        else:
+            self.passes.check_rows(run, None)
+        if objective.penalty and self._on_perturbed:
+            in_one_graph = probe.update and self._one_graph
+            mask = self.passes.adapter.positions(self.passes.batch)
+            penalties = []
+            for one, side in zip(self._on_perturbed, clean.sides, strict=True):
+                reference = side.reference_for(learns=bool(probe.weight), in_one_graph=in_one_graph)
+                perturbed = readouts.read(one, run, self.passes)
+                penalty = one(reference, perturbed, mask if one.reads is None else None)
+                penalties.append(checked_penalty(penalty, one))
+            penalty = total(penalties)
+        return weighted(objective, losses, task, penalty)
 
-    def _is_clean_pass(self, probe: Probe) -> bool:
-        at_zero = all(isinstance(delta, Zero) for delta in probe.deltas.values())
-        same = self.regularizer is None or self.regularizer.vanishes_at_equality
-        return self.shared and at_zero and same
-
-    def _run_clean(self) -> CleanBranch:
-        live = self.clean_weight > 0 or (self.regularizer is not None and self.regularizer.through_clean)
-        zeros = {m: start for m, start in self.passes.perturber.starts().items() if isinstance(start, Zero)}
-        serves = self.shared and bool(zeros)  # then later probes at zero are answered from this graph
-        with torch.enable_grad() if live or serves else torch.no_grad():
-            run = self._forward(zeros if serves else {}, wants=True)
-        logits = self._logits(run)
-        branch = CleanBranch(run, logits, live=self.regularizer is not None and self.regularizer.through_clean)
-        branch.task_weight = self.clean_weight
-        self.tally.add((), self.clean_weight, logits, run.task, None, {}, {})
-        return branch
-
-    def _stats(self) -> AbstractContextManager[None]:
-        """Around all but the clean pass's forward, since a backward may run a forward again."""
-        return kept_stats(self.passes.adapter.model) if self.freeze_stats else nullcontext()
-
-    def _serve(self, clean: CleanBranch, probe: Probe, modalities: tuple[str, ...]) -> Feedback:
-        with self.quiet(), self._stats(), self.passes.adapter.bound(clean.run.binding):
-            clean.run.binding.begin_backward()
-            gradients = clean.gradients(self.passes) if probe.delta_gradients else {}
-        clean.task_weight += probe.weight
-        penalty = None if self.regularizer is None else clean.run.task.detach() * 0
-        self.tally.add(modalities, probe.weight, clean.logits, clean.run.task, penalty, clean.run.leaves, gradients)
-        return self.passes.feedback(clean.run, gradients, modalities)
-
-    def _logits(self, run: Pass) -> Tensor | None:
-        """Those of a pass, where something looks at them; a regulariser needs them, a trace does without."""
-        if self.regularizer is not None:
-            return self.passes.logits(run)
-        return None if self.tally.trace is None else self.passes.logits_if_any(run.outputs)
-
-    def _penalty(self, clean: CleanBranch | None, logits: Tensor | None, probe: Probe) -> Tensor | None:
-        if self.regularizer is None or clean is None or logits is None:
-            return None
-        against = clean.compared(whole=probe.update and self._jointly, learns=bool(probe.weight))
-        penalty: object = self.regularizer(against, logits, self.passes.adapter.positions(self.passes.batch))
-        if not isinstance(penalty, Tensor) or penalty.ndim:
-            got = tuple(penalty.shape) if isinstance(penalty, Tensor) else type(penalty).__name__
-            raise ConfigurationError(
-                f"expected a scalar tensor from {type(self.regularizer).__name__}, got {got}; reduce over the rows in it"
-            )
-        return penalty
-
-    def _gradients(self, probe: Probe, run: Pass, objective: Tensor, clean: CleanBranch | None) -> dict[str, Tensor]:
-        """Those of the perturbations, if they are asked for; with a weight, the parameters get theirs as well."""
-        if probe.weight:
-            return self._learn(probe, run, objective, clean)
-        if not probe.delta_gradients:
-            return {}
-        run.binding.begin_backward()
-        return self.passes.input_gradients(objective, run)
-
-    def _learn(self, probe: Probe, run: Pass, objective: Tensor, clean: CleanBranch | None) -> dict[str, Tensor]:
-        total, refusal = probe.weight * objective, None
-        if probe.update and self._jointly and clean is not None and clean.owes:
-            total, refusal = total + clean.remainder(), _CHECKPOINTED
+    def _differentiate(self, value: Value, run: Pass, clean: CleanBranch, probe: Probe) -> dict[str, Tensor]:
+        """The gradients of the perturbations, if they are asked for; with a weight, the parameters get theirs as well."""
+        if not probe.weight:
+            run.binding.begin_backward()
+            return input_gradients(value.total, run, self.passes) if probe.delta_gradients else {}
+        loss, refusal = probe.weight * value.total, None
+        if probe.update and self._one_graph and clean.needs_backward:
+            loss, refusal = loss + clean.pending_loss(), _CHECKPOINTED
         run.binding.begin_backward(refusal=refusal)
-        factor = self.passes.accumulate(total, self._backward, run)
-        if clean is not None:
-            clean.collect(factor)
+        factor = accumulate(loss, self._backward, run, self.passes)
+        clean.collect(factor)
         if not probe.delta_gradients:
             return {}
-        gradients = self.passes.all_found({modality: leaf.grad for modality, leaf in run.leaves.items()}, run)
+        gradients = all_found({modality: leaf.grad for modality, leaf in run.leaves.items()}, run, self.passes)
         scale = probe.weight if factor is None else factor * probe.weight
         return {modality: gradient / scale for modality, gradient in gradients.items()}
 
+    def _clean_branch(self) -> CleanBranch:
+        """Run the references, and the clean pass if anything looks at it."""
+        regularizers, passes = self._on_perturbed, self.passes
+        fixed = readouts.of_references(regularizers, passes)
+        if not (self.clean_weight or self._on_clean or any(side is None for side in fixed)):
+            return CleanBranch(sides=[CleanSide(side, live=False) for side in fixed if side is not None])
+        zeros = {m: start for m, start in passes.perturber.starts().items() if isinstance(start, Zero)}
+        at_zero = zeros if self._clean_pass_can_serve() else {}  # later probes at zero are answered from this graph
+        through = [one.reference is None and one.through_clean for one in regularizers]
+        live = bool(self.clean_weight or self._on_clean or any(through) or at_zero)
+        with torch.enable_grad() if live else torch.no_grad():
+            run = self._forward(at_zero, wants=True)
+            task = passes.task(run, self.teach.loss)[1] if self.clean_weight or self.teach.task else None
+            penalty = self._penalty_on_clean(run)
+            values = [
+                readouts.read(one, run, passes) if side is None else side
+                for one, side in zip(regularizers, fixed, strict=True)
+            ]
+        sides = [CleanSide(value, live=flows) for value, flows in zip(values, through, strict=True)]
+        self._record((), self.clean_weight, run, task, None, {}, Objective())
+        return CleanBranch(run, task=task, task_weight=self.clean_weight, sides=sides, penalty=penalty)
+
+    def _penalty_on_clean(self, run: Pass) -> Tensor | None:
+        """The penalties of the clean pass itself against its references, taught once a round."""
+        if not self._on_clean:
+            return None
+        fixed = readouts.of_references(self._on_clean, self.passes)
+        mask = self.passes.adapter.positions(self.passes.batch)
+        penalties = [
+            checked_penalty(one(side, readouts.read(one, run, self.passes), mask if one.reads is None else None), one)
+            for one, side in zip(self._on_clean, fixed, strict=True)
+            if side is not None
+        ]
+        penalty = self.teach.penalty * total(penalties)
+        self.tally.add_penalty(penalty)
+        return penalty
+
+    def _clean_pass_can_serve(self) -> bool:
+        """True if the clean pass is also the pass at zero perturbations, whose penalties and gradients of them vanish."""
+        one_objective = self.climb == self.teach and self.teach.task == 1
+        vanishing = all(one.reference is None and one.vanishes_at_equality for one in self._on_perturbed)
+        return self._replay is not None and one_objective and vanishing
+
+    def _repeats_clean(self, probe: Probe, clean: CleanBranch) -> bool:
+        at_zero = all(isinstance(delta, Zero) for delta in probe.deltas.values())
+        return clean.run is not None and not probe.update and at_zero and self._clean_pass_can_serve()
+
+    def _from_clean(self, probe: Probe, clean: CleanBranch) -> Feedback:
+        """Answer a probe at zero perturbations from the clean pass, which it would repeat."""
+        run, task = clean.run, clean.task
+        assert run is not None
+        assert task is not None
+        with self._hold_back(), self._stats(), self.passes.adapter.bound(run.binding):
+            run.binding.begin_backward()
+            found = clean.gradients_at_zero(self.passes) if probe.delta_gradients else {}
+        gradients = {modality: found[modality] for modality in probe.deltas if modality in found}
+        clean.task_weight += probe.weight
+        penalty = task.detach() * 0 if self._on_perturbed else None
+        self._record(tuple(probe.deltas), probe.weight, run, task, penalty, gradients, self.teach)
+        return self.passes.feedback(run, None, gradients, modalities=tuple(probe.deltas))
+
     def _finish(self, clean: CleanBranch) -> None:
         """Give the clean graph its backward."""
+        assert clean.run is not None
         with torch.enable_grad(), self._stats(), self.passes.adapter.bound(clean.run.binding):
             clean.run.binding.begin_backward()
-            self.passes.accumulate(clean.remainder(), self._backward, clean.run)
+            accumulate(clean.pending_loss(), self._backward, clean.run, self.passes)
 
-    def _forward(self, deltas: Mapping[str, Tensor | Start], *, wants: bool, apart: bool = False) -> Pass:
+    def _forward(self, deltas: Mapping[str, Tensor | Start], *, wants: bool) -> Pass:
         self.count += 1
-        first = self.shared and self._random is None
-        if first:
-            self._random = RandomState.of(self.passes.adapter.model)
-        elif self._random is not None:
-            self._random.replay()
-        run = self.passes.forward(deltas, wants=wants, apart=apart)
-        if self._random is not None and first and not self.passes.adapter.replay_verified:
-            self._verify(self._random, run)
-        if not apart:
-            self._rows = None if run.losses is None else len(run.losses)
+        unverified = self._replay is not None and self._replay.prepare(self.passes)
+        run = self.passes.forward(deltas, wants=wants)
+        if unverified and self._replay is not None:
+            self._replay.verify(self.passes, run)
         return run
 
-    def _verify(self, random: RandomState, run: Pass) -> None:
-        """Run the first pass again, without a graph, and see that replay gives the same logits."""
-        adapter = self.passes.adapter
-        after = RandomState.of(adapter.model)
-        random.replay()
-        deltas = {modality: leaf.detach() for modality, leaf in run.leaves.items()}
-        with torch.no_grad(), kept_buffers(adapter.model), adapter.inject(deltas):
-            again = adapter.forward(self.passes.batch)
-        first, second = self.passes.comparable(run.outputs), self.passes.comparable(again)
-        close = (
-            torch.allclose(first, second, rtol=1e-3, atol=1e-3 * float(first.abs().max())) if first.numel() else True
+    def _stats(self) -> AbstractContextManager[None]:
+        """Around all but the clean pass's forward, since a backward may run a forward again."""
+        return kept_stats(self.passes.adapter.model) if self._freeze_stats else nullcontext()
+
+    def _record(
+        self,
+        modalities: tuple[str, ...],
+        weight: float,
+        run: Pass,
+        task: Tensor | None,
+        penalty: Tensor | None,
+        gradients: Mapping[str, Tensor],
+        objective: Objective,
+    ) -> None:
+        """Count a pass in, and hand its record to the trace."""
+        logits = None if self._trace is None else self.passes.logits_if_any(run.outputs)
+        seen = PassTrace(
+            modalities,
+            weight,
+            _detached(logits),
+            _detached(task),
+            _detached(penalty),
+            {modality: run.leaves[modality].detach() for modality in modalities},
+            {modality: gradient.detach() for modality, gradient in gradients.items()},
         )
-        if not close or not RandomState.of(adapter.model).equals(after):
-            raise RandomnessError(
-                "expected replaying torch's random state to repeat a pass, but its outputs differ; the model draws from "
-                "elsewhere (a generator of its own, numpy, another device): use dropout='fresh'"
-            )
-        adapter.replay_verified = True
+        self.tally.add(seen, objective)
+        if self._trace is not None:
+            self._trace(seen)
 
 
 _CHECKPOINTED = (
@@ -258,6 +257,10 @@ _CHECKPOINTED = (
 )
 
 
-def _grad(probe: Probe) -> AbstractContextManager[object]:
+def _detached(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()
+
+
+def _graph(probe: Probe) -> AbstractContextManager[object]:
     """A graph only where something is differentiated."""
     return torch.enable_grad() if probe.weight or probe.delta_gradients else torch.no_grad()

@@ -1,4 +1,4 @@
-"""What the passes of a round came to: the objective that they add up to, and each as it was, for whoever wants to see."""
+"""Records of passes: each as it was, for whoever wants to see, and the objective that they add up to."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from advvl.passes.objective import Objective
+
 
 @dataclass(frozen=True)
 class PassTrace:
-    """What one pass was: for parity tests and for looking inside.
+    """One pass as it was: for parity tests and for looking inside.
 
     Arguments:
         modalities: those perturbed; empty for the clean pass.
         weight: of the pass in the parameter gradient.
         logits, task_loss, regularization: as they came out; unweighted by `weight`. None where there are none.
-        deltas, gradients: of the perturbations, unscaled; gradients are of `task_loss + regularization`.
+        deltas, gradients: of the perturbations, unscaled; gradients are of the pass's objective.
     """
 
     modalities: tuple[str, ...]
     weight: float
     logits: Tensor | None
-    task_loss: Tensor
+    task_loss: Tensor | None
     regularization: Tensor | None
     deltas: Mapping[str, Tensor] = field(default_factory=dict)
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
@@ -31,49 +33,34 @@ class PassTrace:
 Trace = Callable[[PassTrace], object]
 
 
+@dataclass
 class Tally:
-    """The objective so far, in its two parts; every pass is told to `trace` if there is one."""
+    """The taught objective so far, in its two parts."""
 
-    def __init__(self, trace: Trace | None) -> None:
-        self.trace = trace
-        self.task_loss: Tensor | None = None
-        self.regularization: Tensor | None = None
+    task_loss: Tensor | None = None
+    regularization: Tensor | None = None
 
     @property
     def loss(self) -> Tensor | None:
         """The whole objective; None before a pass with a weight."""
-        if self.task_loss is None or self.regularization is None:
-            return self.task_loss
-        return self.task_loss + self.regularization
+        return _plus(self.task_loss, self.regularization)
 
-    def add(
-        self,
-        modalities: tuple[str, ...],
-        weight: float,
-        logits: Tensor | None,
-        task: Tensor,
-        penalty: Tensor | None,
-        deltas: Mapping[str, Tensor],
-        gradients: Mapping[str, Tensor],
-    ) -> None:
-        """Count a pass in; see `PassTrace`."""
-        if weight:
-            self.task_loss = _plus(self.task_loss, weight * task.detach())
-            if penalty is not None:
-                self.regularization = _plus(self.regularization, weight * penalty.detach())
-        if self.trace is not None:
-            self.trace(
-                PassTrace(
-                    modalities,
-                    weight,
-                    None if logits is None else logits.detach(),
-                    task.detach(),
-                    None if penalty is None else penalty.detach(),
-                    {modality: deltas[modality].detach() for modality in modalities},
-                    {modality: gradients[modality].detach() for modality in modalities if modality in gradients},
-                )
+    def add(self, seen: PassTrace, objective: Objective) -> None:
+        """Count a pass in."""
+        if seen.weight:
+            self.task_loss = _plus(self.task_loss, _times(seen.weight * objective.task, seen.task_loss))
+            self.regularization = _plus(
+                self.regularization, _times(seen.weight * objective.penalty, seen.regularization)
             )
 
+    def add_penalty(self, penalty: Tensor) -> None:
+        """Count in a penalty that belongs to no perturbed pass."""
+        self.regularization = _plus(self.regularization, penalty.detach())
 
-def _plus(total: Tensor | None, term: Tensor) -> Tensor:
-    return term if total is None else total + term
+
+def _times(weight: float, value: Tensor | None) -> Tensor | None:
+    return None if value is None or not weight else weight * value.detach()
+
+
+def _plus(total: Tensor | None, term: Tensor | None) -> Tensor | None:
+    return total if term is None else term if total is None else total + term

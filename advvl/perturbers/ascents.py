@@ -14,12 +14,11 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from advvl import ops
 from advvl.checks import is_number
 from advvl.errors import ConfigurationError
-from advvl.ops import Box, Move, Rule, Stepped
+from advvl.ops import Box, Rule, Stepped
 from advvl.perturbers.balls import Ball, Place
-from advvl.perturbers.base import Perturber
+from advvl.perturbers.base import Memory, Moved, Perturber
 from advvl.perturbers.starts import Start, Zero
 
 
@@ -82,14 +81,6 @@ class Ascent:
             delta, grad, place, step_size=self.step_size, rule=self.rule, floor=self.floor, box=self.box
         )
 
-    def move(self, delta: Tensor, grad: Tensor, place: Place) -> Move | None:
-        """The same, as a move to be made together with those of other modalities; None where only `step` can make it."""
-        if type(self).step is not Ascent.step:  # a subclass that steps in its own way
-            return None
-        return self.ball.move(
-            delta, grad, place, step_size=self.step_size, rule=self.rule, floor=self.floor, box=self.box
-        )
-
 
 class EmbeddingPerturber(Perturber):
     """One `Ascent` a modality: `EmbeddingPerturber(text=Ascent(…), image=Ascent(…))`.
@@ -125,14 +116,18 @@ class EmbeddingPerturber(Perturber):
         return self.ascents[modality].begin(start, place, generator)
 
     def move(
-        self, deltas: Mapping[str, Tensor], gradients: Mapping[str, Tensor], places: Mapping[str, Place]
-    ) -> dict[str, Stepped]:
-        moves = {m: self.ascents[m].move(deltas[m], gradient, places[m]) for m, gradient in gradients.items()}
-        fused = {modality: move for modality, move in moves.items() if move is not None}
-        stepped = dict(zip(fused, ops.move(list(fused.values())), strict=True))
+        self,
+        deltas: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        places: Mapping[str, Place],
+        memory: Memory,
+    ) -> Moved:
+        moved = {m: self.ascents[m].step(deltas[m], gradient, places[m]).delta for m, gradient in gradients.items()}
+        return Moved(moved, memory)
+
+    def norms(self, deltas: Mapping[str, Tensor], places: Mapping[str, Place]) -> dict[str, Tensor]:
         return {
-            m: stepped[m] if m in stepped else self.ascents[m].step(deltas[m], gradients[m], places[m])
-            for m in gradients
+            modality: self.ascents[modality].ball.norms(delta, places[modality]) for modality, delta in deltas.items()
         }
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from advvl import ops
 from advvl.checks import is_number
 from advvl.errors import ConfigurationError
-from advvl.ops import Box, Move, Norm, Per, Region, Rows, Rule, Stepped
+from advvl.ops import Box, Norm, Per, Rule, Stepped
 
 
 @dataclass(frozen=True)
@@ -53,21 +53,6 @@ class Ball(ABC):
         box: Box | None = None,
     ) -> Stepped:
         """Step `delta` along `grad`, then back into the ball and the box (see `ops.step_and_project`)."""
-
-    def move(
-        self,
-        delta: Tensor,
-        grad: Tensor,
-        place: Place,
-        *,
-        step_size: float,
-        rule: Rule = "normalised",
-        floor: float = 0.0,
-        box: Box | None = None,
-    ) -> Move | None:
-        """What `step` does, as a move that `ops` makes together with those of other modalities; None: only `step` can."""
-        del delta, grad, place, step_size, rule, floor, box
-        return None
 
     @abstractmethod
     def project(self, delta: Tensor, place: Place, *, box: Box | None = None) -> Tensor:
@@ -110,29 +95,20 @@ class _FusedBall(Ball):
         floor: float = 0.0,
         box: Box | None = None,
     ) -> Stepped:
-        return ops.move([self._move(delta, grad, place, step_size, rule, floor, box)])[0]
-
-    def move(
-        self,
-        delta: Tensor,
-        grad: Tensor,
-        place: Place,
-        *,
-        step_size: float,
-        rule: Rule = "normalised",
-        floor: float = 0.0,
-        box: Box | None = None,
-    ) -> Move | None:
-        if type(self).step is not _FusedBall.step:  # a subclass that steps in its own way
-            return None
-        return self._move(delta, grad, place, step_size, rule, floor, box)
-
-    def _move(
-        self, delta: Tensor, grad: Tensor, place: Place, step_size: float, rule: Rule, floor: float, box: Box | None
-    ) -> Move:
-        rows = Rows(norm=self.norm, per=self.per, mask=place.mask, segments=place.segments)
-        region = Region(radius=self.radius, box=box, x=place.x if box else None)
-        return Move(delta=delta, grad=grad, step_size=step_size, rows=rows, region=region, rule=rule, floor=floor)
+        return ops.step_and_project(
+            delta,
+            grad,
+            step_size=step_size,
+            radius=self.radius,
+            norm=self.norm,
+            rule=rule,
+            per=self.per,
+            mask=place.mask,
+            segments=place.segments,
+            x=place.x if box else None,
+            box=box,
+            floor=floor,
+        )
 
     def project(self, delta: Tensor, place: Place, *, box: Box | None = None) -> Tensor:
         return ops.project(

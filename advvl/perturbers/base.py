@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from advvl.ops import Box, Stepped
+from advvl.errors import ShapeError
+from advvl.ops import Box
 from advvl.perturbers.balls import Place
 from advvl.perturbers.starts import Start
+
+Memory = Mapping[str, Any]  # modality to what its rule keeps from step to step
+
+
+class Moved(NamedTuple):
+    """The perturbations after an ascent step, and what stateful rules keep for the next one."""
+
+    deltas: dict[str, Tensor]
+    memory: Memory
 
 
 class Perturber(ABC):
@@ -46,14 +57,47 @@ class Perturber(ABC):
 
     @abstractmethod
     def move(
-        self, deltas: Mapping[str, Tensor], gradients: Mapping[str, Tensor], places: Mapping[str, Place]
-    ) -> dict[str, Stepped]:
-        """One ascent step for every modality that has a gradient.
+        self,
+        deltas: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        places: Mapping[str, Place],
+        memory: Memory,
+    ) -> Moved:
+        """Take one ascent step for every modality that has a gradient.
 
         Arguments:
-            deltas, gradients: of the same shapes, that of the site's tensor.
-            places: where each lives.
+            deltas, gradients: modality to tensors of one shape, that of the site's tensor.
+            places: where each perturbation lives.
+            memory: what the last call returned, `{}` in the first; only stateful rules put anything in it.
 
         Returns:
-            Modality to `ops.Stepped`: the moved perturbation, with the norms and flags of its rows.
+            The moved perturbations, and the memory for the next call.
         """
+
+    def norms(self, deltas: Mapping[str, Tensor], places: Mapping[str, Place]) -> dict[str, Tensor]:
+        """The norm of each row of each perturbation, for reports; `{}` where the perturber has no norm."""
+        del deltas, places
+        return {}
+
+    def apply(self, modality: str, place: Place, x: Tensor, delta: Tensor) -> Tensor:
+        """The site's tensor under the perturbation: x + δ, added in the wider precision of both and cast once.
+
+        Arguments:
+            modality: one of `modalities`.
+            place: where the perturbation lives: the detached tensor, its mask and samples.
+            x: the tensor at the site, `(B, …)`, with its graph.
+            delta: the perturbation, a leaf of the pass's graph.
+
+        Returns:
+            A tensor of the shape and dtype of `x`, differentiable in `x` and `delta`.
+
+        Raises:
+            ShapeError: a perturbation that does not fit the tensor.
+        """
+        del place
+        if delta.shape != x.shape:
+            raise ShapeError(
+                f"expected a perturbation of {modality!r} of shape {tuple(x.shape)}, got {tuple(delta.shape)}; "
+                "make it for this very batch"
+            )
+        return (x + delta).to(x.dtype)

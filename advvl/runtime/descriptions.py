@@ -1,4 +1,4 @@
-"""Descriptions: what a method, an option or anything made of such parts is, in words that are the same wherever it is."""
+"""Descriptions: a method, an option or anything made of such parts as a text, the same in every process."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 
 def described(value: Any) -> str:
-    """A text that is equal for equal values in every process and every run, and tells other ones apart.
+    """Return a text that is equal for equal values, in every process and every run, and differs for others.
 
-    As `repr`, but for where things are, in memory or on which of several devices, which is left out; tensors are told by a
-    hash of all their entries; and objects by their attributes, whatever their `repr` shows. Functions are told by their
-    names alone, modules by their structure.
+    It is like `repr`, with these differences. Where things are, in memory or on which of several devices, is left out.
+    Tensors are described by a hash of all their entries, objects by their attributes, whatever their `repr` shows,
+    functions by their names alone, modules by their structure.
     """
     return _described(value, ())
 
@@ -58,6 +58,6 @@ def _described(value: Any, around: tuple[int, ...]) -> str:
 
 
 def _hash(tensor: Tensor) -> str:
-    """Of the entries' bytes."""
+    """A hash of the entries' bytes."""
     there = tensor.detach().cpu().contiguous()
     return hashlib.sha256(ctypes.string_at(there.data_ptr(), there.nbytes)).hexdigest()[:16]

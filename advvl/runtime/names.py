@@ -1,4 +1,4 @@
-"""Names: what wrappers put before the names of a model's modules and tensors, and a module by its name without that."""
+"""Names: dropping the prefixes that wrappers add to names in a model, and finding a module by its plain name."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Processes that train together: means over the rows of all of them, what each of them found, and that they agree.
+"""Processes that train together: means over all their rows, gathering their results, and checking that they agree.
 
 Every function here but the first three has to be called by all processes, as often and in the same order, and ends with
-an error within the process group's timeout where one of them does not come.
+an error within the process group's timeout if one of them does not take part.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ T = TypeVar("T")
 
 
 def in_process_group() -> bool:
-    """Whether torch.distributed has been set up, be it for one process."""
+    """True if torch.distributed has been set up, even for one process."""
     return dist.is_available() and dist.is_initialized()
 
 
 def process_count() -> int:
-    """How many processes train together; 1 without torch.distributed."""
+    """The number of processes that train together; 1 without torch.distributed."""
     return dist.get_world_size() if in_process_group() else 1
 
 
 def process_index() -> int:
-    """Which of them this is, from 0."""
+    """The number of this process, from 0."""
     return dist.get_rank() if in_process_group() else 0
 
 
@@ -47,7 +47,7 @@ def process_mean(value: Tensor) -> Tensor:
 
 
 def share(count: Tensor) -> Tensor:
-    """What a mean over this process's own entries is multiplied by, so that it counts as its entries do among all.
+    """The factor of a mean over this process's own entries that makes it count as its entries do among all.
 
     DDP and FSDP average the processes' gradients. Where processes hold different numbers of entries, such as masked
     tokens, the mean of their means is not the mean. With the number of its own entries over that of all processes' on
@@ -89,7 +89,7 @@ def global_mean(losses: Tensor, counts: Tensor | None = None) -> Tensor:
 
 
 def collected(found: Mapping[int, T]) -> dict[int, T]:
-    """What all processes found, by number and in order of it; what several of them found is there once.
+    """Gather what all processes found, by number and in order of it; what several of them found is there once.
 
     For an evaluation in which process r of n takes examples or batches r, r + n, r + 2n, …: nothing is padded, and
     nothing counted twice. What was found has to be picklable, and on the CPU.
@@ -114,15 +114,15 @@ def check_agreement(what: str, value: Any) -> None:
     dist.all_gather_object(found, described(value))
     different = [rank for rank, other in enumerate(found) if other != found[0]]
     if different:
-        here, there = _apart(found[0], found[different[0]])
+        here, there = _differing(found[0], found[different[0]])
         raise ConfigurationError(
             f"expected {what} to be the same in all {process_count()} processes, got {here} in process 0 and {there} in "
-            f"process {different[0]}; start every process with the same arguments and files"
+            f"process {different[0]}; give all the same arguments and files"
         )
 
 
-def _apart(one: str, other: str, around: int = 60) -> tuple[str, str]:
-    """Two texts, or of long ones what is around the places where they differ."""
+def _differing(one: str, other: str, around: int = 60) -> tuple[str, str]:
+    """Two texts, or of long ones the parts around the places where they differ."""
     if max(len(one), len(other)) <= 2 * around:
         return one, other
     first = max(_alike(one, other) - around, 0)
@@ -133,6 +133,6 @@ def _apart(one: str, other: str, around: int = 60) -> tuple[str, str]:
 
 
 def _alike(one: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
+    """The number of characters that two texts begin with alike."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -20,7 +20,7 @@ class RandomState:
 
     @classmethod
     def of(cls, model: nn.Module) -> RandomState:
-        """The present state, of the CPU and of every accelerator device among the model's parameters and buffers."""
+        """Take the present state, of the CPU and of every accelerator device among the model's parameters and buffers."""
         found = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
         return cls(
             torch.get_rng_state(),
@@ -54,13 +54,13 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
 
 def forked(generator: torch.Generator | None) -> torch.Generator:
-    """`generator`, or a new one on the CPU seeded from torch's global generator, so that later draws leave that alone."""
+    """Return `generator`, or a new one on the CPU, seeded once from torch's global generator."""
     if generator is not None:
         return generator
     return torch.Generator().manual_seed(int(torch.randint(2**62, ())))
 
 
 def derive_seed(seed: int, *words: str | int) -> int:
-    """A seed below 2**63 for one purpose of a run, unlike that of any other purpose, number or run."""
+    """Derive a seed below 2**63 for one purpose of a run, different from that of any other purpose, number or run."""
     digest = hashlib.sha256(repr((seed, *words)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

@@ -1,6 +1,6 @@
-"""Reductions: where in a model gradients are averaged over processes, and how that is put off.
+"""Reductions: where in a model gradients are averaged over processes, and how that is postponed.
 
-DDP settles in a forward what the next backward reduces, so passes are kept quiet as wholes, and all that one reduction
+DDP settles in a forward what the next backward reduces, so whole passes run under no_sync, and all that one reduction
 is to cover leaves in one backward. FSDP2 looks when a backward has ended, and reduces once in each graph that it finds
 there, so that what one reduction is to cover has to be the last graph's: of a model that is sharded whole, which is then
 reduced whole. Parts that are sharded each by itself are reduced as far as that graph reaches, and leave together again.
@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from advvl.errors import ConfigurationError
+from advvl.errors import ConfigurationError, more
 from advvl.runtime.processes import in_process_group
 
 Sync = Callable[[], AbstractContextManager[object]]
@@ -23,7 +23,7 @@ _REDUCES = "require_backward_grad_sync"  # of DDP: False within its no_sync
 
 
 def no_sync(model: nn.Module) -> Sync:
-    """Puts off the reductions of every wrapper in a model, DDP or FSDP2, and leaves them as found; or does nothing.
+    """Return a context that postpones the reductions of every wrapper in a model, DDP or FSDP2; or does nothing.
 
     Nested in the user's own accumulation it changes nothing: that was on before, and is on afterwards.
     """
@@ -32,9 +32,9 @@ def no_sync(model: nn.Module) -> Sync:
 
 
 def one_backward(model: nn.Module, sync: Sync | None) -> bool:
-    """Whether what one reduction is to cover has to leave in one backward.
+    """True if all that one reduction is to cover has to leave in one backward.
 
-    So it is under DDP, and with several of FSDP2's, since the last graph may not reach them all; and taken to be where
+    This is so under DDP, and with several of FSDP2's, since the last graph may not reach them all. It is assumed where
     nothing is known: of a `sync` of the user's own, or a wrapper out of sight.
     """
     found = _wrappers(model)
@@ -42,10 +42,10 @@ def one_backward(model: nn.Module, sync: Sync | None) -> bool:
 
 
 def accumulating(model: nn.Module) -> bool:
-    """Whether the next backward's gradients are not reduced, because the user accumulates them."""
+    """True if the next backward's gradients are not reduced, because the user accumulates them."""
     found = [model, *_wrappers(model)]
-    quiet = any(getattr(module, _REDUCES, True) is False for module in found)
-    return quiet or any(not group.reduce_grads for module in found if _sharded(module) for group in _groups(module))
+    held_back = any(getattr(module, _REDUCES, True) is False for module in found)
+    return held_back or any(not group.reduce_grads for module in found if _sharded(module) for group in _groups(module))
 
 
 def check_wrappers(model: nn.Module) -> None:
@@ -53,16 +53,14 @@ def check_wrappers(model: nn.Module) -> None:
     for wrapper in _wrappers(model):
         if not _sharded(wrapper) and not hasattr(wrapper, _REDUCES):
             raise ConfigurationError(
-                f"expected DDP or FSDP2 (fully_shard) around a model, or what says by its {_REDUCES} as DDP does whether "
-                f"it reduces, got {type(wrapper).__name__}, of whose no_sync it is not known what becomes of several passes "
-                "before one reduction; wrap the model by one of these, as accelerate does by default or with "
-                "fsdp_version=2"
+                f"expected DDP or FSDP2 around a model, got {type(wrapper).__name__}, whose no_sync is not known; "
+                f"wrap the model by one of those{more('unknown-wrapper')}"
             )
     for module in [model, *_wrappers(model)]:
         if getattr(module, "static_graph", False) is True:
             raise ConfigurationError(
-                "expected a DDP model without static_graph, got static_graph=True: a step runs several passes before "
-                "one reduction, and a static graph reduces after the first; wrap the model with static_graph=False"
+                "expected a DDP model without static_graph, got static_graph=True; "
+                f"wrap the model with static_graph=False{more('static-graph')}"
             )
 
 
@@ -70,9 +68,8 @@ def check_alone(model: nn.Module) -> None:
     """Raise ConfigurationError unless a process can run a model by itself, as often as it likes."""
     for module in _wrappers(model):
         raise ConfigurationError(
-            f"expected a model that each process runs by itself, got one wrapped by {type(module).__name__}, which waits "
-            "for the other processes; evaluate what DDP wraps, target.through(model.module), and a sharded model "
-            "without over_processes, every process on the same batches"
+            f"expected a model that a process can run alone, got one wrapped by {type(module).__name__}; "
+            f"evaluate target.through(model.module){more('wrapped-model')}"
         )
 
 
@@ -84,7 +81,7 @@ def _wrappers(model: nn.Module) -> list[nn.Module]:
 
 
 def _sharded(module: nn.Module) -> bool:
-    """Whether a module is one of FSDP2's; its class is not imported, which would take as long as torch itself."""
+    """True if a module is one of FSDP2's; its class is not imported, which would take as long as torch itself."""
     return hasattr(type(module), "set_requires_gradient_sync")
 
 
@@ -118,7 +115,6 @@ def _groups(module: nn.Module) -> list[Any]:
     found = [group for group in found if group is not None]
     if not all(hasattr(group, "reduce_grads") and hasattr(group, "all_reduce_grads") for group in found):
         raise ConfigurationError(
-            "expected FSDP2's parameter groups to say whether their gradients are reduced, got a torch whose groups do "
-            "not; use a torch release that this one was tested with, or pass sync=…"
+            "expected FSDP2's parameter groups to say whether they are reduced, got a torch whose groups do not; pass sync=…"
         )
     return found

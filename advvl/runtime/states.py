@@ -1,4 +1,4 @@
-"""A model's parameters, modes and buffers: what can learn, leaving them as found, what couples the rows of a batch."""
+"""A model's parameters, modes and buffers: checks that it can learn, and contexts that leave it as found."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from advvl.errors import ConfigurationError
+from advvl.errors import ConfigurationError, more
 
 
 def check_trainable(model: nn.Module) -> None:
@@ -16,23 +16,22 @@ def check_trainable(model: nn.Module) -> None:
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not learning:
         raise ConfigurationError(
-            f"expected a model with parameters to train, got {type(model).__name__} with none that requires grad; unfreeze "
-            "what is to learn, or use Attack, which needs none"
+            f"expected a model with parameters to train, got {type(model).__name__} with none that requires grad; "
+            "unfreeze some, or use Attack"
         )
     if any(parameter.is_meta for parameter in learning):
         name = next(
             name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.is_meta
         )
         raise ConfigurationError(
-            f"expected the parameters to train to be there, got {name!r} on the meta device: offloaded weights are brought "
-            "anew for every forward, and their gradients are lost; keep in memory, or freeze by requires_grad_(False), "
-            "what is offloaded (an attack works as it is)"
+            f"expected the parameters to train to be in memory, got {name!r} on the meta device; "
+            f"keep it there, or freeze it{more('offloaded-weights')}"
         )
 
 
 @contextmanager
 def kept_modes(model: nn.Module) -> Iterator[None]:
-    """Every module is back in training or eval mode as it was, at the end."""
+    """Put every module back in training or eval mode as it was, at the end."""
     before = {module: module.training for module in model.modules()}
     try:
         yield
@@ -42,7 +41,7 @@ def kept_modes(model: nn.Module) -> Iterator[None]:
 
 
 def remembered_buffers(model: nn.Module) -> Callable[[], None]:
-    """A function that has every buffer be the tensor that it is now and hold what it holds, also where it was replaced."""
+    """Return a function that puts every buffer back: the same tensor with the same values, even if it was replaced."""
     before = [
         (module, name, buffer, buffer.clone())
         for module in model.modules()
@@ -60,7 +59,7 @@ def remembered_buffers(model: nn.Module) -> Callable[[], None]:
 
 @contextmanager
 def kept_buffers(model: nn.Module) -> Iterator[None]:
-    """Every buffer is the tensor that it was and holds what it held, at the end, also where a forward replaces it."""
+    """Put every buffer back at the end: the same tensor with the same values, even if a forward replaced it."""
     put_back = remembered_buffers(model)
     try:
         yield
@@ -70,7 +69,7 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def kept_stats(model: nn.Module) -> Iterator[None]:
-    """Keep what runs within out of BatchNorm's running statistics.
+    """Keep the forwards within out of BatchNorm's running statistics.
 
     They are put back, not switched off: activation checkpointing, which runs a norm again in the backward, refuses one
     that then computes otherwise.
@@ -82,7 +81,7 @@ def kept_stats(model: nn.Module) -> Iterator[None]:
 
 
 def uses_batch_statistics(model: nn.Module) -> bool:
-    """Whether a row's outputs depend on the other rows, by a BatchNorm that normalises with the statistics of its batch."""
+    """True if a row's outputs depend on other rows, through a BatchNorm that normalises by its batch's statistics."""
     return any(norm.training or norm.running_mean is None for norm in _norms(model))
 
 

@@ -10,7 +10,14 @@ from advvl.errors import DataError, ShapeError
 
 
 def vqa_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy of soft targets summed over the answers, `(B,)`: its mean is the published loss."""
+    """Binary cross-entropy of soft targets summed over the answers, `(B,)`: its mean is the published loss.
+
+    Arguments:
+        logits, targets: `(B, A)`; targets in [0, 1].
+
+    Raises:
+        ShapeError, DataError: targets of another shape, or of whole numbers.
+    """
     _check(logits, targets)
     wide = torch.promote_types(logits.dtype, torch.float32)
     return F.binary_cross_entropy_with_logits(logits.to(wide), targets.to(wide), reduction="none").sum(1)

@@ -16,7 +16,7 @@ from advvl.files import write_json, write_text
 
 
 def vqa_accuracy(answers: Mapping[int | str, str], questions: Sequence[VisualQuestion]) -> float:
-    """The mean score of the answers by question id: what each question's label gives them, 0 where it does not name them.
+    """The mean score of answers by question id: the score in each question's label, 0 where it does not name the answer.
 
     Raises:
         DataError: no question, a question without a label, or answers to others than these questions.
@@ -26,13 +26,21 @@ def vqa_accuracy(answers: Mapping[int | str, str], questions: Sequence[VisualQue
 
 
 def gqa_accuracy(answers: Mapping[int | str, str], questions: Sequence[VisualQuestion]) -> float:
-    """The share of questions whose answer is the right one, word for word. Errors: as `vqa_accuracy`; several right ones."""
+    """The share of questions whose answer is the right one, word for word.
+
+    Raises:
+        DataError: as `vqa_accuracy`; a question with several right answers.
+    """
     _check_ids(answers, [question.question_id for question in questions])
     return _mean(float(answers[question.question_id] == _only_answer(question)) for question in questions)
 
 
 def nlvr2_accuracy(judgements: Mapping[str, bool], statements: Sequence[Statement]) -> float:
-    """The share of sentences judged rightly; judgements by identifier. Errors: as `vqa_accuracy`."""
+    """The share of sentences judged rightly; judgements by identifier.
+
+    Raises:
+        DataError: as `vqa_accuracy`.
+    """
     return _mean(map(float, _right(judgements, statements)))
 
 
@@ -50,8 +58,8 @@ def nlvr2_consistency(judgements: Mapping[str, bool], statements: Sequence[State
         parts = statement.identifier.split("-")
         if len(parts) != 4:
             raise DataError(
-                "expected an identifier of the form split-set-pair-sentence, such as dev-850-0-0, got "
-                f"{statement.identifier!r}; without one there is no sentence to group by"
+                f"expected an identifier as split-set-pair-sentence, as dev-850-0-0, got {statement.identifier!r}; "
+                "give NLVR2's own"
             )
         judged[(*parts[:2], parts[3])].append(right)
     return _mean(float(all(rights)) for rights in judged.values())
@@ -85,12 +93,12 @@ def _only_answer(question: VisualQuestion) -> str:
 
 
 def write_vqa_answers(path: str | os.PathLike[str], answers: Mapping[int | str, str]) -> Path:
-    """Write answers by question id as VQA's server takes them: `[{"question_id": …, "answer": …}, …]`."""
+    """Write answers by question id in the format of VQA's server: `[{"question_id": …, "answer": …}, …]`."""
     return write_json(path, [{"question_id": number, "answer": answer} for number, answer in answers.items()])
 
 
 def write_nlvr2_judgements(path: str | os.PathLike[str], judgements: Mapping[str, bool]) -> Path:
-    """Write judgements by identifier as NLVR2's script takes them: `test1-0-1-0,True` and so on, one a line."""
+    """Write judgements by identifier as NLVR2's script takes them: `test1-0-1-0,True` and so on, one per line."""
     return write_text(path, "".join(f"{identifier},{bool(right)}\n" for identifier, right in judgements.items()))
 
 

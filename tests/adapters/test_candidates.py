@@ -215,7 +215,7 @@ def test_the_module_around_a_patch_embedding_holds_no_words_and_no_layers() -> N
 
 
 def test_a_model_that_is_not_known_is_pointed_at_the_list() -> None:
-    with pytest.raises(SiteError, match=r"got Cnn; say what to perturb, .*advvl.sites\(model\) lists what could be"):
+    with pytest.raises(SiteError, match=r"got Cnn; pass sites=…, from those of advvl.sites\(model\); see"):
         adapt(Cnn())
 
 

@@ -20,7 +20,7 @@ import advvl
 from advvl import Adapter
 from advvl.errors import ConfigurationError, NonFiniteError
 from advvl.evaluation.robustness import RobustnessCurve, WorstCase, clean_scores, robustness_curve
-from advvl.runtime.processes import _apart, check_agreement, collected, global_mean, process_mean, share
+from advvl.runtime.processes import _differing, check_agreement, collected, global_mean, process_mean, share
 
 TIMEOUT = 4.0  # of a collective, where a process is gone
 
@@ -47,13 +47,13 @@ def test_the_global_mean_is_that_of_what_counts() -> None:
 
 def test_of_long_values_the_difference_is_shown() -> None:
     one, other = (f"{'a' * 500}step_size={size}{'b' * 500}" for size in (0.1, 0.25))
-    here, there = _apart(one, other)
+    here, there = _differing(one, other)
     assert "step_size=0.1b" in here
     assert "step_size=0.25b" in there
     assert here[0] == here[-1] == "…"
     assert len(here) < 160
-    assert _apart("a" * 300, "a" * 300 + "b") == ("…" + "a" * 60, "…" + "a" * 60 + "b")
-    assert _apart("short", "other") == ("short", "other")
+    assert _differing("a" * 300, "a" * 300 + "b") == ("…" + "a" * 60, "…" + "a" * 60 + "b")
+    assert _differing("short", "other") == ("short", "other")
 
 
 @pytest.mark.parametrize("clamped", [False, True])

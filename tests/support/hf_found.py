@@ -6,7 +6,6 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from advvl import (
     Place,
     SymmetricKL,
 )
+from advvl.perturbers.base import Memory, Moved
 from support.hf_families import FAMILIES, IMAGE, Family, Fields
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
@@ -57,10 +57,14 @@ class Recorder(EmbeddingPerturber):
         self.seen: dict[str, Seen] = {}
 
     def move(
-        self, deltas: Mapping[str, Tensor], gradients: Mapping[str, Tensor], places: Mapping[str, Place]
-    ) -> dict[str, Any]:
+        self,
+        deltas: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        places: Mapping[str, Place],
+        memory: Memory,
+    ) -> Moved:
         self.seen |= {name: Seen(places[name], gradient) for name, gradient in gradients.items()}
-        return super().move(deltas, gradients, places)
+        return super().move(deltas, gradients, places, memory)
 
 
 def seen(target: Adapter, batch: Fields) -> dict[str, Seen]:

@@ -39,14 +39,14 @@ def _placed(rng: np.random.Generator, scene: Scene) -> str:
 
 
 def _tally(rng: np.random.Generator, scene: Scene) -> str:
-    """How many digits there are, and how many of each."""
+    """The number of digits, and of each digit."""
     counts = Counter(scene.digits)
     items = [one(d) if counts[d] == 1 else f"{ONES[counts[d]]} {MANY[d]}" for d in sorted(counts)]
     return f"{ONES[len(scene)]} digits : {_listed(shuffled(rng, items))}"
 
 
 def _rows(rng: np.random.Generator, scene: Scene) -> str:
-    """What each row, or each column, holds."""
+    """The digits of each row, or of each column."""
     axis, line = pick(rng, tuple(enumerate(("row", "column"))))
     held = [[ONES[d] for cell, d in scene.by_cell().items() if divmod(cell, SIDE)[axis] == n] for n in range(SIDE)]
     return " ; ".join(f"{ORDINALS[n]} {line} : {' '.join(words) or 'empty'}" for n, words in enumerate(held))
@@ -60,7 +60,7 @@ KINDS: Mapping[str, Callable[[np.random.Generator, Scene], str]] = {
 
 
 def describe(rng: np.random.Generator, scenes: Sequence[Scene], *, per_scene: int) -> list[Caption]:
-    """`per_scene` captions of distinct kinds about each scene."""
+    """Make `per_scene` captions of distinct kinds about each scene."""
     return [
         Caption(number, kind, KINDS[kind](rng, scene))
         for number, scene in enumerate(scenes)

@@ -30,14 +30,20 @@ from advvl.errors import ConfigurationError
 
 @dataclass(frozen=True, kw_only=True)
 class DigitsConfig:
-    """How much of the corpus to make, and from which seed.
+    """The size of the corpus, and the seed that it is made from.
 
-    Arguments: `train_images`, `validation_images` scans for these parts, the rest of the 1,797 is for test;
-    `*_questions` and `*captions` the examples of each part; `families` of questions; `questions_per_scene` at most as many
-    as there are families that every scene answers; `captions_per_scene` 1..3;
-    `tasks` the pre-training tasks, one named twice being drawn twice as often; `word_mask` the share of words
-    that masked language modelling hides: twice the usual, for in captions this short and alike the usual share seldom
-    hides a digit's name. Raises `ConfigurationError` where a value makes no sense.
+    Arguments:
+        train_images, validation_images: scans for these parts; the rest of the 1,797 is for test.
+        train_questions, validation_questions, test_questions, captions, validation_captions: the examples of each part.
+        questions_per_scene: at most as many as there are families that every scene answers.
+        captions_per_scene: 1..3.
+        families: of questions.
+        tasks: of pre-training; one named twice is drawn twice as often.
+        word_mask: the share of words that masked language modelling hides: twice the usual, because in captions this
+            short and alike the usual share seldom hides a digit's name.
+
+    Raises:
+        ConfigurationError: a value makes no sense.
     """
 
     seed: int = 0
@@ -129,7 +135,11 @@ class DigitsCorpus:
 
 
 def digits_corpus(config: DigitsConfig | None = None) -> DigitsCorpus:
-    """Makes the corpus; a second or two. Raises `MissingExtraError` without scikit-learn."""
+    """Make the corpus, in a second or two.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
     config = config or DigitsConfig()
     scans = load_digit_images()
     split = split_images(
@@ -140,7 +150,7 @@ def digits_corpus(config: DigitsConfig | None = None) -> DigitsCorpus:
         "validation": (split.validation, config.validation_questions),
         "test": (split.test, config.test_questions),
     }
-    told = {"train": (split.train, config.captions), "validation": (split.validation, config.validation_captions)}
+    captioned = {"train": (split.train, config.captions), "validation": (split.validation, config.validation_captions)}
 
     # Streams of their own for each part's scenes and texts: making one larger changes no other, nor its own beginning.
     questions: dict[str, tuple[list[Scene], list[Question]]] = {}
@@ -152,7 +162,7 @@ def digits_corpus(config: DigitsConfig | None = None) -> DigitsCorpus:
             scenes,
             ask(stream(config.seed, key, 1), scenes, per_scene=per_scene, families=config.families)[:count],
         )
-    for key, (name, (images, count)) in enumerate(told.items(), start=1 + len(asked)):
+    for key, (name, (images, count)) in enumerate(captioned.items(), start=1 + len(asked)):
         per_scene = config.captions_per_scene
         scenes = _scenes(stream(config.seed, key, 0), scans, images, -(-count // per_scene))
         captions[name] = scenes, describe(stream(config.seed, key, 1), scenes, per_scene=per_scene)[:count]

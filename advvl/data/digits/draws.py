@@ -1,4 +1,4 @@
-"""Draws that are the same everywhere: numpy pledges a bit generator's stream, not that of `integers` or `permutation`.
+"""Draws that are the same everywhere: numpy guarantees a bit generator's stream, not that of `integers` or `permutation`.
 
 So every draw here is made from `Generator.random()`, which is the bit stream scaled to [0, 1).
 """
@@ -14,20 +14,20 @@ T = TypeVar("T")
 
 
 def stream(seed: int, *key: int) -> np.random.Generator:
-    """An independent stream of draws for each `(seed, *key)`."""
+    """Return an independent stream of draws for each `(seed, *key)`."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
 
 
 def below(rng: np.random.Generator, bound: int) -> int:
-    """A whole number in [0, bound), each as likely as the next."""
+    """Draw a whole number in [0, bound), each equally likely."""
     return int(rng.random() * bound)
 
 
 def pick(rng: np.random.Generator, items: Sequence[T]) -> T:
-    """One of `items`, each as likely as the next."""
+    """Draw one of `items`, each equally likely."""
     return items[below(rng, len(items))]
 
 
 def shuffled(rng: np.random.Generator, items: Sequence[T]) -> list[T]:
-    """`items` in a random order."""
+    """Return `items` in a random order."""
     return [items[i] for i in np.argsort(rng.random(len(items)), kind="stable")]

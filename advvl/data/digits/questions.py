@@ -34,7 +34,7 @@ class Question:
 
 
 def related(cell: int, other: int, direction: str) -> bool:
-    """Whether `cell` lies in that direction from `other`, in whatever row or column."""
+    """True if `cell` lies in that direction from `other`, in whatever row or column."""
     rows, cols = DIRECTIONS[direction]
     (row, col), (other_row, other_col) = divmod(cell, SIDE), divmod(other, SIDE)
     return (row - other_row) * rows + (col - other_col) * cols > 0
@@ -154,7 +154,7 @@ DEFAULT_FAMILIES = ("exists", "count", "parity", "at", "extreme", "relation")
 def ask(
     rng: np.random.Generator, scenes: Sequence[Scene], *, per_scene: int, families: Sequence[str] = tuple(FAMILIES)
 ) -> list[Question]:
-    """`per_scene` questions of distinct families about each scene, balanced over families and over each one's answers.
+    """Ask `per_scene` questions of distinct families about each scene, balanced over families and over each one's answers.
 
     Each question is of the family asked least so far, with the answer that family gave least so far, of those the scene
     allows; ties are drawn.

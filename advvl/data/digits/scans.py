@@ -17,7 +17,7 @@ GREY_LEVELS = 16
 
 @dataclass(frozen=True)
 class DigitImages:
-    """Scans of digits: `features` (N, 64) float32 in [0, 1], one grey level a pixel; `classes` (N,) int64 in 0..9."""
+    """Scans of digits: `features` (N, 64) float32 in [0, 1], one grey level per pixel; `classes` (N,) int64 in 0..9."""
 
     features: NDArray[np.float32]
     classes: NDArray[np.int64]
@@ -33,9 +33,10 @@ class ImageSplit:
 
 
 def load_digit_images() -> DigitImages:
-    """The 1,797 8x8 scans that come with scikit-learn (UCI "Optical Recognition of Handwritten Digits"); no download.
+    """Load the 1,797 8x8 scans that come with scikit-learn (UCI "Optical Recognition of Handwritten Digits"); no download.
 
-    Raises `MissingExtraError` where scikit-learn is not installed.
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits
@@ -46,9 +47,14 @@ def load_digit_images() -> DigitImages:
 
 
 def split_images(classes: NDArray[np.int64], *, train: int, validation: int, seed: int) -> ImageSplit:
-    """Splits images by chance, but evenly over the digits: `train` images, `validation` images, and the rest for test.
+    """Split images at random, but evenly over the digits: `train` images, `validation` images, and the rest for test.
 
-    Arguments: `classes` (N,) the digit of each image. Raises `ConfigurationError` where a part would lack a digit.
+    Arguments:
+        classes: `(N,)`, the digit of each image.
+        train, validation: numbers of images.
+
+    Raises:
+        ConfigurationError: a part would lack a digit.
     """
     order = np.argsort(stream(seed, 0).random(len(classes)), kind="stable")
     rank = np.empty(len(classes), dtype=np.int64)  # how many images of the same digit come before this one
@@ -65,7 +71,7 @@ def split_images(classes: NDArray[np.int64], *, train: int, validation: int, see
         held = len(np.unique(classes[part]))
         if held < CLASSES:
             raise ConfigurationError(
-                f"expected every part of the {len(classes)} images to hold all {CLASSES} digits, got {held} of them in "
-                f"{name} for train_images={train}, validation_images={validation}; leave more images to {name}"
+                f"expected every part of {len(classes)} images to hold all {CLASSES} digits, got {held} in {name} "
+                f"for train_images={train}, validation_images={validation}; leave it more"
             )
     return ImageSplit(**parts)

@@ -1,4 +1,4 @@
-"""Where a training loop gets its batches: questions for VQA, captions for pre-training.
+"""The sources of batches for a training loop: questions for VQA, captions for pre-training.
 
 Both have `len()`, the number of examples, and `batch(indices, generator)`, which depends on nothing else. An example's
 corruption depends on the generator's seed and the example alone, not on which others are in the batch.
@@ -27,13 +27,13 @@ DEFAULT_TASKS = ("mlm", "mlm", "mlm", "mlm", "itm", "mrfr")
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
-    """Raises `ConfigurationError` unless `tasks` names one or more tasks that exist."""
+    """Raise ConfigurationError unless `tasks` names one or more tasks that exist."""
     if isinstance(tasks, str) or not tasks or set(tasks) - set(TASKS):
         raise ConfigurationError(f"expected tasks to be a tuple of one or more of {', '.join(TASKS)}, got {tasks!r}")
 
 
 def check_share(word_mask: float) -> None:
-    """Raises `ConfigurationError` unless `word_mask` is a share."""
+    """Raise ConfigurationError unless `word_mask` is a share."""
     if not 0.0 <= word_mask <= 1.0:
         raise ConfigurationError(f"expected word_mask to be a share in [0, 1], got {word_mask!r}")
 

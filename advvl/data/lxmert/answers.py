@@ -2,7 +2,7 @@
 
 `trainval_ans2label.json` maps each answer to its number, `trainval_label2ans.json` lists the answers in that order: VQA's
 3129, GQA's 1842. UNITER's `ans2label.json` holds VQA's same answers under other numbers: a checkpoint goes with the table
-that it was trained with, and no check can tell. `all_ans.json` lists the 9500 answers of LXMERT's pre-training.
+that it was trained with, and no check can see that it does. `all_ans.json` lists the 9500 answers of LXMERT's pre-training.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class AnswerTable:
         for answer in label:
             if answer not in self.numbers:
                 raise DataError(
-                    f"expected an answer of the table's {len(self)}, got {answer!r}; is the table of another task? For GQA, "
-                    'whose table lacks some answers, say unknown="leave out"'
+                    f"expected an answer of the table's {len(self)}, got {answer!r}; "
+                    'take the table of this task, for GQA with unknown="leave out"'
                 )
 
 

@@ -36,7 +36,7 @@ HEAD: Final = len(COLUMNS) - 1
 """The columns before the features."""
 
 TOLERANCE: Final = 1e-5
-"""How far a box may reach beyond its image, in parts of the image: rounding in single precision, no more."""
+"""The part of an image by which a box may reach beyond it: rounding in single precision, no more."""
 
 SCALAR: Final = 4
 """Bytes of a feature."""
@@ -75,7 +75,9 @@ class Regions:
             )
         for column, size in (("img_h", self.height), ("img_w", self.width)):
             if size < 1:
-                raise DataError(f"column {column}: expected a number of pixels of 1 or more, got {size}; mend the line")
+                raise DataError(
+                    f"column {column}: expected a number of pixels of 1 or more, got {size}; correct the line"
+                )
         count = len(self.boxes)
         columns = (
             ("objects_id", self.object_ids, torch.int64, (count,)),
@@ -88,24 +90,24 @@ class Regions:
         for column, tensor, dtype, shape in columns:
             if tensor.dtype != dtype or tensor.shape != shape or not tensor.numel():
                 raise DataError(
-                    f"column {column}: expected {dtype} of shape {shape}, one row a region and one region or more, got "
+                    f"column {column}: expected {dtype} of shape {shape}, one row per region and one region or more, got "
                     f"{tensor.dtype} of shape {tuple(tensor.shape)}; give every region its row"
                 )
             if not tensor.isfinite().all():
-                raise DataError(f"column {column}: expected finite numbers, got others; extract this image anew")
+                raise DataError(f"column {column}: expected finite numbers, got others; extract this image again")
         parts = self.positions()
         if ((parts < -TOLERANCE) | (parts > 1 + TOLERANCE)).any():
             row = int(((parts < -TOLERANCE) | (parts > 1 + TOLERANCE)).any(dim=1).nonzero()[0])
             raise DataError(
-                f"column boxes: expected x1, y1, x2, y2 in pixels within the image of width {self.width} and height "
-                f"{self.height}, got {self.boxes[row].tolist()} in region {row}; are they of another image's size?"
+                f"column boxes: expected x1, y1, x2, y2 in pixels within {self.width} x {self.height} (img_w, img_h), "
+                f"got {self.boxes[row].tolist()} in region {row}; check the image's size"
             )
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def positions(self) -> Tensor:
-        """(n, 4) float32: the boxes in parts of the image's width and height, as LXMERT takes them."""
+        """The boxes in parts of the image's width and height, as LXMERT takes them, (n, 4) float32."""
         return self.boxes / torch.tensor([self.width, self.height, self.width, self.height], dtype=torch.float32)
 
 
@@ -127,7 +129,7 @@ def format_line(image: Regions) -> bytes:
 
 
 def parse_line(line: bytes, feature_dim: int | None = None) -> Regions:
-    """The image of a line without its line end, with `feature_dim` features a region, or as many as there are.
+    """The image of a line without its line end, with `feature_dim` features per region, or as many as it holds.
 
     Raises:
         DataError: names the column, what was expected in it, and what it holds.
@@ -139,7 +141,7 @@ def parse_line(line: bytes, feature_dim: int | None = None) -> Regions:
 
 
 def parse_head(columns: Sequence[bytes]) -> tuple[str, int]:
-    """The image and the number of regions that a line's columns before the features speak of, all of them checked.
+    """Return the image and the number of regions in a line's columns before the features, all of them checked.
 
     Raises:
         DataError: as `parse_line`.
@@ -149,7 +151,7 @@ def parse_head(columns: Sequence[bytes]) -> tuple[str, int]:
 
 
 def encoded_length(count: int, feature_dim: int) -> int:
-    """How many characters the features of so many regions take."""
+    """The number of characters that the features of so many regions take."""
     return -(-count * feature_dim * SCALAR // 3) * 4
 
 
@@ -199,7 +201,7 @@ def _whole(field: bytes, column: str) -> int:
 
 
 def _numbers(field: bytes, column: str, dtype: str, count: int, each: int | None = None) -> Tensor:
-    """The buffer of a column as (count, each); `each` is what comes out even, if not given."""
+    """Decode the buffer of a column to (count, each); `each` follows from the length, if not given."""
     try:
         data = base64.b64decode(field, validate=True)
     except binascii.Error as error:
@@ -210,8 +212,8 @@ def _numbers(field: bytes, column: str, dtype: str, count: int, each: int | None
     if (len(data) != size * each) if each is not None else (not data or len(data) % size):
         wanted = f"{size * each} bytes" if each is not None else f"a multiple of {size} bytes"
         raise DataError(
-            f"column {column}: expected {wanted}, {count} regions of num_boxes times {each or 'F'} numbers {dtype}, got "
-            f"{len(data)}; is the line cut short, or of another extraction than the first?"
+            f"column {column}: expected {wanted}, {count} regions times {each or 'F'} numbers {dtype}, got {len(data)}; "
+            "is the line cut short, or from another extraction?"
         )
     native = np.frombuffer(data, dtype=dtype).astype(
         np.dtype(dtype).newbyteorder("=")

@@ -62,7 +62,11 @@ def read_questions(path: str | os.PathLike[str]) -> list[VisualQuestion]:
 
 
 def read_statements(path: str | os.PathLike[str]) -> list[Statement]:
-    """Read NLVR2's sentences. Errors: as `read_questions`."""
+    """Read NLVR2's sentences.
+
+    Raises:
+        DataError: as `read_questions`.
+    """
     return _read_list(path, _statement, lambda statement: statement.uid, "uid")
 
 
@@ -103,7 +107,11 @@ def write_statements(path: str | os.PathLike[str], statements: Sequence[Statemen
 
 
 def read_json(path: str | os.PathLike[str], kind: type[T], what: str) -> T:
-    """Read a JSON file whose outermost value is of one kind. Errors: `DataError`."""
+    """Read a JSON file whose outermost value is of one kind.
+
+    Raises:
+        DataError: a file that is missing, is no JSON, or holds another kind of value.
+    """
     try:
         with open(path, encoding="utf-8") as stream:
             found = json.load(stream, object_pairs_hook=_once)
@@ -117,7 +125,11 @@ def read_json(path: str | os.PathLike[str], kind: type[T], what: str) -> T:
 
 
 def text_in(entry: Mapping[str, Any], name: str) -> str:
-    """The field of an entry that must be a text that is not empty. Errors: `DataError`."""
+    """Return the field of an entry that must be a text that is not empty.
+
+    Raises:
+        DataError: it is none.
+    """
     value = entry.get(name)
     if not isinstance(value, str) or not value.strip():
         raise wrong_field(name, "a text that is not empty", entry)
@@ -127,7 +139,7 @@ def text_in(entry: Mapping[str, Any], name: str) -> str:
 def wrong_field(name: str, wanted: str, entry: Mapping[str, Any]) -> DataError:
     """The error for an entry's field that is not what it must be."""
     shown = repr(entry[name])[:80] if name in entry else f"none among {', '.join(map(str, entry)) or 'no fields'}"
-    return DataError(f"field {name!r}: expected {wanted}, got {shown}; mend the entry, or check which file it is")
+    return DataError(f"field {name!r}: expected {wanted}, got {shown}; correct the entry, or check which file it is")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""LXMERT's region files, `*_obj36.tsv`: one image a line, read when it is asked for.
+"""LXMERT's region files, `*_obj36.tsv`: one image per line, read when it is asked for.
 
 The published files are up to 30 GB long. Opening one reads the beginning of each line and skips the features, whose
 length follows from the number of regions: a few per cent of the file. `advvl.data.lxmert.lines` has the format.
@@ -33,8 +33,8 @@ _BLOCK: Final = 8192  # bytes: more than a line of 36 regions has before its fea
 _LONGEST_HEAD: Final = 1 << 24  # bytes: a file without lines is not read into memory whole
 
 
-class Place(NamedTuple):
-    """Where a line is: its number from 1, its first byte, its length without the line end, its number of regions."""
+class LineSpan(NamedTuple):
+    """The position of a line: its number from 1, its first byte, its length without the line end, its number of regions."""
 
     line: int
     offset: int
@@ -54,7 +54,7 @@ class RegionFile(Mapping[str, Regions]):
     path: Path
     feature_dim: int
     num_boxes: int | None
-    places: Mapping[str, Place] = field(repr=False)
+    places: Mapping[str, LineSpan] = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -106,7 +106,7 @@ def open_regions(
         if value is not None and value < 1:
             raise ConfigurationError(f"expected {name} of 1 or more, or None, got {value!r}")
     file = Path(path)
-    places: dict[str, Place] = {}
+    places: dict[str, LineSpan] = {}
     feature_dim: int | None = None
     with _reading(file) as stream:
         size, offset = stream.seek(0, os.SEEK_END), 0
@@ -131,7 +131,7 @@ def open_regions(
                 if after is None:
                     parse_line(_line(stream, offset), feature_dim)  # it says what is wrong
                     raise DataError("expected the line to end after its features, got more; end lines by a line feed")
-                places[image_id] = Place(len(places) + 1, offset, end - offset, count)
+                places[image_id] = LineSpan(len(places) + 1, offset, end - offset, count)
                 offset = after
     if feature_dim is None or (limit is not None and len(places) < limit):
         wanted = "one line or more" if limit is None else f"{limit} lines or more, the limit"
@@ -140,7 +140,7 @@ def open_regions(
 
 
 def write_regions(path: str | os.PathLike[str], images: Iterable[Regions]) -> None:
-    """Write images, one a line, whole or not at all; a generator may give them, for one is held at a time.
+    """Write images, one per line, whole or not at all; a generator may give them, for one is held at a time.
 
     Raises:
         DataError: no image, an image given twice, or images of different numbers of features.
@@ -156,7 +156,7 @@ def write_regions(path: str | os.PathLike[str], images: Iterable[Regions]) -> No
             feature_dim = feature_dim or found
             if found != feature_dim:
                 raise DataError(
-                    f"expected {feature_dim} features a region in {path}, as in its first image, got {found} in "
+                    f"expected {feature_dim} features per region in {path}, as in its first image, got {found} in "
                     f"{image.image_id!r}; write it to another file"
                 )
             stream.write(format_line(image))
@@ -185,7 +185,7 @@ def _head(stream: IO[bytes], offset: int) -> list[bytes]:
 
 
 def _end_of_line(stream: IO[bytes], end: int, size: int) -> int | None:
-    """Where the next line begins if this one's last byte is before `end`; None if it is not."""
+    """The first byte of the next line if this one's last byte is before `end`; None if it is not."""
     stream.seek(end)
     after = stream.read(2)
     if after[:1] == b"\n":

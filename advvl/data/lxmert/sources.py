@@ -1,4 +1,4 @@
-"""Where LXMERT's training gets its batches: VQA's and GQA's questions, NLVR2's sentences about two images.
+"""The sources of batches for LXMERT's training: VQA's and GQA's questions, NLVR2's sentences about two images.
 
 Both have `len()` and `batch(indices, generator)`; regions are read from their files batch by batch, and nothing is drawn.
 A text is [CLS], words, [SEP], cut and padded to 20 tokens, of segment 0, as published.
@@ -59,13 +59,13 @@ class Sentences:
         return tuple(ids)
 
     def fields(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """`input_ids`, `attention_mask` and `token_type_ids`, (B, T) each."""
+        """Return `input_ids`, `attention_mask` and `token_type_ids`, (B, T) each."""
         padding, opening, closing = self._specials
         ids = torch.full((len(texts), self.length), padding)
         mask = torch.zeros_like(ids)
         for row, text in enumerate(texts):
             encoded = self.tokenizer.encode(text, add_special_tokens=False)
-            # A tokenizer may have been told to pad on its own account.
+            # A tokenizer may be set to pad of itself.
             words = [word for word, real in zip(encoded.ids, encoded.attention_mask, strict=True) if real]
             tokens = [opening, *words[: self.length - 2], closing]
             ids[row, : len(tokens)] = torch.tensor(tokens)
@@ -87,8 +87,8 @@ class Pictures:
         if len({file.feature_dim for file in self.files}) != 1:
             found = {str(file.path): file.feature_dim for file in self.files}
             raise DataError(
-                f"expected one region file or more, all of as many features a region, got {found or 'none'}; take files of "
-                "one extraction"
+                f"expected one region file or more, all of as many features per region, got {found or 'none'}; "
+                "take files of one extraction"
             )
         if len(self._file_of) < sum(map(len, self.files)):
             both = next(image for file in self.files for image in file if self._file_of[image] is not file)
@@ -102,12 +102,12 @@ class Pictures:
 
     @property
     def feature_dim(self) -> int:
-        """F."""
+        """F, the number of features of a region."""
         return self.files[0].feature_dim
 
     @cached_property
     def num_boxes(self) -> int:
-        """R: the regions of the image that has most."""
+        """R, the number of regions of the image that has most."""
         return max(file.most_boxes for file in self.files)
 
     def check(self, image_ids: Iterable[str]) -> None:
@@ -120,7 +120,7 @@ class Pictures:
                 )
 
     def fields(self, image_ids: Sequence[str]) -> dict[str, Tensor]:
-        """`visual_feats` (B, R, F), `visual_pos` (B, R, 4); where numbers of regions vary `visual_attention_mask` (B, R)."""
+        """Return `visual_feats` (B, R, F), `visual_pos` (B, R, 4), and a `visual_attention_mask` (B, R) if R varies."""
         feats = torch.zeros(len(image_ids), self.num_boxes, self.feature_dim)
         pos = torch.zeros(len(image_ids), self.num_boxes, 4)
         mask = torch.zeros(len(image_ids), self.num_boxes, dtype=torch.long)
@@ -178,7 +178,11 @@ class VisualQuestionSource:
 
 @dataclass(frozen=True, eq=False)
 class StatementSource:
-    """NLVR2's sentences, for `advvl.tasks.lxmert.nlvr2.LxmertForNLVR2`. Errors: as `VisualQuestionSource`."""
+    """NLVR2's sentences, for `advvl.tasks.lxmert.nlvr2.LxmertForNLVR2`.
+
+    Raises:
+        DataError: as `VisualQuestionSource`.
+    """
 
     statements: Sequence[Statement]
     pictures: Pictures

@@ -37,13 +37,13 @@ class Images:
 
 
 def pad_texts(rows: Sequence[Sequence[int]]) -> Texts:
-    """Pads token ids with 0."""
+    """Pad token ids with 0."""
     ids = [torch.tensor(row) for row in rows]
     return Texts(pad_sequence(ids, batch_first=True), torch.tensor([len(row) for row in rows]))
 
 
 def join(texts: Texts, text_rows: Tensor, images: Images, image_rows: Tensor) -> dict[str, Tensor]:
-    """A batch of texts and images by their rows (B,), cut to the longest text and the most regions among them."""
+    """Join texts and images by their rows (B,) into a batch, cut to the longest text and the most regions among them."""
     txt_lens, num_bbs = texts.lengths[text_rows], images.lengths[image_rows]
     longest, most = int(txt_lens.max()), int(num_bbs.max())
     index = gather_index(txt_lens, num_bbs, longest)
@@ -60,7 +60,7 @@ def join(texts: Texts, text_rows: Tensor, images: Images, image_rows: Tensor) ->
 
 
 def hide_regions(batch: dict[str, Tensor], img_masks: Tensor) -> dict[str, Tensor]:
-    """The batch with its masked regions' features zeroed, and the masks over regions and over the sequence."""
+    """Return the batch with its masked regions' features zeroed, and the masks over regions and over the sequence."""
     rows, regions = img_masks.nonzero(as_tuple=True)
     in_sequence = torch.zeros_like(batch["gather_index"], dtype=torch.bool)
     in_sequence[rows, batch["txt_lens"][rows] + regions] = True

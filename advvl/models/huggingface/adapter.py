@@ -1,8 +1,8 @@
-"""Where a model of transformers is perturbed, by its own word for it: `get_input_embeddings()` of it and of its parts.
+"""Where a model of transformers is perturbed, found by `get_input_embeddings()` of the model and of its parts.
 
 "text" is the output of the word embedding, that of the encoder where there are two. "image" is the output of the module
 that embeds the patches, as they go into the vision encoder. "image_tokens" is what a projector gives to the language model.
-What these accessors do not tell is in `_OWN`.
+What these accessors do not say is in `_OWN`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from advvl.adapters.base import Adapter
 from advvl.adapters.candidates import outermost
 from advvl.adapters.injection import Batch, Site
 from advvl.adapters.outputs import Outputs, field, read_logits, run
-from advvl.errors import ConfigurationError, DataError, SiteError
+from advvl.errors import ConfigurationError, DataError, SiteError, more
 from advvl.models.huggingface import fields
 
 
 @dataclass(frozen=True)
 class _Own:
-    """What a class has to have said of it.
+    """Facts about a class that its accessors do not say.
 
     Arguments:
         image: the module, below the model of this class, where an image is perturbed, and whether at its output or input.
@@ -64,7 +64,6 @@ _OWN = {
 def huggingface_adapter(model: nn.Module) -> Adapter:
     """The adapter of a `PreTrainedModel`, wrapped or not; modalities "text", "image", "image_tokens", as far as it has them.
 
-    Rows may depend on each other (contrastive losses, packed images), so it does not say how to repeat a batch.
 
     Raises:
         SiteError: neither words nor patches are found, or several vision towers, or words that cannot be perturbed.
@@ -90,8 +89,8 @@ def huggingface_adapter(model: nn.Module) -> Adapter:
     sites = {name: replace(site, firing=own.firing, examples=examples) for name, site in sites.items()}
     if not sites:
         raise SiteError(
-            f"expected a model that embeds words or patches and says where, got {type(inner).__name__}; say what to "
-            'perturb, as in adapt(model, sites={"text": "…"}); advvl.sites(model) lists what could be'
+            f"expected a model that says where it embeds words or images, got {type(inner).__name__}; "
+            f"pass sites=…, from those of advvl.sites(model){more('no-sites')}"
         )
     logits = partial(_no_logits, are=own.no_logits) if own.no_logits else _logits
     return Adapter(model, sites, call=_call, logits=logits, positions=fields.positions(inner))
@@ -107,7 +106,7 @@ def _text(model: PreTrainedModel) -> nn.Embedding | None:
         if refused := _own(part).refused:
             raise SiteError(
                 f"expected words as (B, T, D) at the site of 'text', got {type(model).__name__}, which {refused}; "
-                "take another model, or embed the words outside it and perturb what embeds them"
+                "take another model, or embed its words outside"
             )
     outer = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model
     return next((found for part in _parts(outer) if isinstance(found := _embedding(part), nn.Embedding)), None)
@@ -127,8 +126,8 @@ def _image(model: PreTrainedModel, names: Mapping[nn.Module, str]) -> tuple[PreT
             found[name] = part, Site(name)  # the innermost part of several that are perturbed in one place
     if len(found) > 1:
         raise SiteError(
-            f"expected one vision tower in {type(model).__name__}, got {len(found)}, with patches embedded at "
-            f"{', '.join(found)}; say which to perturb, as in adapt(model, sites={{'image': '{next(iter(found))}'}})"
+            f"expected one vision tower in {type(model).__name__}, got {len(found)}, embedded at "
+            f"{', '.join(found)}; say which, as in adapt(model, sites={{'image': '{next(iter(found))}'}})"
         )
     return next(iter(found.values())) if found else (None, None)
 
@@ -149,7 +148,7 @@ def _rows(model: PreTrainedModel, tokens: frozenset[int]) -> tuple[Rows, Rows]:
 
 
 def _projector(model: PreTrainedModel, tower: PreTrainedModel, text: nn.Module) -> nn.Module | None:
-    """What lies between the vision tower and the language model: beside both in what holds them, or in the tower."""
+    """The module between the vision tower and the language model: beside both in what holds them, or in the tower."""
     owner = [part for part in _parts(model) if tower in set(part.modules()) and text in set(part.modules())][-1]
     between = [
         child
@@ -181,7 +180,7 @@ def _embedding(part: PreTrainedModel) -> nn.Module | None:
 
 
 def _modalities(part: PreTrainedModel) -> tuple[str, ...]:
-    """What a part takes, in its own words: a name or several."""
+    """The modalities that a part takes, as it names them."""
     said: Any = getattr(part, "input_modalities", ())
     return (said,) if isinstance(said, str) else tuple(said)
 
@@ -190,12 +189,12 @@ def _call(model: nn.Module, batch: Batch) -> Outputs:
     if not isinstance(batch, Mapping):
         raise DataError(
             f"expected a batch as a mapping of the model's fields, got {type(batch).__name__}; "
-            "give it as one, or pass call=…, from (model, batch) to outputs"
+            "give one, or pass call=…, from (model, batch) to outputs"
         )
     if batch.get("inputs_embeds") is not None:
         raise SiteError(
-            "expected input_ids, which the site of 'text' embeds, got inputs_embeds, which go round it; give input_ids, or "
-            'say what else to perturb, as in adapt(model, sites={"image": "…"})'
+            "expected input_ids, which the site of 'text' embeds, got inputs_embeds, which go round it; "
+            "give input_ids, or sites=…"
         )
     return run(model, batch)
 
@@ -205,7 +204,7 @@ _LOGITS = ("prediction_logits", "logits_per_image", "itm_score", "itm_logits", "
 
 
 def _logits(outputs: Outputs) -> Tensor:
-    """Those of the head; images against texts for contrastive models; start and end as two rows `(B, 2, T)`."""
+    """The head's logits; images against texts for contrastive models; start and end as two rows `(B, 2, T)`."""
     if field(outputs, "logits") is None:
         for name in _LOGITS:
             if isinstance(found := field(outputs, name), Tensor):
@@ -218,6 +217,6 @@ def _logits(outputs: Outputs) -> Tensor:
 
 def _no_logits(outputs: Outputs, *, are: str) -> Tensor:
     raise ConfigurationError(
-        f"expected outputs with logits to compare, got {type(outputs).__name__}, whose logits are {are}; pass logits=…, "
-        "from the outputs to scores, as of images against texts"
+        f"expected outputs with logits to compare, got {type(outputs).__name__}, whose logits are {are}; "
+        "pass logits=…, from the outputs to scores"
     )

@@ -1,4 +1,4 @@
-"""What the fields of a batch say: which positions are real, which sample a packed row is of, which predictions count.
+"""Read off a batch which positions are real, which sample a packed row is of, and which predictions count.
 
 The names are those that transformers' processors give, and the defaults those that its models take.
 """
@@ -18,7 +18,7 @@ from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss, ForMaske
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from advvl.adapters.injection import Batch
-from advvl.errors import ConfigurationError, SiteError
+from advvl.errors import ConfigurationError, SiteError, more
 
 
 def placeholders(config: PreTrainedConfig) -> frozenset[int]:
@@ -29,7 +29,7 @@ def placeholders(config: PreTrainedConfig) -> frozenset[int]:
 
 
 def text_mask(batch: Batch, *, void: Collection[int] = ()) -> Tensor:
-    """`(B, T)`, or `(B·C, T)` of C choices: all that is attended to, but tokens whose embedding is replaced."""
+    """The real words, `(B, T)`, or `(B·C, T)` of C choices: all attended to, but tokens whose embedding is replaced."""
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
     return (real & ~_among(ids, void)).flatten(0, -2)
@@ -42,7 +42,7 @@ def text_mask_to_the_end(batch: Batch, *, void: Collection[int] = ()) -> Tensor:
 
 
 def region_mask(projection: nn.Module, batch: Batch) -> Tensor:
-    """`(B, R)`, or `(B·C, R)` of C choices: all regions but padding."""
+    """The real regions, `(B, R)`, or `(B·C, R)` of C choices: all but padding."""
     del projection
     mask = batch.get("visual_attention_mask")
     real = torch.ones(batch["visual_embeds"].shape[:-1], dtype=torch.bool) if mask is None else mask.bool()
@@ -50,13 +50,13 @@ def region_mask(projection: nn.Module, batch: Batch) -> Tensor:
 
 
 def choices(batch: Batch) -> Tensor:
-    """`(B·C,)`: the example of each choice of a batch with `input_ids (B, C, T)`, which models run on as rows."""
+    """The example of each choice, `(B·C,)`, of a batch with `input_ids (B, C, T)`, which models run on as rows."""
     examples, count = batch["input_ids"].shape[:2]
     return torch.arange(examples).repeat_interleave(count)
 
 
 def patch_mask(embeddings: nn.Module, batch: Batch) -> Tensor:
-    """`(B, D, H, W)`: patches, of ViLT's `embeddings`, that have a real pixel where the model looks for one."""
+    """The patches of ViLT's `embeddings` that have a real pixel where the model looks for one, `(B, D, H, W)`."""
     weight: Tensor = embeddings.projection.weight  # type: ignore[union-attr, assignment]
     pixels, mask = batch["pixel_values"], batch.get("pixel_mask")
     real = torch.ones_like(pixels[:, 0]) if mask is None else mask
@@ -65,16 +65,16 @@ def patch_mask(embeddings: nn.Module, batch: Batch) -> Tensor:
 
 
 def packed_rows(batch: Batch, *, tokens: Collection[int], each: int = 1) -> Tensor:
-    """`(N,)`: the sample of each packed row, of which a placeholder token stands for `each`."""
+    """The sample of each packed row, `(N,)`; a placeholder token stands for `each` rows."""
     counts = _among(batch["input_ids"], tokens).sum(1)
     return torch.arange(len(counts), device=counts.device).repeat_interleave(each * counts)
 
 
 def image_rows(batch: Batch, *, tokens: Collection[int]) -> Tensor:
-    """`(N,)`: the sample of each image of `pixel_values (N, …)`, all of which have as many placeholder tokens.
+    """The sample of each image of `pixel_values (N, …)`, `(N,)`; all images have as many placeholder tokens.
 
     Raises:
-        SiteError: they have not, or their number cannot be told from the fields.
+        SiteError: they do not, or the fields do not say their number.
     """
     counts, images = _among(batch["input_ids"], tokens).sum(1), len(batch["pixel_values"])
     if batch["pixel_values"].ndim > 4 or batch.get("image_sizes") is not None:
@@ -94,7 +94,7 @@ def image_rows(batch: Batch, *, tokens: Collection[int]) -> Tensor:
 
 
 def filled_image_rows(batch: Batch, *, tokens: Collection[int]) -> Tensor:
-    """`(N,)`: the same of Idefics' `(B, images, C, H, W)`, filled up with blank images, which the model leaves out."""
+    """The sample of each image of Idefics' `(B, images, C, H, W)`, `(N,)`, blank ones, which the model leaves out, aside."""
     pixels = batch["pixel_values"]
     if pixels.ndim != 5:
         return image_rows(batch, tokens=tokens)
@@ -103,9 +103,9 @@ def filled_image_rows(batch: Batch, *, tokens: Collection[int]) -> Tensor:
 
 
 def tile_rows(model: LlavaNextModel, batch: Batch, *, tokens: Collection[int]) -> Tensor:
-    """`(N,)`: the sample of each tile that LLaVA-Next cuts its images into, as many as `image_sizes` say.
+    """The sample of each tile that LLaVA-Next cuts its images into, `(N,)`, as many as `image_sizes` say.
 
-    Whose an image is, is told by how many tokens one of its size has.
+    The number of tokens of an image of each size says which sample an image belongs to.
 
     Raises:
         SiteError: the placeholder tokens of the samples are not those of whole images.
@@ -120,7 +120,7 @@ def tile_rows(model: LlavaNextModel, batch: Batch, *, tokens: Collection[int]) -
     if stops[-1] != ends[-1] or not torch.isin(stops[counts > 0], ends).all():
         raise SiteError(
             f"expected image tokens of whole images, which have {lengths.tolist()}, got {counts.tolist()} in the samples; "
-            "give input_ids and image_sizes as one call of the processor gave them"
+            "give both fields of one call of the processor"
         )
     return torch.searchsorted(stops, ends).repeat_interleave(torch.tensor(tiles, device=counts.device))
 
@@ -129,9 +129,9 @@ _BY_HAND = "say what to perturb yourself, with rows=… for the sample of each i
 
 
 def positions(model: PreTrainedModel) -> Callable[[Batch], Tensor | None]:
-    """From the batch to the predictions that count, of the logits' shape without the last axis; None: all of them.
+    """Return a function from the batch to the predictions that count, of the logits' shape less the last axis; None: all.
 
-    Of a model that computes its loss in a way of its own, which is not known, the function raises ConfigurationError.
+    For a model whose own loss does not say, that function raises ConfigurationError.
     """
     if not model.can_generate():
         per_token = getattr(model, "loss_type", None) in ("ForMaskedLM", "ForTokenClassification")
@@ -152,7 +152,7 @@ _SHIFTS = {
 
 
 def _shifts(model: PreTrainedModel) -> bool | None:
-    """Whether a decoder's own loss compares logits with the next word's label; None: not known."""
+    """True if a decoder's own loss compares logits with the next word's label; None: not known."""
     classes = type(model).__mro__
     if (known := next((cls.__name__ for cls in classes if cls.__name__ in _SHIFTS), None)) is not None:
         return _SHIFTS[known]
@@ -166,13 +166,13 @@ def _shifts(model: PreTrainedModel) -> bool | None:
 def _unknown(batch: Batch, *, name: str) -> None:
     del batch
     raise ConfigurationError(
-        f"expected a model whose loss says which of its predictions count, got {name}, whose own is not known; pass "
-        "positions=…, from the batch to the mask of the logits' rows that count, or to None for all"
+        f"expected a model whose loss says which predictions count, got {name}, whose own does not; "
+        f"pass positions=…{more('counted-predictions')}"
     )
 
 
 def _positions(batch: Batch, *, mask: str | None, shift: bool) -> Tensor | None:
-    """Those with a label; without labels, those that are no padding. Shifted, a prediction is of the next token."""
+    """The predictions with a label; without labels, all but padding. Shifted, a prediction is of the next token."""
     labels = batch.get("labels")
     if isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point():
         real = labels != -100

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.models.lxmert.modeling_lxmert import (
     LxmertForPreTraining,
@@ -17,7 +15,7 @@ from transformers.models.lxmert.modeling_lxmert import (
 
 from advvl.adapters.base import Adapter, Outputs
 from advvl.adapters.injection import Batch, Site
-from advvl.errors import ConfigurationError, DataError, SiteError
+from advvl.errors import ConfigurationError, DataError, SiteError, more
 from advvl.models.lxmert.layout import examples, region_mask, text_mask
 
 
@@ -51,9 +49,7 @@ def lxmert_adapter(model: nn.Module) -> Adapter:
 
     pretraining = isinstance(inner, LxmertForPreTraining)
     logits = _word_scores if pretraining else _answer_scores if isinstance(inner, LxmertForQuestionAnswering) else None
-    return Adapter(
-        model, sites, call=call, logits=logits, positions=_masked_words if pretraining else None, repeat=repeat
-    )
+    return Adapter(model, sites, call=call, logits=logits, positions=_masked_words if pretraining else None)
 
 
 def lxmert_sites(model: nn.Module) -> dict[str, Site]:
@@ -72,19 +68,6 @@ def lxmert_sites(model: nn.Module) -> dict[str, Site]:
     }
 
 
-def repeat(batch: Batch, count: int) -> Batch:
-    """The batch with all its rows `count` times, copy after copy; the tensors in `obj_labels` too."""
-    return {name: _repeated(value, count) for name, value in batch.items()}
-
-
-def _repeated(value: Any, count: int) -> Any:
-    if isinstance(value, Tensor) and value.ndim:
-        return torch.cat([value] * count)
-    if isinstance(value, Mapping):
-        return {name: _repeated(part, count) for name, part in value.items()}
-    return tuple(_repeated(part, count) for part in value) if isinstance(value, tuple) else value
-
-
 def _answer_scores(outputs: Outputs) -> Tensor:
     scores: Tensor = outputs.question_answering_score
     return scores
@@ -99,7 +82,7 @@ def _masked_words(batch: Batch) -> Tensor:
     labels = batch.get("labels")
     if not isinstance(labels, Tensor):
         raise ConfigurationError(
-            "expected labels of masked words in the batch, whose predictions a regulariser compares, got none; to compare "
-            "something else: adapt(model, lxmert_sites(model), logits=lambda outputs: outputs.cross_relationship_score)"
+            "expected labels of masked words in the batch, to compare them, got none; "
+            f"give them, or pass logits=…{more('masked-words')}"
         )
     return labels != -100

@@ -1,6 +1,6 @@
 """A task's answer head begun from LXMERT's pre-training, which answered questions too (`--loadLXMERTQA`).
 
-Pre-training tells 9500 answers apart, a task others, in another order: rows are carried over by what the answers say.
+Pre-training has 9500 answers, a task others in another order: rows are carried over by what the answers say.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SPELLINGS: Final = {"grey": "gray"} | {word: str(number) for number, word in en
 
 @dataclass(frozen=True)
 class AnswerReport:
-    """Which answers of a task pre-training knew.
+    """The answers of a task that pre-training knew, and those that it did not.
 
     Arguments:
         matched: a task's answer to that of pre-training whose row it got.
@@ -70,7 +70,7 @@ def load_lxmert_answers(
         if len(value) != len(pretraining_answers):
             raise CheckpointError(
                 f"expected a row of {name} in {str(path)!r} for each of the {len(pretraining_answers)} answers of "
-                f"pre-training, got {len(value)}; give the answers that the checkpoint was trained on, in their order"
+                f"pre-training, got {len(value)}; give those that it was trained on, in order"
             )
         picked = value.new_zeros(len(answers), *value.shape[1:])
         picked[rows >= 0] = value[rows[rows >= 0]]

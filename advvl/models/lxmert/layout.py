@@ -1,4 +1,4 @@
-"""LXMERT's batches: which positions are real, and how the rows of NLVR2's, two images a sentence, are laid out.
+"""LXMERT's batches: which positions are real, and how the rows of NLVR2's, two images per sentence, are laid out.
 
 An NLVR2 batch holds `visual_feats (B, 2, R, F)`; LXMERT runs on 2B rows, a sentence with its first image and then with its
 second, then the next sentence (published code).
@@ -21,14 +21,14 @@ def twice(x: Tensor) -> Tensor:
 
 
 def text_mask(batch: Mapping[str, Any]) -> Tensor:
-    """Which tokens are real, `(B, T)`, or `(2B, T)` of an NLVR2 batch; all where `attention_mask` is absent."""
+    """The real tokens, `(B, T)`, or `(2B, T)` of an NLVR2 batch; all where `attention_mask` is absent."""
     mask = batch.get("attention_mask")
     mask = torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
     return twice(mask) if _of_pairs(batch) else mask
 
 
 def region_mask(batch: Mapping[str, Any]) -> Tensor:
-    """Which regions are real, `(B, R)`, or `(2B, R)` of an NLVR2 batch; all where `visual_attention_mask` is absent."""
+    """The real regions, `(B, R)`, or `(2B, R)` of an NLVR2 batch; all where `visual_attention_mask` is absent."""
     mask, feats = batch.get("visual_attention_mask"), batch["visual_feats"]
     mask = torch.ones(feats.shape[:-1], dtype=torch.bool, device=feats.device) if mask is None else mask.bool()
     return mask.flatten(0, 1) if _of_pairs(batch) else mask
@@ -41,5 +41,5 @@ def examples(batch: Mapping[str, Any]) -> Tensor:
 
 
 def _of_pairs(batch: Mapping[str, Any]) -> bool:
-    """Whether each sentence has two images, `visual_feats (B, 2, R, F)`."""
+    """True if each sentence has two images, `visual_feats (B, 2, R, F)`."""
     return bool(batch["visual_feats"].ndim == 4)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from advvl.adapters.base import Adapter, Outputs
 from advvl.adapters.injection import Batch, Site
@@ -44,20 +43,7 @@ def uniter_adapter(model: nn.Module) -> Adapter:
             "image": Site(f"{prefix}img_embeddings.img_linear", at="input", mask=region_mask),
         },
         call=call,
-        repeat=repeat,
     )
-
-
-def repeat(batch: Batch, count: int) -> Batch:
-    """The batch with all its rows `count` times, copy after copy: of examples, and of masked regions' packed targets."""
-    return {name: torch.cat([value] * count) if _has_rows(name, value) else value for name, value in batch.items()}
-
-
-def _has_rows(name: str, value: object) -> bool:
-    """Whether a field is told example by example; positions may be given once for all of them."""
-    if not isinstance(value, Tensor) or value.ndim == 0:
-        return False
-    return name != "position_ids" or len(value) > 1
 
 
 def _fields(module: Any) -> frozenset[str] | None:

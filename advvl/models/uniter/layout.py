@@ -1,6 +1,6 @@
 """UNITER's sequence layout: a row's tokens come first, its regions right after them, padding last.
 
-The model embeds padded text (B, L) and padded regions (B, R) apart, joins them to (B, L + R), and then picks with
+The model embeds padded text (B, L) and padded regions (B, R) separately, joins them to (B, L + R), and then picks with
 `gather_index` (B, S) what stands where, S being the longest row's tokens and regions (Chen et al., ECCV 2020, published
 code).
 """
@@ -17,7 +17,7 @@ from advvl.errors import DataError, ShapeError
 
 
 def gather_index(txt_lens: Tensor, num_bbs: Tensor, max_txt_len: int) -> Tensor:
-    """What stands at each place of the sequences, as an index into `[text, regions]` joined: `(B, S)`.
+    """The index into `[text, regions]`, joined, of the embedding at each place of the sequences: `(B, S)`.
 
     Places past a row's end hold leftovers in range; the attention mask hides them.
 
@@ -44,7 +44,7 @@ def gather_index(txt_lens: Tensor, num_bbs: Tensor, max_txt_len: int) -> Tensor:
 
 
 def text_mask(batch: Mapping[str, Any]) -> Tensor:
-    """Which tokens of a batch are real, `(B, L)` bool: all but padding."""
+    """The real tokens of a batch, `(B, L)` bool: all but padding."""
     width = batch["input_ids"].shape[1]
     if batch.get("txt_lens") is not None:
         return _first(batch["txt_lens"], width)
@@ -52,7 +52,7 @@ def text_mask(batch: Mapping[str, Any]) -> Tensor:
 
 
 def region_mask(batch: Mapping[str, Any]) -> Tensor:
-    """Which regions of a batch are real, `(B, R)` bool: all but padding."""
+    """The real regions of a batch, `(B, R)` bool: all but padding."""
     width = batch["img_feat"].shape[1]
     if batch.get("num_bbs") is not None:
         return _first(batch["num_bbs"], width)
@@ -64,7 +64,7 @@ def _first(lengths: Tensor, width: int) -> Tensor:
 
 
 def _attended(batch: Mapping[str, Any]) -> Tensor:
-    """Which of the `L + R` embeddings some attended place holds, `(B, L + R)`; found without leaving the device."""
+    """The embeddings, of `L + R`, that some attended place holds, `(B, L + R)` bool; found without leaving the device."""
     index: Tensor = batch["gather_index"]
     width = batch["input_ids"].shape[1] + batch["img_feat"].shape[1]
     attended: Tensor = batch["attn_masks"]

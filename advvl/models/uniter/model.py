@@ -24,10 +24,10 @@ HIDDEN_SCORE = -10000.0  # added to the attention scores of padding, as publishe
 
 @dataclass
 class UniterOutput(ModelOutput):
-    """What a UNITER returns; a field that a model or task does not have is None.
+    """The outputs of a UNITER; a field that a model or task does not have is None.
 
     Arguments:
-        loss: one a row `(B,)`, or the scalar that the published training uses.
+        loss: one per row `(B,)`, or the scalar that the published training uses.
         logits: what a regulariser compares, `(B, A)`, or `(N, V)` at N masked positions.
         losses: the unreduced loss.
         distances: optimal-transport distance between each row's tokens and regions, `(B,)`.
@@ -192,10 +192,10 @@ def initialise(model: nn.Module, config: UniterConfig) -> None:
 
 
 def given(name: str, value: Tensor | None) -> Tensor:
-    """A field that has to be there.
+    """Return a field that the batch must hold.
 
     Raises:
-        DataError: it is not.
+        DataError: it does not.
     """
     if value is None:
         raise DataError(

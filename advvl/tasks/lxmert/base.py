@@ -1,4 +1,4 @@
-"""Tasks on transformers' LXMERT (Tan & Bansal, EMNLP 2019): VQA and GQA by one answer head, NLVR2 by two images a sentence.
+"""Tasks on transformers' LXMERT (Tan & Bansal, EMNLP 2019): VQA and GQA with one answer head, NLVR2 with two images.
 
 Both are models of transformers: `from_pretrained` and `save_pretrained` work, and every name is that of transformers'
 `LxmertForQuestionAnswering`. Legend: B rows, T tokens, R regions, F features, A answers, H width.
@@ -22,10 +22,10 @@ from advvl.models.lxmert.layout import twice
 
 @dataclass
 class LxmertTaskOutput(ModelOutput):
-    """What a task's LXMERT returns.
+    """The outputs of a task's LXMERT.
 
     Arguments:
-        loss: one a row, `(B,)`; None without targets.
+        loss: one per row, `(B,)`; None without targets.
         logits: `(B, A)`.
     """
 
@@ -42,7 +42,7 @@ class LxmertWithAnswers(LxmertPreTrainedModel):  # type: ignore[no-untyped-call]
     @staticmethod
     @abstractmethod
     def _losses(logits: Tensor, targets: Tensor) -> Tensor:
-        """From `(B, A)` and targets to one loss a row, `(B,)`."""
+        """From `(B, A)` and targets to one loss per row, `(B,)`."""
 
     def __init__(self, config: LxmertConfig) -> None:
         super().__init__(config)
@@ -110,8 +110,8 @@ def _given(**fields: Tensor | None) -> list[Tensor]:
     missing = [name for name, value in fields.items() if value is None]
     if missing:
         raise DataError(
-            f"expected the fields {', '.join(fields)} in the batch, got no {', '.join(missing)}; words are given as "
-            "input_ids (B, T), regions as visual_feats and visual_pos"
+            f"expected the fields {', '.join(fields)} in the batch, got no {', '.join(missing)}; "
+            "give words as input_ids, regions as visual_*"
         )
     return [value for value in fields.values() if value is not None]
 
@@ -130,7 +130,6 @@ def _check_regions(feats: Tensor, pos: Tensor, images: tuple[int, ...], config: 
             )
         if value.shape != (*axes, last):
             raise ShapeError(
-                f"expected {name} of shape ({letters}, {last}) = {(*axes, last)}, got {tuple(value.shape)}; give a row for "
-                f"each region of each of the batch's {'pairs of images' if images[1:] else 'images'}, of the width of the "
-                "model's configuration"
+                f"expected {name} of shape ({letters}, {last}) = {(*axes, last)}, got {tuple(value.shape)}; "
+                f"give a row for each region of each {'pair of images' if images[1:] else 'image'}"
             )

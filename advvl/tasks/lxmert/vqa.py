@@ -16,7 +16,7 @@ class LxmertForVQA(LxmertWithAnswers):  # type: ignore[no-untyped-call]
     `targets` are soft scores in [0, 1], `(B, A)`; the mean of the losses is the published loss.
 
     Arguments:
-        config: `num_qa_labels` is A, how many answers are told apart (VQA 3129, GQA 1842).
+        config: `num_qa_labels` is A, the number of answers (VQA 3129, GQA 1842).
 
     Raises:
         ConfigurationError: no answer.

@@ -19,6 +19,9 @@ def match(logits: Tensor, targets: Tensor, distances: Tensor | None = None, *, w
         targets: `(B,)` long.
         distances: between each row's tokens and regions, `(B,)`.
         weight: of the distances' term in the loss.
+
+    Raises:
+        ShapeError, DataError: targets that are not `(B,)` of whole numbers.
     """
     if targets.shape != logits.shape[:1]:
         raise ShapeError(f"expected targets of shape (B,) = {tuple(logits.shape[:1])}, got {tuple(targets.shape)}")
@@ -33,7 +36,7 @@ def match(logits: Tensor, targets: Tensor, distances: Tensor | None = None, *, w
 
 
 def alignment_distances(hidden: Tensor, text_mask: Tensor, region_mask: Tensor) -> Tensor:
-    """How far each row's tokens are from its regions, `(B,)`, [CLS] and [SEP] among the tokens.
+    """The distance of each row's tokens from its regions, `(B,)`, [CLS] and [SEP] among the tokens.
 
     Arguments:
         hidden: `(B, S, H)`, each row's tokens first, its regions right after them.

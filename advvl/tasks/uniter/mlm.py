@@ -1,4 +1,4 @@
-"""Masked language modelling: tell the masked words from the others and the picture."""
+"""Masked language modelling: predict the masked words from the others and the picture."""
 
 from __future__ import annotations
 
@@ -40,6 +40,10 @@ class MaskedWordHead(nn.Module):
         Arguments:
             hidden: `(B, S, H)`, each row's tokens first.
             labels: `(B, L)`, the word that was masked, -1 where none was.
+
+        Raises:
+            ShapeError: labels of another shape.
+            DataError: no masked word.
         """
         if labels.ndim != 2 or labels.shape[0] != hidden.shape[0] or labels.shape[1] > hidden.shape[1]:
             raise ShapeError(
@@ -48,7 +52,7 @@ class MaskedWordHead(nn.Module):
         masked = labels != -1
         logits: Tensor = self.predictions(hidden[:, : labels.shape[1]][masked])
         if not logits.shape[0]:
-            raise DataError("expected a masked word in the batch (a label other than -1), got none; mask one a text")
+            raise DataError("expected a masked word in the batch (a label other than -1), got none; mask one per text")
         wide = torch.promote_types(logits.dtype, torch.float32)
         losses = F.cross_entropy(logits.to(wide), labels[masked], reduction="none")
         return UniterOutput(loss=losses.mean(), losses=losses, logits=logits)

@@ -1,4 +1,4 @@
-"""UNITER's pre-training: one model, one task a batch."""
+"""UNITER's pre-training: one model, one task per batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from advvl.tasks.uniter.itm import alignment_distances, match
 from advvl.tasks.uniter.mlm import MaskedWordHead
 from advvl.tasks.uniter.regions import FeatureRegression, RegionClassifier
 
-Task = Literal["mlm", "itm", "mrfr", "mrc", "mrc-kl"]
+PretrainingTask = Literal["mlm", "itm", "mrfr", "mrc", "mrc-kl"]
 
 
 class UniterForPretraining(nn.Module):
@@ -44,7 +44,7 @@ class UniterForPretraining(nn.Module):
     def forward(
         self,
         *,
-        task: Task,
+        task: PretrainingTask,
         txt_labels: Tensor | None = None,
         img_mask_tgt: Tensor | None = None,
         feat_targets: Tensor | None = None,
@@ -67,8 +67,8 @@ class UniterForPretraining(nn.Module):
             ConfigurationError: another task.
             DataError, ShapeError: a field that is missing or does not fit.
         """
-        if task not in get_args(Task):
-            raise ConfigurationError(f"expected task to be one of {', '.join(get_args(Task))}, got {task!r}")
+        if task not in get_args(PretrainingTask):
+            raise ConfigurationError(f"expected task to be one of {', '.join(get_args(PretrainingTask))}, got {task!r}")
         encoded = self.uniter(**fields)
         hidden: Tensor = encoded.last_hidden_state
         output: UniterOutput
@@ -89,7 +89,7 @@ class UniterForPretraining(nn.Module):
 
 
 def loss_entries(batch: Mapping[str, Any]) -> int:
-    """How many entries a batch's loss is the mean of, as `fit(count=…)` asks: masked words, masked regions, or texts."""
+    """The number of entries that a batch's loss is the mean of, for `fit(count=…)`: masked words, regions, or texts."""
     if batch["task"] == "mlm":
         return int((batch["txt_labels"] != -1).sum())
     return len(batch["targets"]) if batch["task"] == "itm" else int(batch["img_mask_tgt"].sum())

@@ -1,4 +1,4 @@
-"""Masked region modelling: tell a masked region's feature (MRFR) or class (MRC, MRC-kl) from what is around it."""
+"""Masked region modelling: predict a masked region's feature (MRFR) or class (MRC, MRC-kl) from its surroundings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ class FeatureRegression(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.img_dim))
 
     def forward(self, hidden: Tensor, masked: Tensor, targets: Tensor) -> UniterOutput:
-        """Arguments: hidden `(B, S, H)`, masked places `(B, S)` bool, true features `(N, F)`."""
+        """Squared error at the masked regions, unreduced `(N, F)` and its mean.
+
+        Arguments:
+            hidden: `(B, S, H)`.
+            masked: places of the sequences, `(B, S)` bool.
+            targets: the true features of the N masked regions, `(N, F)`.
+        """
         features = F.linear(self.net(_masked(hidden, masked, targets)), self.weight.t(), self.bias)
         _check("feat_targets", targets, features)
         wide = torch.promote_types(features.dtype, torch.float32)
@@ -38,8 +44,11 @@ class RegionClassifier(nn.Module):
     def forward(self, hidden: Tensor, masked: Tensor, targets: Tensor, *, soft: bool) -> UniterOutput:
         """Cross-entropy with the likeliest class, or `soft`: divergence from the distribution, mean over all entries.
 
-        Arguments: hidden `(B, S, H)`, masked places `(B, S)` bool, distributions `(N, C)`, column 0 the background,
-        which is never the likeliest class (published code).
+        Arguments:
+            hidden: `(B, S, H)`.
+            masked: places of the sequences, `(B, S)` bool.
+            targets: distributions over classes `(N, C)`; column 0 is the background, which is never the likeliest class
+                (published code).
         """
         logits: Tensor = self.net(_masked(hidden, masked, targets))
         _check("label_targets", targets, logits)
@@ -61,7 +70,7 @@ def _masked(hidden: Tensor, masked: Tensor, targets: Tensor) -> Tensor:
         raise ShapeError(f"expected img_mask_tgt of shape {tuple(hidden.shape[:2])}, got {tuple(masked.shape)}")
     states = hidden[masked.bool()]
     if not states.shape[0]:
-        raise DataError("expected a masked region in the batch, got none; mask one an image")
+        raise DataError("expected a masked region in the batch, got none; mask one per image")
     if states.shape[0] != targets.shape[0]:
         raise ShapeError(f"expected one target for each of {states.shape[0]} masked regions, got {targets.shape[0]}")
     return states

@@ -1,4 +1,4 @@
-"""Visual question answering: one score an answer, trained on soft targets."""
+"""Visual question answering: one score per answer, trained on soft targets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class UniterForVQA(nn.Module):
     """UNITER and a head of two layers over its pooled first token (published code, `model/vqa.py`).
 
     Arguments:
-        num_answers: A, how many answers are told apart.
+        num_answers: A, the number of answers.
     """
 
     fields: ClassVar[frozenset[str]] = UniterModel.fields - {"img_masks"} | {"targets"}

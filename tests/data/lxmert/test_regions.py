@@ -207,7 +207,7 @@ MALFORMED: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
     "boxes for fewer regions": (change("boxes", packed("<f4", *BOXES)), "column boxes: expected 576 bytes.*got 560"),
     "a box to the right of the image": (
         change("boxes", packed("<f4", *BOXES, 600, 0, 640.1, 480)),
-        r"column boxes: expected .* width 640 and height 480, got \[600.0, 0.0, 640.09.*, 480.0\] in region 35",
+        r"column boxes: expected .* within 640 x 480 .*, got \[600.0, 0.0, 640.09.*, 480.0\] in region 35",
     ),
     "a box above the image": (change("boxes", packed("<f4", *BOXES, 0, -1, 640, 480)), "column boxes: .* region 35"),
     "a box that is not a number": (
@@ -220,7 +220,7 @@ MALFORMED: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
     ),
     "features of another width": (
         change("features", packed("<f4", *[0.0] * 36 * 4)),
-        "column features: expected 720 bytes, 36 regions of num_boxes times 5 numbers <f4, got 576",
+        "column features: expected 720 bytes, 36 regions times 5 numbers <f4, got 576",
     ),
     "an image that was there before": (
         change("img_id", b"image-1"),

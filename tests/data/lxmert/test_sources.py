@@ -191,7 +191,7 @@ def test_sentences_about_an_image_that_is_not_there_are_named(pictures: Pictures
 
 def test_files_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     one = region_file(tmp_path / "one.tsv", {"a": 36, "b": 36})
-    with pytest.raises(DataError, match=r"as many features a region, got .*one\.tsv': 5.*two\.tsv': 6"):
+    with pytest.raises(DataError, match=r"as many features per region, got .*one\.tsv': 5.*two\.tsv': 6"):
         Pictures((one, region_file(tmp_path / "two.tsv", {"c": 36}, feature_dim=6)))
     with pytest.raises(DataError, match="got 'b' in several"):
         Pictures((one, region_file(tmp_path / "two.tsv", {"c": 36, "b": 36})))

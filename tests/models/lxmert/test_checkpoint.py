@@ -322,5 +322,7 @@ def test_answers_are_spelled_as_in_pretraining(answer: str, plain: str) -> None:
 
 def test_the_file_of_another_kind_of_model_is_told_as_such(tmp_path: Path) -> None:
     torch.save({"uniter.embeddings.word_embeddings.weight": torch.zeros(2, 2)}, tmp_path / "other.pt")
-    with pytest.raises(CheckpointError, match=r"has none of its names, but .*uniter.*another model's"):
+    with pytest.raises(
+        CheckpointError, match=r"has none of its names, but uniter.*; see which of advvl.models reads it"
+    ):
         load_lxmert_checkpoint(LxmertForVQA(LxmertConfig(**CONFIG)), tmp_path / "other.pt")

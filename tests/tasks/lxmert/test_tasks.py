@@ -161,7 +161,7 @@ def test_a_missing_field_is_named(kind: Kind, field: str) -> None:
             LxmertForNLVR2,
             {"visual_feats": torch.ones(3, 3, 5, 7)},
             ShapeError,
-            r"\(3, 2, 5, 7\), got .*; .* pairs",
+            r"\(3, 2, 5, 7\), got .*; .* pair of images",
         ),
         (
             LxmertForNLVR2,

@@ -1,0 +1,102 @@
+"""Backwards: the two ways to differentiate a pass, by its perturbations alone or by everything that learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from advvl.adapters.diagnosis import NON_REENTRANT, is_reentrant, why_independent
+from advvl.adapters.positions import matters
+from advvl.errors import ConfigurationError, SiteError
+from advvl.passes.forward import Pass, Passes
+
+Backward = Callable[[Tensor], object]
+
+
+def input_gradients(objective: Tensor, run: Pass, passes: Passes, *, retain_graph: bool = False) -> dict[str, Tensor]:
+    """The gradients of an objective by the perturbations of its pass alone; parameters get none.
+
+    Raises:
+        SiteError: the objective does not depend on one of them; activation checkpointing with `use_reentrant=True`,
+            which gives no gradients but those of everything.
+        ConfigurationError: it depends on nothing.
+    """
+    _check_differentiable(objective, run, passes)
+    leaves = run.leaves
+    try:
+        found = torch.autograd.grad(objective, list(leaves.values()), retain_graph=retain_graph, allow_unused=True)
+    except RuntimeError as error:
+        if is_reentrant(objective):
+            raise SiteError(
+                "expected activation checkpointing that gives gradients of perturbations alone, got a region with "
+                f"use_reentrant=True between a site and the loss; {NON_REENTRANT}"
+            ) from error
+        raise
+    return all_found(dict(zip(leaves, found, strict=True)), run, passes)
+
+
+def accumulate(total: Tensor, backward: Backward | None, run: Pass, passes: Passes) -> Tensor | None:
+    """Accumulate the gradients of `total` into every leaf's `.grad`, by the caller's backward if there is one.
+
+    Returns:
+        The factor by which that scaled them, read off a zero leaf added to `total`; None for 1.
+
+    Raises:
+        SiteError: the caller's backward differentiates nothing.
+        ConfigurationError: nothing is to be differentiated.
+    """
+    _check_differentiable(total, run, passes)
+    if backward is None:
+        total.backward()  # type: ignore[no-untyped-call]
+        return None
+    unit = torch.zeros_like(total, requires_grad=True)
+    backward(total + unit)
+    if unit.grad is None:
+        raise SiteError(
+            "expected backward to differentiate the loss it was given, but it did not; have it call backward() on that "
+            "very tensor or a multiple of it, as accelerator.backward does"
+        )
+    return unit.grad
+
+
+def all_found(gradients: Mapping[str, Tensor | None], run: Pass, passes: Passes) -> dict[str, Tensor]:
+    """The gradients of a pass, every one of which has to be there, and at real positions.
+
+    Raises:
+        SiteError: one is not.
+    """
+    complete, verified = {}, passes.adapter.masks_verified
+    for modality, gradient in gradients.items():
+        if gradient is None:
+            raise SiteError(
+                f"expected the loss to depend on the perturbation of {modality!r}, but it does not: "
+                f"{_why_independent(run, modality, passes)}"
+            )
+        complete[modality] = gradient
+        if modality not in verified and matters(modality, run.places[modality], gradient):
+            verified.add(modality)
+    return complete
+
+
+def _check_differentiable(objective: Tensor, run: Pass, passes: Passes) -> None:
+    if objective.requires_grad:
+        return
+    expected = "expected a loss that requires grad, got one that"
+    for modality, leaf in run.leaves.items():
+        if leaf.requires_grad:
+            why = _why_independent(run, modality, passes)
+            raise ConfigurationError(f"{expected} does not depend on the perturbation of {modality!r}: {why}")
+    raise ConfigurationError(
+        f"{expected} does not; let some parameter of the model require grad, and compute the loss from the model's "
+        "outputs without detach, item or no_grad"
+    )
+
+
+def _why_independent(run: Pass, modality: str, passes: Passes) -> str:
+    """The reason why the loss does not depend on a modality's perturbation, which it does not."""
+    leaf = run.leaves[modality].detach().requires_grad_()
+    return why_independent(
+        passes.adapter.model, leaf, lambda: passes.task(passes.forward({modality: leaf}, wants=True))[1]
+    )

@@ -1,0 +1,38 @@
+"""The driver: answers the probes of an inner maximiser, of a step or of an attack, until it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import closing
+
+import torch
+from torch import Tensor
+
+from advvl.maximizers.probes import Feedback, Probe, Probes
+from advvl.passes.backward import input_gradients
+from advvl.passes.forward import Passes
+
+
+def drive(probes: Probes, answer: Callable[[Probe], Feedback]) -> tuple[Mapping[str, Tensor], Feedback]:
+    """Answer every probe until the maximiser returns, and close its generator whatever happens.
+
+    Returns:
+        The final perturbations, and the last feedback.
+    """
+    with closing(probes):
+        probe = next(probes)
+        while True:
+            feedback = answer(probe)
+            try:
+                probe = probes.send(feedback)
+            except StopIteration as stop:
+                return stop.value, feedback
+
+
+def ascend(passes: Passes, probe: Probe) -> Feedback:
+    """Answer a probe of an attack: one forward, and the gradients of the perturbations alone."""
+    with torch.enable_grad() if probe.delta_gradients else torch.no_grad():
+        run = passes.forward(probe.deltas, wants=probe.delta_gradients)
+        losses, task = passes.task(run)
+        run.binding.begin_backward()
+        return passes.feedback(run, losses, input_gradients(task, run, passes) if probe.delta_gradients else {})

@@ -1,0 +1,93 @@
+"""Readouts: the tensors that regularisers compare, of a pass and of the references that run once a round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advvl.adapters.base import Outputs
+from advvl.adapters.injection import first_tensor
+from advvl.errors import ConfigurationError, SiteError
+from advvl.passes.forward import Pass, Passes
+from advvl.regularizers.base import Regularizer
+from advvl.regularizers.references import Reference
+from advvl.runtime.names import find
+from advvl.runtime.states import kept_buffers
+
+
+def tap(passes: Passes, regularizers: Sequence[Regularizer]) -> None:
+    """Have the modules that regularisers read keep their outputs in later passes."""
+    for regularizer in regularizers:
+        if isinstance(regularizer.reads, str):
+            passes.adapter.tap(regularizer.reads)
+
+
+def read(regularizer: Regularizer, run: Pass, passes: Passes) -> Tensor:
+    """The tensor of a pass that a regulariser compares."""
+    return _read(regularizer, run.outputs, run.binding.taps, passes)
+
+
+def of_references(regularizers: Sequence[Regularizer], passes: Passes) -> list[Tensor | None]:
+    """Each regulariser's tensor of its reference, run on the clean batch without a graph; None of the clean pass.
+
+    A reference that several share runs once.
+    """
+    found: dict[int, tuple[Outputs, Mapping[str, Tensor]]] = {}
+    for regularizer in regularizers:
+        reference = regularizer.reference
+        if reference is not None and id(reference) not in found:
+            names = {
+                other.reads for other in regularizers if other.reference is reference and isinstance(other.reads, str)
+            }
+            found[id(reference)] = _run(reference, names, passes)
+    return [
+        None if one.reference is None else _read(one, *found[id(one.reference)], passes).detach()
+        for one in regularizers
+    ]
+
+
+def _run(reference: Reference, names: set[str], passes: Passes) -> tuple[Outputs, Mapping[str, Tensor]]:
+    adapter = passes.adapter
+    with (
+        torch.no_grad(),
+        adapter.clean(),
+        reference.model(adapter.model) as model,
+        kept_buffers(model),
+        _outputs_of(model, names) as taps,
+    ):
+        return adapter.call(model, passes.batch), taps
+
+
+@contextmanager
+def _outputs_of(model: nn.Module, names: set[str]) -> Iterator[dict[str, Tensor]]:
+    """The outputs of the named modules in a forward within; for a model whose hooks need not stay."""
+    taps: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        return lambda module, args, output: taps.__setitem__(name, first_tensor(output))
+
+    with ExitStack() as stack:
+        for name in names:
+            stack.callback(find(model, name).register_forward_hook(keep(name)).remove)
+        yield taps
+
+
+def _read(regularizer: Regularizer, outputs: Outputs, taps: Mapping[str, Tensor], passes: Passes) -> Tensor:
+    reads = regularizer.reads
+    if reads is None:
+        return passes.adapter.logits(outputs)
+    if isinstance(reads, str):
+        if reads not in taps:
+            raise SiteError(
+                f"expected the module {reads!r} to run in every pass, but it did not; adapt before torch.compile, or read "
+                "another module"
+            )
+        return taps[reads]
+    found = reads(outputs)
+    if not isinstance(found, Tensor):
+        raise ConfigurationError(f"expected reads to give a tensor from the outputs, got {type(found).__name__}")
+    return found

@@ -1,0 +1,105 @@
+"""References: other weights whose outputs on the clean batch a regulariser compares with."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from advvl.errors import ConfigurationError
+from advvl.runtime.names import unwrapped
+from advvl.runtime.states import kept_modes
+
+
+class Reference(ABC):
+    """Other weights that a regulariser compares with; they run on the clean batch and never get gradients."""
+
+    @abstractmethod
+    @contextmanager
+    def model(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Give the model to run, called as the trained `model` is; both are as they were afterwards."""
+
+
+class Frozen(Reference):
+    """Another model, held as it is: a frozen copy, or a teacher that takes the same batch.
+
+    Arguments:
+        model: the other model; its modes and `requires_grad` stay as they are.
+
+    Raises:
+        ConfigurationError: something else than a model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        if not isinstance(model, nn.Module):
+            raise ConfigurationError(f"expected a model (nn.Module) to hold frozen, got {type(model).__name__}")
+        self.frozen = model
+
+    @classmethod
+    def copy_of(cls, model: nn.Module) -> Frozen:
+        """Copy a model's weights as they are now, in eval mode and without gradients."""
+        return cls(copy.deepcopy(unwrapped(model)).eval().requires_grad_(False))
+
+    @contextmanager
+    def model(self, model: nn.Module) -> Iterator[nn.Module]:
+        del model
+        yield self.frozen
+
+
+class Averaged(Reference):
+    """An exponential moving average of a model's weights; call `update(model)` after every optimiser step.
+
+    Arguments:
+        model: the model that trains; its weights are copied as the average's first.
+        decay: of the average, per update.
+
+    Source: torch.optim.swa_utils.AveragedModel, with buffers averaged too; mean teachers (SMART's Bregman term).
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.99) -> None:
+        if not 0 <= decay < 1:
+            raise ConfigurationError(f"expected a decay in [0, 1), got {decay!r}")
+        average = AveragedModel(unwrapped(model), multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+        self.average: AveragedModel = average.eval().requires_grad_(False)
+
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards the model's present weights."""
+        self.average.update_parameters(unwrapped(model))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average, for a checkpoint."""
+        return self.average.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        self.average.load_state_dict(state)
+
+    @contextmanager
+    def model(self, model: nn.Module) -> Iterator[nn.Module]:
+        del model
+        yield self.average.module
+
+
+class AdapterOff(Reference):
+    """The model itself with its PEFT adapter switched off, in eval mode: no second copy of the weights.
+
+    Raises:
+        ConfigurationError: a model that holds no PEFT model.
+    """
+
+    @contextmanager
+    def model(self, model: nn.Module) -> Iterator[nn.Module]:
+        peft: Any = next((part for part in model.modules() if hasattr(part, "disable_adapter")), None)
+        if peft is None:
+            raise ConfigurationError(
+                f"expected a PEFT model for AdapterOff(), got {type(model).__name__} without an adapter; "
+                "wrap it by peft.get_peft_model, or use Frozen.copy_of(model)"
+            )
+        with kept_modes(model), peft.disable_adapter():
+            model.eval()
+            yield model
