@@ -69,6 +69,7 @@ def scores(output: Path) -> dict[str, object]:
     return {path.name: json.loads(path.read_text()).get("scores") for path in sorted(output.glob("seed-0/*.json"))}
 
 
+@pytest.mark.slow
 def test_killed_outright_and_resumed_it_ends_with_the_bits_of_a_run_never_killed(config: Path, tmp_path: Path) -> None:
     """Killed when the first row is done, two processes at work; what never was killed ran in one."""
     assert finish(start("--config", config, "--output", tmp_path / "whole"))[0] == 0
@@ -116,6 +117,7 @@ class Terminal:
         os.close(self.ours)
 
 
+@pytest.mark.slow
 def test_told_to_stop_it_saves_and_says_so(config: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     with Terminal() as terminal:
@@ -199,6 +201,7 @@ def test_the_command_says_what_it_knows(
     assert said in "".join(capsys.readouterr())
 
 
+@pytest.mark.slow
 def test_help_waits_for_no_command() -> None:
     code = "import sys; from advvl.experiments.cli import main; main(['--help']); print('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.endswith("False\n")

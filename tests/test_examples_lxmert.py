@@ -85,6 +85,7 @@ def test_it_ends_with_one_table_of_clean_and_attacked_accuracy_with_intervals(wh
     assert (whole / "accuracy_against_radius.png").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_killed_outright_and_resumed_it_ends_with_the_bits_of_a_run_never_killed(whole: Path, tmp_path: Path) -> None:
     config, output = tmp_path / "tiny.yaml", tmp_path / "out"
     config.write_text(yaml.safe_dump({**VALUES, "seeds": [0, 1]}))
@@ -262,6 +263,7 @@ def test_the_published_preset_is_the_published_recipe(tmp_path: Path) -> None:
     assert sizes.dropout == published.hidden_dropout_prob == published.attention_probs_dropout_prob
 
 
+@pytest.mark.slow
 def test_the_command_runs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(VALUES))
     output = tmp_path / "out"

@@ -288,6 +288,7 @@ def test_options_that_make_no_sense_are_refused(make: Any) -> None:
         make()
 
 
+@pytest.mark.slow
 def test_the_fingerprint_is_the_same_in_another_process_and_whatever_the_order_of_keys(tmp_path: Path) -> None:
     values = plain(UniterOptions())
     reordered = {key: values[key] for key in sorted(values, reverse=True)}

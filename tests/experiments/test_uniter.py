@@ -130,6 +130,7 @@ RUNNER, CHECKPOINT = advvl.experiments.runner, advvl.models.uniter.checkpoint
 MOMENTS = [(RUNNER, "attacked_scores"), (CHECKPOINT, "write_state"), (RUNNER, "write_json"), (RUNNER, "fit")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment[1])
 @pytest.mark.parametrize("at", [0, 3])
 def test_a_run_stopped_anywhere_resumes_to_the_same_bits_and_numbers(
@@ -173,6 +174,7 @@ def test_a_finished_run_resumes_to_its_table_without_training(whole: Path, monke
     assert (whole / "results.md").read_text() == table
 
 
+@pytest.mark.slow
 def test_the_halves_run_one_after_the_other_are_the_whole(whole: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     quietly(tiny(output, stage="pretrain"))
@@ -181,6 +183,7 @@ def test_the_halves_run_one_after_the_other_are_the_whole(whole: Path, tmp_path:
     same(output, whole)
 
 
+@pytest.mark.slow
 def test_methods_can_be_run_one_by_one(whole: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     quietly(tiny(output, methods=["freelb"]))
@@ -189,6 +192,7 @@ def test_methods_can_be_run_one_by_one(whole: Path, tmp_path: Path) -> None:
     same(output, whole)
 
 
+@pytest.mark.slow
 def test_seeds_can_be_added(whole: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     shutil.copytree(whole, output)
@@ -203,6 +207,7 @@ def test_fine_tuning_without_its_stage_one_is_refused(tmp_path: Path) -> None:
         quietly(tiny(tmp_path / "out", stage="finetune"))
 
 
+@pytest.mark.slow
 def test_results_of_the_same_configuration_are_taken_up_or_lost_only_when_told(whole: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     shutil.copytree(whole, output)
@@ -219,6 +224,7 @@ def test_another_configuration_is_refused(whole: Path) -> None:
         quietly(tiny(whole, villa={"steps": 3}, resume=True))
 
 
+@pytest.mark.slow
 def test_a_given_checkpoint_replaces_stage_one(whole: Path, tmp_path: Path) -> None:
     """One that this wrote, given back, makes the very models that stage one would have led to."""
     output, given = tmp_path / "out", whole / "seed-0" / "pretrained-standard.safetensors"

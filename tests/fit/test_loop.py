@@ -942,6 +942,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["file", "directory"])
 @pytest.mark.parametrize("moment", [*MOMENTS, *map(str, DELAYS)])
 def test_a_process_killed_outright_resumes_to_the_same_bits(killed: Path, moment: str, store: str) -> None:

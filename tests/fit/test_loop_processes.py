@@ -41,6 +41,8 @@ from advvl.fit.schedules import examples_of
 from advvl.models.uniter.model import UniterConfig
 from advvl.tasks.uniter.pretraining import UniterForPretraining, loss_entries
 
+pytestmark = pytest.mark.slow  # several processes
+
 OPTIONS = OptimizerOptions(epochs=2, batch_size=6, learning_rate=0.05, clip=1.0)
 EXAMPLES, UPDATES = 26, 8
 SECONDS = 60  # until a process that waits for another gives up; nothing here comes near

@@ -42,6 +42,7 @@ each_path = pytest.mark.parametrize("triton_ops", ["rows", "blocks"], indirect=T
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(GPU or INTERPRETED, reason="they run in this process")
 def test_the_kernels_pass_these_tests_under_the_interpreter() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]

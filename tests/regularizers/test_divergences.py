@@ -490,6 +490,7 @@ def test_autocast_narrows_nothing(kind: Kind, head: Head) -> None:
         torch.testing.assert_close(mine, expected, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @each_head
 def test_it_compiles_into_one_graph(head: Head) -> None:
     torch.compiler.reset()
