@@ -95,7 +95,9 @@ class Ascent:
 
     def begin(self, start: Start, place: Place, generator: torch.Generator | None) -> Tensor:
         """The first perturbation at `place`, inside the ball and the box, zero at masked positions."""
-        return self.ball.project(start.make(self.ball, place, generator), place, box=self.box)
+        first = start.make(self.ball, place, generator)
+        # zero is in every ball, and a box moves no entry away from it
+        return first if isinstance(start, Zero) else self.ball.project(first, place, box=self.box)
 
     def step(self, delta: Tensor, grad: Tensor, place: Place, memory: StepMemory = StepMemory()) -> AscentStep:  # noqa: B008
         """One ascent step and the projection after it; `memory` is what the last step returned.
