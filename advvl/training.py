@@ -107,7 +107,8 @@ class AdversarialTraining:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigurationError(f"expected {name} to be one of {choices}, got {getattr(self, name)!r}")
-        if self.track_stats == "clean" and not self.regularizers and not self.clean_weight:
+        needs_clean = any(one.reference is None or one.on == "clean" for one in self.regularizers)
+        if self.track_stats == "clean" and not needs_clean and not self.clean_weight:
             raise ConfigurationError(
                 "expected a clean pass for track_stats='clean', got none; give a regularizer or a clean_weight"
             )
@@ -121,11 +122,13 @@ class AdversarialTraining:
         return self.regularizer if isinstance(self.regularizer, tuple) else (self.regularizer,)
 
     def _check_objectives(self) -> None:
-        for name, objective in (("climb", self.climb or self.teach), ("teach", self.teach)):
+        for name, objective in (("teach", self.teach), ("climb", self.climb or self.teach)):
             if not isinstance(objective, Objective):
                 raise ConfigurationError(f"expected {name} as an Objective(…), got {objective!r}")
-            if not objective.task and not self.regularizers:
-                raise ConfigurationError(f"expected a regularizer for {name}={objective}, which has no task, got None")
+            if not objective.task and all(one.on == "clean" for one in self.regularizers):
+                raise ConfigurationError(
+                    f"expected a regularizer on perturbed passes for {name}={objective}, which has no task, got none"
+                )
         if self.climb not in (None, self.teach) and self.maximizer.one_backward:
             raise ConfigurationError(
                 f"expected climb and teach to be one objective with {type(self.maximizer).__name__}, whose one backward "
