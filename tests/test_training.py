@@ -677,6 +677,7 @@ def test_a_step_reads_one_number_from_the_device_at_most(
     assert seen.count == reads
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # read by dynamo itself
 @pytest.mark.parametrize("maximizer", [FreeLB(3), FreeLB(2, "in turn"), PGD(2)], ids=repr)
 def test_a_compiled_model_takes_the_same_step(maximizer: Any) -> None:

@@ -75,7 +75,8 @@ class Passes:
             raise ConfigurationError(
                 "expected no torch.inference_mode() around a step or an attack, got one; use torch.no_grad() instead"
             )
-        adapter.check_modalities(perturber.modalities)
+        self._modalities = perturber.modalities
+        adapter.check_modalities(self._modalities)
         self.adapter, self.batch, self.perturber = adapter, batch, perturber
         self._loss, self._correct, self._reduce = loss or adapter.loss, correct, reduce or _mean
         # forked before any pass, so that drawing a start leaves a replayed random state alone
@@ -106,7 +107,7 @@ class Passes:
             partial(self._begin, deltas, wants),
             self.perturber.apply,
             modalities=tuple(deltas),
-            required=self.perturber.modalities,
+            required=self._modalities,
             wants=wants,
         )
         self._stack.close()

@@ -60,17 +60,20 @@ def sleep(index: int, directory: Path) -> Iterator[Handle]:
     yield handle
 
 
+@pytest.mark.slow
 def test_every_item_is_taken_by_a_worker_that_is_opened_and_closed(tmp_path: Path) -> None:
     share_out(write_down, [0, 1, 2], tmp_path, jobs=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2", "closed"]
 
 
+@pytest.mark.slow
 def test_workers_work_at_the_same_time(tmp_path: Path) -> None:
     share_out(meet, [0, 1], tmp_path, jobs=5)
     pids = [path.read_text() for path in tmp_path.iterdir()]
     assert len(set(pids)) == len(pids) == 2
 
 
+@pytest.mark.slow
 def test_a_worker_that_fails_stops_the_others_and_is_reported(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,6 +83,7 @@ def test_a_worker_that_fails_stops_the_others_and_is_reported(
     assert not any(alive(int(path.name)) for path in tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_workers_end_with_who_started_them(tmp_path: Path, number: signal.Signals) -> None:
     script = (

@@ -35,6 +35,8 @@ from advvl import Adapter, AdversarialTraining, AscentState, EmbeddingPerturber,
 from advvl.errors import AdvVLError
 from advvl.passes.traces import PassTrace
 
+pytestmark = pytest.mark.slow  # several processes
+
 Results = list[dict[str, Any]]
 
 

@@ -226,6 +226,7 @@ def never_asks(rank: int, folder: Path) -> None:
     check_agreement("the method", advvl.villa())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["leaves", "hangs", "raises", "never_asks"])
 def test_when_one_is_gone_the_others_end_with_an_error(how: str, tmp_path: Path) -> None:
     left, gone = spawn(f"runtime.test_processes:{how}", 2, tmp_path, limit=60, timeout=TIMEOUT)

@@ -1,4 +1,4 @@
-"""What works of the families of transformers; run as a script, this rewrites the table of docs/models.md."""
+"""What works of the families of transformers: `PYTHONPATH=tests python -m support.hf_found` rewrites docs/models.md."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def test_a_perturbation_is_what_inputs_embeds_would_be_given(index: int) -> None
 def test_the_table_of_the_page_is_what_was_found() -> None:
     page = PAGE.read_text()
     assert with_table(page) == page, (
-        "what works has changed; run: PYTHONPATH=tests python tests/support/hf_found.py, and look at the difference"
+        "what works has changed; run: PYTHONPATH=tests python -m support.hf_found, and look at the difference"
     )
 
 
