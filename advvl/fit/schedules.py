@@ -43,7 +43,7 @@ def updates_per_epoch(examples: int, batch_size: int) -> int:
 
 
 def examples_of(update: int, examples: int, batch_size: int, seed: int) -> list[int]:
-    """Return the examples of an update: each epoch is a permutation of its own, cut into whole batches, the remainder left."""
+    """Return the examples of an update: each epoch is a permutation of its own, in whole batches, the remainder left."""
     epoch, place = divmod(update, updates_per_epoch(examples, batch_size))
     chosen: list[int] = _order(examples, seed, epoch)[place * batch_size : (place + 1) * batch_size].tolist()
     return chosen
