@@ -164,7 +164,7 @@ class AdversarialTraining:
             generator: what random starts are drawn from.
             state: what the maximiser carries from batch to batch.
             correct: from outputs and batch to the rows still classified correctly, `(B,)` bool, for `early_stop`.
-            trace: is told of every pass.
+            trace: receives the record of every pass.
 
         Raises:
             SiteError: a modality without a site, or a site that did not fire or cannot be perturbed.
@@ -231,7 +231,7 @@ class AdversarialTraining:
         if several and update is None:
             raise ConfigurationError(
                 f"expected update=… for {self.maximizer.updates} updates a step ({type(self.maximizer).__name__}), got "
-                "None; pass what unscales, clips, steps the optimiser and zeroes the gradients"
+                "None; pass a function that steps the optimiser and zeroes the gradients"
             )
         if several and accumulating(model):
             raise ConfigurationError(
@@ -249,8 +249,8 @@ def _check_updated(before: list[tuple[nn.Parameter, Tensor, int]]) -> None:
     """Raise ConfigurationError if an update left every gradient as it was: neither dropped nor written to."""
     if before and all(p.grad is gradient and gradient._version == version for p, gradient, version in before):
         raise ConfigurationError(
-            "expected update to step the optimiser and zero the gradients, got every gradient as it was before; "
-            "gradient accumulation is impossible with several updates a step: let every call of update take effect"
+            "expected update to step the optimiser and zero the gradients, got every gradient as it was before; let every "
+            "call take effect"
         )
 
 
