@@ -249,8 +249,8 @@ def _check_updated(before: list[tuple[nn.Parameter, Tensor, int]]) -> None:
     """Raise ConfigurationError if an update left every gradient as it was: neither dropped nor written to."""
     if before and all(p.grad is gradient and gradient._version == version for p, gradient, version in before):
         raise ConfigurationError(
-            "expected update to step the optimiser and zero the gradients, got every gradient as it was before; let every "
-            "call take effect"
+            "expected update to step the optimiser and zero the gradients, got them as they were; let every call "
+            "take effect"
         )
 
 

@@ -109,6 +109,6 @@ def _rows(
 def _correct(feedback: Feedback) -> Tensor:
     if feedback.correct is None:
         raise ConfigurationError(
-            "expected correct=… to stop early by, from (outputs, batch) to (B,) bool, got None; give it to the attack or step"
+            "expected correct=… to stop early by, from (outputs, batch) to (B,) bool, got None; give the attack one"
         )
     return feedback.correct

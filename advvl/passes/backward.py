@@ -30,8 +30,8 @@ def input_gradients(objective: Tensor, run: Pass, passes: Passes, *, retain_grap
     except RuntimeError as error:
         if is_reentrant(objective):
             raise SiteError(
-                "expected activation checkpointing that gives gradients of perturbations alone, got use_reentrant=True "
-                f"between a site and the loss; {NON_REENTRANT}"
+                "expected activation checkpointing that gives gradients of perturbations alone, got use_reentrant=True"
+                f" between site and loss; {NON_REENTRANT}"
             ) from error
         raise
     return all_found(dict(zip(leaves, found, strict=True)), run, passes)

@@ -38,8 +38,8 @@ class FiniteCheck:
         found = [where] if where else []
         found += [] if loss.isfinite() else [f"loss {float(loss)}"]
         raise NonFiniteError(
-            f"expected finite losses and gradients, got {'; '.join(found)}; .grad is unusable: zero it, and see that the "
-            f"batch holds finite numbers{more('not-finite')}"
+            f"expected finite losses and gradients, got {'; '.join(found)}; .grad is unusable: zero it, and see that "
+            f"the batch is finite{more('not-finite')}"
         )
 
 

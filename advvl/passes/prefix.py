@@ -23,7 +23,7 @@ from advvl.adapters.diagnosis import is_compiled
 
 @dataclass(frozen=True, eq=False)
 class _Finished:
-    """The output of a module before the first site: its leaves, how often each had been changed in place, and its structure."""
+    """The output of a module before the first site: its leaves, their versions, and its structure."""
 
     leaves: list[Any]
     versions: list[int]
@@ -50,7 +50,7 @@ class _Finished:
 
 
 class Prefix:
-    """The modules that finish before the first site; for passes on one batch, of a pure model in eval mode whose parameters stay.
+    """The modules that finish before the first site; for passes on one batch, of a pure model in eval mode.
 
     Arguments:
         model: the model. What trains, carries hooks or is a site is always run, and so is all of a compiled or scripted
