@@ -31,7 +31,7 @@ def input_gradients(objective: Tensor, run: Pass, passes: Passes, *, retain_grap
         if is_reentrant(objective):
             raise SiteError(
                 "expected activation checkpointing that gives gradients of perturbations alone, got use_reentrant=True"
-                f" between site and loss; {NON_REENTRANT}"
+                f" above a site; {NON_REENTRANT}"
             ) from error
         raise
     return all_found(dict(zip(leaves, found, strict=True)), run, passes)
