@@ -19,8 +19,8 @@ from advvl.ops import Box
 from advvl.passes.drive import ascend, drive
 from advvl.passes.forward import Correct, Passes
 from advvl.passes.objective import Loss
-from advvl.perturbers.balls import Place
 from advvl.perturbers.base import Perturber
+from advvl.perturbers.places import Place
 from advvl.runtime.randomness import preserved
 from advvl.runtime.reductions import no_sync
 from advvl.runtime.states import kept_buffers, kept_modes

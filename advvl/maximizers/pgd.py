@@ -12,8 +12,8 @@ from torch import Tensor
 from advvl.errors import ConfigurationError, ShapeError
 from advvl.maximizers.base import AscentState, InnerMaximizer, Order, check_count, check_order, turns_of
 from advvl.maximizers.probes import Feedback, Probe, Probes
-from advvl.perturbers.balls import Place
 from advvl.perturbers.base import Memory, Perturber
+from advvl.perturbers.places import Place
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from advvl.errors import ConfigurationError, ShapeError
 from advvl.maximizers.probes import Feedback
 from advvl.passes.objective import Loss, checked_loss
 from advvl.passes.prefix import Prefix
-from advvl.perturbers.balls import Place
 from advvl.perturbers.base import Perturber
+from advvl.perturbers.places import Place
 from advvl.perturbers.starts import Start
 from advvl.runtime.randomness import forked
 
