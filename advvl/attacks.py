@@ -80,7 +80,7 @@ class Attack:
         seed: int = 0,
     ) -> None:
         check_parts(perturber, maximizer)
-        self.perturber, self.maximizer = perturber, maximizer
+        self.perturber, self.maximizer = perturber.for_attack(), maximizer
         self.loss, self.correct, self.train_mode, self.seed = loss, correct, train_mode, seed
         self.end_pass = end_pass
         self._generator = torch.Generator().manual_seed(seed)

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 from measures import device_of, peak_bytes
-from published import symmetric_kl
 from races import Entry, Pace, Race, recorded
+from support.published import symmetric_kl
 from torch import Tensor
 
 from advvl import SymmetricKL

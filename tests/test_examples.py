@@ -25,7 +25,7 @@ from support.tiny import VALUES
 from advvl.experiments.cli import main
 from advvl.experiments.config import Layer, build, fingerprint, read_yaml
 from advvl.experiments.flags import parse
-from advvl.experiments.options import PRESETS, ExperimentOptions
+from advvl.experiments.uniter_options import PRESETS, UniterOptions
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "villa_uniter.py"
@@ -174,7 +174,7 @@ def test_bad_input_ends_with_a_message_and_no_traceback(
 def test_the_help_keeps_its_lines_and_shows_what_presets_change(capsys: pytest.CaptureFixture[str]) -> None:
     description = "VILLA, end to end.\n\n    --seeds 5      five of them\n    --seeds 1      one"
     with pytest.raises(SystemExit):
-        parse(ExperimentOptions, ["--help"], presets=PRESETS, description=description)
+        parse(UniterOptions, ["--help"], presets=PRESETS, description=description)
     said = capsys.readouterr().out
     assert description in said
     words = " ".join(said.split())
@@ -211,8 +211,8 @@ def test_help_waits_for_no_command() -> None:
 def test_a_configuration_beside_the_example_is_read_over_its_preset(path: Path) -> None:
     layer = read_yaml(path)
     assert layer.values["preset"] == path.stem
-    options = build(ExperimentOptions, Layer("preset", PRESETS[path.stem]), layer)
-    preset = build(ExperimentOptions, Layer("preset", PRESETS[path.stem]))
+    options = build(UniterOptions, Layer("preset", PRESETS[path.stem]), layer)
+    preset = build(UniterOptions, Layer("preset", PRESETS[path.stem]))
     assert fingerprint(options) == fingerprint(preset)
 
 

@@ -20,11 +20,6 @@ LONGEST = 120
 
 UNCHECKED = (
     "attacks.py",
-    "checks.py",
-    "data/source.py",
-    "evaluation/protocol.py",
-    "experiments/",
-    "fit/",
     "maximizers/",
     "passes/",
     "perturbers/",

@@ -6,6 +6,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -140,7 +141,7 @@ class Adapter:
 
     def clean(self, *, binding: Binding | None = None) -> AbstractContextManager[Binding]:
         """Bind no perturbation: forwards within are clean, and reading a module works."""
-        return self.bound(binding or Binding(self.sites, _Given({})))
+        return self.bound(binding or Binding(self.sites, partial(_given, {})))
 
     def tap(self, name: str) -> None:
         """Have the output of a module kept in every later pass, as `binding.taps[name]`.
@@ -165,7 +166,7 @@ class Adapter:
             ShapeError: a perturbation of another shape than its site's tensor.
         """
         self.check_modalities(deltas)
-        binding = Binding(self.sites, _Given(deltas), modalities=tuple(deltas), required=tuple(deltas))
+        binding = Binding(self.sites, partial(_given, deltas), modalities=tuple(deltas), required=tuple(deltas))
         with self.bound(binding):
             yield
             binding.end_forward(self.why_silent)
@@ -226,24 +227,15 @@ def _remove(handles: list[torch.utils.hooks.RemovableHandle]) -> None:
         handle.remove()
 
 
-class _Given:
-    """Perturbations that are there already, of the shape of their site's tensor."""
-
-    def __init__(self, deltas: Mapping[str, Tensor]) -> None:
-        self._deltas = deltas
-
-    def begin(self, modality: str, x: Tensor) -> Placed:
-        delta = self._deltas[modality]
-        if delta.shape != x.shape:
-            raise ShapeError(
-                f"expected a perturbation of {modality!r} of shape {tuple(x.shape)}, got {tuple(delta.shape)}; "
-                "make it of the shape of the tensor at the site, on this batch"
-            )
-        return Placed(Place(x.detach()), delta)
-
-    def apply(self, modality: str, placed: Placed, x: Tensor) -> Tensor:
-        del modality
-        return (x + placed.delta).to(x.dtype)
+def _given(deltas: Mapping[str, Tensor], modality: str, x: Tensor) -> Placed:
+    """A perturbation that is there already, of the shape of its site's tensor."""
+    delta = deltas[modality]
+    if delta.shape != x.shape:
+        raise ShapeError(
+            f"expected a perturbation of {modality!r} of shape {tuple(x.shape)}, got {tuple(delta.shape)}; "
+            "make it of the shape of the tensor at the site, on this batch"
+        )
+    return Placed(Place(x.detach()), delta)
 
 
 def _all_positions(batch: Batch) -> None:

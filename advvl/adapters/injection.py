@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -77,14 +77,14 @@ class Placed(NamedTuple):
     delta: Tensor
 
 
-class Perturb(Protocol):
-    """The way perturbations come to their sites; `Perturber.begin` and `Perturber.apply` stand behind it in a pass."""
+Begin = Callable[[str, Tensor], Placed]  # makes the perturbation of a modality at the tensor of its site
+Apply = Callable[[str, Place, Tensor, Tensor], Tensor]  # of modality, place, tensor and perturbation; `Perturber.apply`
 
-    def begin(self, modality: str, x: Tensor) -> Placed:
-        """Make the perturbation of a modality at the tensor of its site."""
 
-    def apply(self, modality: str, placed: Placed, x: Tensor) -> Tensor:
-        """Return the tensor of a site under its perturbation."""
+def added(modality: str, place: Place, x: Tensor, delta: Tensor) -> Tensor:
+    """The tensor of a site with the perturbation added in the wider precision of both, and cast once."""
+    del modality, place
+    return (x + delta).to(x.dtype)
 
 
 class Binding:
@@ -94,7 +94,7 @@ class Binding:
 
     Arguments:
         sites: of the adapter.
-        perturb: makes and applies the perturbations.
+        begin, apply: make a perturbation at its site, and put it on the site's tensor.
         modalities: those perturbed in this pass.
         required: those whose sites must fire in its forward.
         wants: gradients of the perturbations will be asked for.
@@ -103,13 +103,15 @@ class Binding:
     def __init__(
         self,
         sites: Mapping[str, Site],
-        perturb: Perturb,
+        begin: Begin,
+        apply: Apply = added,
         *,
         modalities: tuple[str, ...] = (),
         required: tuple[str, ...] = (),
         wants: bool = False,
     ) -> None:
-        self._sites, self._perturb, self._required, self._wants = sites, perturb, required, wants
+        self._sites, self._begin, self._apply = sites, begin, apply
+        self._required, self._wants = required, wants
         self._modalities = frozenset(modalities)
         self._fired = dict.fromkeys(sites, 0)  # in the forward
         self._in_backward = False
@@ -123,8 +125,9 @@ class Binding:
             return x
         if modality not in self.placed:
             self._check(modality, x)
-            self.placed[modality] = self._perturb.begin(modality, x)
-        return self._perturb.apply(modality, self.placed[modality], x)
+            self.placed[modality] = self._begin(modality, x)
+        place, delta = self.placed[modality]
+        return self._apply(modality, place, x, delta)
 
     def _is_perturbed(self, modality: str) -> bool:
         """Count this call, and decide whether it is perturbed."""

@@ -22,6 +22,7 @@ _REGISTRY: dict[str, str] = {
     "transformers.models.lxmert.modeling_lxmert.LxmertForPreTraining": "advvl.models.lxmert.adapter:lxmert_adapter",
     "transformers.models.lxmert.modeling_lxmert.LxmertForQuestionAnswering": "advvl.models.lxmert.adapter:lxmert_adapter",
     "transformers.models.lxmert.modeling_lxmert.LxmertModel": "advvl.models.lxmert.adapter:lxmert_adapter",
+    "advvl.models.huggingface.pixels.PixelInput": "advvl.models.huggingface.pixels:pixel_adapter",
     "transformers.modeling_utils.PreTrainedModel": "advvl.models.huggingface.adapter:huggingface_adapter",
 }
 

@@ -12,10 +12,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 from torch import nn
 
+from advvl.checks import at_least, choice
 from advvl.errors import CheckpointError, ConfigurationError, OutputDirectoryError
 from advvl.files import differences, read_torch, remove_temporaries, write_torch
 
@@ -52,12 +53,9 @@ class Checkpoints:
     best: Best = "highest"
 
     def __post_init__(self) -> None:
-        for name, least in (("keep_last", 1), ("keep_best", 0), ("every", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigurationError(f"expected {name} to be a whole number of {least} or more, got {value!r}")
-        if self.best not in get_args(Best):
-            raise ConfigurationError(f"expected best to be one of {', '.join(get_args(Best))}, got {self.best!r}")
+        at_least(1, self, "keep_last", "every")
+        at_least(0, self, "keep_best")
+        choice(self, "best", Best)
         if self.keep_best and self.evaluate is None:
             raise ConfigurationError(f"expected evaluate=… to keep the best {self.keep_best} by, got None")
 
@@ -94,7 +92,7 @@ class Checkpoints:
         )
 
     def due(self, update: int, updates: int) -> bool:
-        """Whether the model is to be evaluated after so many of so many updates."""
+        """Return True if the model is to be evaluated after `update` of `updates` updates."""
         return self.evaluate is not None and (update % self.every == 0 or update == updates)
 
     def open(self, *, resume: bool) -> None:

@@ -1,4 +1,4 @@
-"""What each update of a run is, as pure functions of its number: its seed, its examples, its learning rate."""
+"""Examples, learning rate and parameter groups of an update, as pure functions of its number."""
 
 from __future__ import annotations
 

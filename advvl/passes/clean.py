@@ -13,28 +13,41 @@ from torch import Tensor
 
 from advvl.passes.backward import input_gradients
 from advvl.passes.forward import Pass, Passes
-from advvl.passes.objective import total
+from advvl.passes.objective import checked_penalty, total
+from advvl.regularizers.base import Regularizer
 
 
-class CleanSide:
-    """The clean side of one regulariser: a tensor, the leaf that stands for it, and the cotangent collected so far."""
+class Comparison:
+    """One regulariser and the tensor that it compares passes with: a leaf stands for it, and collects its cotangent.
 
-    def __init__(self, value: Tensor, *, live: bool) -> None:
+    Arguments:
+        regularizer: compares.
+        value: the tensor of the clean pass, or of another reference.
+        live: gradients flow into it.
+    """
+
+    def __init__(self, regularizer: Regularizer, value: Tensor, *, live: bool) -> None:
         wide = torch.float64 if value.dtype == torch.float64 else torch.float32
-        self.value, self.live = value, live
+        self.regularizer, self.live, self._value = regularizer, live, value
         self._leaf = value.detach().to(wide, copy=True).requires_grad_(live)
         self._cotangent: Tensor | None = None
 
-    def reference_for(self, *, learns: bool, in_one_graph: bool) -> Tensor:
-        """The tensor that a perturbed pass is compared with.
+    def penalty(self, tensor: Tensor, mask: Tensor | None, *, learns: bool, in_one_graph: bool) -> Tensor:
+        """The penalty of a pass's tensor.
 
         Arguments:
-            learns: the pass teaches parameters, through the clean side too if that is live.
+            mask: the rows of logits that count.
+            learns: the pass teaches parameters, through the reference too if that is live.
             in_one_graph: the pass leaves in one backward with the clean graph, so that it takes the tensor itself.
         """
+        reference = self.reference_for(learns=learns, in_one_graph=in_one_graph)
+        found = self.regularizer(reference, tensor, mask if self.regularizer.reads is None else None)
+        return checked_penalty(found, self.regularizer)
+
+    def reference_for(self, *, learns: bool, in_one_graph: bool) -> Tensor:
         if not self.live or not learns:
             return self._leaf.detach()
-        return self.value if in_one_graph else self._leaf
+        return self._value if in_one_graph else self._leaf
 
     def collect(self, factor: Tensor | None) -> None:
         """Take the cotangent that a backward left on the leaf, freed of the loss scale."""
@@ -47,17 +60,17 @@ class CleanSide:
         """⟨collected cotangent, clean tensor⟩; None where nothing was collected."""
         if not self.live or (self._cotangent is None and not even_if_zero):
             return None
-        cotangent = torch.zeros_like(self.value) if self._cotangent is None else self._cotangent
-        return (cotangent * self.value.to(cotangent.dtype)).sum()
+        cotangent = torch.zeros_like(self._value) if self._cotangent is None else self._cotangent
+        return (cotangent * self._value.to(cotangent.dtype)).sum()
 
 
 class CleanBranch:
-    """The clean side of every regulariser in a round, and the clean pass, if one was run.
+    """The comparisons of a round, and the clean pass, if one was run.
 
     Arguments:
         run: the clean pass; None where every reference is another model's and no loss is taken on clean inputs.
         task: its task loss, with its graph; None where there is none.
-        sides: one for each regulariser on perturbed passes.
+        comparisons: one for each regulariser on perturbed passes.
         penalty: of regularisers on the clean pass itself, with its graph.
     """
 
@@ -67,27 +80,28 @@ class CleanBranch:
         *,
         task: Tensor | None = None,
         task_weight: float = 0.0,
-        sides: Sequence[CleanSide] = (),
+        comparisons: Sequence[Comparison] = (),
         penalty: Tensor | None = None,
     ) -> None:
-        self.run, self.task, self.task_weight, self.sides, self.penalty = run, task, task_weight, sides, penalty
+        self.run, self.task, self.task_weight, self.penalty = run, task, task_weight, penalty
+        self.comparisons = comparisons
         self._at_zero: dict[str, Tensor] | None = None
 
     @property
     def needs_backward(self) -> bool:
         """True if the clean graph has a backward to come."""
-        return self.penalty is not None or self.task_weight > 0 or any(side.live for side in self.sides)
+        return self.penalty is not None or self.task_weight > 0 or any(one.live for one in self.comparisons)
 
     def collect(self, factor: Tensor | None) -> None:
-        for side in self.sides:
-            side.collect(factor)
+        for one in self.comparisons:
+            one.collect(factor)
 
     def pending_loss(self) -> Tensor:
         """The scalar whose gradient the clean graph still has to give to the parameters."""
         parts = [] if self.penalty is None else [self.penalty]
         if self.task is not None and self.task_weight:
             parts.append(self.task_weight * self.task)
-        found = [side.pending(even_if_zero=not parts) for side in self.sides]
+        found = [one.pending(even_if_zero=not parts) for one in self.comparisons]
         return total([*parts, *(part for part in found if part is not None)])
 
     def gradients_at_zero(self, passes: Passes) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ class FiniteCheck:
         where = "; ".join(f"the gradient of the {m!r} perturbation in rows {_some(r)}" for m, r in rows.items())
         raise NonFiniteError(
             f"expected finite losses and gradients, got {where or 'none in the perturbations'}"
-            f"{'' if loss.isfinite() else f'; loss {float(loss)}'}; zero .grad, which is unusable, and see that the batch "
+            f"{'' if loss.isfinite() else f'; loss {float(loss)}'}; .grad is unusable: zero it, and see that the batch "
             "holds finite numbers (with a loss scaler: nonfinite='keep')"
         )
 

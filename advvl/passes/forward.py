@@ -75,7 +75,8 @@ class Passes:
             raise ConfigurationError(
                 "expected no torch.inference_mode() around a step or an attack, got one; use torch.no_grad() instead"
             )
-        adapter.check_modalities(perturber.modalities)
+        self._modalities = perturber.modalities
+        adapter.check_modalities(self._modalities)
         self.adapter, self.batch, self.perturber = adapter, batch, perturber
         self._loss, self._correct, self._reduce = loss or adapter.loss, correct, reduce or _mean
         # forked before any pass, so that drawing a start leaves a replayed random state alone
@@ -86,6 +87,7 @@ class Passes:
         self._reuse = reuse
         self._prefixes: dict[tuple[str, ...], Prefix] = {}
         self.places: dict[str, Place] = {}  # of every modality that has been perturbed
+        self.effective: dict[str, Tensor] = {}  # in half precision: what each last pass left of its perturbations
 
     def __enter__(self) -> Passes:
         return self
@@ -102,9 +104,10 @@ class Passes:
         """
         binding = Binding(
             self.adapter.sites,
-            _Perturb(self, deltas, wants),
+            partial(self._begin, deltas, wants),
+            self.perturber.apply,
             modalities=tuple(deltas),
-            required=self.perturber.modalities,
+            required=self._modalities,
             wants=wants,
         )
         self._stack.close()
@@ -112,9 +115,9 @@ class Passes:
         with self._prefix(tuple(deltas), binding) if self._reuse else nullcontext():
             outputs = self.adapter.forward(self.batch)
         binding.end_forward(partial(self.adapter.why_silent, batch=self.batch))
-        run = Pass(outputs, binding)
-        self.places.update(run.places)
-        return run
+        self.places.update({modality: placed.place for modality, placed in binding.placed.items()})
+        self.effective.update(survived(binding.placed, self.perturber))
+        return Pass(outputs, binding)
 
     def _prefix(self, modalities: tuple[str, ...], binding: Binding) -> AbstractContextManager[None]:
         if modalities not in self._prefixes:
@@ -167,30 +170,15 @@ class Passes:
             correct=correct,
         )
 
-    def place(self, modality: str, x: Tensor) -> Place:
+    def _begin(self, deltas: Mapping[str, Tensor | Start], wants: bool, modality: str, x: Tensor) -> Placed:
+        """Make the perturbation of a modality at its site, a leaf of the graph."""
         if modality not in self._positions:
             self._positions[modality] = read_positions(modality, self.adapter.sites[modality], self.batch, x)
-        return Place(x.detach(), *self._positions[modality])
-
-    def begin(self, modality: str, start: Start, place: Place) -> Tensor:
-        return self.perturber.begin(modality, start, place, self._generator)
-
-
-class _Perturb:
-    """The perturbations of one pass, as the sites ask for them."""
-
-    def __init__(self, passes: Passes, deltas: Mapping[str, Tensor | Start], wants: bool) -> None:
-        self._passes, self._deltas, self._wants = passes, deltas, wants
-
-    def begin(self, modality: str, x: Tensor) -> Placed:
-        place, delta = self._passes.place(modality, x), self._deltas[modality]
+        place, delta = Place(x.detach(), *self._positions[modality]), deltas[modality]
         if isinstance(delta, Start):
             with torch.no_grad():
-                delta = self._passes.begin(modality, delta, place)
-        return Placed(place, delta if delta.requires_grad else delta.detach().requires_grad_(self._wants))
-
-    def apply(self, modality: str, placed: Placed, x: Tensor) -> Tensor:
-        return self._passes.perturber.apply(modality, placed.place, x, placed.delta)
+                delta = self.perturber.begin(modality, delta, place, self._generator)
+        return Placed(place, delta if delta.requires_grad else delta.detach().requires_grad_(wants))
 
 
 def survived(placed: Mapping[str, Placed], perturber: Perturber) -> dict[str, Tensor]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import get_args
 
+from torch import Tensor
+
+from advvl.adapters.outputs import Outputs, field
 from advvl.errors import ConfigurationError
-from advvl.ops import Norm
+from advvl.ops import Box, Norm
 from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
 from advvl.perturbers.balls import L2, Ball, Linf
 from advvl.perturbers.starts import Start
@@ -30,4 +33,25 @@ def perturber_of(step_sizes: dict[str, float], ball: Ball, start: Start) -> Embe
             modality: Ascent(ball, step_size=step_size, start=start, floor=PUBLISHED_FLOOR)
             for modality, step_size in step_sizes.items()
         }
+    )
+
+
+def steepest(norm: Norm, radius: float, *, step_size: float, start: Start, box: Box | None = None) -> Ascent:
+    """An ascent by the steepest step of its norm: the gradient's sign under Linf, its direction under L2."""
+    ball = ball_of(norm, radius)
+    return Ascent(ball, step_size=step_size, start=start, rule="sign" if norm == "linf" else "normalised", box=box)
+
+
+def image_embedding(outputs: Outputs) -> Tensor:
+    """The embedding of each image `(B, D)` among a vision tower's outputs, projected if the tower projects.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    for name in ("image_embeds", "pooler_output"):
+        if isinstance(found := field(outputs, name), Tensor):
+            return found
+    raise ConfigurationError(
+        f"expected outputs with image_embeds or pooler_output, got {type(outputs).__name__}; pass reads=…, the name of the "
+        "module that gives the embedding, or a function of the outputs"
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from advvl.maximizers.pgd import PGD
 from advvl.ops import Norm
-from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
+from advvl.perturbers.ascents import EmbeddingPerturber
 from advvl.perturbers.starts import Uniform
-from advvl.recipes.parts import ball_of
+from advvl.recipes.parts import steepest
 from advvl.training import AdversarialTraining
 
 
@@ -23,11 +23,5 @@ def pgd(
 
     Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018.
     """
-    ascent = Ascent(
-        ball_of(norm, radius),
-        step_size=step_size,
-        start=Uniform(radius),
-        rule="sign" if norm == "linf" else "normalised",
-        box=box,
-    )
+    ascent = steepest(norm, radius, step_size=step_size, start=Uniform(radius), box=box)
     return AdversarialTraining(EmbeddingPerturber(**{modality: ascent}), PGD(steps))

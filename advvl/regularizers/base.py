@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from advvl.errors import ConfigurationError
+from advvl.checks import is_number
+from advvl.errors import ConfigurationError, ShapeError
 from advvl.regularizers.references import Reference
 
 Readout = str | Callable[[Any], Tensor]
@@ -47,6 +50,52 @@ class Regularizer(ABC):
             clean, perturbed: the two sides; logits `(..., C)`, finite where they count, or what `reads` says.
             mask: the rows of logits that count, of the logits' shape without the last axis; None: all.
         """
+
+
+@dataclass(frozen=True)
+class Weighted(Regularizer):
+    """A regulariser with a weight, and with what a `Regularizer` says of itself as keyword-only fields.
+
+    Its penalty is zero at equality; gradients flow into the clean branch unless the other side is a reference.
+
+    Raises:
+        ConfigurationError: a weight that is not above 0.
+    """
+
+    weight: float = 1.0
+    _: KW_ONLY
+    reads: Readout | None = None
+    reference: Reference | None = None
+    on: Side = "perturbed"
+
+    def __post_init__(self) -> None:
+        if not is_number(self.weight) or not 0 < self.weight < math.inf:
+            raise ConfigurationError(
+                f"expected a finite weight above 0, got {self.weight!r}; for no regulariser pass regularizer=None"
+            )
+
+    @property
+    def through_clean(self) -> bool:
+        return self.reference is None
+
+    @property
+    def vanishes_at_equality(self) -> bool:
+        return True
+
+
+def check_sides(clean: Tensor, perturbed: Tensor, mask: Tensor | None, what: str) -> None:
+    """Raise ShapeError unless both sides have one shape and the mask is one of their rows."""
+    if clean.shape != perturbed.shape:
+        raise ShapeError(
+            f"expected clean and perturbed {what} of one shape, got {tuple(clean.shape)} and {tuple(perturbed.shape)}"
+        )
+    if mask is not None and mask.shape != clean.shape[:-1]:
+        raise ShapeError(f"expected a mask of shape {tuple(clean.shape[:-1])}, got {tuple(mask.shape)}")
+    if mask is not None and mask.is_floating_point():
+        raise ShapeError(
+            f"expected a mask of bool or of whole numbers 0/1, True or 1 for the rows that count, got {mask.dtype}; "
+            "compare an additive mask with 0, as in mask == 0"
+        )
 
 
 def check_regularizer(regularizer: object) -> None:

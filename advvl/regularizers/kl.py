@@ -7,7 +7,6 @@ classes too (VCR, NLVR2 of LXMERT-AdvTrain), halve the weight.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import get_args
@@ -15,48 +14,30 @@ from typing import get_args
 from torch import Tensor
 
 from advvl.errors import ConfigurationError, ShapeError
-from advvl.regularizers.base import Regularizer
+from advvl.regularizers.base import Weighted, check_sides
 from advvl.regularizers.divergences import Direction, Head, Kind, divergences
 
 
 @dataclass(frozen=True)
-class _Divergence(Regularizer):
-    weight: float = 1.0
+class _Divergence(Weighted):
     head: Head = "softmax"
     detach_clean: bool = False
 
     def __post_init__(self) -> None:
-        if not (0 < self.weight < math.inf):
-            raise ConfigurationError(
-                f"expected a finite weight above 0, got {self.weight!r}; for no regulariser pass regularizer=None"
-            )
+        super().__post_init__()
         if self.head not in get_args(Head):
             raise ConfigurationError(f"expected head to be one of {get_args(Head)}, got {self.head!r}")
 
     @property
     def through_clean(self) -> bool:
-        return not self.detach_clean
-
-    @property
-    def vanishes_at_equality(self) -> bool:
-        return True
+        return super().through_clean and not self.detach_clean
 
     def __call__(self, clean: Tensor, perturbed: Tensor, mask: Tensor | None = None) -> Tensor:
-        if clean.shape != perturbed.shape:
-            raise ShapeError(
-                f"expected clean and perturbed logits of one shape, got {tuple(clean.shape)} and {tuple(perturbed.shape)}"
-            )
+        check_sides(clean, perturbed, mask, "logits")
         if self.head == "softmax" and clean.shape[-1:] == (1,):
             raise ShapeError(
                 f"expected logits of two classes or more for head='softmax', got {tuple(clean.shape)}, between which the "
                 "divergence is always 0; for one score a row pass head='sigmoid'"
-            )
-        if mask is not None and mask.shape != clean.shape[:-1]:
-            raise ShapeError(f"expected a mask of shape {tuple(clean.shape[:-1])}, got {tuple(mask.shape)}")
-        if mask is not None and mask.is_floating_point():
-            raise ShapeError(
-                f"expected a mask of bool or of whole numbers 0/1, True or 1 for the rows that count, got {mask.dtype}; "
-                "compare an additive mask with 0, as in mask == 0"
             )
         clean = clean.detach() if self.detach_clean else clean
         mask = None if mask is None else mask.bool()
@@ -80,6 +61,7 @@ class KL(_Divergence):
         head: `"softmax"` over the last axis, or `"sigmoid"`: one Bernoulli variable a class, summed over classes.
         detach_clean: let no gradient into the clean branch (VAT); False: into both (TRADES, VILLA).
         direction: `"clean||perturbed"` is Σ q (log q − log p) with q clean (VAT, TRADES).
+        reads, reference, on: as `Regularizer` says; the last axis of what is read is that of the classes.
 
     Raises:
         ConfigurationError: a weight that is not above 0, an unknown head or direction.
@@ -105,6 +87,7 @@ class SymmetricKL(_Divergence):
         weight: factor of the penalty (VILLA: 1.0 to 1.5).
         head: `"softmax"` over the last axis, also where the task loss is sigmoid, as released; or `"sigmoid"`.
         detach_clean: let no gradient into the clean branch (not what VILLA's released code does).
+        reads, reference, on: as `Regularizer` says; the last axis of what is read is that of the classes.
 
     Raises:
         ConfigurationError: a weight that is not above 0, an unknown head.

@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from advvl.errors import CheckpointError, ConfigurationError, DataError, NonFini
 from advvl.files import read_torch, write_torch
 from advvl.fit.checkpoints import Checkpoints
 from advvl.fit.loop import FitResult, fit
-from advvl.fit.options import OptimizerOptions
+from advvl.fit.options import LoopOptions, OptimizerOptions
 from advvl.fit.schedules import examples_of
 from advvl.models.uniter.model import UniterConfig
 from advvl.tasks.uniter.pretraining import UniterForPretraining, loss_entries
@@ -138,7 +138,10 @@ def train(
 ) -> tuple[Toy, FitResult, Source]:
     model, source = toy(words=words, dropout=dropout), source or Source()
     usual = {"options": OPTIONS, "seed": 3, "optimizer": sgd, "accelerator": Accelerator(cpu=True)}
-    return model, fit(model, source, **{**usual, **arguments}), source
+    loop = LoopOptions(
+        **{item.name: arguments.pop(item.name) for item in fields(LoopOptions) if item.name in arguments}
+    )
+    return model, fit(model, source, **{**usual, "loop": loop, **arguments}), source
 
 
 def found(model: nn.Module, result: FitResult, source: Source) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from advvl import (
+    KL,
     L2,
     PGD,
     AdversarialTraining,
@@ -18,15 +19,22 @@ from advvl import (
     FreeAT,
     FreeLB,
     Linf,
+    Normal,
+    Objective,
     SymmetricKL,
     Uniform,
     Zero,
     free_at,
     freelb,
     pgd,
+    smart,
+    tecoa,
+    trades,
+    vat,
     villa,
 )
 from advvl.errors import ConfigurationError
+from advvl.recipes import parts as shared_parts
 from advvl.recipes.lxmert_adv import lxmert_adv
 
 SIZES = {"text": 0.1, "image": 0.2}
@@ -121,10 +129,52 @@ def test_pgd_starts_at_random_and_moves_by_the_steepest_step_of_its_norm(norm: s
     }
 
 
+def test_trades_climbs_the_divergence_alone_from_a_thousandth() -> None:
+    method = trades(radius=0.031, step_size=0.007, box=(0, 1))
+    ascent = Ascent(Linf(0.031), step_size=0.007, start=Normal(1e-3), rule="sign", box=(0, 1))
+    assert parts(method) == ({"image": ascent}, PGD(10), KL(6.0), 1.0, "fresh")
+    assert (method.teach, method.climb) == (Objective(task=0), None)
+
+
+def test_vat_takes_one_step_in_shared_masks() -> None:
+    method = vat(radius=8.0)
+    assert parts(method)[1:] == (PGD(1), KL(detach_clean=True), 1.0, "shared")
+    assert (method.teach, method.climb) == (Objective(task=0), None)
+
+
+def test_smart_has_the_papers_numbers() -> None:
+    method = smart()
+    ascent = Ascent(Linf(1e-5, per="token"), step_size=1e-3, start=Normal(1e-5))
+    assert parts(method) == ({"text": ascent}, PGD(1), (SymmetricKL(1.0),), 1.0, "fresh")
+    assert (method.teach, method.climb) == (Objective(task=0), None)
+
+
+def test_the_embedding_of_an_image_is_the_projected_one_or_the_pooled_one() -> None:
+    projected, pooled = torch.ones(1, 2), torch.zeros(1, 3)
+    assert shared_parts.image_embedding({"image_embeds": projected, "pooler_output": pooled}) is projected
+    assert shared_parts.image_embedding({"image_embeds": None, "pooler_output": pooled}) is pooled
+    with pytest.raises(ConfigurationError, match="expected outputs with image_embeds or pooler_output, got dict"):
+        shared_parts.image_embedding({"logits": pooled})
+
+
+def test_tecoa_takes_its_classes_from_the_texts() -> None:
+    method = tecoa(torch.eye(3), radius=4 / 255, step_size=1 / 255, scale=2.0)
+    ascent = Ascent(Linf(4 / 255), step_size=1 / 255, start=Uniform(4 / 255), rule="sign", box=(0.0, 1.0))
+    assert parts(method) == ({"image": ascent}, PGD(10), None, 0.0, "fresh")
+    assert method.teach.loss is not None
+    losses = method.teach.loss({"image_embeds": 5 * torch.eye(3)}, {"labels": torch.tensor([0, 1, 0])})
+    torch.testing.assert_close(losses, -torch.tensor([2.0, 2.0, 0.0]) + math.log(math.exp(2) + 2))
+
+
 @pytest.mark.parametrize(
     "recipe",
-    [lambda norm: villa(norm=norm), lambda norm: freelb(norm=norm), lambda norm: pgd(radius=1, step_size=1, norm=norm)],
-    ids=["villa", "freelb", "pgd"],
+    [
+        lambda norm: villa(norm=norm),
+        lambda norm: freelb(norm=norm),
+        lambda norm: pgd(radius=1, step_size=1, norm=norm),
+        lambda norm: trades(radius=1, step_size=1, norm=norm),
+    ],
+    ids=["villa", "freelb", "pgd", "trades"],
 )
 def test_an_unknown_norm_is_refused(recipe: Callable[[str], AdversarialTraining]) -> None:
     with pytest.raises(ConfigurationError, match=r"expected norm to be one of \('l2', 'linf'\), got 'L2'"):

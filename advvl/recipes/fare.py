@@ -1,0 +1,36 @@
+"""FARE."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from advvl.maximizers.pgd import PGD
+from advvl.passes.objective import Objective
+from advvl.perturbers.ascents import EmbeddingPerturber
+from advvl.perturbers.starts import Uniform
+from advvl.recipes.parts import image_embedding, steepest
+from advvl.regularizers.base import Readout
+from advvl.regularizers.distance import SquaredDistance
+from advvl.regularizers.references import Frozen
+from advvl.training import AdversarialTraining
+
+
+def fare(
+    model: nn.Module,
+    *,
+    radius: float,
+    step_size: float,
+    steps: int = 10,
+    reads: Readout = image_embedding,
+    modality: str = "image",
+    box: tuple[float, float] | None = (0.0, 1.0),
+) -> AdversarialTraining:
+    """FARE: ‖φ(x + δ) − φ₀(x)‖², climbed and taught, without labels; φ₀ is the model as it is now, copied.
+
+    Schlarmann et al., "Robust CLIP", ICML 2024. Its code steps by the sign of a momentum of signs (0.9), here by the
+    gradient's sign; its start is not brought into the box. Pixels are those of `PixelInput`.
+    """
+    ascent = steepest("linf", radius, step_size=step_size, start=Uniform(radius), box=box)
+    distance = SquaredDistance(reads=reads, reference=Frozen.copy_of(model))
+    perturber, objective = EmbeddingPerturber(**{modality: ascent}), Objective(task=0.0)
+    return AdversarialTraining(perturber, PGD(steps), distance, teach=objective)
