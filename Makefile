@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint bench bench-report clean
+.PHONY: install demo test lint bench bench-report gpu-check clean
 
 install: $(VENV)/.installed
 
@@ -38,6 +38,11 @@ bench: $(VENV)/.bench
 
 bench-report: $(VENV)/.bench
 	$(BIN)/python benchmarks/report.py
+
+# On a machine with torch, Triton, transformers, pytest and pytest-benchmark alone: nothing is installed. Results in $OUT,
+# else in benchmarks/results/gpu.
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info runs

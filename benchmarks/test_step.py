@@ -32,7 +32,7 @@ TOY, LARGE = "toy", "large, 24 layers"  # for `make gpu-check` alone
 
 Mode = Literal["text", "both", "in turn"]
 CONFIGS: dict[str, Callable[[], UniterConfig]] = {
-    TOY: lambda: UniterConfig.tiny(max_position_embeddings=WORDS),
+    TOY: lambda: UniterConfig.tiny(num_hidden_layers=1, max_position_embeddings=WORDS),
     "tiny": lambda: UniterConfig.tiny(
         hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024, vocab_size=1000
     ),

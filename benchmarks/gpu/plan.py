@@ -44,8 +44,8 @@ class Options:
 
 def sections(options: Options) -> list[Section]:
     tests = [
-        Section("kernel tests", 110.0, _pytest("kernel tests", options, kernel_tests(options))),
-        Section("gpu tests", 40.0, _pytest("gpu tests", options, gpu_tests())),
+        Section("kernel tests", 110.0, pytest_of("kernel tests", options, kernel_tests(options))),
+        Section("gpu tests", 40.0, pytest_of("gpu tests", options, gpu_tests())),
     ]
     return [*tests, *(Section(name, weight, _worker(name, options)) for name, weight in BENCHMARKS.items())]
 
@@ -61,7 +61,7 @@ def gpu_tests() -> list[str]:
     return ["-m", "gpu", *(str(path.relative_to(ROOT)) for path in files if path != ROOT / KERNEL_TESTS)]
 
 
-def _pytest(section: str, options: Options, arguments: Sequence[str]) -> Callable[[float], list[Command]]:
+def pytest_of(section: str, options: Options, arguments: Sequence[str]) -> Callable[[float], list[Command]]:
     cores = len(os.sched_getaffinity(0))
     shards = 1 if options.smoke else max(1, min(8, cores // 2))  # the kernels' compiler takes most of the time
 

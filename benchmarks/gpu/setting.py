@@ -99,7 +99,7 @@ class Setting:
                 interval=interval(times[of], times[over]),
                 goal=goal,
                 reached=reached,
-                seconds={name: quartiles(rounds) for name, rounds in times.items()},
+                seconds={name: quartiles(times[name]) for name in (of, over)},
                 note=note,
                 facts={"rounds": len(times[of]), **facts},
             )

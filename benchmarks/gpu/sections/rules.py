@@ -29,9 +29,9 @@ RULES: dict[str, Callable[[], Any]] = {
 RECIPES: dict[str, Callable[[], Any]] = {
     "villa": lambda: _recipe("villa")(step_sizes=SIZES),
     "freelb": lambda: _recipe("freelb")(step_sizes=SIZES),
-    "pgd": lambda: _recipe("pgd")(step_sizes=SIZES, radius=RADIUS),
-    "free_at": lambda: _recipe("free_at")(step_sizes=SIZES, radius=RADIUS),
-    "lxmert_adv": lambda: _recipe("lxmert_adv")(step_sizes=SIZES),
+    "pgd": lambda: _recipe("pgd")(step_size=STEP_SIZE, radius=RADIUS, steps=3),
+    "free_at": lambda: _recipe("free_at")(radius=STEP_SIZE, replays=3, carry=False),
+    "lxmert_adv": lambda: _recipe("lxmert_adv")("vqa"),
     "trades": lambda: _recipe("trades")(step_sizes=SIZES, radius=RADIUS),
     "vat": lambda: _recipe("vat")(step_sizes=SIZES, radius=RADIUS),
     "smart": lambda: _recipe("smart")(step_sizes=SIZES, radius=RADIUS),
