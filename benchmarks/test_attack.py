@@ -268,10 +268,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("case", "name"), pairs, ids=[f"{case}-{name}" for case, name in pairs])
 
 
+# The interval of a small model's ratio to captum has to tell 1.03 from 1.05.
+paces = {"small LXMERT": Pace(30.0, 20, 60), "pixels": Pace(8.0, 6, 40), "LXMERT": Pace(15.0, 3, 40)}
+
+
 def test_attack(race: Race, device: torch.device, case: Case, name: str) -> None:
     def build() -> dict[str, Callable[[], Entry]]:
         bench = Bench(case, device)
         return {lane: partial(make, bench) for lane, make in lanes(case).items()}
 
-    least = 3 if case.on == "LXMERT" else 7
-    race("attack", str(case), name, build, Pace(budget=15.0, least=least, most=40))
+    race("attack", str(case), name, build, paces[case.on])

@@ -64,7 +64,7 @@ def _against_bare(setting: Setting, case: str, bench: Bench, method: Adversarial
     passes: list[int] = []
 
     def step(inputs: dict[str, torch.Tensor]) -> None:
-        method.step(bench.target, inputs, update=lambda: None)  # FreeAT asks for an update after every replay
+        method.step(bench.target, inputs, update=bench.model.zero_grad)  # FreeAT asks for one after every replay
 
     handle = bench.model.register_forward_hook(lambda *_: passes.append(1))
     ours = bench.update(step)
