@@ -49,9 +49,8 @@ class Side:
         return float(self._answer())
 
     def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+        with self.process:  # closes its pipes, at which it ends
+            pass
 
     def _answer(self) -> Any:
         assert self.process.stdout is not None

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 import advvl
 from advvl import L2, PGD, Adapter, AdversarialTraining, Ascent, Attack, EmbeddingPerturber, FreeAT, Linf, Site
 
-STEP_SIZE, RADIUS = 1e-2, 0.1
+STEP_SIZE, RADIUS = 0.3, 1.0  # far enough that a change of the method shows in what it computes
 WORDS, REGIONS, FEATURES, VOCABULARY, CLASSES = 20, 12, 64, 500, 10
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=os.environ.get("OUT") or ROOT / "benchmarks/results/gpu")
     parser.add_argument("--only", nargs="+", metavar="SECTION", help="these sections alone")
     given = parser.parse_args(arguments)
+    if given.device == "cuda" and not has_cuda():
+        parser.error("expected a CUDA device that torch can use, got none; without one, try --device cpu --smoke")
     record = Record(Path(given.out).resolve())
     chosen = sections(Options(given.device, given.smoke, record.lines))
     names = [section.name for section in chosen]
@@ -43,6 +46,12 @@ def main(arguments: list[str] | None = None) -> int:
     print((record.folder / "results.md").read_text())
     print(f"{record.folder / 'results.json'}, {record.folder / 'results.md'}")
     return 0 if fine else 1
+
+
+def has_cuda() -> bool:
+    """Asked in another process: this one never loads torch, so that it cannot hang or crash with it."""
+    code = "import torch; raise SystemExit(not torch.cuda.is_available())"
+    return subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode == 0
 
 
 if __name__ == "__main__":

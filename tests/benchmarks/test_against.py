@@ -36,7 +36,7 @@ def test_the_page_names_a_case_that_computes_something_else() -> None:
     times = drawn(1.0)
     times.differ["b"] = 0.25
     lines = page(times, *ratios(times)).splitlines()
-    assert [line for line in lines if line.startswith("| b ")][0].endswith("**off by 2.5e-01** |")
+    assert next(line for line in lines if line.startswith("| b ")).endswith("**off by 2.5e-01** |")
     assert "geometric mean of the ratios: 1.0" in lines[-1]
 
 

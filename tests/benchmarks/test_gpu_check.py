@@ -240,6 +240,15 @@ def test_the_hook_of_the_test_above_can_fail(tmp_path: Path) -> None:
         assert subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True).returncode
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_it_says_so_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode
+    assert "expected a CUDA device" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_kill_in_the_middle_leaves_what_was_found(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--smoke", "--out", str(tmp_path)]
     running = subprocess.Popen(
