@@ -276,4 +276,4 @@ def test_update(race: Race, device: torch.device, case: Case, name: str) -> None
         bench = Bench(case, device)
         return {lane: partial(make, bench) for lane, make in lanes(device).items()}
 
-    race("step", str(case), name, build, Pace(budget=14.0, least=3, most=20))
+    race("step", str(case), name, build, Pace(budget=10.0, least=3, most=20))
