@@ -5,11 +5,7 @@ BIN := $(VENV)/bin
 # A test process per core (each of one thread); one that has no tests left takes over those of others.
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
-<<<<<<< HEAD
 .PHONY: install demo test test-fast lint bench bench-report gpu-check clean
-=======
-.PHONY: install demo test lint bench bench-report gpu-check clean
->>>>>>> gpu
 
 install: $(VENV)/.installed
 

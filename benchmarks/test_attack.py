@@ -286,8 +286,4 @@ def test_attack(race: Race, device: torch.device, case: Case, name: str) -> None
         bench = Bench(case, device)
         return {lane: partial(make, bench) for lane, make in lanes(case).items()}
 
-<<<<<<< HEAD
-    race("attack", str(case), name, build, paces[case.on])
-=======
     race("attack", str(case), name, build, pace(case))
->>>>>>> gpu
