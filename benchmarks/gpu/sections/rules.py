@@ -1,94 +1,122 @@
-"""A step under every rule of the ascent and of every recipe, against as many bare passes of the model as it ran.
-
-This is the one list of them: what the library at hand does not have yet is a row that says so.
-"""
+"""A step under every rule of the ascent and of every recipe, against as many bare passes of the model as it ran."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from test_step import Bench, Case
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import advvl
-from advvl import L2, PGD, AdversarialTraining, Ascent, EmbeddingPerturber, recipes
-from benchmarks.gpu.setting import Setting, Skipped
+from advvl import L2, PGD, Adam, Adapter, AdversarialTraining, Ascent, EmbeddingPerturber, Momentum
+from advvl.models.huggingface.pixels import PixelInput
+from benchmarks.gpu.setting import Setting
 from benchmarks.gpu.timing import Pace
 
-STEP_SIZE, RADIUS = 1e-3, 1.0
-SIZES = {"text": STEP_SIZE, "image": STEP_SIZE}
+STEP, RADIUS, PIXEL = 1e-3, 1.0, 1 / 255
+SIZES = {"text": STEP, "image": STEP}
+CLASSES, PROJECTION = 10, 64
 
-RULES: dict[str, Callable[[], Any]] = {
-    "normalised": lambda: "normalised",
-    "sign": lambda: "sign",
-    "momentum": lambda: _named("Momentum")(),
-    "Adam": lambda: _named("Adam")(),
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to train, its batch, and one forward and backward of it."""
+
+    target: Adapter
+    batch: dict[str, Tensor]
+    bare: Callable[[], None]
+
+
+RULES: dict[str, Any] = {"normalised": "normalised", "sign": "sign", "momentum": Momentum(), "Adam": Adam()}
+ON_UNITER: dict[str, Callable[[], AdversarialTraining]] = {
+    "villa": lambda: advvl.villa(step_sizes=SIZES),
+    "freelb": lambda: advvl.freelb(step_sizes=SIZES),
+    "pgd": lambda: advvl.pgd(step_size=STEP, radius=RADIUS, steps=3),
+    "free_at": lambda: advvl.free_at(radius=STEP, replays=3, carry=False),
+    "lxmert_adv": lambda: advvl.lxmert_adv("vqa"),
+    "trades": lambda: advvl.trades(radius=RADIUS, step_size=STEP, steps=3),
+    "vat": lambda: advvl.vat(radius=RADIUS),
+    "smart": lambda: advvl.smart(),
+    "neftune": lambda: advvl.neftune(),
 }
-RECIPES: dict[str, Callable[[], Any]] = {
-    "villa": lambda: _recipe("villa")(step_sizes=SIZES),
-    "freelb": lambda: _recipe("freelb")(step_sizes=SIZES),
-    "pgd": lambda: _recipe("pgd")(step_size=STEP_SIZE, radius=RADIUS, steps=3),
-    "free_at": lambda: _recipe("free_at")(radius=STEP_SIZE, replays=3, carry=False),
-    "lxmert_adv": lambda: _recipe("lxmert_adv")("vqa"),
-    "trades": lambda: _recipe("trades")(step_sizes=SIZES, radius=RADIUS),
-    "vat": lambda: _recipe("vat")(step_sizes=SIZES, radius=RADIUS),
-    "smart": lambda: _recipe("smart")(step_sizes=SIZES, radius=RADIUS),
-    "fare": lambda: _recipe("fare")(step_sizes=SIZES, radius=RADIUS),
-    "tecoa": lambda: _recipe("tecoa")(step_sizes=SIZES, radius=RADIUS),
-    "neftune": lambda: _recipe("neftune")(),
+ON_CLIP: dict[str, Callable[[nn.Module], AdversarialTraining]] = {
+    "fare": lambda model: advvl.fare(model, radius=4 * PIXEL, step_size=PIXEL, steps=3),
+    "tecoa": lambda model: advvl.tecoa(
+        torch.randn(CLASSES, PROJECTION, device=next(model.parameters()).device),
+        radius=4 * PIXEL,
+        step_size=PIXEL,
+        steps=3,
+    ),
 }
 
 
 def run(setting: Setting) -> None:
-    bench = Bench(Case("toy", "both", rows=2) if setting.smoke else Case("tiny", "both", rows=32), setting.device)
+    uniter = _uniter(setting)
     for name, rule in RULES.items():
-        setting.measure(f"rule {name}", partial(_rule, setting, f"rule {name}", bench, rule))
-    for name, make in RECIPES.items():
-        setting.measure(f"recipe {name}", partial(_recipe_case, setting, f"recipe {name}", bench, make))
+        ascents = {modality: Ascent(L2(RADIUS), step_size=STEP, rule=rule) for modality in SIZES}
+        method = AdversarialTraining(EmbeddingPerturber(**ascents), PGD(3))
+        setting.measure(f"rule {name}", partial(_against_bare, setting, f"rule {name}", uniter, method))
+    for name, make in ON_UNITER.items():
+        setting.measure(f"recipe {name}", partial(_made, setting, f"recipe {name}", uniter, make))
+    clip = _clip(setting)
+    for name, make_for in ON_CLIP.items():
+        make = partial(make_for, clip.target.model)
+        setting.measure(f"recipe {name}", partial(_made, setting, f"recipe {name}", clip, make))
 
 
-def _rule(setting: Setting, case: str, bench: Bench, rule: Callable[[], Any]) -> None:
-    chosen = rule()
-    ascents = {name: Ascent(L2(RADIUS), step_size=STEP_SIZE, rule=chosen) for name in SIZES}
-    _against_bare(setting, case, bench, AdversarialTraining(EmbeddingPerturber(**ascents), PGD(3)))
+def _uniter(setting: Setting) -> Subject:
+    bench = Bench(Case("toy", "both", rows=2) if setting.smoke else Case("tiny", "both", rows=32), setting.device)
+    return Subject(bench.target, bench.inputs, partial(bench.bare, bench.inputs, count=1))
 
 
-def _recipe_case(setting: Setting, case: str, bench: Bench, make: Callable[[], Any]) -> None:
-    _against_bare(setting, case, bench, make())
+def _clip(setting: Setting) -> Subject:
+    sizes = (32, 2, 32, 16, 2) if setting.smoke else (768, 12, 224, 16, 32)
+    width, layers, side, patch, rows = sizes
+    config = CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // 64),
+        image_size=side,
+        patch_size=patch,
+        projection_dim=PROJECTION,
+    )
+    model = PixelInput(CLIPVisionModelWithProjection(config), [0.5] * 3, [0.25] * 3).to(setting.device)
+    pixels = torch.rand(rows, 3, side, side, device=setting.device)
+    batch = {"pixel_values": pixels, "labels": torch.randint(CLASSES, (rows,), device=setting.device)}
+    return Subject(advvl.adapt(model), batch, lambda: model(pixels).image_embeds.square().sum().backward())
 
 
-def _against_bare(setting: Setting, case: str, bench: Bench, method: AdversarialTraining) -> None:
+def _made(setting: Setting, case: str, subject: Subject, make: Callable[[], AdversarialTraining]) -> None:
+    _against_bare(setting, case, subject, make())
+
+
+def _against_bare(setting: Setting, case: str, subject: Subject, method: AdversarialTraining) -> None:
     """The step's time over that of as many forward and backward passes."""
-    passes: list[int] = []
+    model, passes = subject.target.model, list[int]()
 
-    def step(inputs: dict[str, torch.Tensor]) -> None:
-        method.step(bench.target, inputs, update=bench.model.zero_grad)  # FreeAT asks for one after every replay
+    def ours() -> None:
+        model.zero_grad()
+        method.step(subject.target, subject.batch, update=model.zero_grad)  # FreeAT asks for one after every replay
 
-    handle = bench.model.register_forward_hook(lambda *_: passes.append(1))
-    ours = bench.update(step)
+    handle = model.register_forward_hook(lambda *_: passes.append(1))
     try:
         ours()
     finally:
         handle.remove()
-    for name, parameter in bench.model.named_parameters():
+    for name, parameter in model.named_parameters():
         assert parameter.grad is None or parameter.grad.isfinite().all(), f"expected finite gradients, not of {name}"
-    calls = {"ours": ours, "bare passes": bench.update(partial(bench.bare, count=len(passes)))}
-    times = setting.times(calls, Pace(budget=1.5, least=5, most=30))
+
+    def bare() -> None:
+        model.zero_grad()
+        for _ in passes:
+            subject.bare()
+
+    times = setting.times({"ours": ours, "bare passes": bare}, Pace(budget=1.5, least=5, most=30))
     measure = f"time over {len(passes)} bare passes"
     setting.ratio(case, measure, times, of="ours", over="bare passes", passes=len(passes))
-
-
-def _recipe(name: str) -> Callable[..., AdversarialTraining]:
-    found = getattr(advvl, name, None) or getattr(recipes, name, None)
-    if not callable(found):
-        raise Skipped(f"advvl has no recipe {name} yet")
-    return found  # type: ignore[no-any-return]
-
-
-def _named(name: str) -> Callable[..., Any]:
-    found = getattr(advvl, name, None) or getattr(advvl.perturbers, name, None)
-    if found is None:
-        raise Skipped(f"advvl has no rule {name} yet")
-    return found  # type: ignore[no-any-return]
