@@ -21,7 +21,7 @@ from advvl.passes import readouts
 from advvl.passes.backward import Backward, accumulate, all_found, input_gradients
 from advvl.passes.clean import CleanBranch, Comparison
 from advvl.passes.forward import Pass, Passes
-from advvl.passes.objective import Objective, Value, total, weighted
+from advvl.passes.objective import Objective, Value, total
 from advvl.passes.replay import Replay
 from advvl.passes.traces import PassTrace, Tally, Trace
 from advvl.perturbers.starts import Start, Zero
@@ -68,16 +68,17 @@ class Rounds:
         Raises:
             ConfigurationError: one backward would have to serve two objectives.
         """
+        self._check(probe)
         if self._clean is None:
             with self.hold_back():
                 self._clean = self._clean_branch()
-        clean, objective = self._clean, self._objective(probe)
+        clean = self._clean
         if self._repeats_clean(probe, clean):
             return self._from_clean(probe, clean)
         reduces = probe.update and (self.one_graph or not clean.needs_backward)
         with nullcontext() if reduces else self.hold_back(), self._stats(), _graph(probe):
             run = self._forward(probe.deltas, wants=probe.delta_gradients)
-            value = self._value(objective, run, clean, probe)
+            value = self._value(run, clean, probe)
             gradients = self._differentiate(value, run, clean, probe)
         if probe.update:
             if clean.needs_backward and not self.one_graph:
@@ -85,28 +86,28 @@ class Rounds:
             self._clean = None
             if self.replay is not None:
                 self.replay.forget()
-        self._record(tuple(probe.deltas), probe.weight, run, value.task, value.penalty, gradients, objective)
+        self._record(probe.weight, run, value, gradients)
         return self.passes.feedback(run, value.losses, gradients)
 
-    def _objective(self, probe: Probe) -> Objective:
+    def _check(self, probe: Probe) -> None:
         if probe.weight and probe.delta_gradients and self.climb != self.teach:
             raise ConfigurationError(
                 "expected one objective where one backward moves perturbations and parameters, got climb and teach that "
                 "differ; use PGD"
             )
-        return self.teach if probe.weight else self.climb
 
-    def _value(self, objective: Objective, run: Pass, clean: CleanBranch, probe: Probe) -> Value:
+    def _value(self, run: Pass, clean: CleanBranch, probe: Probe) -> Value:
+        """The objective that a probe climbs or teaches, on its pass."""
+        objective = self.teach if probe.weight else self.climb
         losses, task, penalty = None, None, None
         if objective.task:
             losses, task = self.passes.task(run, objective.loss)
         else:
             self.passes.check_rows(run, None)
         if objective.penalty and clean.comparisons:
-            penalty = self._penalty(
-                clean.comparisons, run, learns=bool(probe.weight), in_one_graph=probe.update and self.one_graph
-            )
-        return weighted(objective, losses, task, penalty)
+            together = probe.update and self.one_graph
+            penalty = self._penalty(clean.comparisons, run, learns=bool(probe.weight), in_one_graph=together)
+        return Value(objective, task, penalty, losses)
 
     def _penalty(self, comparisons: Sequence[Comparison], run: Pass, *, learns: bool, in_one_graph: bool) -> Tensor:
         mask = self.passes.adapter.positions(self.passes.batch)
@@ -159,7 +160,7 @@ class Rounds:
             if on_clean := [one for one in found if one.regularizer.on == "clean"]:
                 penalty = self.teach.penalty * self._penalty(on_clean, run, learns=True, in_one_graph=False)
                 self.tally.add_penalty(penalty)
-        self._record((), self.clean_weight, run, task, None, {}, Objective())
+        self._record(self.clean_weight, run, Value(Objective(), task), {}, modalities=())
         comparisons = [one for one in found if one.regularizer.on == "perturbed"]
         return CleanBranch(run, task=task, task_weight=self.clean_weight, comparisons=comparisons, penalty=penalty)
 
@@ -183,8 +184,8 @@ class Rounds:
             found = clean.gradients_at_zero(self.passes) if probe.delta_gradients else {}
         gradients = {modality: found[modality] for modality in probe.deltas if modality in found}
         clean.task_weight += probe.weight
-        penalty = task.detach() * 0 if clean.comparisons else None
-        self._record(tuple(probe.deltas), probe.weight, run, task, penalty, gradients, self.teach)
+        value = Value(self.teach, task, task.detach() * 0 if clean.comparisons else None)
+        self._record(probe.weight, run, value, gradients, modalities=tuple(probe.deltas))
         return self.passes.feedback(run, None, gradients, modalities=tuple(probe.deltas))
 
     def _finish(self, clean: CleanBranch) -> None:
@@ -208,28 +209,20 @@ class Rounds:
 
     def _record(
         self,
-        modalities: tuple[str, ...],
         weight: float,
         run: Pass,
-        task: Tensor | None,
-        penalty: Tensor | None,
+        value: Value,
         gradients: Mapping[str, Tensor],
-        objective: Objective,
+        *,
+        modalities: tuple[str, ...] | None = None,
     ) -> None:
         """Count a pass in, and hand its record to the trace."""
-        logits = None if self.trace is None else self.passes.logits_if_any(run.outputs)
-        seen = PassTrace(
-            modalities,
-            weight,
-            _detached(logits),
-            _detached(task),
-            _detached(penalty),
-            {modality: run.leaves[modality].detach() for modality in modalities},
-            {modality: gradient.detach() for modality, gradient in gradients.items()},
-        )
-        self.tally.add(seen, objective)
+        self.tally.add(weight, value)
         if self.trace is not None:
-            self.trace(seen)
+            leaves = {m: leaf.detach() for m, leaf in run.leaves.items() if modalities is None or m in modalities}
+            parts = self.passes.logits_if_any(run.outputs), value.task, value.penalty
+            logits, task, penalty = (None if part is None else part.detach() for part in parts)
+            self.trace(PassTrace(tuple(leaves), weight, logits, task, penalty, leaves, gradients))
 
 
 _CHECKPOINTED = (
@@ -238,10 +231,6 @@ _CHECKPOINTED = (
     "itself does, where it cannot be told which of them it belongs to; checkpoint only layers above the site, or train "
     "without a regulariser through the clean branch"
 )
-
-
-def _detached(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach()
 
 
 def _graph(probe: Probe) -> AbstractContextManager[object]:

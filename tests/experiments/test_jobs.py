@@ -20,6 +20,7 @@ from advvl.experiments.jobs import WorkerError, share_out
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
 
 
+PATIENCE = 300  # seconds: a bound for hangs, far from what a worker takes
 Handle = Callable[[int], None]
 
 
@@ -35,7 +36,7 @@ def meet(index: int, directory: Path) -> Iterator[Handle]:
 
     def handle(item: int) -> None:
         (directory / str(item)).write_text(str(os.getpid()))
-        assert within(60, (directory / "1").exists)
+        assert within(PATIENCE, (directory / "1").exists)
 
     yield handle
 
@@ -101,10 +102,10 @@ def test_workers_end_with_who_started_them(tmp_path: Path, number: signal.Signal
         stderr=subprocess.DEVNULL,
     )
     try:
-        assert within(60, lambda: len(list(pids.iterdir())) == 2)
+        assert within(PATIENCE, lambda: len(list(pids.iterdir())) == 2)
         parent.send_signal(number)
-        assert parent.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
-        assert within(60, lambda: not any(alive(int(path.name)) for path in pids.iterdir()))
+        assert parent.wait(PATIENCE) == (-number if number == signal.SIGKILL else 128 + number)
+        assert within(PATIENCE, lambda: not any(alive(int(path.name)) for path in pids.iterdir()))
     finally:
         parent.kill()
         parent.wait()

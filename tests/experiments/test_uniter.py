@@ -107,6 +107,7 @@ def test_all_rows_of_a_seed_start_from_the_checkpoint_they_name(whole: Path) -> 
     assert len({record(whole, name)["sha256"] for name in MODELS}) == len(MODELS)
 
 
+@pytest.mark.slow
 def test_stage_one_perturbs_masked_words_and_matching_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     perturbed: list[str] = []
     step = AdversarialTraining.step
@@ -237,6 +238,7 @@ def test_a_given_checkpoint_replaces_stage_one(whole: Path, tmp_path: Path) -> N
         quietly(tiny(tmp_path / "other", checkpoint=str(given), stage="pretrain"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_sizes_is_refused_with_what_differs_and_what_fits(tmp_path: Path) -> None:
     size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     given = tmp_path / "official.safetensors"
@@ -282,6 +284,7 @@ def test_what_fails_in_a_directory_of_results_leaves_it_claimed(whole: Path) -> 
     assert sorted(whole.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_in_a_log_lines_say_what_begins_and_ends_and_no_bar_is_drawn(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,6 +51,8 @@ from advvl import (
 from advvl.errors import ConfigurationError, NonFiniteError, SiteError
 from advvl.fit.trainer import AdversarialTrainer
 
+pytestmark = pytest.mark.slow
+
 ROWS = 2
 ASCENT = Ascent(L2(), step_size=0.3)
 BOTH = EmbeddingPerturber(text=ASCENT, image=ASCENT)
@@ -415,7 +417,6 @@ def test_a_subclass_for_sequences_trains(tmp_path: Path) -> None:
     close_gradients(found, expected)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # read by dynamo itself
 def test_what_is_compiled_is_perturbed(tmp_path: Path) -> None:
     method = METHODS["villa"]
@@ -466,7 +467,6 @@ def started(folder: Path, model: nn.Module, method: AdversarialTraining = RANDOM
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stopped_at", [2, 3], ids=["within an epoch", "between epochs"])
 def test_resumed_it_ends_at_the_same_bits(tmp_path: Path, stopped_at: int) -> None:
     whole = model_of(0.5)
@@ -492,7 +492,6 @@ class Noted(advvl.Start):
         return torch.zeros_like(place.x)
 
 
-@pytest.mark.slow
 def test_every_batch_has_starts_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def seeds(**changes: Any) -> list[int]:
         start = Noted()
@@ -508,7 +507,6 @@ def test_every_batch_has_starts_of_its_own(tmp_path: Path, monkeypatch: pytest.M
     assert not set(seeds()) & set(first)
 
 
-@pytest.mark.slow
 def test_the_same_trainer_resumes_like_another(tmp_path: Path) -> None:
     start = Noted()
     method = AdversarialTraining(EmbeddingPerturber(text=Ascent(L2(), step_size=0.3, start=start)), FreeLB(1))
@@ -698,7 +696,7 @@ def test_training_arguments_that_go_wrong_with_several_passes_are_refused(
     assert "expected nonfinite='keep' with fp16" in refusal(scaled)
     several = arguments(tmp_path)
     several._n_gpu = 2
-    assert "expected one process a device, got 2 devices" in refusal(several)
+    assert "expected one process per device, got 2 devices" in refusal(several)
     for kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         with monkeypatch.context() as patch:
             patch.setattr(Accelerator, "distributed_type", kind)
@@ -759,7 +757,6 @@ def worker(folder: str) -> None:
         trained(Path(folder), model_of(), rows_of(batches(8)), options={"method": different}, ddp_backend="gloo")
 
 
-@pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one_on_all_rows(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
     done = subprocess.run(

@@ -876,6 +876,7 @@ def assert_agree(got: ops.Stepped, expected: ops.Stepped, *, reach: float) -> No
     assert torch.equal(got.finite, expected.finite)
 
 
+@pytest.mark.slow
 @repeatable
 @given(
     case=cases(),

@@ -170,6 +170,7 @@ def test_processes_that_disagree_are_all_told(two: list[dict[str, Any]]) -> None
         assert "step_size=0.002" in found["the method"]
 
 
+@pytest.mark.slow
 def test_a_robustness_curve_over_processes_is_that_of_one(two: list[dict[str, Any]]) -> None:
     expected = curve()
     assert len(expected.clean) == 11

@@ -23,7 +23,6 @@ def made(seed: int, scenes: int, per_scene: int) -> tuple[list[Scene], list[Ques
     return drawn, ask(rng, drawn, per_scene=per_scene)
 
 
-@pytest.mark.slow
 def test_every_answer_can_be_read_off_the_picture() -> None:
     scenes, questions = made(seed=0, scenes=1000, per_scene=4)
     for question in questions:
@@ -67,7 +66,6 @@ def test_boxes_tile_the_picture() -> None:
     assert boxes[5, :4].tolist() == pytest.approx([2 / 3, 1 / 3, 1, 2 / 3])
 
 
-@pytest.mark.slow
 def test_families_are_asked_alike_and_no_answer_dominates_one() -> None:
     _, questions = made(seed=3, scenes=1000, per_scene=4)
     asked = Counter(question.family for question in questions)
@@ -79,7 +77,6 @@ def test_families_are_asked_alike_and_no_answer_dominates_one() -> None:
         assert answers.most_common(1)[0][1] / asked[family] <= ceiling, (family, answers)
 
 
-@pytest.mark.slow
 def test_the_words_of_a_question_hardly_tell_its_answer() -> None:
     _, train = made(seed=4, scenes=1000, per_scene=4)
     _, test = made(seed=5, scenes=500, per_scene=4)
