@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A test process per core (each of one thread); one that has no tests left takes over those of others.
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: install demo test test-fast lint bench bench-report clean
+.PHONY: install demo test test-fast lint bench bench-report gpu-check clean
 
 install: $(VENV)/.installed
 
@@ -49,6 +49,11 @@ bench: $(VENV)/.bench
 
 bench-report: $(VENV)/.bench
 	$(BIN)/python benchmarks/report.py
+
+# On a machine with torch, Triton, transformers, pytest and pytest-benchmark alone: nothing is installed. Results in $OUT,
+# else in benchmarks/results/gpu.
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info runs

@@ -1,9 +1,17 @@
-"""Checks of values that a person gives; each raises ConfigurationError: expected, got, what to do."""
+"""Checks of values that a person gives; each raises `ConfigurationError`: expected, got.
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "epochs", "batch_size")
+        positive(self, "learning_rate")
+        choice(self, "schedule", Schedule)
+
+A value of a wrong type is refused in the same words as one out of range: text and bools are no numbers.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any, get_args
 
@@ -11,11 +19,26 @@ from advvl.errors import ConfigurationError
 
 
 def is_number(value: object) -> bool:
-    """Whether a setting is a number, which text, a tensor, None and a bool are not."""
+    """Return True for a real number, NaN and infinities included; text, tensors, None and bools are none."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def check_each(options: object, names: tuple[str, ...], good: Callable[[Any], bool], wanted: str) -> None:
+def is_whole(value: object) -> bool:
+    """Return True for an int that is no bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_each(options: object, names: Sequence[str], good: Callable[[Any], bool], wanted: str) -> None:
+    """Check that the named attributes of `options` are `good`, the check that all others here are made of.
+
+    Arguments:
+        options: a dataclass, or any object with attributes of these names.
+        good: judges a value; it gets values of any type.
+        wanted: what a good value is, in words for the message.
+
+    Raises:
+        ConfigurationError: a value that is not; the message has its name and `wanted`.
+    """
     for name in names:
         value = getattr(options, name)
         if not good(value):
@@ -23,39 +46,85 @@ def check_each(options: object, names: tuple[str, ...], good: Callable[[Any], bo
 
 
 def at_least(least: int, options: object, *names: str) -> None:
-    """Each of these functions raises `ConfigurationError` unless the named options are what its name says."""
-    check_each(
-        options,
-        names,
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least,
-        f"a whole number of {least} or more",
-    )
+    """Check that the named options are ints, no less than `least`."""
+    check_each(options, names, lambda value: is_whole(value) and value >= least, f"a whole number of {least} or more")
 
 
 def positive(options: object, *names: str) -> None:
-    check_each(options, names, lambda value: 0 < value < math.inf, "a finite number above 0")
+    """Check that the named options are numbers in (0, ∞)."""
+    check_each(options, names, lambda value: is_number(value) and 0 < value < math.inf, "a finite number above 0")
 
 
 def positive_or_infinite(options: object, *names: str) -> None:
-    check_each(options, names, lambda value: value > 0, "a number above 0, or math.inf (.inf in YAML) for no limit")
+    """Check that the named options are numbers in (0, ∞]."""
+    wanted = "a number above 0, or math.inf (.inf in YAML) for no limit"
+    check_each(options, names, lambda value: is_number(value) and value > 0, wanted)
 
 
 def not_negative(options: object, *names: str) -> None:
-    check_each(options, names, lambda value: 0 <= value < math.inf, "a finite number of 0 or more")
+    """Check that the named options are numbers in [0, ∞)."""
+    check_each(options, names, lambda value: is_number(value) and 0 <= value < math.inf, "a finite number of 0 or more")
 
 
 def fraction(options: object, *names: str) -> None:
-    check_each(options, names, lambda value: 0 <= value < 1, "a number in [0, 1)")
+    """Check that the named options are numbers in [0, 1)."""
+    check_each(options, names, _is_fraction, "a number in [0, 1)")
+
+
+def fractions(count: int, options: object, *names: str) -> None:
+    """Check that the named options are lists or tuples of `count` numbers in [0, 1)."""
+    check_each(
+        options,
+        names,
+        lambda values: isinstance(values, list | tuple) and len(values) == count and all(map(_is_fraction, values)),
+        f"{count} numbers in [0, 1)",
+    )
+
+
+def increasing(options: object, *names: str) -> None:
+    """Check that the named options are lists or tuples of numbers in (0, ∞), each above the one before."""
+    check_each(
+        options,
+        names,
+        lambda values: (
+            isinstance(values, list | tuple)
+            and all(is_number(value) and 0 < value < math.inf for value in values)
+            and list(values) == sorted(set(values))
+        ),
+        "finite numbers above 0, each larger than the one before",
+    )
+
+
+def flag(options: object, *names: str) -> None:
+    """Check that the named options are bools."""
+    check_each(options, names, lambda value: isinstance(value, bool), "True or False")
+
+
+def text(options: object, *names: str) -> None:
+    """Check that the named options are texts that are not empty."""
+    check_each(options, names, lambda value: isinstance(value, str) and value != "", "a text that is not empty")
 
 
 def choice(options: object, name: str, literal: Any) -> None:
-    check_each(options, (name,), lambda value: value in get_args(literal), f"one of {', '.join(get_args(literal))}")
+    """Check that an option is one of the texts of a `Literal`."""
+    known = get_args(literal)
+    check_each(options, (name,), lambda value: value in known, f"one of {', '.join(known)}")
 
 
 def choices(options: object, name: str, literal: Any) -> None:
+    """Check that an option is a list or tuple of some texts of a `Literal`, at least one, none twice."""
+    known = get_args(literal)
     check_each(
         options,
         (name,),
-        lambda values: len(values) > 0 and len(set(values)) == len(values) and set(values) <= set(get_args(literal)),
-        f"one or more of {', '.join(get_args(literal))}, each once",
+        lambda values: (
+            isinstance(values, list | tuple)
+            and 0 < len(values) == len({*map(repr, values)})
+            and all(value in known for value in values)
+        ),
+        f"one or more of {', '.join(known)}, each once",
     )
+
+
+def _is_fraction(value: Any) -> bool:
+    return is_number(value) and 0 <= value < 1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -16,11 +17,13 @@ from advvl.adapters.registry import adapted
 from advvl.errors import ConfigurationError
 from advvl.maximizers.base import AscentState, InnerMaximizer, check_parts
 from advvl.maximizers.probes import Feedback, Probe
+from advvl.passes import readouts
 from advvl.passes.backward import Backward
 from advvl.passes.drive import drive
 from advvl.passes.finite import FiniteCheck
 from advvl.passes.forward import Correct, Passes
 from advvl.passes.objective import Loss, Objective
+from advvl.passes.replay import Replay
 from advvl.passes.rounds import Rounds
 from advvl.passes.traces import Trace
 from advvl.perturbers.base import Perturber
@@ -31,14 +34,12 @@ from advvl.runtime.states import check_trainable
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step did; every tensor stays on its device, so reading the report is what synchronises.
+    """The account of one step; every tensor stays on its device, so that reading the report is what synchronises.
 
     Arguments:
         loss: the whole objective whose gradient the parameters got, a scalar.
         task_loss, regularization: its two parts; None where the objective has none.
         passes: forwards run.
-        delta_norms: modality to the norms of its final perturbation, in its ball's norm and granularity. Of packed rows
-            entry i is that of sample i, and entries past the last sample are zero.
         nonfinite: modality to the number of rows, samples or packed ones, whose gradient was not finite in some pass
             (they did not move).
         effective: modality to ‖cast(x+δ)−x‖/‖δ‖ of its last pass, `(B,)`, where the model is in half precision; above 1
@@ -49,9 +50,17 @@ class StepReport:
     task_loss: Tensor | None
     regularization: Tensor | None
     passes: int
-    delta_norms: Mapping[str, Tensor]
     nonfinite: Mapping[str, Tensor]
     effective: Mapping[str, Tensor]
+    _norms: Callable[[], Mapping[str, Tensor]] = field(repr=False)
+
+    @cached_property
+    def delta_norms(self) -> Mapping[str, Tensor]:
+        """Modality to the norms of its final perturbation, in its ball's norm and granularity; computed when read.
+
+        Of packed rows entry i is that of sample i, and entries past the last sample are zero.
+        """
+        return self._norms()
 
 
 @dataclass(frozen=True)
@@ -155,7 +164,7 @@ class AdversarialTraining:
             generator: what random starts are drawn from.
             state: what the maximiser carries from batch to batch.
             correct: from outputs and batch to the rows still classified correctly, `(B,)` bool, for `early_stop`.
-            trace: is told of every pass.
+            trace: receives the record of every pass.
 
         Raises:
             SiteError: a modality without a site, or a site that did not fire or cannot be perturbed.
@@ -168,13 +177,14 @@ class AdversarialTraining:
         with adapted(model) as adapter:
             self._check(adapter.model, update)
             with Passes(adapter, batch, self.perturber, loss=loss, correct=correct, generator=generator) as passes:
+                readouts.tap(passes, self.regularizers)
                 rounds = Rounds(
                     passes,
                     regularizers=self.regularizers,
                     climb=self.climb or self.teach,
                     teach=self.teach,
                     clean_weight=self.clean_weight,
-                    shared=self.dropout == "shared",
+                    replay=Replay() if self.dropout == "shared" else None,
                     freeze_stats=self.track_stats == "clean",
                     one_graph=one_backward(adapter.model, sync),
                     backward=backward,
@@ -193,7 +203,7 @@ class AdversarialTraining:
                     return feedback
 
                 deltas, _ = drive(self.maximizer.probes(self.perturber, generator=generator, state=state), answer)
-                return self._report(rounds, finite, self.perturber.norms(deltas, passes.places))
+                return self._report(rounds, finite, partial(self.perturber.norms, deltas, passes.places))
 
     def _update(self, model: nn.Module, update: Callable[[], object] | None) -> None:
         if update is not None:
@@ -201,7 +211,7 @@ class AdversarialTraining:
             update()
             _check_updated(before)
 
-    def _report(self, rounds: Rounds, finite: FiniteCheck, norms: Mapping[str, Tensor]) -> StepReport:
+    def _report(self, rounds: Rounds, finite: FiniteCheck, norms: Callable[[], Mapping[str, Tensor]]) -> StepReport:
         tally = rounds.tally
         if tally.loss is None:
             raise ConfigurationError("expected a maximiser that asks for a pass to learn from, got none with a weight")
@@ -210,9 +220,9 @@ class AdversarialTraining:
             task_loss=tally.task_loss,
             regularization=tally.regularization,
             passes=rounds.count,
-            delta_norms=norms,
             nonfinite={modality: bad.sum() for modality, bad in finite.bad.items()},
             effective=rounds.passes.effective,
+            _norms=norms,
         )
 
     def _check(self, model: nn.Module, update: object) -> None:
@@ -221,7 +231,7 @@ class AdversarialTraining:
         if several and update is None:
             raise ConfigurationError(
                 f"expected update=… for {self.maximizer.updates} updates a step ({type(self.maximizer).__name__}), got "
-                "None; pass what unscales, clips, steps the optimiser and zeroes the gradients"
+                "None; pass a function that steps the optimiser and zeroes the gradients"
             )
         if several and accumulating(model):
             raise ConfigurationError(
@@ -239,8 +249,8 @@ def _check_updated(before: list[tuple[nn.Parameter, Tensor, int]]) -> None:
     """Raise ConfigurationError if an update left every gradient as it was: neither dropped nor written to."""
     if before and all(p.grad is gradient and gradient._version == version for p, gradient, version in before):
         raise ConfigurationError(
-            "expected update to step the optimiser and zero the gradients, got every gradient as it was before; "
-            "gradient accumulation is impossible with several updates a step: let every call of update take effect"
+            "expected update to step the optimiser and zero the gradients, got them as they were; let every call "
+            "take effect"
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 import pytest
 import torch
-from counting import Flops
+from support.counting import Flops
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

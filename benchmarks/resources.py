@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from compiled import KERNELS, Compiled, Launch
+from support.compiled import KERNELS, Compiled, Launch
 from tables import table
 from test_ops import PIXELS, TOKENS
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 from measures import device_of, peak_bytes
-from published import symmetric_kl
 from races import Entry, Pace, Race, recorded
+from support.published import symmetric_kl
 from torch import Tensor
 
 from advvl import SymmetricKL
@@ -114,4 +114,4 @@ def test_divergence(race: Race, device: torch.device, case: Case, name: str) -> 
         bench = Bench(case, device)
         return {lane: partial(make, bench) for lane, make in LANES.items()}
 
-    race("regularizer", str(case), name, build, Pace(budget=8.0, least=5, most=60))
+    race("regularizer", str(case), name, build, Pace(budget=5.0, least=5, most=60))

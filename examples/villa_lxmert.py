@@ -16,15 +16,8 @@ from __future__ import annotations
 
 import sys
 
-from advvl.experiments.cli import exit_status
-from advvl.experiments.flags import parse
-from advvl.experiments.lxmert import run
-from advvl.experiments.lxmert_options import PRESETS, LxmertOptions
-
-
-def main() -> None:
-    run(parse(LxmertOptions, presets=PRESETS, description=__doc__))
-
+from advvl.experiments.cli import command
+from advvl.experiments.lxmert import LXMERT
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(command(LXMERT, __doc__))

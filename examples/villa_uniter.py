@@ -15,16 +15,8 @@ from __future__ import annotations
 
 import sys
 
-from advvl.experiments.cli import exit_status
-from advvl.experiments.flags import parse
-from advvl.experiments.options import PRESETS, ExperimentOptions
-from advvl.experiments.uniter import run
-
-
-def main() -> None:
-    options = parse(ExperimentOptions, presets=PRESETS, description=__doc__)
-    run(options)
-
+from advvl.experiments.cli import command
+from advvl.experiments.uniter import UNITER
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(command(UNITER, __doc__))

@@ -24,8 +24,9 @@ from advvl.errors import ConfigurationError
 from advvl.experiments.cli import exit_status, main
 from advvl.experiments.config import Layer, build
 from advvl.experiments.flags import parse
-from advvl.experiments.lxmert import Files, bert_adam, method_of, new_model, run
+from advvl.experiments.lxmert import LXMERT, Files, bert_adam, method_of, new_model
 from advvl.experiments.lxmert_options import PRESETS, LxmertOptions
+from advvl.experiments.runner import run
 from advvl.models.lxmert.checkpoint import save_lxmert_checkpoint
 from advvl.recipes.lxmert_adv import lxmert_adv
 
@@ -58,7 +59,7 @@ def tiny(output: Path, **changes: object) -> LxmertOptions:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run never killed, of two seeds."""
     output = tmp_path_factory.mktemp("whole") / "out"
-    run(tiny(output, seeds=[0, 1]), progress=False)
+    run(LXMERT, tiny(output, seeds=[0, 1]), progress=False)
     return output
 
 
@@ -84,6 +85,7 @@ def test_it_ends_with_one_table_of_clean_and_attacked_accuracy_with_intervals(wh
     assert (whole / "accuracy_against_radius.png").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_killed_outright_and_resumed_it_ends_with_the_bits_of_a_run_never_killed(whole: Path, tmp_path: Path) -> None:
     config, output = tmp_path / "tiny.yaml", tmp_path / "out"
     config.write_text(yaml.safe_dump({**VALUES, "seeds": [0, 1]}))
@@ -100,12 +102,12 @@ def test_killed_outright_and_resumed_it_ends_with_the_bits_of_a_run_never_killed
     complaints = process.communicate(timeout=300)[1]
     assert any(output.glob("seed-0/*.json")), complaints
     assert process.returncode in (-signal.SIGKILL, 0)  # it may have been done before it was killed
-    run(tiny(output, seeds=[0, 1], resume=True), progress=False)
+    run(LXMERT, tiny(output, seeds=[0, 1], resume=True), progress=False)
     assert left(output) == left(whole)
 
 
 def test_what_is_there_is_not_lost_unasked(whole: Path) -> None:
-    assert exit_status(lambda: run(tiny(whole, seeds=[0, 1]))) == 2
+    assert exit_status(lambda: run(LXMERT, tiny(whole, seeds=[0, 1]))) == 2
 
 
 def given(directory: Path, **changes: object) -> LxmertOptions:
@@ -166,9 +168,9 @@ def test_it_takes_published_files_and_a_checkpoint(tmp_path: Path) -> None:
     directory = tmp_path / "vqa"
     checkpoint = pretrained(tmp_path / "model_LXRT.pt", given(directory))
     options = given(directory, checkpoint=str(checkpoint))
-    run(options, progress=False)
+    run(LXMERT, options, progress=False)
     results = json.loads((directory / "out" / "results.json").read_text())
-    assert {fact["start"] for fact in results["training"]} == {str(checkpoint)}
+    assert {fact["start"]["file"] for fact in results["training"]} == {checkpoint.name}
     assert {fact["updates"] for fact in results["training"]} == {2}  # of 24 questions in batches of 16, two epochs
     assert results["methods"][0]["conditions"][0]["accuracy"]["count"] == 8
     assert not (directory / "out" / "data").exists()
@@ -179,8 +181,8 @@ def test_a_model_begins_at_the_checkpoints_encoder_and_at_a_head_of_its_own(tmp_
     checkpoint = pretrained(tmp_path / "model_LXRT.pt", options)
     source, tested = sources_of(options).sources()
     assert (len(source), len(tested), len(source.answers)) == (24, 8, 3)
-    began = new_model(given(tmp_path / "vqa", checkpoint=str(checkpoint)), source, 0)
-    fresh = new_model(options, source, 0)
+    began = new_model(options, source, 0, checkpoint)
+    fresh = new_model(options, source, 0, None)
     saved = torch.load(checkpoint, weights_only=True)
     words = "bert.embeddings.word_embeddings.weight"
     assert torch.equal(began.lxmert.embeddings.word_embeddings.weight, saved[words])
@@ -219,7 +221,7 @@ def test_a_file_that_will_not_do_ends_with_a_message_that_names_it(
     options = given(tmp_path / "vqa", checkpoint=str(tmp_path / "vqa" / "model.pt"))
     pretrained(tmp_path / "vqa" / "model.pt", options)
     spoil(tmp_path / "vqa")  # type: ignore[operator]
-    assert exit_status(lambda: run(options, progress=False)) == 2
+    assert exit_status(lambda: run(LXMERT, options, progress=False)) == 2
     assert message in capsys.readouterr().err
 
 
@@ -261,6 +263,7 @@ def test_the_published_preset_is_the_published_recipe(tmp_path: Path) -> None:
     assert sizes.dropout == published.hidden_dropout_prob == published.attention_probs_dropout_prob
 
 
+@pytest.mark.slow
 def test_the_command_runs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(VALUES))
     output = tmp_path / "out"

@@ -10,36 +10,44 @@ import pytest
 
 import advvl
 
+IMPORTED = ["torch", "advvl", "yaml", "safetensors"]  # in this order
 NAMES = {
     *("Adapter", "Binding", "Site", "adapt", "register", "sites"),
-    *("AdversarialTraining", "StepReport", "PassTrace", "free_at", "freelb", "lxmert_adv", "pgd", "villa"),
+    *("AdversarialTraining", "Objective", "PassTrace", "StepReport"),
+    *("fare", "free_at", "freelb", "lxmert_adv", "neftune", "pgd", "smart", "tecoa", "trades", "vat", "villa"),
     *("Attack", "AttackResult", "AdvVLError"),
     *("Ball", "L2", "Linf", "Place"),
-    *("Ascent", "EmbeddingPerturber", "Given", "Normal", "Perturber", "Start", "Uniform", "Zero"),
+    *("Ascent", "EmbeddingPerturber", "Given", "Moved", "Normal", "Perturber", "Start", "Uniform", "Zero"),
+    *("Adam", "Decay", "Momentum", "UniversalPerturber"),
     *("AscentState", "Feedback", "FreeAT", "FreeLB", "InnerMaximizer", "PGD", "Probe"),
-    *("KL", "Regularizer", "SymmetricKL"),
+    *("AdapterOff", "Averaged", "Frozen", "Reference"),
+    *("KL", "Regularizer", "SquaredDistance", "SymmetricKL"),
 }
 
 
-def packages_loaded_by(code: str) -> set[str]:
-    """The top-level packages outside the standard library that a fresh interpreter holds after running `code`."""
-    report = f"{code}\nimport sys\nprint('loaded:', *{{name.partition('.')[0] for name in sys.modules}})"
-    ran = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True)
-    return set(ran.stdout.splitlines()[-1].split()) - set(sys.stdlib_module_names)
-
-
 @pytest.fixture(scope="module")
-def with_torch() -> set[str]:
-    return packages_loaded_by("import torch")
+def loaded() -> dict[str, set[str]]:
+    """The packages outside the standard library that each import adds, one after another in a fresh interpreter."""
+    report = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    before = set(sys.modules)\n"
+        "    importlib.import_module(name)\n"
+        "    print('loaded:', *{module.partition('.')[0] for module in set(sys.modules) - before})"
+    )
+    ran = subprocess.run([sys.executable, "-c", report, *IMPORTED], capture_output=True, text=True, check=True)
+    lines = [line for line in ran.stdout.splitlines() if line.startswith("loaded:")]
+    standard = set(sys.stdlib_module_names)
+    return {name: set(line.split()[1:]) - standard for name, line in zip(IMPORTED, lines, strict=True)}
 
 
-def test_importing_the_core_loads_torch_and_nothing_else(with_torch: set[str]) -> None:
-    assert packages_loaded_by("import advvl") - with_torch == {"advvl"}
+def test_importing_the_core_loads_torch_and_nothing_else(loaded: dict[str, set[str]]) -> None:
+    assert loaded["advvl"] - loaded["torch"] == {"advvl"}
 
 
 @pytest.mark.parametrize("package", ["yaml", "safetensors"])
-def test_the_check_of_what_is_loaded_can_fail(package: str, with_torch: set[str]) -> None:
-    assert package in packages_loaded_by(f"import advvl, {package}") - with_torch
+def test_the_check_of_what_is_loaded_can_fail(package: str, loaded: dict[str, set[str]]) -> None:
+    assert package in loaded[package] - loaded["torch"]
 
 
 def test_the_names_of_the_package_are_the_promised_ones() -> None:

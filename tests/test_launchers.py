@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from support.compare import close_gradients
 from support.distributed_cases import ROWS, Named, gradients, method_of, model_of
@@ -15,6 +16,8 @@ from support.spawn import Ended, run
 from support.toy import toy_batch, toy_sites
 
 from advvl import Adapter
+
+pytestmark = pytest.mark.slow  # several processes
 
 SCRIPT = str(Path(__file__).parent / "support" / "launched.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", SCRIPT]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,8 @@ Gradients = list[dict[str, Tensor]]
 class Recorder:
     """The page's names, and the gradients that any optimiser's every step finds in the model made last."""
 
-    def __init__(self, page: str) -> None:
-        self.names: dict[str, Any] = {}
-        run(page, "loops.md", self.names)
+    def __init__(self, names: dict[str, Any]) -> None:
+        self.names = dict(names)
         make, self.updates, self.dropout = self.names["make_model"], Gradients(), 0.0
 
         def made() -> nn.Module:
@@ -71,18 +71,35 @@ class Recorder:
         return list(self.updates)
 
 
-@pytest.fixture
-def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
-    monkeypatch.chdir(tmp_path)
+@contextmanager
+def float64_in(folder: Path) -> Iterator[None]:
+    """The default, in a folder of one's own."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
-    recorder = Recorder(PAGE)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        yield
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the page defines."""
+    names: dict[str, Any] = {}
+    with float64_in(tmp_path_factory.mktemp("page")):
+        run(PAGE, "loops.md", names)
+    return names
+
+
+@pytest.fixture
+def recorder(tmp_path: Path, names: dict[str, Any]) -> Iterator[Recorder]:
+    recorder = Recorder(names)
     handle = register_optimizer_step_pre_hook(recorder.see)
     AcceleratorState._reset_state(reset_partial_state=True)  # of one precision for a whole process
-    yield recorder
+    with float64_in(tmp_path):
+        yield recorder
     AcceleratorState._reset_state(reset_partial_state=True)
     handle.remove()
-    torch.set_default_dtype(before)
 
 
 def side(loop: str, sign: str) -> str:

@@ -18,11 +18,13 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import scaling_plan as plan
 
 
+@pytest.mark.slow
 def test_the_page_holds_what_the_script_writes() -> None:
     page = plan.PAGE.read_text()
     assert plan.written(page) == page
 
 
+@pytest.mark.slow
 def test_a_place_that_is_missing_is_named() -> None:
     with pytest.raises(SystemExit, match="one place for the table 'memory'"):
         plan.written("a page")

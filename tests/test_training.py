@@ -620,7 +620,7 @@ def test_several_updates_a_step_take_any_update_that_zeroes(zeroed: bool) -> Non
 def test_an_update_that_leaves_every_gradient_as_it_was_is_refused_where_a_step_has_several() -> None:
     target = toy()
     skipped: list[None] = []
-    with pytest.raises(ConfigurationError, match=r"expected update to step .* accumulation is impossible"):
+    with pytest.raises(ConfigurationError, match=r"expected update to step .* let every call take effect"):
         AdversarialTraining(perturber(), FreeAT(2)).step(
             target, toy_batch(), update=lambda: skipped.append(None), state=AscentState()
         )
@@ -631,7 +631,7 @@ def test_an_update_that_leaves_every_gradient_as_it_was_is_refused_where_a_step_
 def test_many_broken_rows_are_named_in_part_and_counted() -> None:
     batch = toy_batch(27)
     batch["regions"][:23] = math.nan
-    with pytest.raises(NonFiniteError, match=r"rows \[0, 1, .*19\] and 3 more.*the batch holds finite numbers"):
+    with pytest.raises(NonFiniteError, match=r"rows \[0, 1, .*19\] and 3 more.*the batch is finite"):
         AdversarialTraining(perturber("text"), FreeLB(2)).step(toy(), batch)
 
 
@@ -677,20 +677,21 @@ def test_a_step_reads_one_number_from_the_device_at_most(
     assert seen.count == reads
 
 
+@pytest.fixture(scope="module")
+def compiled() -> Adapter:
+    torch._dynamo.reset()
+    target = toy()
+    target.model.compile(backend="aot_eager")
+    return target
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # read by dynamo itself
 @pytest.mark.parametrize("maximizer", [FreeLB(3), FreeLB(2, "in turn"), PGD(2)], ids=repr)
-def test_a_compiled_model_takes_the_same_step(maximizer: Any) -> None:
-    found = []
-    for compiles in (False, True):
-        torch._dynamo.reset()
-        target = toy()
-        if compiles:
-            target.model.compile(backend="aot_eager")
-        method = AdversarialTraining(perturber(ball=L2(0.4)), maximizer, SymmetricKL(1.5))
+def test_a_compiled_model_takes_the_same_step(compiled: Adapter, maximizer: Any) -> None:
+    method, plain = AdversarialTraining(perturber(ball=L2(0.4)), maximizer, SymmetricKL(1.5)), toy()
+    compiled.model.zero_grad()
+    for target in (plain, compiled):
         for _ in range(2):
             method.step(target, toy_batch())
-        found.append(gradients(target))
-    plain, compiled = found
-    assert plain.keys() == compiled.keys()
-    for name, gradient in plain.items():
-        close(compiled[name], gradient)
+    close(gradients(compiled), gradients(plain))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from advvl.adapters.diagnosis import why_no_graph
 from advvl.errors import ConfigurationError, SiteError, more
-from advvl.perturbers.balls import Place
+from advvl.perturbers.places import Place
 
 Batch = Any
 

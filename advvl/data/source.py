@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -11,24 +12,55 @@ from torch import Tensor
 from advvl.errors import DataError
 
 
-def checked_rows(indices: Sequence[int], count: int) -> Tensor:
-    """The indices as a tensor; errors: `DataError` unless there are some, all of them in 0..count-1."""
-    rows = torch.as_tensor(indices, dtype=torch.long)
-    if rows.numel() == 0 or int(rows.min()) < 0 or int(rows.max()) >= count:
-        raise DataError(f"expected one or more indices in 0..{count - 1}, got {list(indices)}")
-    return rows
-
-
 class BatchSource(Protocol):
     """Examples by number; deterministic given the indices and the generator."""
 
     def __len__(self) -> int:
-        """How many examples there are."""
+        """Return the number of examples."""
 
     def batch(self, indices: Sequence[int], generator: torch.Generator) -> dict[str, Any]:
-        """The batch of these examples; whatever is random in it is drawn from `generator` (CPU).
+        """Make the batch of these examples; whatever is random in it is drawn from `generator` (CPU).
 
-        The generator starts alike for every part of an update. What the parts share, such as a task, is drawn from it;
-        what an example has of its own from `advvl.data.row_draws.RowDraws.of(indices, generator)`, lest the rows of
+        Every part of an update gets a generator in the same state. Draw from it what the parts share, such as a task, and
+        what an example has of its own from `advvl.data.row_draws.RowDraws.of(indices, generator)`: otherwise the rows of
         one process draw what those of another draw.
         """
+
+
+@dataclass(frozen=True)
+class TensorSource:
+    """Examples that lie in memory.
+
+    Arguments:
+        tensors: name to (N, …), of which a batch has the rows.
+
+    Raises:
+        DataError: no tensor, or tensors of different lengths; at `batch`, an index outside 0..N-1.
+    """
+
+    tensors: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(tensor) if tensor.ndim else 0 for name, tensor in self.tensors.items()}
+        if len(set(lengths.values())) != 1:
+            raise DataError(f"expected one or more tensors of the same length, got {lengths}; give each example a row")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def batch(self, indices: Sequence[int], generator: torch.Generator | None = None) -> dict[str, Any]:
+        del generator
+        rows = checked_rows(indices, len(self))
+        return {name: tensor[rows] for name, tensor in self.tensors.items()}
+
+
+def checked_rows(indices: Sequence[int], count: int) -> Tensor:
+    """Return the indices as a tensor (B,), int64.
+
+    Raises:
+        DataError: no index, or one outside 0..count-1.
+    """
+    rows = torch.as_tensor(indices, dtype=torch.long)
+    if rows.numel() == 0 or int(rows.min()) < 0 or int(rows.max()) >= count:
+        raise DataError(f"expected one or more indices in 0..{count - 1}, got {list(indices)}")
+    return rows

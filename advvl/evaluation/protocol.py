@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,24 +10,13 @@ import torch
 from accelerate.utils import send_to_device  # type: ignore[import-untyped]
 
 from advvl.adapters.base import Adapter
-from advvl.checks import at_least, check_each, choice, choices, positive
+from advvl.checks import at_least, choice, choices, increasing, positive
+from advvl.data.source import BatchSource
 from advvl.evaluation.robustness import WorstCase, clean_scores, robustness_curve
-from advvl.fit.loop import BatchSource
 from advvl.runtime.randomness import derive_seed
 
 Objective = Literal["cross-entropy", "margin"]
-
-
 Split = Literal["test", "validation"]
-
-
-def _radii(options: object, *names: str) -> None:
-    check_each(
-        options,
-        names,
-        lambda radii: all(0 < r < math.inf for r in radii) and list(radii) == sorted(set(radii)),
-        "finite numbers above 0, each larger than the one before",
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +41,7 @@ class EvaluationOptions:
     batch_size: int = 200
 
     def __post_init__(self) -> None:
-        _radii(self, "radii", "text_radii")
+        increasing(self, "radii", "text_radii")
         at_least(1, self, "steps", "restarts", "batch_size")
         positive(self, "step_fraction")
         choices(self, "objectives", Objective)

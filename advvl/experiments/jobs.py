@@ -26,7 +26,7 @@ class WorkerError(AdvVLError, RuntimeError):
 def work_through(
     open_worker: Callable[..., AbstractContextManager[Handle]], items: Sequence[Any], *arguments: Any, jobs: int
 ) -> None:
-    """As `share_out`; here, in this very process, where one is enough."""
+    """Do as `share_out` does; in this very process, where one is enough."""
     if jobs > 1 and len(items) > 1:
         share_out(open_worker, items, *arguments, jobs=jobs)
         return
@@ -41,10 +41,12 @@ def share_out(
     """Have `jobs` processes take the items in order, each the next when it is done with its last, and wait for all.
 
     In worker number i `with open_worker(i, *arguments) as handle` is entered once, and `handle(item)` called for each
-    item it takes. `open_worker` must be importable. If a worker fails, or this process is told to stop, the others get
-    SIGTERM and are waited for; if this process is killed outright, they get it too.
+    item it takes. `open_worker` must be importable. If a worker fails, or this process gets SIGTERM, the others get
+    it and are waited for; if this process is killed outright, they get it too.
 
-    Errors: `WorkerError` if a worker failed; `SystemExit` with a worker's status if it was told to stop.
+    Raises:
+        WorkerError: a worker failed.
+        SystemExit: a worker was stopped by a signal; with its status.
     """
     context = multiprocessing.get_context("spawn")
     count = min(jobs, len(items))
@@ -72,7 +74,7 @@ _STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 class _terminated_at_exit:
-    """SIGTERM raises SystemExit within; at the end, workers still alive are told to stop and waited for."""
+    """SIGTERM raises SystemExit within; at the end, workers still alive get SIGTERM and are waited for."""
 
     def __init__(self, workers: Sequence[BaseProcess]) -> None:
         self.workers = workers

@@ -8,9 +8,7 @@ from typing import Any, Final, Literal
 
 from advvl.checks import at_least, choice, choices, fraction, not_negative, positive
 from advvl.errors import ConfigurationError
-from advvl.evaluation.protocol import EvaluationOptions
-from advvl.experiments.options import DataOptions, Dropout, first_seeds, own, runs
-from advvl.fit.options import OptimizerOptions
+from advvl.experiments.options import DataOptions, Dropout, ExperimentOptions, check_heads, own
 
 Preset = Literal["demo", "published"]
 Method = Literal["standard", "lxmert-adv"]
@@ -25,7 +23,7 @@ class LxmertSize:
 
     Arguments:
         l_layers, r_layers, x_layers: of words, of regions, and of both.
-        initializer_range: standard deviation of new weights; see `advvl.experiments.options.ModelOptions`.
+        initializer_range: standard deviation of new weights; see `advvl.experiments.uniter_options.UniterSize`.
     """
 
     hidden_size: int = 64
@@ -42,18 +40,14 @@ class LxmertSize:
         at_least(1, self, "hidden_size", "x_layers", "num_attention_heads", "intermediate_size")
         at_least(0, self, "l_layers", "r_layers")
         at_least(20, self, "max_position_embeddings")
-        if self.hidden_size % self.num_attention_heads:
-            raise ConfigurationError(
-                f"expected hidden_size to be a multiple of num_attention_heads={self.num_attention_heads}, "
-                f"got {self.hidden_size}"
-            )
+        check_heads(self)
         fraction(self, "dropout")
         positive(self, "initializer_range")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LxmertAdversary:
-    """How an update of LXMERT-AdvTrain perturbs the word embeddings and, which it does not, the region features.
+    """Perturbations of the word embeddings and, beyond LXMERT-AdvTrain, of the region features in an update.
 
     Arguments:
         steps: K, passes.
@@ -79,17 +73,14 @@ class LxmertAdversary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LxmertOptions:
+class LxmertOptions(ExperimentOptions):
     """The whole experiment: train by each method from each seed, attack, report; on the digits, or on files of VQA."""
 
     preset: Preset = field(default="demo", metadata=own("values to start from, over the defaults below"))
+    output: str = field(default="runs/villa_lxmert", metadata=own("directory of results"))
     methods: tuple[Method, ...] = field(
         default=("standard", "lxmert-adv"), metadata=own("ways to train; may be repeated", flags=("--method",))
     )
-    seeds: tuple[int, ...] = field(
-        default=(0,), metadata=own("number of seeds, 0 to N-1", parse=first_seeds, metavar="N")
-    )
-    output: str = field(default="runs/villa_lxmert", metadata=own("directory of results"))
     regions: tuple[str, ...] = field(default=(), metadata={"help": "region files, such as train2014_obj36.tsv"})
     questions: tuple[str, ...] = field(default=(), metadata={"help": "question files to train on, such as train.json"})
     test_questions: tuple[str, ...] = field(default=(), metadata={"help": "to test on, such as minival.json"})
@@ -98,29 +89,21 @@ class LxmertOptions:
     )
     tokenizer: str | None = field(default=None, metadata={"help": "bert-base-uncased's vocab.txt or tokenizer.json"})
     checkpoint: str | None = field(default=None, metadata={"help": "LXMERT checkpoint whose encoder to begin from"})
-    resume: bool = field(default=False, metadata=own("take up a run where it was killed"))
-    overwrite: bool = field(default=False, metadata=own("lose what the output directory holds"))
-    jobs: int = field(default=2, metadata=own("processes that share the work, each with its own threads"))
-    device: str = field(default="auto", metadata=own("auto, cpu, cuda, cuda:1, ..."))
-    threads: int = field(default=1, metadata=own("CPU threads of a process; the same number gives the same bits"))
     model: LxmertSize = field(default_factory=LxmertSize)
     data: DataOptions = field(default_factory=DataOptions)
     optimizer: Optimizer = field(default="adamw", metadata={"help": "bert-adam is LXMERT's own"})
-    finetune: OptimizerOptions = field(default_factory=OptimizerOptions)
     adversary: LxmertAdversary = field(default_factory=LxmertAdversary)
-    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         choice(self, "preset", Preset)
         choices(self, "methods", Method)
         choice(self, "optimizer", Optimizer)
-        runs(self)
         missing = [name for name in _FILES if not getattr(self, name)]
         if 0 < len(missing) < len(_FILES):
             raise ConfigurationError(
                 f"expected all of {', '.join(_FILES)}, or none of them for the digits, got no {', '.join(missing)}"
             )
-
         if self.given_files and self.evaluation.split != "test":
             raise ConfigurationError(
                 f"expected evaluation.split to be test, which is test_questions, got {self.evaluation.split!r}"
@@ -128,7 +111,7 @@ class LxmertOptions:
 
     @property
     def given_files(self) -> bool:
-        """Whether it is about files that a person gave, and not about the digits."""
+        """True for files that a person gave, False for the digits."""
         return bool(self.regions)
 
 

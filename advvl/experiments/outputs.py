@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +13,8 @@ from typing import Any, Final
 import yaml
 
 from advvl.errors import OutputDirectoryError
+from advvl.experiments.config import identity
+from advvl.experiments.options import ExperimentOptions
 from advvl.files import differences, fingerprint, remove_temporaries, write_text
 
 OWNER_FILE: Final = "configuration.yaml"
@@ -34,7 +37,9 @@ class OutputDirectory:
         another configuration has the files in it removed, so that no result of the other is taken for one of this; one
         that holds files and no `configuration.yaml` is never touched.
 
-        Errors: `OutputDirectoryError` names the keys that differ.
+        Raises:
+            OutputDirectoryError: a directory of another configuration, whose keys that differ it names; one that holds
+                other files, or cannot be made.
         """
         directory = Path(path)
         if directory.exists() and not directory.is_dir():
@@ -45,7 +50,7 @@ class OutputDirectory:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputDirectoryError(
-                f"expected to be able to make the directory {str(directory)!r}, got {error}; choose another --output"
+                f"expected a directory {str(directory)!r} that can be made, got {error}; choose another --output"
             ) from error
         remove_temporaries(directory)
         mark = fingerprint(configuration)
@@ -57,14 +62,13 @@ class OutputDirectory:
             if not overwrite:
                 raise OutputDirectoryError(
                     f"expected {str(directory)!r} to belong to this configuration, got one that differs in "
-                    f"{differences(found.get('configuration', {}), configuration)}; choose another --output, or "
-                    "--overwrite to lose what is in it"
+                    f"{differences(found.get('configuration', {}), configuration)}; another --output or --overwrite helps"
                 )
             _remove_files(directory, spared=owner)
             owner.unlink()
         elif any(directory.iterdir()):
             raise OutputDirectoryError(
-                f"expected {str(directory)!r} to be empty or an output directory, got files and no {OWNER_FILE}; "
+                f"expected {str(directory)!r} to be an output directory, got files and no {OWNER_FILE}; "
                 "choose another --output"
             )
         document = {"fingerprint": mark, "configuration": json.loads(json.dumps(configuration, default=str))}
@@ -79,6 +83,38 @@ class OutputDirectory:
         return self.path / name
 
 
+def claim(options: ExperimentOptions) -> OutputDirectory:
+    """Claim the output directory of these options.
+
+    Raises:
+        OutputDirectoryError: as `OutputDirectory.claim`; or it holds results that are neither to be taken up (`resume`)
+            nor to be lost (`overwrite`).
+    """
+    directory = OutputDirectory.claim(options.output, identity(options), overwrite=options.overwrite)
+    if any(directory.path.glob("seed-*/*")):
+        if options.overwrite:
+            directory.clear()
+        elif not options.resume:
+            raise OutputDirectoryError(
+                f"expected no results in {options.output!r}, got some of this configuration; pass --resume to keep or "
+                "--overwrite to lose them"
+            )
+    return directory
+
+
+@contextmanager
+def released_if_empty(options: ExperimentOptions) -> Iterator[None]:
+    """On an error, take back the claim on an output directory that was claimed within and got nothing to hold."""
+    owner = Path(options.output, OWNER_FILE)
+    claimed_before = owner.exists()
+    try:
+        yield
+    except BaseException:
+        if not claimed_before and owner.exists() and list(owner.parent.iterdir()) == [owner]:
+            owner.unlink()
+        raise
+
+
 def _read_owner(owner: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(owner.read_text(encoding="utf-8"))
@@ -86,7 +122,7 @@ def _read_owner(owner: Path) -> dict[str, Any]:
         raise OutputDirectoryError(f"expected YAML in {str(owner)!r}, got {error}; choose another --output") from error
     if not isinstance(found, dict) or not isinstance(found.get("configuration"), dict):
         raise OutputDirectoryError(
-            f"expected {str(owner)!r} to hold the keys 'fingerprint' and 'configuration', got something else; "
+            f"expected {str(owner)!r} to hold a fingerprint and a configuration, got something else; "
             "choose another --output"
         )
     return found

@@ -1,75 +1,195 @@
-"""What every experiment stands on: devices, threads, and training that resumes."""
+"""The one runner of all experiments: every row from every seed, trained, attacked, and put in one table.
+
+Everything lies under one output directory, which belongs to one configuration. A model's record is written last, so that a
+killed run does again only what has no record, from its last checkpoint:
+
+    OUTPUT/configuration.yaml
+    OUTPUT/seed-0/villa.{safetensors,json}      a row's model and record
+    OUTPUT/seed-0/villa.progress.pt             its checkpoint, as long as it trains
+    OUTPUT/results.{json,md}                    all rows, all seeds
+    OUTPUT/accuracy_against_radius.png
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic
 
-import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
-from torch import nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from advvl.errors import ConfigurationError
-from advvl.fit.loop import BatchSource, fit
+from advvl.adapters.registry import adapt
+from advvl.errors import CheckpointError
+from advvl.evaluation.protocol import attacked_scores
+from advvl.experiments.devices import accelerator_on, device_of, reproducible
+from advvl.experiments.experiment import Data, Experiment, Options, Row, Setup, Task
+from advvl.experiments.jobs import work_through
+from advvl.experiments.outputs import OutputDirectory, claim, released_if_empty
+from advvl.experiments.results import duration, label_of, report
+from advvl.files import read_json, write_json
+from advvl.fit.loop import fit
+from advvl.fit.options import LoopOptions
+from advvl.fit.schedules import updates_per_epoch
+from advvl.runtime.randomness import derive_seed
+
+
+def run(experiment: Experiment[Options, Data], options: Options, *, progress: bool = True) -> None:
+    """Run what the options ask for and is not there yet, then print and write the table.
+
+    Arguments:
+        progress: show bars in a terminal; elsewhere say what begins and what is done.
+
+    Raises:
+        OutputDirectoryError: the output directory is another configuration's, or holds results that are neither to be
+            taken up (`resume`) nor to be lost (`overwrite`).
+        ConfigurationError: a device that is not there.
+        CheckpointError: a file to start from that is not there or does not fit.
+        DataError: files of the experiment's that are not what their formats say.
+    """
+    began = time.monotonic()
+    rows = experiment.rows(options)
+    for row in rows:
+        if isinstance(row.start, Path) and not row.start.is_file():
+            raise CheckpointError(f"expected a file at {str(row.start)!r}, got none; check --checkpoint")
+    device_of(options.device)
+    with released_if_empty(options):
+        directory = claim(options)
+        if experiment.prepare is not None:
+            experiment.prepare(options, directory)
+        tasks = tasks_of(rows, options.seeds)
+        label = label_of(options.preset, options.seeds)
+        print(f"{label}; {len(tasks)} models to train, {options.jobs} at a time, in {directory.path}", flush=True)
+        work_through(open_worker, tasks, experiment, options, directory, progress, jobs=options.jobs)
+    attacked = [row for row in rows if row.stage == "finetune"]
+    if attacked:
+        print("\n" + report(options, attacked, directory, time.monotonic() - began))
+    trained = sum(read_json(directory / task.record)["seconds"] for task in tasks)
+    print(
+        f"this call took {duration(time.monotonic() - began)}; the updates of all {len(tasks)} models, whichever call "
+        f"did them, {duration(trained)}; everything is in {directory.path}",
+        flush=True,
+    )
+
+
+def tasks_of(rows: Sequence[Row], seeds: Sequence[int]) -> list[Task]:
+    """Order the tasks so that workers rarely wait: starts first, then rows of the start that is done first, long first."""
+
+    def urgency(row: Row) -> tuple[bool, float, float]:
+        started = isinstance(row.start, Row)
+        return started, row.start.cost if isinstance(row.start, Row) else 0.0, -row.cost
+
+    return [Task(seed, row) for seed in seeds for row in sorted(rows, key=urgency)]
 
 
 @contextmanager
-def reproducible(*, threads: int) -> Iterator[None]:
-    """Within, equal computations give equal bits: a fixed number of threads, and deterministic algorithms on CUDA."""
-    variable, value = "CUBLAS_WORKSPACE_CONFIG", os.environ.get("CUBLAS_WORKSPACE_CONFIG")
-    count, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    os.environ.setdefault(variable, ":4096:8")  # what cuBLAS wants for it; it is read when CUDA is first used
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(torch.cuda.is_available())  # on the CPU they are so, and this would cost time
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(deterministic, warn_only=warns)
-        torch.set_num_threads(count)
-        if value is None:
-            del os.environ[variable]
+def open_worker(
+    index: int, experiment: Experiment[Options, Data], options: Options, directory: OutputDirectory, progress: bool
+) -> Iterator[Callable[[Task], None]]:
+    """Open the data and find the device; then a function that does one task after another."""
+    with reproducible(threads=options.threads):
+        data, accelerator = experiment.data(options, directory), accelerator_on(options.device)
+        terminal = sys.stderr.isatty()  # in a log, bars are a mess: lines then say what begins and what is done
+        worker = Worker(experiment, options, directory, data, accelerator, progress and terminal, index)
+
+        def handle(task: Task) -> None:
+            if not (directory / task.record).exists():
+                with announced(task.name, when=progress and not terminal):
+                    worker.work(task)
+
+        yield handle
 
 
-def accelerator_on(device: str) -> Accelerator:
-    """An accelerator on that device; "auto" is CUDA if there is one, else the CPU.
+@dataclass(frozen=True)
+class Worker(Generic[Options, Data]):
+    """All that the tasks of one process share; `index` is its number among those that share the work."""
 
-    Errors: `ConfigurationError` for a device that torch does not know or this machine does not have.
-    """
-    chosen = device_of(device)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-    return Accelerator(cpu=chosen.type == "cpu")
+    experiment: Experiment[Options, Data]
+    options: Options
+    directory: OutputDirectory
+    data: Data
+    accelerator: Accelerator
+    bars: bool
+    index: int
 
+    def work(self, task: Task) -> None:
+        """Train a task's model from where a killed run left it, attack it, and write its file and its record."""
+        start = self._start(task)
+        setup = self.experiment.set_up(self.options, self.data, task, start)
+        checkpoint, weights = self.directory / task.checkpoint, self.directory / task.weights
+        record: dict[str, Any] = self._train(task, setup, checkpoint)
+        self.experiment.save(setup.model, weights)
+        record["start"] = None if start is None else {"file": start.name, "sha256": _sha256(start)}
+        record["sha256"] = _sha256(weights)
+        if setup.test is not None:
+            record["scores"] = attacked_scores(
+                adapt(setup.model, setup.sites),
+                setup.test,
+                self.options.evaluation,
+                device=self.accelerator.device,
+                seed=task.seed,
+            )
+        write_json(self.directory / task.record, record)
+        checkpoint.unlink(missing_ok=True)
 
-def device_of(device: str) -> torch.device:
-    """The device of that name; errors: see `accelerator_on`."""
-    found = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    names = {"auto": found[min(1, len(found) - 1)], **({"cuda": "cuda:0"} if len(found) > 1 else {})}
-    name = names.get(device, device)
-    if name not in found:
-        raise ConfigurationError(
-            f"expected a device of this machine, {', '.join(['auto', *found])}, got {device!r}; change --device"
+    def _start(self, task: Task) -> Path | None:
+        """Return the weights at which the task begins, once they are there if another worker trains them now."""
+        start = task.row.start
+        if not isinstance(start, Row):
+            return start
+        wanted = Task(task.seed, start)
+        trained_here = {row.key for row in self.experiment.rows(self.options)}
+        while start.key in trained_here and not (self.directory / wanted.record).exists():
+            time.sleep(0.1)
+        return self.directory / wanted.weights
+
+    def _train(self, task: Task, setup: Setup, checkpoint: Path) -> dict[str, Any]:
+        """Fit the model; say how it went, and return that for the record."""
+        usual = setup.options.epochs * updates_per_epoch(len(setup.train), setup.options.batch_size)
+        result = fit(
+            setup.model,
+            setup.train,
+            options=setup.options,
+            seed=derive_seed(task.seed, task.row.stage),
+            updates=round(usual * task.row.updates),
+            method=task.row.method,
+            adversarial_tasks=setup.adversarial_tasks,
+            target=partial(adapt, sites=setup.sites),
+            optimizer=setup.optimizer,
+            accelerator=self.accelerator,
+            checkpoint=checkpoint,
+            resume=True,
+            loop=LoopOptions(progress=self.bars, description=task.name, line=self.index),
         )
-    return torch.device(name)
+        tqdm.write(
+            f"{task.name}: {result.updates} updates of {1000 * result.seconds_per_update:.1f} ms, "
+            f"last loss {result.losses[-1]:.3f}"
+        )
+        tail = result.losses[-max(1, len(result.losses) // 20) :]
+        return {
+            "updates": result.updates,
+            "seconds": result.seconds,
+            "seconds_per_update": result.seconds_per_update,
+            "loss": sum(tail) / len(tail),
+        }
 
 
-def train(
-    model: nn.Module, source: BatchSource, *, accelerator: Accelerator, progress: bool, worker: int, **arguments: Any
-) -> dict[str, Any]:
-    """Fit a model, taking up what a killed run left; say how it went, and return that for the record."""
-    result = fit(model, source, accelerator=accelerator, resume=True, progress=progress, line=worker, **arguments)
-    tqdm.write(
-        f"{arguments['description']}: {result.updates} updates of {1000 * result.seconds_per_update:.1f} ms, "
-        f"last loss {result.losses[-1]:.3f}"
-    )
-    tail = result.losses[-max(1, len(result.losses) // 20) :]
-    return {
-        "updates": result.updates,
-        "seconds": result.seconds,
-        "seconds_per_update": result.seconds_per_update,
-        "loss": sum(tail) / len(tail),
-    }
+@contextmanager
+def announced(what: str, *, when: bool) -> Iterator[None]:
+    """Say on standard error that something begins and, once it is done, how long it took; only `when` that is wanted."""
+    if when:
+        print(f"{what}: started", file=sys.stderr, flush=True)
+    began = time.monotonic()
+    yield
+    if when:
+        print(f"{what}: done in {duration(time.monotonic() - began)}", file=sys.stderr, flush=True)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""BertAdam, the optimiser that LXMERT and LXMERT-AdvTrain are trained by, and its schedule.
+"""BertAdam, the optimiser that LXMERT and LXMERT-AdvTrain are trained with, and its schedule.
 
 Adam (Kingma & Ba, ICLR 2015) without bias correction, with weight decay apart from the gradient (Loshchilov & Hutter, ICLR
 2019), as in the code of BERT (Devlin et al., NAACL 2019) and of LXMERT (Tan & Bansal, EMNLP 2019).
@@ -6,14 +6,15 @@ Adam (Kingma & Ba, ICLR 2015) without bias correction, with weight decay apart f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from advvl.checks import fractions, not_negative, positive
 from advvl.errors import ConfigurationError
 
 
@@ -49,7 +50,7 @@ class BertAdam(Optimizer):
         """Move every parameter that has a gradient.
 
         Arguments:
-            closure: computes the loss anew, with its gradients.
+            closure: computes the loss again, with its gradients.
         """
         loss = None
         if closure is not None:
@@ -76,7 +77,7 @@ class BertAdam(Optimizer):
 
 
 def warmup_linear(update: int, updates: int, warmup: float = 0.1) -> float:
-    """The factor of the learning rate in the update of that number, from 0, as published: up to 1, then down to 0.
+    """Return the factor of the learning rate in the update of that number, from 0, as published: up to 1, then down to 0.
 
     For `torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: warmup_linear(update, updates))`. Unlike the schedule
     "linear" of `advvl.fit.schedules` it is 0 in the first update, which so moves nothing, reaches 1 at `warmup·updates`
@@ -98,10 +99,7 @@ def warmup_linear(update: int, updates: int, warmup: float = 0.1) -> float:
 
 
 def _check(group: dict[str, Any]) -> None:
-    for name in ("lr", "weight_decay"):
-        if not 0 <= group[name] < math.inf:
-            raise ConfigurationError(f"expected a finite {name} of 0 or more, got {group[name]!r}")
-    if not 0 < group["eps"] < math.inf:
-        raise ConfigurationError(f"expected a finite eps above 0, got {group['eps']!r}")
-    if not all(0 <= beta < 1 for beta in group["betas"]):
-        raise ConfigurationError(f"expected betas in [0, 1), got {group['betas']!r}")
+    options = SimpleNamespace(**group)
+    not_negative(options, "lr", "weight_decay")
+    positive(options, "eps")
+    fractions(2, options, "betas")

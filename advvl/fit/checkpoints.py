@@ -12,10 +12,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 from torch import nn
 
+from advvl.checks import at_least, choice
 from advvl.errors import CheckpointError, ConfigurationError, OutputDirectoryError
 from advvl.files import differences, read_torch, remove_temporaries, write_torch
 
@@ -52,17 +53,14 @@ class Checkpoints:
     best: Best = "highest"
 
     def __post_init__(self) -> None:
-        for name, least in (("keep_last", 1), ("keep_best", 0), ("every", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigurationError(f"expected {name} to be a whole number of {least} or more, got {value!r}")
-        if self.best not in get_args(Best):
-            raise ConfigurationError(f"expected best to be one of {', '.join(get_args(Best))}, got {self.best!r}")
+        at_least(1, self, "keep_last", "every")
+        at_least(0, self, "keep_best")
+        choice(self, "best", Best)
         if self.keep_best and self.evaluate is None:
             raise ConfigurationError(f"expected evaluate=… to keep the best {self.keep_best} by, got None")
 
     def files(self) -> dict[int, Path]:
-        """The checkpoints that there are, by the updates done, in order of it."""
+        """Return the checkpoints that there are, by the updates done, in order of it."""
         found = {}
         for path in Path(self.directory).glob("update-*.pt"):
             if match := _NAME.fullmatch(path.name):
@@ -70,16 +68,16 @@ class Checkpoints:
         return dict(sorted(found.items()))
 
     def latest(self) -> Path | None:
-        """The one that a run is resumed from; None: there is none yet."""
+        """Return the one that a run is resumed from; None: there is none yet."""
         return next(reversed(self.files().values()), None)
 
     def top(self, scores: Mapping[int, float]) -> list[int]:
-        """The updates whose checkpoints have the best of these scores, `keep_best` at most, the best first."""
+        """Return the updates whose checkpoints have the best of these scores, `keep_best` at most, the best first."""
         sign = -1 if self.best == "highest" else 1
         return sorted(scores, key=lambda update: (sign * scores[update], update))[: self.keep_best]
 
     def best_file(self) -> Path:
-        """The checkpoint of the best score, its model's weights under "model".
+        """Return the checkpoint of the best score, its model's weights under "model".
 
         Raises:
             CheckpointError: there is none.
@@ -94,7 +92,7 @@ class Checkpoints:
         )
 
     def due(self, update: int, updates: int) -> bool:
-        """Whether the model is to be evaluated after so many of so many updates."""
+        """Return True if the model is to be evaluated after `update` of `updates` updates."""
         return self.evaluate is not None and (update % self.every == 0 or update == updates)
 
     def open(self, *, resume: bool) -> None:
@@ -146,7 +144,7 @@ class OneFile:
 
 
 def read_checkpoint(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
-    """The state in a checkpoint of this run.
+    """Return the state in a checkpoint of this run.
 
     Raises:
         CheckpointError: a file that is damaged, of another version of the format, or of another run; it says what differs.

@@ -1,23 +1,40 @@
-"""Options of the training loop's optimiser."""
+"""Options of the training loop: what is optimised, and how the loop goes about it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from advvl.checks import at_least, choice, fraction, not_negative, positive, positive_or_infinite
-from advvl.errors import ConfigurationError
+from advvl.checks import (
+    at_least,
+    check_each,
+    choice,
+    flag,
+    fraction,
+    fractions,
+    is_number,
+    not_negative,
+    positive,
+    positive_or_infinite,
+    text,
+)
 
 Schedule = Literal["one-cycle", "linear", "warmup-linear"]
+Nonfinite = Literal["raise", "skip"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerOptions:
-    """AdamW, its schedule over all updates, and the gradient's clipping.
+    """AdamW, its schedule over all updates, and the gradient's clipping; a checkpoint belongs to one set of these.
 
     Arguments:
+        batch_size: examples in an update, over all processes and micro-batches.
         warmup: fraction of the updates in which the rate rises.
         clip: largest L2 norm of the whole gradient; infinite: none.
+        betas: decay of the gradient's running mean and of its square's.
+
+    Raises:
+        ConfigurationError: a value of another type or out of its range.
     """
 
     epochs: int = 20
@@ -36,5 +53,41 @@ class OptimizerOptions:
         choice(self, "schedule", Schedule)
         fraction(self, "warmup")
         positive_or_infinite(self, "clip")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigurationError(f"expected betas to be two numbers in [0, 1), got {self.betas!r}")
+        fractions(2, self, "betas")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """The loop's way of going about a run; a resumed run may have another.
+
+    Arguments:
+        accumulate: micro-batches that each process cuts its share of an update into.
+        nonfinite: where a loss or the gradient is not finite, `"raise"`, or `"skip"` the update: parameters, buffers and
+            optimiser stay as they are in all processes. An overflow under a loss scaler is the scaler's to skip.
+        skip_limit: so many updates skipped in a row are an error all the same.
+        checkpoint_seconds: between checkpoints, by the main process's clock.
+        progress: show a progress bar.
+        description: the run's name, in the bar and in messages.
+        line: the bar's line, counted from the cursor's.
+
+    Raises:
+        ConfigurationError: a value of another type or out of its range.
+    """
+
+    accumulate: int = 1
+    nonfinite: Nonfinite = "raise"
+    skip_limit: int = 10
+    checkpoint_seconds: float = 30.0
+    progress: bool = False
+    description: str = "fit"
+    line: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "accumulate", "skip_limit")
+        at_least(0, self, "line")
+        choice(self, "nonfinite", Nonfinite)
+        check_each(
+            self, ("checkpoint_seconds",), lambda value: is_number(value) and value >= 0, "a number of 0 or more"
+        )
+        flag(self, "progress")
+        text(self, "description")

@@ -30,14 +30,11 @@ class Run:
         updater: does an update by its number.
         store: where checkpoints are; None: nowhere.
         identity: what tells this run from others.
-        skips: leave out updates whose loss or gradient is not finite, up to so many in a row.
     """
 
     updater: Updater
     store: Checkpoints | OneFile | None
     identity: Mapping[str, Any]
-    skips: bool
-    skip_limit: int
     done: int = 0
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
@@ -56,10 +53,10 @@ class Run:
             loss = self.updater.run(self.done)
             self.in_a_row = 0
         except Unusable as error:
-            if not self.skips:
+            if self.updater.loop.nonfinite == "raise":
                 raise
             self.skipped, self.in_a_row, loss = self.skipped + 1, self.in_a_row + 1, math.nan
-            if self.in_a_row >= self.skip_limit:
+            if self.in_a_row >= self.updater.loop.skip_limit:
                 raise NonFiniteError(f"{self.in_a_row} updates in a row had to be skipped: {error}") from error
         self.done += 1
         self.seconds += time.perf_counter() - started
@@ -146,7 +143,7 @@ class Run:
 
 
 def _gathered(accelerator: Accelerator, value: Mapping[str, Any]) -> list[Any] | None:
-    """The values of all processes, in the main one."""
+    """Return the values of all processes, in the main one."""
     value = send_to_device(value, "cpu")
     if accelerator.num_processes == 1:
         return [value]
@@ -156,14 +153,14 @@ def _gathered(accelerator: Accelerator, value: Mapping[str, Any]) -> list[Any] |
 
 
 def _own(methods: Sequence[dict[str, Any]], accelerator: Accelerator) -> dict[str, Any]:
-    """What this process's adversary carried; nothing where there were other processes, with other rows."""
+    """Return what this process's adversary carried; nothing where there were other processes, with other rows."""
     if len(methods) == accelerator.num_processes:
         own: dict[str, Any] = methods[accelerator.process_index]
         return own
     if any(method["deltas"] for method in methods):
         warnings.warn(
-            f"perturbations carried by {len(methods)} processes cannot be handed on to {accelerator.num_processes}: each "
-            "belongs to the rows of its process, and they start anew",
+            f"perturbations carried by {len(methods)} processes cannot be handed on to {accelerator.num_processes}, which "
+            "have other rows; they start over",
             stacklevel=4,
         )
     return AscentState().state_dict()

@@ -35,23 +35,23 @@ class Share:
     empty: int = 0
 
     def weigh(self, loss: Tensor) -> Tensor:
-        """Note the weight of a loss, a scalar or one a row, and give the loss back.
+        """Note the weight of a loss, a scalar or one per row, and return the loss.
 
         Raises:
-            ConfigurationError: a scalar that nothing counts, where there are other parts; losses that are not one a row.
+            ConfigurationError: a scalar that nothing counts, where there are other parts; losses that are not one per row.
             DataError: a scalar, and a part of any process without an entry.
         """
         if self.rows == 1:
             return loss
         if loss.ndim == 0 and self.entries is None:
             raise ConfigurationError(
-                "expected one loss a row (B,), or count=… to weigh the mean losses of several processes or micro-batches, "
-                "got a scalar and no count; give count=lambda batch: …, how many entries a batch's loss is the mean of"
+                "expected one loss per row (B,), or count=…, got a scalar and no count; "
+                "see docs/training-loop.md#several-processes"
             )
         if loss.ndim == 0 and self.empty:
             raise DataError(
-                f"expected count(batch) of 1 or more in each part of an update, got less in {self.empty}: a mean over "
-                "nothing is no number; use fewer processes or micro-batches, or a larger batch_size"
+                f"expected count(batch) of 1 or more in each part of an update, got less in {self.empty}; "
+                "use fewer parts, or a larger batch_size"
             )
         if loss.ndim and len(loss) % len(self.examples):
             raise ConfigurationError(
@@ -71,11 +71,11 @@ def cut(
     count: Count | None,
     total: Callable[..., list[float]],
 ) -> list[Share]:
-    """Those parts of an update that are `mine`: part p of P has every P-th of its examples, from the p-th on.
+    """Cut out the parts of an update that are `mine`: part p of P has every P-th of its examples, from the p-th on.
 
     Arguments:
         seed: of each part's generator.
-        count: how many entries the mean loss of a batch is over; None: nobody asks, or it is one loss a row.
+        count: how many entries the mean loss of a batch is over; None: nobody asks, or it is one loss per row.
         total: sums numbers over the processes.
     """
     shares = []

@@ -29,7 +29,7 @@ class Caught:
 def deferred_signals() -> Iterator[Caught]:
     """Within, the first SIGINT and every SIGTERM is noted instead of obeyed; the second SIGINT is obeyed as before.
 
-    SIGTERM comes several times to whoever is stopped as a group: from the scheduler, and from the launcher that it told.
+    SIGTERM comes several times to whoever is stopped as a group: from the scheduler, and from the launcher.
     Only the main thread of Python can do this; elsewhere nothing is changed. A signal that is ignored stays ignored.
     """
     caught = Caught()

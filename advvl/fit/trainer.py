@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
-import numpy as np
 import torch
 from accelerate.utils import DistributedType  # type: ignore[import-untyped]
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from advvl.errors import ConfigurationError
 from advvl.maximizers.free_at import FreeAT
 from advvl.maximizers.pgd import PGD
 from advvl.runtime.processes import check_agreement
+from advvl.runtime.randomness import derive_seed
 from advvl.training import AdversarialTraining, StepReport
 
 
@@ -55,8 +55,7 @@ class AdversarialTrainer(Trainer):
         _check_method(method)
         if target is not None and (sites is not None or kwargs.get("model_init") is not None):
             raise ConfigurationError(
-                "expected a target alone, got sites or model_init beside it; give the sites, from which every new model "
-                "is adapted, or an adapter of the one model"
+                "expected a target alone, got sites or model_init beside it; give the sites, or an adapter of the one model"
             )
         self.method, self._sites = method, sites
         self._running: Adapter | None = None
@@ -104,7 +103,7 @@ class AdversarialTrainer(Trainer):
     def _objective(
         self, plain: Callable[..., Any], model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """The objective on one batch, whose gradient the parameters have got.
+        """Return the objective on one batch, whose gradient the parameters have got.
 
         Trainer expects a mean over the batch, which it divides by the window of gradient accumulation, or this batch's
         part of a mean over all of it. Regularisers give the first, so here the task's loss is brought to that as well.
@@ -124,15 +123,15 @@ class AdversarialTrainer(Trainer):
         return (report.loss / parts).requires_grad_()  # a leaf: the backward that follows has nothing left to do
 
     def _gives_parts(self, num_items_in_batch: Tensor | int | None) -> bool:
-        """Whether `compute_loss` divides by the number of items in the whole window, as Trainer judges it."""
-        told: bool | None = getattr(self, "loss_is_scaled_for_ga", None)
-        if told is not None:
-            return told
+        """Return True if `compute_loss` divides by the number of items in the whole window, as Trainer judges it."""
+        said: bool | None = getattr(self, "loss_is_scaled_for_ga", None)
+        if said is not None:
+            return said
         counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         return bool(counted or self.compute_loss_func is not None)
 
     def _through(self, model: nn.Module) -> Adapter:
-        """The adapter, run through what the model was wrapped in for training."""
+        """Return the adapter, run through what the model was wrapped in for training."""
         if self._running is None or self._running.model is not model:
             logits = self.target.logits
             self._running = self.target.through(
@@ -148,11 +147,11 @@ class AdversarialTrainer(Trainer):
         self._sums: dict[str, Tensor] = {}
 
     def _generator(self) -> torch.Generator:
-        """What this batch's random starts are drawn from: the same in a run that was resumed."""
+        """Return what this batch's random starts are drawn from: the same in a run that was resumed."""
         if self._step != self.state.global_step:
             self._step, self._batch = self.state.global_step, 0
-        place = (self.args.seed, self._step, self._batch, self.args.process_index)
-        return torch.Generator().manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
+        seed = derive_seed(self.args.seed, "method", self._step, self._batch, self.args.process_index)
+        return torch.Generator().manual_seed(seed)
 
     def _note(self, report: StepReport, window: int) -> None:
         """Add what a step reports to what is logged next; on the device."""
@@ -169,7 +168,7 @@ class AdversarialTrainer(Trainer):
         self._updates += bool(self.accelerator.sync_gradients)
 
     def _means(self) -> dict[str, float]:
-        """What was noted since this was last asked for, an update and a process; every process has to ask."""
+        """Return the means of what was noted since the last call, over updates and processes; every process has to call."""
         if not self._sums:
             return {}
         total = self.accelerator.reduce(torch.stack(list(self._sums.values())), "mean") / max(self._updates, 1)
@@ -192,8 +191,8 @@ def _loss(computed: object) -> Tensor:
             else type(loss if pair else computed).__name__
         )
         raise ConfigurationError(
-            f"expected compute_loss to give (loss, outputs) with a scalar loss, got {got}; give the labels in the batch, "
-            "let the model give its loss first, or pass compute_loss_func=…"
+            f"expected compute_loss to give (loss, outputs) with a scalar loss, got {got}; "
+            "give labels in the batch or compute_loss_func=…"
         )
     return loss
 
@@ -204,28 +203,28 @@ def _check_method(method: object) -> None:
     maximizer = method.maximizer
     if maximizer.updates > 1 or isinstance(maximizer, FreeAT):
         raise ConfigurationError(
-            f"expected a maximiser with one update a step and nothing to carry, got {maximizer!r}: Trainer updates "
-            "between its steps alone; use FreeLB or PGD, or a loop of your own"
+            f"expected a maximiser with one update per step and nothing to carry, got {maximizer!r}; "
+            "use FreeLB or PGD, or a loop of your own"
         )
     if isinstance(maximizer, PGD) and (maximizer.early_stop or maximizer.keep == "best"):
         raise ConfigurationError(
-            f"expected PGD without early_stop and with keep='last', got {maximizer!r}: compute_loss gives one number for "
-            "all rows, by which none can be told apart; use a loop of your own"
+            f"expected PGD without early_stop and with keep='last', got {maximizer!r}; compute_loss gives one number for "
+            "all rows"
         )
 
 
 def _check_loop(trainer: AdversarialTrainer) -> None:
-    """Raise ConfigurationError for what would be silently wrong in a step of several passes, or fail far from its cause."""
+    """Refuse what would be silently wrong in a step of several passes, or fail far from its cause.
+
+    Raises:
+        ConfigurationError: training arguments or an accelerator of that kind.
+    """
     args, accelerator = trainer.args, trainer.accelerator
     kind, parallel = accelerator.distributed_type, getattr(accelerator, "parallelism_config", None)
     checkpointing: Any = args.gradient_checkpointing_kwargs or {}
     refused = {
-        "one process a device": (args.n_gpu > 1, f"{args.n_gpu} devices under DataParallel", "start it by torchrun"),
-        "one device or DDP": (
-            kind in _SHARDED,
-            kind,
-            "start it by torchrun or accelerate launch; to shard, write a loop of your own, see docs/scaling.md",
-        ),
+        "one process per device": (args.n_gpu > 1, f"{args.n_gpu} devices under DataParallel", "start it by torchrun"),
+        "one device or DDP": (kind in _SHARDED, kind, "start it by torchrun; to shard, see docs/scaling.md"),
         "data parallelism alone": (
             any(getattr(parallel, f"{name}_size", None) not in (None, 1) for name in ("tp", "cp", "sp")),
             f"{parallel}",
@@ -234,18 +233,17 @@ def _check_loop(trainer: AdversarialTrainer) -> None:
         "activation checkpointing without reentry": (
             bool(args.gradient_checkpointing and checkpointing.get("use_reentrant")),
             "use_reentrant=True",
-            "pass use_reentrant=False: through a reentrant checkpoint no gradient of perturbations alone can be taken",
+            "pass use_reentrant=False: gradients of perturbations alone need it",
         ),
-        "an optimiser that steps when it is told to": (
+        "an optimiser that updates once per step": (
             "lomo" in str(args.optim).lower(),
             args.optim,
-            "choose another: LOMO updates in every backward, of which a step has several",
+            "choose another: LOMO updates in every backward",
         ),
         "nonfinite='keep' with fp16": (
             bool(args.fp16) and trainer.method.nonfinite == "raise",
             "nonfinite='raise'",
-            "the loss scaler's first steps overflow by design: pass dataclasses.replace(method, nonfinite='keep'), which "
-            "keeps such rows where they are and counts them, or use bf16",
+            "pass dataclasses.replace(method, nonfinite='keep'), or use bf16",
         ),
     }
     for expected, (wrong, got, advice) in refused.items():

@@ -25,7 +25,7 @@ from advvl.adapters.base import Adapter
 from advvl.adapters.outputs import read_loss
 from advvl.data.source import BatchSource
 from advvl.errors import ConfigurationError, NonFiniteError
-from advvl.fit.options import OptimizerOptions
+from advvl.fit.options import LoopOptions, OptimizerOptions
 from advvl.fit.schedules import examples_of, schedule
 from advvl.fit.shares import Count, Share, cut
 from advvl.maximizers.base import AscentState
@@ -36,7 +36,7 @@ from advvl.training import AdversarialTraining
 
 @dataclass
 class Adversary:
-    """What adversarial updates need: the method, the tasks it is for, the adapter, and what it carries along."""
+    """The parts of an adversarial update: the method, the tasks it is for, the adapter, and the state it carries."""
 
     method: AdversarialTraining
     tasks: Collection[str] | None
@@ -47,7 +47,7 @@ class Adversary:
         return self.tasks is None or batch.get("task") in self.tasks
 
     def compares_entries(self, batch: Any) -> bool:
-        """Whether a regulariser takes its mean over some entries of a batch, and not over its rows."""
+        """Return True if a regulariser takes its mean over some entries of a batch, and not over its rows."""
         return self.method.regularizer is not None and self.target.positions(batch) is not None
 
 
@@ -58,16 +58,14 @@ class Unusable(NonFiniteError):
     """
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Updater:
     """Does updates by their number; all that it changes is the model, the optimiser and what the adversary carries.
 
     Arguments:
         model, optimizer: as `accelerator.prepare` gave them.
         updates: how many the run has, for the learning rate's schedule.
-        accumulate: micro-batches of a process in an update.
         count: how many entries a batch's scalar loss is the mean of.
-        keeps_buffers: put the model's buffers back where an update is `Unusable`.
     """
 
     accelerator: Accelerator
@@ -75,12 +73,11 @@ class Updater:
     optimizer: Any
     source: BatchSource
     options: OptimizerOptions
+    loop: LoopOptions
     seed: int
     updates: int
-    accumulate: int
     count: Count | None
     adversary: Adversary | None
-    keeps_buffers: bool
     _rates: list[float] = field(init=False)
     _number: int = 0
     _losses: list[float] = field(default_factory=list)
@@ -91,17 +88,18 @@ class Updater:
 
     @property
     def parts(self) -> int:
-        return int(self.accelerator.num_processes) * self.accumulate
+        return int(self.accelerator.num_processes) * self.loop.accumulate
 
     def run(self, number: int) -> float:
-        """Do the update of that number; this process's part of its mean loss, whose sum over processes is the loss.
+        """Do the update of that number; return this process's part of its mean loss, the sum over processes.
 
-        Errors: `Unusable`, in every process, where a loss or the gradient is not finite.
+        Raises:
+            Unusable: in every process, a loss or the gradient is not finite.
         """
         factor = schedule(self.options, number, self.updates)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
-        put_back = remembered_buffers(self.model) if self.keeps_buffers else None
+        put_back = remembered_buffers(self.model) if self.loop.nonfinite == "skip" else None
         try:
             return self._learn(number, self._apply)
         except Unusable:
@@ -113,7 +111,7 @@ class Updater:
     def rehearse(self) -> None:
         """Have a resumed run reduce gradients as it did before: to be called before its state is taken up.
 
-        DDP lays its buckets out anew after the first backward of a process, by the order in which gradients came; where
+        DDP lays its buckets out again after the first backward of a process, by the order in which gradients came; where
         three or more processes sum, another layout is another order of sums and other bits. So the first update's
         backward is done again, and nothing of it kept.
         """
@@ -174,9 +172,8 @@ class Updater:
             value = share.weigh(adversary.target.loss(outputs, batch))
             if share.rows < 1 and value.ndim and adversary.compares_entries(batch):
                 raise ConfigurationError(
-                    "expected the mean loss of the entries that the regulariser compares, and count=… of them, over several "
-                    "processes or micro-batches, got one loss a row beside positions: one weight cannot serve both; give "
-                    "loss and count of those entries, or let the adapter's positions be None"
+                    "expected a mean loss and its count=…, got one loss per row beside positions; "
+                    "see docs/training-loop.md#several-processes"
                 )
             return value
 
@@ -235,7 +232,7 @@ class Updater:
         named = f"{examples[:20]}" + (f" and {len(examples) - 20} more" if len(examples) > 20 else "")
         return Unusable(
             f"expected a finite {what} in update {self._number}, got {value} of the examples {named}{self._reason}; "
-            "lower learning_rate, look at those examples, or leave such updates out by nonfinite='skip'"
+            "look at those examples, lower learning_rate, or give LoopOptions(nonfinite='skip')"
         )
 
 

@@ -81,6 +81,7 @@ def step_and_project(
     per: Per = "sample",
     mask: Tensor | None = None,
     segments: Tensor | None = None,
+    unit: Tensor | None = None,
     x: Tensor | None = None,
     box: Box | None = None,
     floor: float = 0.0,
@@ -89,19 +90,21 @@ def step_and_project(
 ) -> Stepped:
     """Step along the gradient, back into the ball, then into the box; masked positions end at exactly zero.
 
-    `rule="normalised"` moves by `step_size * grad / max(norm of grad, floor)`, `rule="sign"` by `step_size * sign(grad)`.
-    A row whose gradient is zero or not finite does not move. `box=(low, high)` bounds `x + delta`, given `x` inside it; an
+    `rule="normalised"` moves by `step_size * grad / max(norm of grad, floor)`, `"sign"` by `step_size * sign(grad)`,
+    `"plain"` by `step_size * grad`, which may lead anywhere: a step of 2**126 or more is not taken (fp64: 2**1022). A row
+    whose gradient is zero or not finite does not move. With `unit`, each row has a length by which its step size and
+    radius are multiplied. `box=(low, high)` bounds `x + delta`, given `x` inside it; an
     entry of `x` outside it moves towards it by no more than it had moved at all, so that the ball wins.
     Computed in fp32 at least, stored in the dtype of `delta`, inside the ball in that dtype. Source: specification of
     VILLA's and FreeLB's update (step, then projection), defined at zero where the published form is not.
 
     Raises:
-        ShapeError: the gradient, mask, segments or `x` do not fit the perturbation; `inplace` and a perturbation that
+        ShapeError: the gradient, mask, segments, unit or `x` do not fit the perturbation; `inplace` and a perturbation that
             shares its memory with itself (an expanded one).
         ConfigurationError: the back end is unknown or cannot do this, a number is out of its range, or a box comes
             without `x`.
     """
-    rows = Rows(norm=norm, per=per, mask=mask, segments=segments)
+    rows = Rows(norm=norm, per=per, mask=mask, segments=segments, unit=unit)
     region = Region(radius=radius, box=box, x=x)
     one = Move(delta=delta, grad=grad, step_size=step_size, rows=rows, region=region, rule=rule, floor=floor)
     return move([one], inplace=inplace, backend=backend)[0]
@@ -116,6 +119,7 @@ def project(
     per: Per = "sample",
     mask: Tensor | None = None,
     segments: Tensor | None = None,
+    unit: Tensor | None = None,
     x: Tensor | None = None,
     box: Box | None = None,
     backend: Backend = "auto",
@@ -125,11 +129,11 @@ def project(
     No entry grows: where `x` itself is outside the box, its entry turns towards the box, and the ball wins.
 
     Raises:
-        ShapeError: the mask, segments or `x` do not fit the perturbation.
+        ShapeError: the mask, segments, unit or `x` do not fit the perturbation.
         ConfigurationError: the back end is unknown or cannot do this, a number is out of its range, or a box comes
             without `x`.
     """
-    rows = Rows(norm=norm, per=per, mask=mask, segments=segments)
+    rows = Rows(norm=norm, per=per, mask=mask, segments=segments, unit=unit)
     region = Region(radius=radius, box=box, x=x)
     _check(delta, rows, region)
     return _choose(backend, [(delta, rows)]).project(delta, rows, region)
@@ -217,6 +221,8 @@ def _check(delta: Tensor, rows: Rows, region: Region) -> None:
         )
     if segments is not None and tuple(segments.shape) != shape[:1]:
         raise ShapeError(f"expected segments of shape {shape[:1]}, got {tuple(segments.shape)}")
+    if rows.unit is not None and tuple(rows.unit.shape) != (shape[:-1] if rows.per == "token" else shape[:1]):
+        raise ShapeError(f"expected a unit for each row of {shape} per {rows.per}, got {tuple(rows.unit.shape)}")
     if not region.radius >= 0:
         raise ConfigurationError(f"expected a radius of 0 or more, math.inf for none, got {region.radius!r}")
     if region.box is not None and not region.box[0] <= region.box[1]:

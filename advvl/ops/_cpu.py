@@ -39,6 +39,8 @@ def refusal(delta: Tensor, rows: Rows) -> str | None:
         return f"it is of {delta.dtype}, not of one of {_DTYPES}"
     if not delta.is_contiguous():
         return "it is not contiguous"
+    if rows.unit is not None:
+        return "its rows have units of their own, and are not scaled by one number"
     if rows.segments is not None and rows.per == "sample":
         return "it is packed, and what belongs to a sample may lie anywhere"
     return None
@@ -155,11 +157,12 @@ class _Sweep:
         fresh = out.dtype == torch.float32 and out.data_ptr() != delta.data_ptr()
         delta = self._single(delta, "delta")
         work = out if out.dtype == torch.float32 else delta
-        if one.rule == "sign":
-            direction = torch.sign(grad, out=work if fresh else self._room(grad, "sign"))
-            torch.add(delta, direction, alpha=one.step_size, out=work)
-        else:
+        if one.rule == "normalised":
             torch.addcmul(delta, grad, factors, out=work)
+        else:
+            signs = one.rule == "sign"
+            direction = torch.sign(grad, out=work if fresh else self._room(grad, "sign")) if signs else grad
+            torch.add(delta, direction, alpha=one.step_size, out=work)
         moved = self._contain(work, x, out, hidden, one.region)
         if moved is None:
             moved = self._lengths(work, hidden).values
@@ -300,8 +303,8 @@ def _factors(lengths: _Lengths, one: Move) -> Tensor | None:
     step = abs(one.step_size)
     if not math.isfinite(high):
         return None
-    if one.rule == "sign":
-        return values
+    if one.rule != "normalised":
+        return values if one.rule == "sign" or high * step < 1e30 else None
     values = values.to(torch.float64)  # the reciprocal of a subnormal overflows in fp32
     if one.floor:
         values, low, high = values.clamp(min=one.floor), max(low, one.floor), max(high, one.floor)

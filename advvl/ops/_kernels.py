@@ -6,10 +6,12 @@ is the compiler's, does not matter. A row's fp64 factor is applied as m * p, m i
 loses nothing at either end of fp32.
 
 How a result stays inside its ball. Let u = 2^-24, half a unit in the last place of fp32; e the rounding to the storage
-dtype (0 for fp32), at most 2^-11 or 2^-8; w = fl(d + fl(a h)) the moved row, h the gradient or its sign. Norms of w known
-in fp64 are exact beside u. A row outside of `limit = radius (1 - 4u)` is brought to `target = radius (1 - 10u - e)`. The
-factor rounds once, the product once, the cast once: its norm grows by at most 2u + e, and a second projection finds it
-inside. Below the normal numbers product and cast err by parts of a subnormal an entry, which the target leaves room for.
+dtype (0 for fp32), at most 2^-11 or 2^-8; w = fl(d + fl(a h)) the moved row, h the gradient or its sign and a the step
+size, over the gradient's norm where the rule normalises. A plain step, which alone knows no bound, is taken only where
+a||h|| < 2^126, and so overflows in no entry. Norms of w known in fp64 are exact beside u. A row outside of `limit =
+radius (1 - 4u)` is brought to `target = radius (1 - 10u - e)`. The factor rounds once, the product once, the cast once:
+its norm grows by at most 2u + e, and a second projection finds it inside. Below the normal numbers product and cast err
+by parts of a subnormal an entry, which the target leaves room for.
 
 A long row is not read again for ||w||: ||d||^2 + 2a<d,h> + a^2||h||^2, in fp64, is the norm of v = d + a h before its
 entries were rounded, and |w - v| <= u|v| + u(1 + u)|a h| entry by entry. Where ||v|| is at least half of ||d|| + a||h||,
@@ -24,6 +26,7 @@ import triton
 import triton.language as tl
 
 _NORMAL = tl.constexpr(2.0**-126)  # the smallest fp32 number that has all its bits
+_LONGEST_STEP = tl.constexpr(2.0**126)
 
 
 @triton.jit
@@ -106,24 +109,26 @@ def _split(factor):
 
 
 @triton.jit
-def _pace(length, step, floor, SIGN: tl.constexpr):
+def _pace(length, step, floor, RULE: tl.constexpr):
     """Return a flag for a row that moves with a gradient of this length, and the factor of its direction."""
     moves = (length > 0) & (length < float("inf"))
-    over = 1.0 if SIGN else tl.maximum(length, floor)
+    if RULE == "plain":
+        moves = moves & (tl.abs(step) * length < _LONGEST_STEP)
+    over = tl.maximum(length, floor) if RULE == "normalised" else 1.0
     m, p = _split(step / tl.where(moves, over, 1.0).to(tl.float64))
     return moves, m, p
 
 
 @triton.jit
-def _direction(g, SIGN: tl.constexpr):
-    if SIGN:
+def _direction(g, RULE: tl.constexpr):
+    if RULE == "sign":
         g = tl.where(g > 0, 1.0, tl.where(g < 0, -1.0, 0.0))
     return g
 
 
 @triton.jit
-def _moved(d, g, moves, m, p, SIGN: tl.constexpr):
-    return d + tl.where(moves, (_direction(g, SIGN) * p) * m, 0.0)
+def _moved(d, g, moves, m, p, RULE: tl.constexpr):
+    return d + tl.where(moves, (_direction(g, RULE) * p) * m, 0.0)
 
 
 @triton.jit
@@ -154,7 +159,7 @@ def rows_kernel(
     delta, grad, x, mask, out, grad_norm, finite, delta_norm,
     rows, size, each,
     step: tl.float64, floor: tl.float64, limit: tl.float64, safe: tl.float64, target: tl.float64, bound, low, high,
-    L2: tl.constexpr, SIGN: tl.constexpr, BALL: tl.constexpr,
+    L2: tl.constexpr, RULE: tl.constexpr, BALL: tl.constexpr,
     COVER: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -167,8 +172,8 @@ def rows_kernel(
     if grad is not None:
         g = _read(grad, offset, real)
         length = _length(_measure(g, L2, 1), L2)
-        moves, m, p = _pace(length, step, floor, SIGN)
-        w = _moved(w, g, moves[:, None], m[:, None], p[:, None], SIGN)
+        moves, m, p = _pace(length, step, floor, RULE)
+        w = _moved(w, g, moves[:, None], m[:, None], p[:, None], RULE)
         tl.store(grad_norm + row, length.to(tl.float32), mask=there)
         tl.store(finite + row, (length < float("inf")).to(tl.uint8), mask=there)
     if BALL and L2:
@@ -199,7 +204,7 @@ def _block(row, block, mask, size, each, COVER: tl.constexpr, BLOCK: tl.constexp
 @triton.jit
 def sums_kernel(
     delta, grad, mask, sums, size, each, blocks,
-    L2: tl.constexpr, SIGN: tl.constexpr, SLOTS: tl.constexpr, COVER: tl.constexpr, BLOCK: tl.constexpr,
+    L2: tl.constexpr, RULE: tl.constexpr, SLOTS: tl.constexpr, COVER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A block's measure of g and, with four slots, ||d||^2, <d, h> and ||h||^2."""
     program = tl.program_id(0).to(tl.int64)
@@ -211,7 +216,7 @@ def sums_kernel(
     if SLOTS == 4:
         tl.store(sums + 1, _measure(d, True, 0))
         if grad is not None:
-            h = _direction(g, SIGN)
+            h = _direction(g, RULE)
             tl.store(sums + 2, tl.sum(d.to(tl.float64) * h.to(tl.float64), 0))
             tl.store(sums + 3, _measure(h, True, 0))
 
@@ -220,7 +225,7 @@ def sums_kernel(
 def verdict_kernel(
     delta, grad, mask, out, sums, verdicts, again, size, each, blocks, parts, share,
     step: tl.float64, floor: tl.float64, limit: tl.float64, safe: tl.float64, trusted: tl.float64,
-    SIGN: tl.constexpr, COVER: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
+    RULE: tl.constexpr, COVER: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """A row's pace, its length once moved, as far as sums can tell, and whether that is in doubt.
 
@@ -232,7 +237,7 @@ def verdict_kernel(
     square = _joined(sums, row, parts, 1, 4, True, PARTS)
     longest = tl.sqrt(square)
     if grad is not None:
-        moves, m, p = _pace(_length(_joined(sums, row, parts, 0, 4, True, PARTS), True), step, floor, SIGN)
+        moves, m, p = _pace(_length(_joined(sums, row, parts, 0, 4, True, PARTS), True), step, floor, RULE)
         a = tl.cast(m, tl.float64) * tl.cast(p, tl.float64)
         dh = _joined(sums, row, parts, 2, 4, True, PARTS)
         hh = _joined(sums, row, parts, 3, 4, True, PARTS)
@@ -251,7 +256,7 @@ def verdict_kernel(
             offset, _inside, real = _block(row, block, mask, size, each, COVER, BLOCK)
             w = _read(delta, offset, real)
             if grad is not None:
-                w = _moved(w, _read(grad, offset, real), moves, m, p, SIGN)
+                w = _moved(w, _read(grad, offset, real), moves, m, p, RULE)
             part = again + (row * blocks + block) * 2
             tl.store(part, _measure(w, True, 0))
             tl.store(part + 1, _measure(w.to(out.dtype.element_ty).to(tl.float32), True, 0))
@@ -261,7 +266,7 @@ def verdict_kernel(
 def apply_kernel(
     delta, grad, x, mask, out, sums, verdicts, again, stored, size, each, blocks, parts,
     step: tl.float64, floor: tl.float64, limit: tl.float64, target: tl.float64, bound, low, high,
-    L2: tl.constexpr, SIGN: tl.constexpr, BALL: tl.constexpr,
+    L2: tl.constexpr, RULE: tl.constexpr, BALL: tl.constexpr,
     COVER: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     # Backwards: what was summed last is still in the cache.
@@ -274,9 +279,9 @@ def apply_kernel(
         m, p = tl.load(verdict).to(tl.float32), tl.load(verdict + 1).to(tl.float32)
         moves, length, doubtful = p != 0, tl.load(verdict + 2), tl.load(verdict + 3) != 0
     elif grad is not None:
-        moves, m, p = _pace(_length(_joined(sums, row, parts, 0, 1, L2, PARTS), L2), step, floor, SIGN)
+        moves, m, p = _pace(_length(_joined(sums, row, parts, 0, 1, L2, PARTS), L2), step, floor, RULE)
     if grad is not None:
-        w = _moved(w, g, moves, m, p, SIGN)
+        w = _moved(w, g, moves, m, p, RULE)
     if BALL and L2:
         over = _outside(length, limit)
         if doubtful:

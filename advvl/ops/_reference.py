@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class _Reduction:
         self.per, self.segments, self.ndim = rows.per, rows.segments, like.ndim
         count = like.shape[-1] if self.per == "token" else math.prod(like.shape[1:])
         self.size = count * (like.shape[0] if self.segments is not None and self.per == "sample" else 1)
+        self.unit = None if rows.unit is None else rows.unit.to(torch.float64)
 
     def amax(self, values: Tensor) -> Tensor:
         return self._reduce(values, lambda t, dim: t.amax(dim), "amax")
@@ -48,6 +50,10 @@ class _Reduction:
         if self.segments is not None:
             rows = rows[self.segments]
         return rows.reshape(-1, *[1] * (self.ndim - 1))
+
+    def scaled(self, number: float) -> float | Tensor:
+        """A step size or radius in the unit of every row; where there is none, the number itself."""
+        return number if self.unit is None or math.isinf(number) else number * self.unit
 
     def empty(self, like: Tensor) -> Tensor:
         return like.new_zeros(like.shape[:-1] if self.per == "token" else like.shape[:1])
@@ -78,13 +84,19 @@ def _move(one: Move) -> Stepped:
     unity = torch.ones_like(biggest)
     unit = g / over.spread(torch.where(moves, biggest, unity))  # entries of at most 1: no overflow, no underflow
     length = over.sum(unit.square()).sqrt().to(d.dtype) if norm == "l2" else unity
+    step = over.scaled(one.step_size)
     if one.rule == "sign":
         direction = g.sign()
+    elif one.rule == "plain":
+        direction = g
+        longest = biggest.double() * length * over.scaled(abs(one.step_size))
+        moves = moves & (longest < torch.finfo(d.dtype).max / 4)
     else:
         # biggest * length is the norm; one over max(norm, floor), without forming a norm that may underflow
         inverse = torch.minimum(1 / torch.where(moves, length, unity), biggest / floor if floor else unity * math.inf)
         direction = unit * over.spread(inverse)
-    d = d + (one.step_size * torch.where(over.spread(moves), direction, torch.zeros_like(direction))).to(d.dtype)
+    step = over.spread(step) if isinstance(step, Tensor) else step
+    d = d + (step * torch.where(over.spread(moves), direction, torch.zeros_like(direction))).to(d.dtype)
     d = _into(d, one.region, norm, over, rows.mask, delta.dtype)
     return Stepped(d, torch.where(biggest > 0, biggest * length, biggest), _norm(_compute(d), norm, over), finite)
 
@@ -125,13 +137,16 @@ def _l2(d: Tensor, over: _Reduction) -> Tensor:
 
 def _into(d: Tensor, region: Region, norm: Norm, over: _Reduction, mask: Tensor | None, storage: torch.dtype) -> Tensor:
     """The perturbation inside ball and box, in its storage dtype."""
-    radius, box, x = region.radius, region.box, region.x
-    if math.isfinite(radius):
-        if norm == "linf":
+    radius, box, x = over.scaled(region.radius), region.box, region.x
+    if math.isfinite(region.radius):
+        if norm == "l2":
+            d = _rescaled(d, radius, over, storage)
+        elif isinstance(radius, Tensor):
+            widths = over.spread(_not_above(radius, storage))
+            d = d.clamp(-widths, widths)
+        else:
             bound = not_above(radius, storage)
             d = d.clamp(-bound, bound)
-        else:
-            d = _rescaled(d, radius, over, storage)
     d = d.to(storage)
     return _masked(boxed(d, x, box), mask) if box is not None and x is not None else d
 
@@ -148,7 +163,7 @@ def boxed(d: Tensor, x: Tensor, box: tuple[float, float]) -> Tensor:
     return torch.where(moved > high, down, torch.where(moved < low, up, d))
 
 
-def _rescaled(d: Tensor, radius: float, over: _Reduction, storage: torch.dtype) -> Tensor:
+def _rescaled(d: Tensor, radius: float | Tensor, over: _Reduction, storage: torch.dtype) -> Tensor:
     packed = 0 if over.segments is None else d.shape[0]
     limit, target = bounds(radius, over.size, d.dtype, storage, packed=packed)
     length = _l2(d, over)
@@ -156,26 +171,44 @@ def _rescaled(d: Tensor, radius: float, over: _Reduction, storage: torch.dtype) 
     if storage != d.dtype:  # rounded to storage, a row may grow out of its ball
         outside |= _l2(_compute(d.to(storage)), over) > limit
     # A tensor over a tensor: a number over one is its product with a reciprocal, which a tiny length overflows.
-    scale = torch.where(outside, torch.full_like(length, target) / length, torch.ones_like(length))
+    targets = target if isinstance(target, Tensor) else torch.full_like(length, target)
+    scale = torch.where(outside, targets / length, torch.ones_like(length))
     return (d * over.spread(scale)).to(d.dtype)
 
 
+@overload
 def bounds(
     radius: float, size: int, wide: torch.dtype, storage: torch.dtype, *, packed: int = 0
-) -> tuple[float, float]:
+) -> tuple[float, float]: ...
+
+
+@overload
+def bounds(
+    radius: Tensor, size: int, wide: torch.dtype, storage: torch.dtype, *, packed: int = 0
+) -> tuple[Tensor, Tensor]: ...
+
+
+def bounds(
+    radius: float | Tensor, size: int, wide: torch.dtype, storage: torch.dtype, *, packed: int = 0
+) -> tuple[float | Tensor, float | Tensor]:
     """The computed norm above which a row is rescaled, and the one that it is rescaled to; see the module's docstring."""
     ulp, stored = torch.finfo(wide).eps, torch.finfo(storage)
     slack = ulp * (16 + packed / 4 if wide == torch.float64 else 1.5)  # packed rows are summed one after another
     subnormal = stored.smallest_normal * stored.eps
     rounded = subnormal if wide == torch.float64 else 0.0  # of a norm: it is kept in fp64, where no fp32 is subnormal
     target = radius * (1 - 3 * slack - 0.5 * ulp - 0.5 * stored.eps) - 0.5 * subnormal * math.sqrt(size) - 2 * rounded
-    return max(radius * (1 - slack) - rounded, 0.0), max(target, 0.0)
+    limit = radius * (1 - slack) - rounded
+    if isinstance(target, Tensor) and isinstance(limit, Tensor):
+        return limit.clamp(min=0.0), target.clamp(min=0.0)
+    return max(limit, 0.0), max(target, 0.0)
 
 
 def not_above(radius: float, storage: torch.dtype) -> float:
     """The largest number of the storage dtype that does not exceed the radius."""
-    nearest = torch.tensor(radius, dtype=storage)
-    if nearest.item() <= radius:
-        return float(nearest)
+    return float(_not_above(torch.tensor(radius, dtype=torch.float64), storage))
+
+
+def _not_above(radius: Tensor, storage: torch.dtype) -> Tensor:
+    nearest = radius.to(storage)
     bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[nearest.element_size()]
-    return float((nearest.view(bits) - 1).view(storage))
+    return torch.where(nearest > radius, (nearest.view(bits) - 1).view(storage), nearest)

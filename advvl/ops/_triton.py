@@ -70,6 +70,8 @@ def refusal(delta: Tensor, rows: Rows) -> str | None:
         return f"it computes in fp32, for {[str(dtype).removeprefix('torch.') for dtype in _DTYPES]}, not {delta.dtype}"
     if not delta.is_cuda and not (_INTERPRETED and delta.device.type == "cpu"):
         return f"it needs a CUDA tensor, not one on {delta.device}"
+    if rows.unit is not None:
+        return "its rows have units of their own, and the kernels take one radius and step size"
     for name, other in (("mask", rows.mask), ("segments", rows.segments)):
         if other is not None and other.device != delta.device:
             return f"the {name} is on {other.device}, the perturbation on {delta.device}"
@@ -144,13 +146,13 @@ def _run_rows(job: _Job, size: int) -> None:
         job.delta, job.grad, x, mask, job.out, job.grad_norm, _bytes(job.finite), job.delta_norm,
         rows, size, each,
         float(job.step_size), float(job.floor), ball.limit, ball.safe, ball.target, ball.bound, low, high,
-        L2=job.rows.norm == "l2", SIGN=job.rule == "sign", BALL=math.isfinite(job.region.radius),
+        L2=job.rows.norm == "l2", RULE=job.rule, BALL=math.isfinite(job.region.radius),
         COVER=cover, ROWS=together, SIZE=width, num_warps=_warps(together * width), **_MOVES,
     )  # fmt: skip
 
 
 def _run_blocks(job: _Job, size: int, segments: Tensor | None) -> None:
-    delta, grad, l2, sign = job.delta, job.grad, job.rows.norm == "l2", job.rule == "sign"
+    delta, grad, l2 = job.delta, job.grad, job.rows.norm == "l2"
     within = math.isfinite(job.region.radius)
     rows = delta.numel() // size
     ball = _ball(job.region.radius, delta.dtype, size if segments is None else delta.numel(), grad is not None)
@@ -171,7 +173,7 @@ def _run_blocks(job: _Job, size: int, segments: Tensor | None) -> None:
         sums = empty(slots)
         sums_kernel[grid](
             delta, grad, mask, sums, size, each, blocks,
-            L2=l2, SIGN=sign, SLOTS=slots, COVER=cover, BLOCK=width, num_warps=warps, **_SUMS,
+            L2=l2, RULE=job.rule, SLOTS=slots, COVER=cover, BLOCK=width, num_warps=warps, **_SUMS,
         )  # fmt: skip
         sums, samples = _gathered(sums, segments, l2)
     judged = float(job.step_size), float(job.floor), ball.limit
@@ -181,14 +183,14 @@ def _run_blocks(job: _Job, size: int, segments: Tensor | None) -> None:
         verdict_kernel[(rows * share,)](
             delta, grad, mask, job.out, sums, verdicts, again, size, each, blocks, parts, share,
             *judged, ball.safe, ball.trusted,
-            SIGN=sign, COVER=cover, BLOCK=width, PARTS=joins, num_warps=warps, **_MOVES,
+            RULE=job.rule, COVER=cover, BLOCK=width, PARTS=joins, num_warps=warps, **_MOVES,
         )  # fmt: skip
         again, _ = _gathered(again, segments, l2)
     if job.out is None:
         stored = empty(1)
         sums_kernel[grid](
             None, delta, mask, stored, size, each, blocks,
-            L2=l2, SIGN=False, SLOTS=1, COVER=cover, BLOCK=width, num_warps=warps, **_SUMS,
+            L2=l2, RULE="normalised", SLOTS=1, COVER=cover, BLOCK=width, num_warps=warps, **_SUMS,
         )  # fmt: skip
     else:
         stored = empty(1) if job.delta_norm is not None else None
@@ -196,7 +198,7 @@ def _run_blocks(job: _Job, size: int, segments: Tensor | None) -> None:
         apply_kernel[grid](
             delta, grad, x, mask, job.out, sums, verdicts, again, stored, size, each, blocks, parts, *judged,
             ball.target, ball.bound, low, high,
-            L2=l2, SIGN=sign, BALL=within, COVER=cover, BLOCK=width, PARTS=joins, num_warps=warps, **_MOVES,
+            L2=l2, RULE=job.rule, BALL=within, COVER=cover, BLOCK=width, PARTS=joins, num_warps=warps, **_MOVES,
         )  # fmt: skip
     if stored is not None:
         _, stored = _gathered(stored, segments, l2)

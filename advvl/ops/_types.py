@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, Protocol
 from torch import Tensor
 
 Norm = Literal["l2", "linf"]
-Rule = Literal["normalised", "sign"]
+Rule = Literal["normalised", "sign", "plain"]
 Per = Literal["sample", "token"]
 Backend = Literal["auto", "reference", "cpu", "triton"]
 Box = tuple[float, float]
@@ -24,12 +24,15 @@ class Rows:
         norm, per: which norm, and what one is taken over.
         mask: `(B, T)` bool or any leading axes of the perturbation; None: every position is real.
         segments: `(N,)` long, the sample of each row of a packed perturbation, or None.
+        unit: 0 or more, of the shape of a norm in `Stepped`: the length that step size and radius are measured in, in
+            each row; None: 1.
     """
 
     norm: Norm = "l2"
     per: Per = "sample"
     mask: Tensor | None = None
     segments: Tensor | None = None
+    unit: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -17,8 +17,8 @@ from advvl.errors import ConfigurationError, ShapeError
 from advvl.maximizers.probes import Feedback
 from advvl.passes.objective import Loss, checked_loss
 from advvl.passes.prefix import Prefix
-from advvl.perturbers.balls import Place
 from advvl.perturbers.base import Perturber
+from advvl.perturbers.places import Place
 from advvl.perturbers.starts import Start
 from advvl.runtime.randomness import forked
 
@@ -75,7 +75,8 @@ class Passes:
             raise ConfigurationError(
                 "expected no torch.inference_mode() around a step or an attack, got one; use torch.no_grad() instead"
             )
-        adapter.check_modalities(perturber.modalities)
+        self._modalities = perturber.modalities
+        adapter.check_modalities(self._modalities)
         self.adapter, self.batch, self.perturber = adapter, batch, perturber
         self._loss, self._correct, self._reduce = loss or adapter.loss, correct, reduce or _mean
         # forked before any pass, so that drawing a start leaves a replayed random state alone
@@ -106,7 +107,7 @@ class Passes:
             partial(self._begin, deltas, wants),
             self.perturber.apply,
             modalities=tuple(deltas),
-            required=self.perturber.modalities,
+            required=self._modalities,
             wants=wants,
         )
         self._stack.close()
@@ -200,7 +201,7 @@ def _verdicts(correct: object, losses: Tensor | None) -> Tensor:
         got = f"{tuple(correct.shape)} of {correct.dtype}" if isinstance(correct, Tensor) else type(correct).__name__
         raise ShapeError(
             f"expected correct to give one verdict {rows}, a bool tensor (B,), got {got}; "
-            'as in correct=lambda outputs, batch: outputs.logits.argmax(1) == batch["labels"]'
+            "as in outputs.logits.argmax(1) == labels"
         )
     return correct
 

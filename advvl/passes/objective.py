@@ -53,27 +53,24 @@ class Value:
     """An objective on one pass; every tensor holds its graph.
 
     Arguments:
-        losses: `(B,)`, or None where the loss is a single number or is not computed.
+        objective: the weights of the parts.
         task, penalty: the two parts, scalars, unweighted; None where they are not computed.
-        total: their weighted sum.
+        losses: the task loss per row `(B,)`, or None where it is a single number or is not computed.
     """
 
-    losses: Tensor | None
-    task: Tensor | None
-    penalty: Tensor | None
-    total: Tensor
+    objective: Objective
+    task: Tensor | None = None
+    penalty: Tensor | None = None
+    losses: Tensor | None = None
 
-
-def weighted(objective: Objective, losses: Tensor | None, task: Tensor | None, penalty: Tensor | None) -> Value:
-    """The value of an objective from its parts."""
-    parts = [
-        part if weight == 1 else weight * part
-        for weight, part in ((objective.task, task), (objective.penalty, penalty))
-        if part is not None
-    ]
-    if not parts:
-        raise ConfigurationError("expected a task loss or a regulariser in the objective of a pass, got neither")
-    return Value(losses, task, penalty, total(parts))
+    @property
+    def total(self) -> Tensor:
+        """The weighted sum of the parts."""
+        parts = (self.objective.task, self.task), (self.objective.penalty, self.penalty)
+        found = [part if weight == 1 else weight * part for weight, part in parts if part is not None]
+        if not found:
+            raise ConfigurationError("expected a task loss or a regulariser in the objective of a pass, got neither")
+        return total(found)
 
 
 def total(parts: Sequence[Tensor]) -> Tensor:

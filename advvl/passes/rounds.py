@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from advvl.passes import readouts
 from advvl.passes.backward import Backward, accumulate, all_found, input_gradients
 from advvl.passes.clean import CleanBranch, Comparison
 from advvl.passes.forward import Pass, Passes
-from advvl.passes.objective import Objective, Value, total, weighted
+from advvl.passes.objective import Objective, Value, total
 from advvl.passes.replay import Replay
 from advvl.passes.traces import PassTrace, Tally, Trace
 from advvl.perturbers.starts import Start, Zero
@@ -29,6 +30,7 @@ from advvl.runtime.reductions import Sync
 from advvl.runtime.states import kept_stats
 
 
+@dataclass
 class Rounds:
     """Answers the probes of a step: every pass of every round, in which parameters learn.
 
@@ -38,37 +40,27 @@ class Rounds:
         regularizers: compare passes with their references.
         climb, teach: the objective of passes that only move perturbations, and of those that parameters learn from.
         clean_weight: of the clean pass's own task loss in the parameter gradient.
-        shared: replay the first pass's randomness in every later one.
+        replay: gives every pass of a round the same randomness; None: each draws its own.
         freeze_stats: keep perturbed passes out of BatchNorm's running statistics.
         one_graph: leave the last perturbed and the clean graph in one backward.
         backward: accumulates parameter gradients; may scale its argument. None: `Tensor.backward`.
         trace: receives the record of every pass.
     """
 
-    def __init__(
-        self,
-        passes: Passes,
-        *,
-        hold_back: Sync,
-        regularizers: Sequence[Regularizer] = (),
-        climb: Objective,
-        teach: Objective,
-        clean_weight: float = 0.0,
-        shared: bool = False,
-        freeze_stats: bool = False,
-        one_graph: bool = False,
-        backward: Backward | None = None,
-        trace: Trace | None = None,
-    ) -> None:
-        self.passes, self.climb, self.teach = passes, climb, teach
-        self.regularizers, self.clean_weight = regularizers, clean_weight
-        self._replay = Replay() if shared else None
-        self._freeze_stats, self._hold_back, self._one_graph = freeze_stats, hold_back, one_graph
-        self._backward, self._trace = backward, trace
-        self._clean: CleanBranch | None = None
-        self.tally = Tally()
-        self.count = 0
-        readouts.tap(passes, regularizers)
+    passes: Passes
+    hold_back: Sync
+    regularizers: Sequence[Regularizer]
+    climb: Objective
+    teach: Objective
+    clean_weight: float
+    replay: Replay | None
+    freeze_stats: bool
+    one_graph: bool
+    backward: Backward | None
+    trace: Trace | None
+    tally: Tally = field(default_factory=Tally)
+    count: int = 0
+    _clean: CleanBranch | None = None
 
     def answer(self, probe: Probe) -> Feedback:
         """Run the pass that a probe asks for, and learn from it what its weight says.
@@ -76,45 +68,46 @@ class Rounds:
         Raises:
             ConfigurationError: one backward would have to serve two objectives.
         """
+        self._check(probe)
         if self._clean is None:
-            with self._hold_back():
+            with self.hold_back():
                 self._clean = self._clean_branch()
-        clean, objective = self._clean, self._objective(probe)
+        clean = self._clean
         if self._repeats_clean(probe, clean):
             return self._from_clean(probe, clean)
-        reduces = probe.update and (self._one_graph or not clean.needs_backward)
-        with nullcontext() if reduces else self._hold_back(), self._stats(), _graph(probe):
+        reduces = probe.update and (self.one_graph or not clean.needs_backward)
+        with nullcontext() if reduces else self.hold_back(), self._stats(), _graph(probe):
             run = self._forward(probe.deltas, wants=probe.delta_gradients)
-            value = self._value(objective, run, clean, probe)
+            value = self._value(run, clean, probe)
             gradients = self._differentiate(value, run, clean, probe)
         if probe.update:
-            if clean.needs_backward and not self._one_graph:
+            if clean.needs_backward and not self.one_graph:
                 self._finish(clean)
             self._clean = None
-            if self._replay is not None:
-                self._replay.forget()
-        self._record(tuple(probe.deltas), probe.weight, run, value.task, value.penalty, gradients, objective)
+            if self.replay is not None:
+                self.replay.forget()
+        self._record(probe.weight, run, value, gradients)
         return self.passes.feedback(run, value.losses, gradients)
 
-    def _objective(self, probe: Probe) -> Objective:
+    def _check(self, probe: Probe) -> None:
         if probe.weight and probe.delta_gradients and self.climb != self.teach:
             raise ConfigurationError(
                 "expected one objective where one backward moves perturbations and parameters, got climb and teach that "
                 "differ; use PGD"
             )
-        return self.teach if probe.weight else self.climb
 
-    def _value(self, objective: Objective, run: Pass, clean: CleanBranch, probe: Probe) -> Value:
+    def _value(self, run: Pass, clean: CleanBranch, probe: Probe) -> Value:
+        """The objective that a probe climbs or teaches, on its pass."""
+        objective = self.teach if probe.weight else self.climb
         losses, task, penalty = None, None, None
         if objective.task:
             losses, task = self.passes.task(run, objective.loss)
         else:
             self.passes.check_rows(run, None)
         if objective.penalty and clean.comparisons:
-            penalty = self._penalty(
-                clean.comparisons, run, learns=bool(probe.weight), in_one_graph=probe.update and self._one_graph
-            )
-        return weighted(objective, losses, task, penalty)
+            together = probe.update and self.one_graph
+            penalty = self._penalty(clean.comparisons, run, learns=bool(probe.weight), in_one_graph=together)
+        return Value(objective, task, penalty, losses)
 
     def _penalty(self, comparisons: Sequence[Comparison], run: Pass, *, learns: bool, in_one_graph: bool) -> Tensor:
         mask = self.passes.adapter.positions(self.passes.batch)
@@ -132,10 +125,10 @@ class Rounds:
             run.binding.begin_backward()
             return input_gradients(value.total, run, self.passes) if probe.delta_gradients else {}
         loss, refusal = probe.weight * value.total, None
-        if probe.update and self._one_graph and clean.needs_backward:
+        if probe.update and self.one_graph and clean.needs_backward:
             loss, refusal = loss + clean.pending_loss(), _CHECKPOINTED
         run.binding.begin_backward(refusal=refusal)
-        factor = accumulate(loss, self._backward, run, self.passes)
+        factor = accumulate(loss, self.backward, run, self.passes)
         clean.collect(factor)
         if not probe.delta_gradients:
             return {}
@@ -167,7 +160,7 @@ class Rounds:
             if on_clean := [one for one in found if one.regularizer.on == "clean"]:
                 penalty = self.teach.penalty * self._penalty(on_clean, run, learns=True, in_one_graph=False)
                 self.tally.add_penalty(penalty)
-        self._record((), self.clean_weight, run, task, None, {}, Objective())
+        self._record(self.clean_weight, run, Value(Objective(), task), {}, modalities=())
         comparisons = [one for one in found if one.regularizer.on == "perturbed"]
         return CleanBranch(run, task=task, task_weight=self.clean_weight, comparisons=comparisons, penalty=penalty)
 
@@ -175,7 +168,7 @@ class Rounds:
         """True if the clean pass is also the pass at zero perturbations, whose penalties and gradients of them vanish."""
         one_objective = self.climb == self.teach and self.teach.task == 1
         vanishing = all(one.reference is None and one.vanishes_at_equality for one in self.regularizers)
-        return self._replay is not None and one_objective and vanishing
+        return self.replay is not None and one_objective and vanishing
 
     def _repeats_clean(self, probe: Probe, clean: CleanBranch) -> bool:
         at_zero = all(isinstance(delta, Zero) for delta in probe.deltas.values())
@@ -186,13 +179,13 @@ class Rounds:
         run, task = clean.run, clean.task
         assert run is not None
         assert task is not None
-        with self._hold_back(), self._stats(), self.passes.adapter.bound(run.binding):
+        with self.hold_back(), self._stats(), self.passes.adapter.bound(run.binding):
             run.binding.begin_backward()
             found = clean.gradients_at_zero(self.passes) if probe.delta_gradients else {}
         gradients = {modality: found[modality] for modality in probe.deltas if modality in found}
         clean.task_weight += probe.weight
-        penalty = task.detach() * 0 if clean.comparisons else None
-        self._record(tuple(probe.deltas), probe.weight, run, task, penalty, gradients, self.teach)
+        value = Value(self.teach, task, task.detach() * 0 if clean.comparisons else None)
+        self._record(probe.weight, run, value, gradients, modalities=tuple(probe.deltas))
         return self.passes.feedback(run, None, gradients, modalities=tuple(probe.deltas))
 
     def _finish(self, clean: CleanBranch) -> None:
@@ -200,44 +193,36 @@ class Rounds:
         assert clean.run is not None
         with torch.enable_grad(), self._stats(), self.passes.adapter.bound(clean.run.binding):
             clean.run.binding.begin_backward()
-            accumulate(clean.pending_loss(), self._backward, clean.run, self.passes)
+            accumulate(clean.pending_loss(), self.backward, clean.run, self.passes)
 
     def _forward(self, deltas: Mapping[str, Tensor | Start], *, wants: bool) -> Pass:
         self.count += 1
-        unverified = self._replay is not None and self._replay.prepare(self.passes)
+        unverified = self.replay is not None and self.replay.prepare(self.passes)
         run = self.passes.forward(deltas, wants=wants)
-        if unverified and self._replay is not None:
-            self._replay.verify(self.passes, run)
+        if unverified and self.replay is not None:
+            self.replay.verify(self.passes, run)
         return run
 
     def _stats(self) -> AbstractContextManager[None]:
         """Around all but the clean pass's forward, since a backward may run a forward again."""
-        return kept_stats(self.passes.adapter.model) if self._freeze_stats else nullcontext()
+        return kept_stats(self.passes.adapter.model) if self.freeze_stats else nullcontext()
 
     def _record(
         self,
-        modalities: tuple[str, ...],
         weight: float,
         run: Pass,
-        task: Tensor | None,
-        penalty: Tensor | None,
+        value: Value,
         gradients: Mapping[str, Tensor],
-        objective: Objective,
+        *,
+        modalities: tuple[str, ...] | None = None,
     ) -> None:
         """Count a pass in, and hand its record to the trace."""
-        logits = None if self._trace is None else self.passes.logits_if_any(run.outputs)
-        seen = PassTrace(
-            modalities,
-            weight,
-            _detached(logits),
-            _detached(task),
-            _detached(penalty),
-            {modality: run.leaves[modality].detach() for modality in modalities},
-            {modality: gradient.detach() for modality, gradient in gradients.items()},
-        )
-        self.tally.add(seen, objective)
-        if self._trace is not None:
-            self._trace(seen)
+        self.tally.add(weight, value)
+        if self.trace is not None:
+            leaves = {m: leaf.detach() for m, leaf in run.leaves.items() if modalities is None or m in modalities}
+            parts = self.passes.logits_if_any(run.outputs), value.task, value.penalty
+            logits, task, penalty = (None if part is None else part.detach() for part in parts)
+            self.trace(PassTrace(tuple(leaves), weight, logits, task, penalty, leaves, gradients))
 
 
 _CHECKPOINTED = (
@@ -246,10 +231,6 @@ _CHECKPOINTED = (
     "itself does, where it cannot be told which of them it belongs to; checkpoint only layers above the site, or train "
     "without a regulariser through the clean branch"
 )
-
-
-def _detached(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach()
 
 
 def _graph(probe: Probe) -> AbstractContextManager[object]:

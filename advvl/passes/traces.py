@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from advvl.passes.objective import Objective
+from advvl.passes.objective import Value
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,11 @@ class Tally:
         """The whole objective; None before a pass with a weight."""
         return _plus(self.task_loss, self.regularization)
 
-    def add(self, seen: PassTrace, objective: Objective) -> None:
-        """Count a pass in."""
-        if seen.weight:
-            self.task_loss = _plus(self.task_loss, _times(seen.weight * objective.task, seen.task_loss))
-            self.regularization = _plus(
-                self.regularization, _times(seen.weight * objective.penalty, seen.regularization)
-            )
+    def add(self, weight: float, value: Value) -> None:
+        """Count in a pass of this weight."""
+        if weight:
+            self.task_loss = _plus(self.task_loss, _times(weight * value.objective.task, value.task))
+            self.regularization = _plus(self.regularization, _times(weight * value.objective.penalty, value.penalty))
 
     def add_penalty(self, penalty: Tensor) -> None:
         """Count in a penalty that belongs to no perturbed pass."""

@@ -7,31 +7,49 @@ ascent a modality. Neither keeps a perturbation: those belong to the step or att
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
-from typing import get_args
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from advvl.checks import is_number
 from advvl.errors import ConfigurationError
-from advvl.ops import Box, Rule, Stepped
-from advvl.perturbers.balls import Ball, Place
+from advvl.ops import Box
+from advvl.perturbers.balls import Ball, Linf
 from advvl.perturbers.base import Memory, Moved, Perturber
+from advvl.perturbers.places import Place
+from advvl.perturbers.rules import Direction, StatefulRule
 from advvl.perturbers.starts import Start, Zero
+
+
+class StepMemory(NamedTuple):
+    """The memory of an ascent from step to step: how many it has taken, and its rule's state."""
+
+    steps: int = 0
+    state: Any = None
+
+
+class AscentStep(NamedTuple):
+    """A perturbation after a step, and the memory for the next one."""
+
+    delta: Tensor
+    memory: StepMemory
 
 
 @dataclass(frozen=True)
 class Ascent:
-    """How one modality moves.
+    """The way one modality moves.
 
     Arguments:
         ball: where its perturbation stays.
         step_size: length of an ascent step in the ball's norm, in the units of the embedding; with `rule="sign"` the
-            size of each entry's step, so that under L2 a row moves by step_size·√entries.
+            size of each entry's step, so that under L2 a row moves by step_size·√entries. A function of the step's number,
+            from 0, such as `Decay(0.1, rate=0.5)`, makes it change on the way.
         start: where it begins; brought into the ball and the box.
-        rule: `"normalised"` by the ball's own norm (Linf: `g / max|g|`, as published), or `"sign"`.
+        rule: `"normalised"` by the ball's own norm (Linf: `g / max|g|`, as published), `"sign"`, or a rule with a state,
+            `Momentum(…)` or `Adam(…)`. None: the sign in attacks under Linf, normalised elsewhere.
         box: (low, high) bounds of the perturbed tensor itself, for pixels, which have to be inside; one outside stays
             outside by what the ball does not allow, and an `Attack` refuses it.
         floor: published guard under the gradient's norm (1e-8 in VILLA and FreeLB); 0: a gradient of any size
@@ -41,13 +59,15 @@ class Ascent:
     Raises:
         ConfigurationError: a negative, NaN, infinite or (unless allowed) zero step size; a negative floor; an empty
             box; an unknown rule.
+
+    With `relative` in the ball, step size and start are in the unit of its radius.
     """
 
     ball: Ball
     _: KW_ONLY
-    step_size: float
+    step_size: float | Callable[[int], float]
     start: Start = Zero()  # noqa: RUF009 - frozen, and the same for all
-    rule: Rule = "normalised"
+    rule: Literal["normalised", "sign"] | StatefulRule | None = None
     box: Box | None = None
     floor: float = 0.0
     allow_zero_step: bool = False
@@ -57,15 +77,17 @@ class Ascent:
             raise ConfigurationError(f"expected a ball such as L2(radius), got {self.ball!r}")
         if not isinstance(self.start, Start):
             raise ConfigurationError(f"expected a start such as Uniform(0.1), got {self.start!r}")
-        if not is_number(self.step_size) or not (0 <= self.step_size < math.inf):
+        if not callable(self.step_size) and not _is_size(self.step_size):
             raise ConfigurationError(f"expected a finite step size above 0, got {self.step_size!r}")
         if self.step_size == 0 and not self.allow_zero_step:
             raise ConfigurationError(
                 "expected a step size above 0, got 0, with which the perturbation never moves; "
                 "pass allow_zero_step=True if that is meant"
             )
-        if self.rule not in get_args(Rule):
-            raise ConfigurationError(f"expected rule to be one of {get_args(Rule)}, got {self.rule!r}")
+        if not isinstance(self.rule, StatefulRule) and self.rule not in (None, "normalised", "sign"):
+            raise ConfigurationError(
+                f"expected rule to be 'normalised', 'sign', None or a rule such as Momentum(), got {self.rule!r}"
+            )
         if not is_number(self.floor) or not (0 <= self.floor < math.inf):
             raise ConfigurationError(f"expected a floor of 0 or more, got {self.floor!r}")
         if self.box is not None and not _is_box(self.box):
@@ -73,13 +95,36 @@ class Ascent:
 
     def begin(self, start: Start, place: Place, generator: torch.Generator | None) -> Tensor:
         """The first perturbation at `place`, inside the ball and the box, zero at masked positions."""
-        return self.ball.project(start.make(self.ball, place, generator), place, box=self.box)
+        first = start.make(self.ball, place, generator)
+        # zero is in every ball, and a box moves no entry away from it
+        return first if isinstance(start, Zero) else self.ball.project(first, place, box=self.box)
 
-    def step(self, delta: Tensor, grad: Tensor, place: Place) -> Stepped:
-        """One ascent step and the projection after it."""
-        return self.ball.step(
-            delta, grad, place, step_size=self.step_size, rule=self.rule, floor=self.floor, box=self.box
+    def step(self, delta: Tensor, grad: Tensor, place: Place, memory: StepMemory = StepMemory()) -> AscentStep:  # noqa: B008
+        """One ascent step and the projection after it; `memory` is what the last step returned.
+
+        Raises:
+            ConfigurationError: a schedule that gives no step size of 0 or more.
+        """
+        if isinstance(self.rule, StatefulRule):
+            way = self.rule.direction(grad, memory.state, self.ball, place)
+        else:
+            way = Direction(grad, self.rule or "normalised", None)
+        stepped = self.ball.step(
+            delta, way.along, place, step_size=self._size(memory.steps), rule=way.rule, floor=self.floor, box=self.box
         )
+        return AscentStep(stepped.delta, StepMemory(memory.steps + 1, way.state))
+
+    def for_attack(self) -> Ascent:
+        """The same, with the rule that None stands for in an attack."""
+        return replace(self, rule="sign") if self.rule is None and isinstance(self.ball, Linf) else self
+
+    def _size(self, step: int) -> float:
+        if not callable(self.step_size):
+            return self.step_size
+        size = self.step_size(step)
+        if not _is_size(size):
+            raise ConfigurationError(f"expected a finite step size of 0 or more for step {step}, got {size!r}")
+        return size
 
 
 class EmbeddingPerturber(Perturber):
@@ -122,13 +167,25 @@ class EmbeddingPerturber(Perturber):
         places: Mapping[str, Place],
         memory: Memory,
     ) -> Moved:
-        moved = {m: self.ascents[m].step(deltas[m], gradient, places[m]).delta for m, gradient in gradients.items()}
-        return Moved(moved, memory)
+        moved, kept = {}, dict(memory)
+        for modality, gradient in gradients.items():
+            before = kept.get(modality, StepMemory())
+            moved[modality], kept[modality] = self.ascents[modality].step(
+                deltas[modality], gradient, places[modality], before
+            )
+        return Moved(moved, kept)
 
     def norms(self, deltas: Mapping[str, Tensor], places: Mapping[str, Place]) -> dict[str, Tensor]:
         return {
             modality: self.ascents[modality].ball.norms(delta, places[modality]) for modality, delta in deltas.items()
         }
+
+    def for_attack(self) -> EmbeddingPerturber:
+        return EmbeddingPerturber(**{modality: ascent.for_attack() for modality, ascent in self.ascents.items()})
+
+
+def _is_size(value: object) -> bool:
+    return is_number(value) and 0 <= value < math.inf  # type: ignore[operator]
 
 
 def _is_box(box: Box) -> bool:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar, get_args
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,27 +18,16 @@ from advvl import ops
 from advvl.checks import is_number
 from advvl.errors import ConfigurationError
 from advvl.ops import Box, Norm, Per, Rule, Stepped
+from advvl.perturbers.places import Place as Place
+from advvl.perturbers.places import delta_dtype
 
-
-@dataclass(frozen=True)
-class Place:
-    """Where a perturbation lives: the tensor it is added to and what belongs to whom in it.
-
-    Arguments:
-        x: the unperturbed tensor at the site, `(B, T, D)` or any `(B, ...)`, or `(N, ...)` packed; detached.
-        mask: `(B, T)` bool, True at real positions, or None where all are real.
-        segments: `(N,)` long, the sample of each row of a packed tensor, or None.
-        examples: `(N,)` long, the example of each row where one has several, each in a ball of its own, or None.
-    """
-
-    x: Tensor
-    mask: Tensor | None = None
-    segments: Tensor | None = None
-    examples: Tensor | None = None
+Relative = Literal["row", "batch"]
 
 
 class Ball(ABC):
     """A set that perturbations stay in, with the steepest ascent of its norm."""
+
+    per: Per = "sample"
 
     @abstractmethod
     def step(
@@ -66,13 +55,20 @@ class Ball(ABC):
     def spread(self, magnitude: float, place: Place) -> Tensor | float:
         """The half-width of a uniform random start of this magnitude, broadcastable against `place.x`."""
 
+    def unit(self, place: Place) -> Tensor | float:
+        """The length that radius, step size and starts are measured in, broadcastable against `place.x`."""
+        del place
+        return 1.0
+
 
 @dataclass(frozen=True)
-class _FusedBall(Ball):
-    """A ball that `ops` knows: it has only to say its norm."""
+class _NormBall(Ball):
+    """A ball of a norm that `ops` computes."""
 
     radius: float = math.inf
     per: Per = "sample"
+    _: KW_ONLY
+    relative: bool | Relative = False
 
     norm: ClassVar[Norm]
 
@@ -83,6 +79,10 @@ class _FusedBall(Ball):
             raise ConfigurationError(f"expected a radius of 0 or more (math.inf: no bound), got {self.radius!r}")
         if self.per not in get_args(Per):
             raise ConfigurationError(f"expected per to be one of {get_args(Per)}, got {self.per!r}")
+        if not isinstance(self.relative, bool) and self.relative not in get_args(Relative):
+            raise ConfigurationError(
+                f"expected relative to be a bool or one of {get_args(Relative)}, got {self.relative!r}"
+            )
 
     def step(
         self,
@@ -105,6 +105,7 @@ class _FusedBall(Ball):
             per=self.per,
             mask=place.mask,
             segments=place.segments,
+            unit=self._units(place),
             x=place.x if box else None,
             box=box,
             floor=floor,
@@ -118,6 +119,7 @@ class _FusedBall(Ball):
             per=self.per,
             mask=place.mask,
             segments=place.segments,
+            unit=self._units(place),
             x=place.x if box else None,
             box=box,
         )
@@ -125,17 +127,32 @@ class _FusedBall(Ball):
     def norms(self, delta: Tensor, place: Place) -> Tensor:
         return ops.norms(delta, norm=self.norm, per=self.per, mask=place.mask, segments=place.segments)
 
+    def unit(self, place: Place) -> Tensor | float:
+        units = self._units(place)
+        return 1.0 if units is None else place.spread(units, self.per).to(delta_dtype(place.x))
+
+    def _units(self, place: Place) -> Tensor | None:
+        """The unit of each row, as `ops` takes it; None: 1."""
+        if not self.relative:
+            return None
+        means = place.mean_norms(over_batch=self.relative == "batch")
+        if self.per == "sample":
+            return means
+        return place.spread(means, "sample").expand(*place.x.shape[:-1], 1).squeeze(-1)
+
 
 @dataclass(frozen=True)
-class L2(_FusedBall):
+class L2(_NormBall):
     """The Euclidean ball; its steepest step is `g / ‖g‖`.
 
     Arguments:
         radius: in the units of the embedding; `math.inf` (no bound) is what VILLA's released configurations use.
         per: what one norm is taken over.
+        relative: measure the radius, and with it step sizes and starts, in mean L2 norms of the real positions of the
+            tensor at the site: of each sample (True or `"row"`), or of the whole batch in this process (`"batch"`).
 
     Raises:
-        ConfigurationError: a negative or NaN radius, an unknown `per`.
+        ConfigurationError: a negative or NaN radius, an unknown `per` or `relative`.
     """
 
     norm: ClassVar[Norm] = "l2"
@@ -144,29 +161,30 @@ class L2(_FusedBall):
         """FreeLB's `magnitude / √(length · D)`, so that a start is never longer than `magnitude`."""
         x = place.x
         if self.per == "token":
-            return magnitude / math.sqrt(max(x.shape[-1], 1))
+            return magnitude / math.sqrt(max(x.shape[-1], 1)) * self.unit(place)
         real = place.mask if place.mask is not None else x.new_ones(x.shape[:1])
         length = real.flatten(1).sum(1) if real.ndim > 1 else real
-        length = length.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+        length = length.to(delta_dtype(x))
         if place.segments is not None:
-            length = torch.zeros_like(length).index_add(0, place.segments, length)[place.segments]
+            length = torch.zeros_like(length).index_add(0, place.segments, length)
         entries = (length * math.prod(x.shape[real.ndim :])).clamp(min=1)
-        return (magnitude / entries.sqrt()).reshape(-1, *[1] * (x.ndim - 1))
+        return place.spread(magnitude / entries.sqrt(), "sample") * self.unit(place)
 
 
 @dataclass(frozen=True)
-class Linf(_FusedBall):
+class Linf(_NormBall):
     """The ball of the largest entry; its step is `g / max|g|` as VILLA publishes it, or `sign(g)` by `rule="sign"`.
 
     Arguments:
         radius: in the units of the embedding; `math.inf`: no bound.
         per: what one norm is taken over.
+        relative: as in `L2`.
 
     Raises:
-        ConfigurationError: a negative or NaN radius, an unknown `per`.
+        ConfigurationError: a negative or NaN radius, an unknown `per` or `relative`.
     """
 
     norm: ClassVar[Norm] = "linf"
 
     def spread(self, magnitude: float, place: Place) -> Tensor | float:
-        return magnitude
+        return magnitude * self.unit(place)

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from advvl.errors import ShapeError
 from advvl.ops import Box
-from advvl.perturbers.balls import Place
+from advvl.perturbers.places import Place
 from advvl.perturbers.starts import Start
 
-Memory = Mapping[str, Any]  # modality to what its rule keeps from step to step
+Memory = Mapping[str, Any]  # modality to what it keeps from step to step: numbers of steps, states of rules
 
 
 class Moved(NamedTuple):
-    """The perturbations after an ascent step, and what stateful rules keep for the next one."""
+    """The perturbations after an ascent step, and the memory for the next one."""
 
     deltas: dict[str, Tensor]
     memory: Memory
@@ -40,6 +40,10 @@ class Perturber(ABC):
         """The bounds of a modality's perturbed tensor, which an attack holds its input to; None: no bounds."""
         del modality
         return None
+
+    def for_attack(self) -> Perturber:
+        """The perturber as an attack uses it, where that differs from training."""
+        return self
 
     @abstractmethod
     def begin(self, modality: str, start: Start, place: Place, generator: torch.Generator | None) -> Tensor:
@@ -68,7 +72,7 @@ class Perturber(ABC):
         Arguments:
             deltas, gradients: modality to tensors of one shape, that of the site's tensor.
             places: where each perturbation lives.
-            memory: what the last call returned, `{}` in the first; only stateful rules put anything in it.
+            memory: what the last call returned, `{}` in the first; entries of modalities without a gradient are kept.
 
         Returns:
             The moved perturbations, and the memory for the next call.
@@ -82,11 +86,15 @@ class Perturber(ABC):
     def apply(self, modality: str, place: Place, x: Tensor, delta: Tensor) -> Tensor:
         """The site's tensor under the perturbation: x + δ, added in the wider precision of both and cast once.
 
+        The one place where a perturbation meets a tensor, so a discrete codebook Q(x + δ) (DAT) or one δ for the whole batch
+        (`UniversalPerturber`) overrides this alone. Called in every forward of the site, and again where activation
+        checkpointing runs it again, so the result may depend on nothing but the arguments.
+
         Arguments:
             modality: one of `modalities`.
             place: where the perturbation lives: the detached tensor, its mask and samples.
             x: the tensor at the site, `(B, …)`, with its graph.
-            delta: the perturbation, a leaf of the pass's graph.
+            delta: the perturbation, a leaf of the pass's graph, as `begin` and `move` give it.
 
         Returns:
             A tensor of the shape and dtype of `x`, differentiable in `x` and `delta`.

@@ -13,12 +13,9 @@ from torch import Tensor
 
 from advvl.checks import is_number
 from advvl.errors import ConfigurationError, ShapeError
-from advvl.perturbers.balls import Ball, Place
-
-
-def delta_dtype(x: Tensor) -> torch.dtype:
-    """The dtype a perturbation of `x` is kept in: fp64 for fp64, else fp32, whatever `x` is stored as."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+from advvl.perturbers.balls import Ball
+from advvl.perturbers.places import Place, delta_dtype
+from advvl.runtime.randomness import on_device
 
 
 class Start(ABC):
@@ -51,7 +48,9 @@ class Zero(Start):
 
 @dataclass(frozen=True)
 class Uniform(Start):
-    """Start uniformly in ±magnitude (Linf), or in ±magnitude/√(length·D) (L2: never longer than the magnitude; FreeLB).
+    """Start uniformly in ±magnitude (Linf), or in ±magnitude/√(length·D) (L2: never longer than the magnitude).
+
+    The latter is FreeLB's start, and NEFTune's noise; the length counts real positions.
 
     Raises:
         ConfigurationError: a magnitude that is negative or not finite.
@@ -85,8 +84,7 @@ class Normal(Start):
         _check_magnitude("scale", self.scale)
 
     def make(self, ball: Ball, place: Place, generator: torch.Generator | None) -> Tensor:
-        del ball
-        return _draw(torch.randn, place.x, generator) * self.scale
+        return _draw(torch.randn, place.x, generator) * self.scale * ball.unit(place)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +129,6 @@ def _check_magnitude(name: str, value: float) -> None:
 
 
 def _draw(sampler: Callable[..., Tensor], x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Numbers drawn on the generator's own device, so that a CPU generator serves a model on a GPU."""
-    device = generator.device if generator is not None else x.device
-    return sampler(x.shape, generator=generator, device=device, dtype=delta_dtype(x)).to(x.device)
+    """Numbers drawn where `x` is; see `on_device` for what another device's generator gives."""
+    there = None if generator is None else on_device(generator, x.device)
+    return sampler(x.shape, generator=there, device=x.device, dtype=delta_dtype(x))

@@ -4,6 +4,7 @@ from advvl.recipes.fare import fare as fare
 from advvl.recipes.free_at import free_at as free_at
 from advvl.recipes.freelb import freelb as freelb
 from advvl.recipes.lxmert_adv import lxmert_adv as lxmert_adv
+from advvl.recipes.neftune import neftune as neftune
 from advvl.recipes.pgd import pgd as pgd
 from advvl.recipes.smart import smart as smart
 from advvl.recipes.tecoa import tecoa as tecoa

@@ -1,4 +1,4 @@
-"""What several recipes are made of."""
+"""Parts that several recipes share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from advvl.adapters.outputs import Outputs, field
 from advvl.errors import ConfigurationError
-from advvl.ops import Box, Norm, Rule
+from advvl.ops import Box, Norm
 from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
 from advvl.perturbers.balls import L2, Ball, Linf
 from advvl.perturbers.starts import Start
@@ -38,8 +38,8 @@ def perturber_of(step_sizes: dict[str, float], ball: Ball, start: Start) -> Embe
 
 def steepest(norm: Norm, radius: float, *, step_size: float, start: Start, box: Box | None = None) -> Ascent:
     """An ascent by the steepest step of its norm: the gradient's sign under Linf, its direction under L2."""
-    rule: Rule = "sign" if norm == "linf" else "normalised"
-    return Ascent(ball_of(norm, radius), step_size=step_size, start=start, rule=rule, box=box)
+    ball = ball_of(norm, radius)
+    return Ascent(ball, step_size=step_size, start=start, rule="sign" if norm == "linf" else "normalised", box=box)
 
 
 def image_embedding(outputs: Outputs) -> Tensor:
@@ -52,6 +52,6 @@ def image_embedding(outputs: Outputs) -> Tensor:
         if isinstance(found := field(outputs, name), Tensor):
             return found
     raise ConfigurationError(
-        f"expected outputs with image_embeds or pooler_output, got {type(outputs).__name__}; pass reads=…, the name of the "
-        "module that gives the embedding, or a function of the outputs"
+        f"expected outputs with image_embeds or pooler_output, got {type(outputs).__name__}; pass reads=…, a "
+        "module's name or a function of the outputs"
     )

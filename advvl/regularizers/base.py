@@ -95,7 +95,7 @@ def check_sides(clean: Tensor, perturbed: Tensor, mask: Tensor | None, what: str
         raise ShapeError(f"expected a mask of shape {tuple(clean.shape[:-1])}, got {tuple(mask.shape)}")
     if mask is not None and mask.is_floating_point():
         raise ShapeError(
-            f"expected a mask of bool or of whole numbers 0/1, True or 1 for the rows that count, got {mask.dtype}; "
+            f"expected a mask of bool or 0/1, True or 1 for rows that count, got {mask.dtype}; "
             "compare an additive mask with 0, as in mask == 0"
         )
 

@@ -98,7 +98,7 @@ class AdapterOff(Reference):
         if peft is None:
             raise ConfigurationError(
                 f"expected a PEFT model for AdapterOff(), got {type(model).__name__} without an adapter; "
-                "wrap it by peft.get_peft_model, or use Frozen.copy_of(model)"
+                "use Frozen.copy_of(model)"
             )
         with kept_modes(model), kept_requires_grad(model), peft.disable_adapter():
             model.eval()

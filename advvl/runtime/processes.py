@@ -46,6 +46,14 @@ def process_mean(value: Tensor) -> Tensor:
     return mean
 
 
+def first_process(value: Tensor) -> Tensor:
+    """The value that process 0 has of a tensor of one shape in all of them, such as a random start that they share."""
+    value = value.detach().clone()
+    if process_count() > 1:
+        dist.broadcast(value, 0)
+    return value
+
+
 def share(count: Tensor) -> Tensor:
     """The factor of a mean over this process's own entries that makes it count as its entries do among all.
 

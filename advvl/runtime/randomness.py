@@ -60,6 +60,18 @@ def forked(generator: torch.Generator | None) -> torch.Generator:
     return torch.Generator().manual_seed(int(torch.randint(2**62, ())))
 
 
+def on_device(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    """A generator that draws on `device`: this one, or one seeded there by the next number that this one draws.
+
+    Drawing 256x3x224x224 numbers on a CPU and copying them takes a GPU's step many times over. The price: one seed gives the
+    same numbers on every device of a kind, but other ones on a CPU than on a GPU.
+    """
+    if generator.device == device:
+        return generator
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    return torch.Generator(device).manual_seed(int(seed))
+
+
 def derive_seed(seed: int, *words: str | int) -> int:
     """Derive a seed below 2**63 for one purpose of a run, different from that of any other purpose, number or run."""
     digest = hashlib.sha256(repr((seed, *words)).encode()).digest()

@@ -185,6 +185,7 @@ def test_an_injection_says_that_its_site_was_not_called() -> None:
 DYNAMO = "ignore:The .grad attribute of a Tensor that is not a leaf"  # it reads that itself
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(DYNAMO)
 @pytest.mark.parametrize("way", ["wrapper", "method", "part"])
 def test_a_model_that_was_compiled_and_run_before_it_was_adapted_is_told_so(way: str) -> None:
@@ -220,6 +221,7 @@ def test_a_model_that_was_compiled_and_run_before_it_was_adapted_is_told_so(way:
         assert not torch.equal(compiled(ids), clean)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_that_goes_round_its_site_is_not_blamed_for_being_compiled() -> None:
     torch.compiler.reset()
     model = torch.compile(Skips().double(), backend="eager")
@@ -229,6 +231,7 @@ def test_a_compiled_model_that_goes_round_its_site_is_not_blamed_for_being_compi
         attack(Adapter(model, {"text": "words"}), toy_batch(), "text")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(DYNAMO)
 @pytest.mark.parametrize("way", ["wrapper", "through", "part"])
 def test_a_model_that_is_adapted_before_it_is_compiled_gives_the_same(way: str) -> None:
@@ -276,6 +279,7 @@ def test_several_times_do_not_matter_at_a_site_that_nobody_perturbs() -> None:
     assert train(adapted(Tied), toy_batch(), "image", regularizer=SymmetricKL())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(DYNAMO)
 def test_one_time_of_several_is_the_same_when_compiled() -> None:
     torch.compiler.reset()
@@ -737,7 +741,7 @@ def test_reentrant_checkpointing_of_transformers_is_right_or_refused() -> None:
         expected = train(plain, sentences(), "text", regularizer=regularizer)
         close(train(words, sentences(), "text", regularizer=regularizer), expected)
     alone = (
-        r"expected activation checkpointing that gives gradients of perturbations alone, got .* use_reentrant=True betw"
+        r"expected activation checkpointing that gives gradients of perturbations alone, got .*use_reentrant=True above"
     )
     with pytest.raises(SiteError, match=alone):
         Attack(perturber("text"), PGD(1), train_mode=True)(words, sentences())

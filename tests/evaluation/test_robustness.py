@@ -90,6 +90,7 @@ def toy_curve(
     return curve.scores
 
 
+@pytest.mark.slow
 def test_the_accuracy_of_a_linear_model_with_two_answers_is_exactly_the_known_one() -> None:
     target = linear(classes=2)
     batch = examples(target)
@@ -104,6 +105,7 @@ def test_the_accuracy_of_a_linear_model_with_two_answers_is_exactly_the_known_on
     assert curve.clean.mean() == (margins > 0).double().mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [3, 5])
 def test_with_more_answers_no_example_falls_that_cannot_and_each_falls_that_clearly_can(classes: int) -> None:
     target = linear(classes=classes)
@@ -225,6 +227,7 @@ def test_a_soft_score_falls_to_the_lowest_that_an_attack_reaches() -> None:
     assert curve.scores[1].tolist() == [0.3]
 
 
+@pytest.mark.slow
 def test_examples_are_the_same_in_one_batch_and_in_several() -> None:
     target = linear()
     batch = examples(target)

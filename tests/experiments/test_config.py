@@ -17,7 +17,8 @@ from advvl.errors import ConfigurationError
 from advvl.evaluation.protocol import EvaluationOptions
 from advvl.experiments.config import Layer, build, fingerprint, identity, leaves, plain, read_yaml, to_yaml
 from advvl.experiments.flags import parse
-from advvl.experiments.options import PRESETS, AdversaryOptions, DataOptions, ExperimentOptions, ModelOptions
+from advvl.experiments.options import DataOptions
+from advvl.experiments.uniter_options import PRESETS, AdversaryOptions, UniterOptions, UniterSize
 from advvl.fit.options import OptimizerOptions
 
 
@@ -209,7 +210,7 @@ def as_flags(values: dict[str, Any], path: str = "") -> list[str]:
 
 
 @pytest.fixture
-def unusual() -> ExperimentOptions:
+def unusual() -> UniterOptions:
     """No field of it, but for those that have their own flags, is what it is by default."""
     adversary = AdversaryOptions(
         steps=5, modalities="together", text_step=0.2, image_step=0.1, text_radius=1, image_radius=2.5, kl_weight=0,
@@ -219,10 +220,10 @@ def unusual() -> ExperimentOptions:
         epochs=3, batch_size=8, learning_rate=1, weight_decay=0, schedule="linear", warmup=0, clip=math.inf,
         betas=(0.5, 0.75),
     )  # fmt: skip
-    return ExperimentOptions(
+    return UniterOptions(
         preset="evidence", stage="finetune", methods=("villa",), seeds=(0, 1, 2), output="out", checkpoint="c.pt",
         resume=True, device="cpu", threads=1,
-        model=ModelOptions(
+        model=UniterSize(
             hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, dropout=0.0
         ),
         data=DataOptions(
@@ -237,18 +238,18 @@ def unusual() -> ExperimentOptions:
     )  # fmt: skip
 
 
-def test_the_experiment_round_trips_through_yaml(unusual: ExperimentOptions, tmp_path: Path) -> None:
-    assert build(ExperimentOptions, read_yaml(written(tmp_path, to_yaml(unusual)))) == unusual
+def test_the_experiment_round_trips_through_yaml(unusual: UniterOptions, tmp_path: Path) -> None:
+    assert build(UniterOptions, read_yaml(written(tmp_path, to_yaml(unusual)))) == unusual
 
 
-def test_the_experiment_round_trips_through_flags(unusual: ExperimentOptions) -> None:
+def test_the_experiment_round_trips_through_flags(unusual: UniterOptions) -> None:
     values = plain(unusual) | {"seeds": 3}
-    assert parse(ExperimentOptions, as_flags(values), presets=PRESETS) == unusual
+    assert parse(UniterOptions, as_flags(values), presets=PRESETS) == unusual
 
 
 def test_the_short_flags_of_the_experiment() -> None:
     arguments = ["--seeds", "3", "--method", "villa", "--method", "standard,freelb", "--resume", "--stage", "finetune"]
-    options = parse(ExperimentOptions, arguments)
+    options = parse(UniterOptions, arguments)
     assert options.seeds == (0, 1, 2)
     assert options.methods == ("villa", "standard", "freelb")
     assert options.resume
@@ -257,14 +258,14 @@ def test_the_short_flags_of_the_experiment() -> None:
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_every_preset_is_a_configuration(name: str) -> None:
-    assert parse(ExperimentOptions, ["--preset", name], presets=PRESETS).preset == name
+    assert parse(UniterOptions, ["--preset", name], presets=PRESETS).preset == name
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        pytest.param(lambda: ModelOptions(hidden_size=10, num_attention_heads=4), id="heads"),
-        pytest.param(lambda: ModelOptions(dropout=1.0), id="dropout"),
+        pytest.param(lambda: UniterSize(hidden_size=10, num_attention_heads=4), id="heads"),
+        pytest.param(lambda: UniterSize(dropout=1.0), id="dropout"),
         pytest.param(lambda: DataOptions(captions=0), id="no-captions"),
         pytest.param(lambda: OptimizerOptions(epochs=0), id="no-epochs"),
         pytest.param(lambda: OptimizerOptions(learning_rate=math.nan), id="nan-rate"),
@@ -277,9 +278,9 @@ def test_every_preset_is_a_configuration(name: str) -> None:
         pytest.param(lambda: EvaluationOptions(radii=(1.0, 0.5)), id="descending-radii"),
         pytest.param(lambda: EvaluationOptions(objectives=()), id="no-objective"),
         pytest.param(lambda: EvaluationOptions(examples=0), id="no-examples"),
-        pytest.param(lambda: ExperimentOptions(methods=("villa", "villa")), id="method-twice"),
-        pytest.param(lambda: ExperimentOptions(seeds=()), id="no-seed"),
-        pytest.param(lambda: ExperimentOptions(output=""), id="no-output"),
+        pytest.param(lambda: UniterOptions(methods=("villa", "villa")), id="method-twice"),
+        pytest.param(lambda: UniterOptions(seeds=()), id="no-seed"),
+        pytest.param(lambda: UniterOptions(output=""), id="no-output"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(make: Any) -> None:
@@ -287,13 +288,14 @@ def test_options_that_make_no_sense_are_refused(make: Any) -> None:
         make()
 
 
+@pytest.mark.slow
 def test_the_fingerprint_is_the_same_in_another_process_and_whatever_the_order_of_keys(tmp_path: Path) -> None:
-    values = plain(ExperimentOptions())
+    values = plain(UniterOptions())
     reordered = {key: values[key] for key in sorted(values, reverse=True)}
-    here = fingerprint(ExperimentOptions())
-    assert fingerprint(build(ExperimentOptions, Layer("a", json.loads(json.dumps(reordered))))) == here
-    modules = "advvl.experiments.config", "advvl.experiments.options"
-    code = "; ".join([*(f"from {module} import *" for module in modules), "print(fingerprint(ExperimentOptions()))"])
+    here = fingerprint(UniterOptions())
+    assert fingerprint(build(UniterOptions, Layer("a", json.loads(json.dumps(reordered))))) == here
+    modules = "advvl.experiments.config", "advvl.experiments.uniter_options"
+    code = "; ".join([*(f"from {module} import *" for module in modules), "print(fingerprint(UniterOptions()))"])
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert there.stdout.strip() == here
 
@@ -310,9 +312,9 @@ def test_the_fingerprint_changes_with_every_field_that_is_part_of_the_identity()
     assert "where" not in identity(Outer())
 
 
-def test_a_run_in_another_place_or_of_more_seeds_has_the_same_identity(unusual: ExperimentOptions) -> None:
+def test_a_run_in_another_place_or_of_more_seeds_has_the_same_identity(unusual: UniterOptions) -> None:
     kept = {item.name: getattr(unusual, item.name) for item in fields(unusual) if item.metadata.get("identity", True)}
-    assert fingerprint(ExperimentOptions(**kept)) == fingerprint(unusual)
+    assert fingerprint(UniterOptions(**kept)) == fingerprint(unusual)
     assert set(identity(unusual)) == set(kept) >= {"model", "data", "finetune", "evaluation", "checkpoint"}
 
 
@@ -324,4 +326,4 @@ def test_leaves_carry_the_default_that_the_enclosing_dataclass_gives() -> None:
 
 def test_options_are_values() -> None:
     with pytest.raises(FrozenInstanceError):
-        ExperimentOptions().threads = 3  # type: ignore[misc]
+        UniterOptions().threads = 3  # type: ignore[misc]

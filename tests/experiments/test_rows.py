@@ -1,38 +1,49 @@
-"""The rows of the table: what each starts from and costs."""
+"""The rows of UNITER's table: what each starts from and costs."""
 
 from __future__ import annotations
-
-from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from support.toy import toy, toy_batch
 
-from advvl.experiments.options import AdversaryOptions, ExperimentOptions
-from advvl.experiments.rows import adversary_of, rows_of, training_of, update_cost, updates_of
+from advvl.experiments.experiment import Row
+from advvl.experiments.uniter_options import AdversaryOptions, UniterOptions
+from advvl.experiments.uniter_rows import rows_of, training_of, update_cost
 
-OPTIONS = ExperimentOptions()
+
+def started(rows: list[Row]) -> list[tuple[str, str | None]]:
+    return [(row.name, row.start.name if row.start else None) for row in rows]
 
 
 def test_every_method_has_its_rows_and_stage_one_rows_of_its_own() -> None:
-    assert [(row.name, row.start) for row in rows_of(("standard", "freelb", "villa"))] == [
-        ("standard", "standard"),
-        ("standard, equal compute", "standard"),
-        ("freelb", "standard"),
-        ("villa", "standard"),
-        ("villa pre-training, standard", "adversarial"),
-        ("villa pre-training, villa", "adversarial"),
+    assert started(rows_of(UniterOptions())) == [
+        ("adversarial pre-training", None),
+        ("standard pre-training", None),
+        ("standard", "standard pre-training"),
+        ("standard, equal compute", "standard pre-training"),
+        ("freelb", "standard pre-training"),
+        ("villa", "standard pre-training"),
+        ("villa pre-training, standard", "adversarial pre-training"),
+        ("villa pre-training, villa", "adversarial pre-training"),
     ]
-    assert [row.key for row in rows_of(("freelb",))] == ["freelb"]
+    assert [row.key for row in rows_of(UniterOptions(methods=("freelb",)))] == ["pretrained-standard", "freelb"]
+
+
+def test_a_half_of_the_experiment_is_the_rows_of_its_stage() -> None:
+    both = started(rows_of(UniterOptions()))
+    assert started(rows_of(UniterOptions(stage="pretrain"))) == both[:2]
+    assert started(rows_of(UniterOptions(stage="finetune"))) == both[2:]
 
 
 def test_a_given_checkpoint_replaces_stage_one_and_its_rows() -> None:
-    rows = rows_of(("standard", "villa"), given=True)
-    assert [(row.name, row.start) for row in rows] == [
-        ("standard", "given"),
-        ("standard, equal compute", "given"),
-        ("villa", "given"),
+    rows = rows_of(UniterOptions(methods=("standard", "villa"), checkpoint="there/c.pt"))
+    assert started(rows) == [("standard", "c.pt"), ("standard, equal compute", "c.pt"), ("villa", "c.pt")]
+
+
+def test_files_are_called_as_the_table_has_it_in_hyphens() -> None:
+    assert [Row(name).key for name in ("Standard, equal compute", "PGD: 10 steps")] == [
+        "standard-equal-compute",
+        "pgd-10-steps",
     ]
 
 
@@ -63,13 +74,19 @@ def test_an_update_costs_its_forwards_and_backwards(adversary: AdversaryOptions 
 
 
 def test_equal_compute_takes_as_many_updates_as_cost_what_villas_cost() -> None:
-    plain, equal = rows_of(("standard",))[:2]
-    options = replace(OPTIONS, villa=AdversaryOptions(steps=3, modalities="in turn", dropout="shared"))
-    assert updates_of(plain, options, 100) == 100
-    assert updates_of(equal, options, 100) == round(100 * 16 / 3)
+    villa = AdversaryOptions(steps=3, modalities="in turn", dropout="shared")
+    rows = {row.name: row for row in rows_of(UniterOptions(villa=villa))}
+    assert rows["standard"].updates == 1
+    assert rows["standard, equal compute"].updates == 16 / 3
+    assert rows["standard, equal compute"].cost == rows["villa"].cost == 16
 
 
 def test_each_row_perturbs_as_its_own_options_say() -> None:
-    options: Any = replace(OPTIONS, villa=AdversaryOptions(steps=2), freelb=AdversaryOptions(steps=4))
-    found = {row.name: adversary_of(row, options) for row in rows_of(("standard", "freelb", "villa"))}
-    assert [adversary and adversary.steps for adversary in found.values()] == [None, None, 4, 2, None, 2]
+    options = UniterOptions(
+        villa=AdversaryOptions(steps=2),
+        freelb=AdversaryOptions(steps=4),
+        pretrain_adversary=AdversaryOptions(steps=5),
+    )
+    methods = [row.method for row in rows_of(options)]
+    found = [None if method is None else method.maximizer.steps for method in methods]  # type: ignore[attr-defined]
+    assert found == [5, None, None, None, 4, 2, None, 2]

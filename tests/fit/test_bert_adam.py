@@ -200,11 +200,11 @@ def test_the_house_schedule_is_never_zero_and_differs_by_one_updates_rise_at_mos
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": -1.0}, "lr of 0 or more, got -1.0"),
-        ({"lr": math.nan}, "lr of 0 or more, got nan"),
-        ({"lr": 1.0, "eps": 0.0}, "eps above 0, got 0.0"),
-        ({"lr": 1.0, "weight_decay": math.inf}, "weight_decay of 0 or more, got inf"),
-        ({"lr": 1.0, "betas": (0.9, 1.0)}, r"betas in \[0, 1\), got \(0.9, 1.0\)"),
+        ({"lr": -1.0}, "lr to be a finite number of 0 or more, got -1.0"),
+        ({"lr": math.nan}, "lr to be a finite number of 0 or more, got nan"),
+        ({"lr": 1.0, "eps": 0.0}, "eps to be a finite number above 0, got 0.0"),
+        ({"lr": 1.0, "weight_decay": math.inf}, "weight_decay to be a finite number of 0 or more, got inf"),
+        ({"lr": 1.0, "betas": (0.9, 1.0)}, r"betas to be 2 numbers in \[0, 1\), got \(0.9, 1.0\)"),
     ],
 )
 def test_numbers_out_of_range_are_refused(options: dict[str, float], message: str) -> None:

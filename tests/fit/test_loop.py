@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from accelerate.utils import DistributedType
 from support.spawn import environment
 from torch import Tensor, nn
 
+import advvl.fit.checks
 import advvl.fit.loop
 from advvl import (
     L2,
@@ -41,7 +42,7 @@ from advvl.errors import CheckpointError, ConfigurationError, DataError, NonFini
 from advvl.files import read_torch, write_torch
 from advvl.fit.checkpoints import Checkpoints
 from advvl.fit.loop import FitResult, fit
-from advvl.fit.options import OptimizerOptions
+from advvl.fit.options import LoopOptions, OptimizerOptions
 from advvl.fit.schedules import examples_of, parameter_groups, schedule, updates_per_epoch
 from advvl.fit.signals import deferred_signals
 from advvl.runtime.randomness import derive_seed
@@ -99,12 +100,14 @@ def toy() -> Toy:
         return Toy()
 
 
+LOOP = {item.name for item in fields(LoopOptions)}
+
+
 def run(model: nn.Module, source: Source | None = None, **arguments: Any) -> FitResult:
-    return fit(
-        model,
-        Source() if source is None else source,
-        **{"options": OPTIONS, "seed": 3, "accelerator": Accelerator(cpu=True), **arguments},
-    )
+    """`fit` with arguments and options of the loop side by side."""
+    usual = {"options": OPTIONS, "seed": 3, "accelerator": Accelerator(cpu=True)}
+    loop = LoopOptions(**{name: arguments.pop(name) for name in LOOP & set(arguments)})
+    return fit(model, Source() if source is None else source, **{**usual, "loop": loop, **arguments})
 
 
 def bits(model: nn.Module) -> bytes:
@@ -346,7 +349,7 @@ def test_micro_batches_leave_what_the_whole_batch_leaves(kind: str, accumulate: 
 
 
 def test_means_over_words_of_several_micro_batches_have_to_be_counted() -> None:
-    with pytest.raises(ConfigurationError, match=r"one loss a row \(B,\), or count="):
+    with pytest.raises(ConfigurationError, match=r"one loss per row \(B,\), or count="):
         run(Words(), accumulate=2)
     with pytest.raises(DataError, match=r"count\(batch\) of 1 or more in each part of an update, got less in 2"):
         run(Words(), accumulate=2, count=lambda batch: 0)
@@ -366,7 +369,7 @@ def test_losses_that_are_neither_one_nor_one_a_row_are_refused_in_micro_batches(
     [
         ({"accumulate": 0}, "accumulate to be a whole number of 1 or more, got 0"),
         ({"accumulate": 5}, "1 processes times 5 micro-batches, got 4"),
-        ({"nonfinite": "keep"}, "nonfinite to be 'raise' or 'skip', got 'keep'"),
+        ({"nonfinite": "keep"}, "nonfinite to be one of raise, skip, got 'keep'"),
         ({"accumulate": 2, "method": "free-at"}, r"accumulate=1 with 3 updates a batch \(FreeAT\), got 2"),
     ],
     ids=["none", "too many", "policy", "free-at"],
@@ -378,9 +381,30 @@ def test_what_makes_no_sense_is_refused(arguments: dict[str, Any], said: str) ->
         run(toy(), **arguments)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"accumulate": True},
+        {"accumulate": "2"},
+        {"skip_limit": 0},
+        {"checkpoint_seconds": -1.0},
+        {"checkpoint_seconds": math.nan},
+        {"progress": 1},
+        {"description": ""},
+        {"line": -1},
+    ],
+    ids=str,
+)
+def test_options_of_the_loop_out_of_range_or_of_another_type_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=f"expected {next(iter(wrong))} to be .*, got "):
+        LoopOptions(**wrong)
+
+
 def test_an_accelerator_that_accumulates_by_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Accelerator, "gradient_accumulation_steps", 4)
-    with pytest.raises(ConfigurationError, match="gradient_accumulation_steps=1, got 4; give accumulate=4"):
+    with pytest.raises(
+        ConfigurationError, match=r"gradient_accumulation_steps=1, got 4; give LoopOptions\(accumulate=4\)"
+    ):
         run(toy())
 
 
@@ -397,7 +421,7 @@ def test_an_accelerator_that_does_not_know_of_the_processes_is_refused(
     """As Accelerator() is on CPUs under torchrun: every process would train alone, and write over the others' files."""
     accelerator = Accelerator(cpu=True)
     if how == "group":
-        monkeypatch.setattr(advvl.fit.loop, "process_count", lambda: 2)
+        monkeypatch.setattr(advvl.fit.checks, "process_count", lambda: 2)
     else:
         monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigurationError, match=r"knows of all 2 processes, got one of 1.* Accelerator\(cpu=True\)"):
@@ -536,7 +560,7 @@ def test_a_penalty_over_other_entries_than_the_loss_is_refused_where_batches_are
         return target
 
     run(toy(), method=METHODS["villa"], target=located, updates=1)
-    with pytest.raises(ConfigurationError, match="one loss a row beside positions"):
+    with pytest.raises(ConfigurationError, match="one loss per row beside positions"):
         run(toy(), method=METHODS["villa"], target=located, updates=1, accumulate=2)
 
 
@@ -918,6 +942,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["file", "directory"])
 @pytest.mark.parametrize("moment", [*MOMENTS, *map(str, DELAYS)])
 def test_a_process_killed_outright_resumes_to_the_same_bits(killed: Path, moment: str, store: str) -> None:

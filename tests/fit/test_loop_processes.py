@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,12 @@ from advvl.errors import CheckpointError, ConfigurationError, DataError, NonFini
 from advvl.files import read_torch, write_torch
 from advvl.fit.checkpoints import Checkpoints
 from advvl.fit.loop import FitResult, fit
-from advvl.fit.options import OptimizerOptions
+from advvl.fit.options import LoopOptions, OptimizerOptions
 from advvl.fit.schedules import examples_of
 from advvl.models.uniter.model import UniterConfig
 from advvl.tasks.uniter.pretraining import UniterForPretraining, loss_entries
+
+pytestmark = pytest.mark.slow  # several processes
 
 OPTIONS = OptimizerOptions(epochs=2, batch_size=6, learning_rate=0.05, clip=1.0)
 EXAMPLES, UPDATES = 26, 8
@@ -136,7 +138,10 @@ def train(
 ) -> tuple[Toy, FitResult, Source]:
     model, source = toy(words=words, dropout=dropout), source or Source()
     usual = {"options": OPTIONS, "seed": 3, "optimizer": sgd, "accelerator": Accelerator(cpu=True)}
-    return model, fit(model, source, **{**usual, **arguments}), source
+    loop = LoopOptions(
+        **{item.name: arguments.pop(item.name) for item in fields(LoopOptions) if item.name in arguments}
+    )
+    return model, fit(model, source, **{**usual, "loop": loop, **arguments}), source
 
 
 def found(model: nn.Module, result: FitResult, source: Source) -> dict[str, Any]:
@@ -517,7 +522,7 @@ def test_perturbations_carried_by_other_processes_start_anew_and_say_so(folder: 
         "newer": r"format 2 in .*newer\.pt', got format 99, written by a newer advvl",
         "truncated": r"whole PyTorch file .*truncated\.pt",
         "empty": r"count\(batch\) of 1 or more in each part of an update, got less in 1",
-        "uncounted": r"one loss a row \(B,\), or count=",
+        "uncounted": r"one loss per row \(B,\), or count=",
         "too small": r"2 processes times 4 micro-batches, got 6",
     }.items(),
 )

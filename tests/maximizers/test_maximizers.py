@@ -33,7 +33,8 @@ from advvl import (
     Zero,
 )
 from advvl.errors import ConfigurationError, ShapeError
-from advvl.maximizers.probes import Probes, merged
+from advvl.maximizers.probes import Probes
+from advvl.perturbers import Decay, Momentum
 from advvl.perturbers.starts import Carried
 
 SHAPES = {"text": (3, 5, 2), "image": (3, 4, 7)}
@@ -97,21 +98,9 @@ class Recorder:
         probe = next(generator)
         while True:
             try:
-                probe = generator.send(self.answers(probe))
+                probe = generator.send(self.answer(probe))
             except StopIteration as stop:
                 return stop.value
-
-    def answers(self, probe: Probe) -> Feedback:
-        """Pass by pass where modalities are perturbed apart, as the driver may do it."""
-        if not probe.apart:
-            return self.answer(probe)
-        last = list(probe.deltas)[-1]
-        return merged(
-            [
-                self.answer(replace(probe, deltas={m: delta}, update=probe.update and m == last, apart=False))
-                for m, delta in probe.deltas.items()
-            ]
-        )
 
     @property
     def modalities(self) -> list[tuple[str, ...]]:
@@ -391,6 +380,24 @@ def test_a_maximiser_climbs_along_the_gradient(maximizer: InnerMaximizer) -> Non
 
 
 @pytest.mark.parametrize("maximizer", EVERY, ids=repr)
+def test_a_maximiser_hands_the_memory_of_rules_from_move_to_move(maximizer: InnerMaximizer) -> None:
+    """A gradient in each modality's first pass alone: by momentum it goes on, by steps that halve."""
+    first = 2 if "in turn" in repr(maximizer) and isinstance(maximizer, FreeLB) else 1
+    ascent = Ascent(Linf(), step_size=Decay(STEP, rate=0.5), rule=Momentum())
+    who = EmbeddingPerturber(text=ascent, image=ascent)
+
+    def gradient(modality: str, count: int) -> float:
+        alone = "in turn" in repr(maximizer) and isinstance(maximizer, PGD)
+        return float(count == 4 if alone and modality == "image" else count < first)
+
+    recorder = Recorder(who, gradient=gradient)
+    recorder.run(maximizer, state=AscentState())
+    for modality in SHAPES:
+        heights = [height[modality] for height in recorder.heights if modality in height]
+        assert heights[:3] == [0.0, STEP, 1.5 * STEP]
+
+
+@pytest.mark.parametrize("maximizer", EVERY, ids=repr)
 def test_a_maximiser_closes_when_its_driver_fails(maximizer: InnerMaximizer) -> None:
     recorder = Recorder(perturber())
     probes = maximizer.probes(recorder.who, state=AscentState())
@@ -434,7 +441,7 @@ def test_what_a_maximiser_is_sent_depends_neither_on_the_weight_nor_on_the_loss_
             for last in (False, True):
                 feedback = yield Probe(deltas, weight=self.weight, update=last)
                 self.sent.append(feedback)
-                deltas = feedback.move(perturber)
+                deltas = feedback.move(perturber).deltas
             return deltas
 
     step = Ascent(L2(), step_size=1.0, floor=100.0)  # far above the gradient's norm: the move is the gradient
@@ -472,16 +479,18 @@ def test_an_unknown_end_is_refused() -> None:
         PGD(2, keep="worst")
 
 
-def test_moves_are_left_in_the_feedback_for_whoever_reports() -> None:
+def test_a_move_is_returned_and_leaves_the_feedback_as_it_was() -> None:
     who = EmbeddingPerturber(text=Ascent(L2(), step_size=0.1))
     feedback = Recorder(who).answer(Probe({"text": Zero()}))
     moved = feedback.move(who)
-    assert torch.equal(feedback.stepped["text"].delta, moved["text"])
-    torch.testing.assert_close(feedback.stepped["text"].delta_norm, torch.full((3,), 0.1, dtype=torch.float64))
+    assert not feedback.deltas["text"].any()
+    norms = who.norms(moved.deltas, feedback.places)["text"]
+    torch.testing.assert_close(norms, torch.full((3,), 0.1, dtype=torch.float64))
+    assert moved.memory["text"].steps == 1
 
 
 def test_keeping_the_best_says_how_to_get_a_loss_a_row() -> None:
     target = toy()
     target.loss = lambda outputs, batch: outputs["loss"].mean()
-    with pytest.raises(ConfigurationError, match="reduction='none' in"):
+    with pytest.raises(ConfigurationError, match="with reduction='none'"):
         Attack(perturber(), PGD(1, keep="best"))(target, toy_batch())

@@ -11,6 +11,7 @@ from torch import Tensor
 from advvl import L2, Ascent, EmbeddingPerturber, Place, ops
 from advvl.errors import ConfigurationError, ShapeError
 from advvl.ops import Stepped
+from advvl.perturbers.ascents import AscentStep, StepMemory
 
 
 def stepped(delta: Tensor, **options: Any) -> Stepped:
@@ -78,8 +79,8 @@ def test_several_perturbations_in_one_call_are_as_one_by_one() -> None:
 
 
 class Still(Ascent):
-    def step(self, delta: Tensor, grad: Tensor, place: Place) -> Stepped:
-        return super().step(delta, torch.zeros_like(grad), place)
+    def step(self, delta: Tensor, grad: Tensor, place: Place, memory: StepMemory = StepMemory()) -> AscentStep:  # noqa: B008
+        return super().step(delta, torch.zeros_like(grad), place, memory)
 
 
 class Loose(L2):
@@ -90,5 +91,5 @@ class Loose(L2):
 @pytest.mark.parametrize("ascent", [Still(L2(), step_size=0.5), Ascent(Loose(), step_size=0.5)], ids=["ascent", "ball"])
 def test_a_step_of_ones_own_is_taken(ascent: Ascent) -> None:
     delta, place = torch.ones(2, 3), Place(torch.zeros(2, 3))
-    moved = EmbeddingPerturber(text=ascent).move({"text": delta}, {"text": torch.ones(2, 3)}, {"text": place})
-    assert torch.equal(moved["text"].delta, delta)
+    moved = EmbeddingPerturber(text=ascent).move({"text": delta}, {"text": torch.ones(2, 3)}, {"text": place}, {})
+    assert torch.equal(moved.deltas["text"], delta)

@@ -25,6 +25,7 @@ from advvl.ops import _cpu, _reference
 DTYPES = list(TOLERANCE)
 NORMS = ["l2", "linf"]
 PERS = ["sample", "token"]
+RULES = ["normalised", "sign", "plain"]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 each_norm = pytest.mark.parametrize("norm", NORMS)
 each_per = pytest.mark.parametrize("per", PERS)
@@ -157,7 +158,7 @@ def test_a_projected_row_is_inside_the_ball_in_its_storage_dtype(on: On, case: C
 @repeatable
 @given(
     case=cases(),
-    rule=st.sampled_from(["normalised", "sign"]),
+    rule=st.sampled_from(RULES),
     relative=st.sampled_from([0.3, 1 - 1e-3, 1 - 1e-4, 1 - 1e-7, 1.0, 1 + 1e-7, 7.0]),
     from_zero=st.booleans(),
 )
@@ -379,7 +380,7 @@ def test_no_gradient_is_too_small_or_too_large_to_step_along(on: On, norm: str, 
 @each_norm
 @each_per
 @each_dtype
-@pytest.mark.parametrize("rule", ["normalised", "sign"])
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("floor", [0.0, 1e-8], ids=["no-floor", "floor"])
 def test_a_zero_gradient_does_not_move(
     on: On, norm: str, per: str, dtype: torch.dtype, rule: str, floor: float
@@ -476,7 +477,7 @@ def test_without_a_floor_a_tiny_gradient_steps_as_far_as_a_large_one(on: On, nor
 
 
 @repeatable
-@given(case=cases(masked=True), rule=st.sampled_from(["normalised", "sign"]))
+@given(case=cases(masked=True), rule=st.sampled_from(RULES))
 def test_a_masked_position_is_exactly_zero_whatever_its_gradient(on: On, case: Case, rule: str) -> None:
     grad = case.grad.clone()
     grad[~case.mask] = math.nan
@@ -618,6 +619,74 @@ def test_a_step_is_the_plain_formula(on: On, norm: str, per: str) -> None:
     torch.testing.assert_close(stepped.delta_norm, size(stepped.delta).reshape(rows), rtol=1e-12, atol=0.0)
     signed = on.step_and_project(delta, grad, rule="sign", **options)
     torch.testing.assert_close(signed.delta, into(delta + step_size * grad.sign()), rtol=1e-12, atol=0.0)
+    plain = on.step_and_project(delta, grad, rule="plain", **options)
+    torch.testing.assert_close(plain.delta, into(delta + step_size * grad), rtol=1e-12, atol=0.0)
+
+
+@each_norm
+@each_per
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
+def test_a_plain_step_too_long_to_be_stored_is_not_taken(on: On, norm: str, per: str, dtype: torch.dtype) -> None:
+    delta = randn(2, 3, 5, dtype=dtype)
+    grad = torch.ones_like(delta)
+    grad[0] = torch.finfo(dtype).max / 20
+    for radius in (1e3, math.inf):
+        stepped = on.step_and_project(delta, grad, step_size=9.0, norm=norm, per=per, rule="plain", radius=radius)
+        assert torch.equal(stepped.delta[0], delta[0])
+        torch.testing.assert_close(stepped.delta[1], delta[1] + 9, rtol=1e-6, atol=0.0)
+        assert stepped.finite.all()
+
+
+# --- rows with units of their own ---
+
+
+@each_norm
+@each_per
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("radius", [0.05, 0.4, math.inf])
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_step_size_and_radius_are_in_the_unit_of_each_row(
+    norm: str, per: str, rule: str, radius: float, packed: bool
+) -> None:
+    """Each row comes out as it does with the two numbers multiplied by its unit."""
+    delta, grad, mask = 0.2 * randn(4, 3, 5), randn(4, 3, 5, seed=1), torch.rand(4, 3, generator=generator()) > 0.3
+    owners = torch.tensor([1, 0, 1, 3]) if packed else torch.arange(4)
+    units = torch.tensor([0.0, 0.5, 1.0, 7.0], dtype=torch.float64)
+    place = {"norm": norm, "per": per, "rule": rule, "mask": mask, "segments": owners if packed else None}
+    unit = units if per == "sample" else units[owners][:, None].expand(4, 3)
+    got = ops.step_and_project(delta, grad, step_size=0.1, radius=radius, unit=unit, **place)
+    del place["rule"]
+    still = ops.project(delta, radius=radius, unit=unit, **place)
+    for sample, factor in enumerate(units.tolist()):
+        bound = radius * factor if math.isfinite(radius) else radius
+        rows = owners == sample
+        alone = ops.step_and_project(delta, grad, step_size=0.1 * factor, radius=bound, rule=rule, **place)
+        torch.testing.assert_close(got.delta[rows], alone.delta[rows], rtol=1e-12, atol=1e-15)
+        kept = ops.project(delta, radius=bound, **place)
+        torch.testing.assert_close(still[rows], kept[rows], rtol=1e-12, atol=0.0)
+
+
+@repeatable
+@given(case=cases(), rule=st.sampled_from(RULES), seed=st.integers(0, 99))
+def test_a_row_is_inside_the_ball_of_its_own_unit_in_its_storage_dtype(case: Case, rule: str, seed: int) -> None:
+    rows = case.delta.shape[:-1] if case.per == "token" else case.delta.shape[:1]
+    unit = 3 * torch.rand(rows, generator=generator(seed), dtype=torch.float64)
+    stepped = ops.step_and_project(
+        case.delta, case.grad, step_size=0.3, radius=case.radius, unit=unit, rule=rule, **case.place
+    )
+    order: dict[tuple[int, ...], None] = dict.fromkeys(case.rows)
+    for norm, row in zip(case.exact_norms(stepped.delta), order, strict=True):
+        assert norm <= case.radius * unit[row].item()
+    again = ops.project(stepped.delta, radius=case.radius, unit=unit, **case.place)
+    assert torch.equal(again, stepped.delta)
+
+
+def test_a_unit_is_one_number_for_each_row() -> None:
+    delta = torch.ones(2, 3, 5)
+    with pytest.raises(ShapeError, match=r"expected a unit for each row of \(2, 3, 5\) per token, got \(2,\)"):
+        ops.project(delta, radius=1.0, per="token", unit=torch.ones(2))
+    with pytest.raises(ConfigurationError, match="'cpu': its rows have units of their own"):
+        ops.project(delta, radius=1.0, unit=torch.ones(2), backend="cpu")
 
 
 # --- law 5: gradients that are not finite ---
@@ -625,7 +694,7 @@ def test_a_step_is_the_plain_formula(on: On, norm: str, per: str) -> None:
 
 @each_norm
 @each_per
-@pytest.mark.parametrize("rule", ["normalised", "sign"])
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan], ids=str)
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 def test_a_row_with_a_gradient_that_is_not_finite_keeps_its_delta(
@@ -807,10 +876,11 @@ def assert_agree(got: ops.Stepped, expected: ops.Stepped, *, reach: float) -> No
     assert torch.equal(got.finite, expected.finite)
 
 
+@pytest.mark.slow
 @repeatable
 @given(
     case=cases(),
-    rule=st.sampled_from(["normalised", "sign"]),
+    rule=st.sampled_from(RULES),
     relative=st.sampled_from([0.3, 1.0, 7.0]),
     floor=st.sampled_from([0.0, 1e-8, 1.0]),
 )

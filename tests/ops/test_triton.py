@@ -42,6 +42,7 @@ each_path = pytest.mark.parametrize("triton_ops", ["rows", "blocks"], indirect=T
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(GPU or INTERPRETED, reason="they run in this process")
 def test_the_kernels_pass_these_tests_under_the_interpreter() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
@@ -69,6 +70,7 @@ def test_every_launch_compiles_for_a_gpu(norm: ops.Norm, longest: int, monkeypat
     _triton.move([Move(delta=delta, grad=delta.float(), step_size=0.1, rows=rows, region=boxed)], inplace=True)
     one = Move(delta=delta[:1, :1], grad=delta[:1, :1], step_size=0.1, rows=Rows(norm=norm, per="token"), rule="sign")
     _triton.move([one], inplace=False)
+    _triton.move([replace(one, rule="plain", region=Region(radius=1.0))], inplace=False)
     _triton.project(delta.float(), Rows(norm=norm, segments=torch.tensor([0, 0])), Region(radius=1.0))
     short = delta[..., :100].float()
     _triton.project(short, Rows(norm=norm, segments=torch.tensor([0, 0])), Region(radius=1.0))
@@ -190,6 +192,7 @@ def test_the_kernels_do_what_the_reference_does(
     boxed = replace(one, region=replace(ball, x=x.to(dtype), box=(-0.2, 0.25)))  # x is outside it in places
     check(triton_ops, device, plain)
     check(triton_ops, device, replace(plain, region=ball, rule="sign"))
+    check(triton_ops, device, replace(plain, region=ball, rule="plain"))
     check(triton_ops, device, boxed)
     check_still(triton_ops, device, boxed)
 
@@ -230,6 +233,7 @@ def test_packed_rows_move_with_their_sample(
     check(triton_ops, device, replace(one, region=Region(radius=0.3)))
     check_still(triton_ops, device, replace(one, region=Region(radius=0.3)))
     check(triton_ops, device, replace(one, rule="sign"))
+    check(triton_ops, device, replace(one, rule="plain", region=Region(radius=0.3)))
     grad[3, 2] = math.nan
     got = check(triton_ops, device, replace(one, region=Region(radius=9.0)))
     assert got.finite.tolist() == [True, True, False, True, True]
@@ -277,6 +281,23 @@ def test_gradients_of_any_size_give_the_step_of_the_reference(
         assert torch.equal(got.delta[6:], still[6:])
         assert not torch.equal(got.delta[5], still[5])
     assert got.finite.tolist() == [True] * 7 + [False] * 2
+
+
+@each_path
+@each_norm
+@pytest.mark.parametrize("radius", [0.5, math.inf])
+def test_a_plain_step_is_of_the_gradients_own_size(
+    triton_ops: ModuleType, device: str, norm: ops.Norm, radius: float
+) -> None:
+    """One row a size; too long a step is not taken."""
+    sizes = torch.tensor([1e-44, 1e-30, 1e-9, 1.0, 1e10, 1e30, 1.0, 3e37])
+    delta, grad = 0.2 * randn(8, 19), randn(8, 19, seed=1).clamp(-9, 9) * sizes.unsqueeze(1)
+    grad[6, 3] = math.nan
+    one = Move(delta=delta, grad=grad, step_size=9.0, rows=Rows(norm=norm), rule="plain", region=Region(radius=radius))
+    got = check(triton_ops, device, one, size=1e-30)
+    still = triton_ops.project(delta.to(device), one.rows, one.region)
+    assert torch.equal(got.delta[6:], still[6:])
+    assert got.finite.tolist() == [True] * 6 + [False, True]
 
 
 @each_path
@@ -466,6 +487,7 @@ def test_what_it_cannot_do_is_refused_with_the_reason(triton_ops: ModuleType, de
     assert "meta" in triton_ops.refusal(delta.to("meta"), Rows())
     assert "the mask is on meta" in triton_ops.refusal(delta, Rows(mask=elsewhere))
     assert "the segments is on meta" in triton_ops.refusal(delta, Rows(segments=elsewhere.long()))
+    assert "units of their own" in triton_ops.refusal(delta, Rows(unit=torch.ones(2, device=device)))
     with pytest.raises(ConfigurationError, match=r"'triton': it computes in fp32.*float64; available: \['reference'"):
         ops.norms(delta.double(), backend="triton")
     assert torch.equal(ops.norms(delta + 1, norm="linf", backend="triton"), torch.ones(2, device=device))

@@ -23,7 +23,7 @@ from support.distributed_cases import (
     model_of,
     part,
 )
-from support.spawn import attempt, results, shared_results
+from support.spawn import attempt, shared_results
 from support.toy import ToyModel, toy_batch, toy_sites
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -34,6 +34,8 @@ import advvl
 from advvl import Adapter, AdversarialTraining, AscentState, EmbeddingPerturber, FreeAT, FreeLB
 from advvl.errors import AdvVLError
 from advvl.passes.traces import PassTrace
+
+pytestmark = pytest.mark.slow  # several processes
 
 Results = list[dict[str, Any]]
 
@@ -161,13 +163,13 @@ def worker(rank: int, folder: Path) -> dict[str, Any]:
         "quiet": lambda: quiet(batch),
         "perturbations": lambda: perturbations(rank),
         "refused": lambda: refused(batch),
+        "compiled": compiled,
     }
     return cases(rank, folder) | {name: attempt(run) for name, run in mine.items()}
 
 
-def compiled(rank: int, folder: Path) -> dict[str, Tensor]:
+def compiled() -> dict[str, Tensor]:
     """A step of a model that is compiled after it was wrapped, as accelerate does it."""
-    del rank, folder
     model = model_of()
     target = Adapter(model, toy_sites())
     wrapped: Any = torch.compile(DistributedDataParallel(model), backend="aot_eager")
@@ -242,8 +244,8 @@ def test_a_site_that_is_computed_again_is_refused_beside_a_live_clean_branch(two
     assert "outside any activation-checkpointed region" in two[0]["refused"]
 
 
-def test_a_compiled_model_trains_too(tmp_path: Path) -> None:
+def test_a_compiled_model_trains_too(two: Results) -> None:
     expected = Adapter(model_of(), toy_sites())
     advvl.villa(step_sizes=SIZES, steps=2).step(expected, toy_batch(ROWS))
-    for found in results("passes.test_distributed:compiled", 2, tmp_path):
-        close_gradients(found, gradients(expected.model))
+    for found in two:
+        close_gradients(found["compiled"], gradients(expected.model))

@@ -37,6 +37,8 @@ import advvl
 from advvl import Adapter, AscentState, Attack, EmbeddingPerturber
 from advvl.errors import ConfigurationError
 
+pytestmark = pytest.mark.slow  # several processes
+
 Results = list[dict[str, Any]]
 GROUPS = 4  # of parameters: the words with their site, two layers, and the rest
 

@@ -107,6 +107,7 @@ def test_it_is_run_again_where_that_may_give_something_else() -> None:
     assert runs["a"] == runs["b"] == 5, "what trains may draw"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # read by dynamo itself
 def test_a_compiled_model_is_left_alone() -> None:
     torch.manual_seed(0)

@@ -13,6 +13,7 @@ from support.draws import generator
 from advvl import L2, Ascent, EmbeddingPerturber, Given, Linf, Normal, Place, Start, Uniform, Zero
 from advvl.errors import ConfigurationError, ShapeError
 from advvl.perturbers.starts import Carried
+from advvl.runtime.randomness import on_device
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 BALLS = [L2(0.4), Linf(0.4), L2(0.4, per="token"), Linf(0.4, per="token")]
@@ -100,6 +101,28 @@ def test_a_start_draws_only_from_the_generator_it_is_given() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_generator_serves_its_own_device_as_it_is_and_another_by_a_seed() -> None:
+    own = generator(3)
+    assert on_device(own, torch.device("cpu")) is own
+    assert torch.equal(own.get_state(), generator(3).get_state())
+    drawn = Uniform(0.1).make(Linf(), place(2, 3, 5), generator(3))
+    assert torch.equal(drawn, (2 * torch.rand(2, 3, 5, generator=generator(3), dtype=torch.float64) - 1) * 0.1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_a_start_is_drawn_there_and_one_seed_gives_the_same_bits() -> None:
+    where = Place(torch.zeros(2, 3, 5, device="cuda"))
+    one, two = generator(3), generator(3)
+    for start in (Uniform(0.1), Normal(0.1)):
+        first = start.make(Linf(), where, one)
+        assert torch.equal(first, start.make(Linf(), where, two))
+        assert not torch.equal(first, start.make(Linf(), where, one))
+        start.make(Linf(), where, two)
+    assert torch.equal(one.get_state(), two.get_state())
+    assert not torch.equal(one.get_state(), generator(3).get_state())
+
+
 def test_a_given_start_is_copied_and_projected() -> None:
     given_ = torch.full((2, 3, 5), 3.0, dtype=torch.float64)
     where = place(2, 3, 5)
@@ -158,10 +181,10 @@ def test_a_perturber_moves_each_modality_by_its_own_ascent() -> None:
     places = {"text": Place(torch.zeros(2, 3, 5)), "image": Place(torch.zeros(2, 4))}
     deltas = {name: torch.zeros_like(where.x) for name, where in places.items()}
     gradients = {name: torch.ones_like(where.x) for name, where in places.items()}
-    moved = perturber.move(deltas, gradients, places)
-    torch.testing.assert_close(moved["text"].delta_norm, torch.tensor([0.1, 0.1]))
-    torch.testing.assert_close(moved["image"].delta, torch.full((2, 4), 0.2))
-    assert set(perturber.move(deltas, {"image": gradients["image"]}, places)) == {"image"}
+    moved = perturber.move(deltas, gradients, places, {}).deltas
+    torch.testing.assert_close(perturber.norms(moved, places)["text"], torch.tensor([0.1, 0.1]))
+    torch.testing.assert_close(moved["image"], torch.full((2, 4), 0.2))
+    assert set(perturber.move(deltas, {"image": gradients["image"]}, places, {}).deltas) == {"image"}
 
 
 @pytest.mark.parametrize(
@@ -184,7 +207,7 @@ def test_a_perturber_moves_each_modality_by_its_own_ascent() -> None:
             id="zero",
         ),
         pytest.param(
-            r"expected rule to be one of \('normalised', 'sign'\), got 'max'",
+            r"expected rule to be 'normalised', 'sign', None or a rule such as Momentum\(\), got 'max'",
             lambda: Ascent(L2(), step_size=1.0, rule="max"),
             id="rule",
         ),
@@ -228,5 +251,5 @@ def test_a_step_of_zero_is_allowed_on_request() -> None:
 
 def test_a_perturber_shows_how_it_was_made() -> None:
     assert repr(EmbeddingPerturber(text=Ascent(L2(1.0), step_size=0.1))).startswith(
-        "EmbeddingPerturber(text=Ascent(ball=L2(radius=1.0, per='sample'), step_size=0.1"
+        "EmbeddingPerturber(text=Ascent(ball=L2(radius=1.0, per='sample', relative=False), step_size=0.1"
     )

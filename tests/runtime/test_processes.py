@@ -170,6 +170,7 @@ def test_processes_that_disagree_are_all_told(two: list[dict[str, Any]]) -> None
         assert "step_size=0.002" in found["the method"]
 
 
+@pytest.mark.slow
 def test_a_robustness_curve_over_processes_is_that_of_one(two: list[dict[str, Any]]) -> None:
     expected = curve()
     assert len(expected.clean) == 11
@@ -226,6 +227,7 @@ def never_asks(rank: int, folder: Path) -> None:
     check_agreement("the method", advvl.villa())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["leaves", "hangs", "raises", "never_asks"])
 def test_when_one_is_gone_the_others_end_with_an_error(how: str, tmp_path: Path) -> None:
     left, gone = spawn(f"runtime.test_processes:{how}", 2, tmp_path, limit=60, timeout=TIMEOUT)

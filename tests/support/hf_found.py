@@ -1,4 +1,4 @@
-"""What works of the families of transformers; run as a script, this rewrites the table of docs/models.md."""
+"""What works of the families of transformers: `PYTHONPATH=tests python -m support.hf_found` rewrites docs/models.md."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ class Recorder(EmbeddingPerturber):
 
 
 def seen(target: Adapter, batch: Fields) -> dict[str, Seen]:
-    """Every site of a model on a batch."""
+    """Every site of a model on a batch, in the adapter's order."""
     recorder = Recorder(target)
     Attack(recorder, PGD(1))(target, batch)
-    return recorder.seen
+    return {modality: recorder.seen[modality] for modality in target.sites}
 
 
 def said_of_mask(target: Adapter, modality: str, batch: Fields) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from advvl.experiments.config import Layer, build
-from advvl.experiments.options import ExperimentOptions
+from advvl.experiments.uniter_options import UniterOptions
 
 VALUES = {
     "threads": 1,
@@ -26,5 +26,5 @@ VALUES = {
 }
 
 
-def tiny(output: Path, **changes: object) -> ExperimentOptions:
-    return build(ExperimentOptions, Layer("tiny", VALUES), Layer("test", {"output": str(output), **changes}))
+def tiny(output: Path, **changes: object) -> UniterOptions:
+    return build(UniterOptions, Layer("tiny", VALUES), Layer("test", {"output": str(output), **changes}))

@@ -6,7 +6,7 @@ a perturbation; frames outside advvl (torch's, the tests') are passed through. A
 argument or a local variable is one, or has one at most three levels down in mappings, sequences or attributes. A
 perturbation is a start, or a tensor with the values of one of the step's deltas.
 
-Run as a script, with `PYTHONPATH=tests`, it prints the number of changes and the files in the order of first visit.
+`PYTHONPATH=tests python -m support.walk` prints the number of changes and the files in the order of first visit.
 """
 
 from __future__ import annotations

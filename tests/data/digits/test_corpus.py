@@ -27,6 +27,7 @@ def test_the_default_corpus_is_pinned(corpus: DigitsCorpus) -> None:
     assert corpus.digest == "a8fb09543c4d8c2f5f3346138e6d42298c2fc06bd2b2c0bea47874e15113d626"
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_same_corpus() -> None:
     script = f"from advvl.data.digits.corpus import DigitsConfig, digits_corpus\nprint(digits_corpus({SMALL!r}).digest)"
     made = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

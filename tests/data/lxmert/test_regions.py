@@ -21,7 +21,6 @@ from hypothesis.extra import numpy as arrays
 from support.compare import same
 from support.lxmert_files import regions
 
-from advvl.data.lxmert import regions as reading
 from advvl.data.lxmert.lines import COLUMNS, Regions, format_line, parse_line
 from advvl.data.lxmert.regions import open_regions, write_regions
 from advvl.errors import ConfigurationError, DataError
@@ -146,7 +145,7 @@ def test_opening_reads_a_fraction_of_a_file_of_the_published_sizes(
         return io.BufferedReader(CountingFile(path), buffering)
 
     monkeypatch.setattr(CountingFile, "total", 0)
-    monkeypatch.setattr(reading, "open", counted, raising=False)
+    monkeypatch.setattr("advvl.data.lxmert.regions.open", counted, raising=False)
     file = open_regions(path)
     of_a_line = path.stat().st_size / 12
     assert of_a_line < CountingFile.total < 2 * of_a_line  # the first line whole, and a little of each other

@@ -77,6 +77,7 @@ def outcome(target: Adapter, batch: Fields, deltas: dict[str, Tensor], *, logits
 # --- every family ---
 
 
+@pytest.mark.slow
 @families()
 @pytest.mark.parametrize("check", CHECKS)
 def test_a_family_works(check: str, index: int) -> None:
@@ -151,10 +152,11 @@ def test_a_perturbation_is_what_inputs_embeds_would_be_given(index: int) -> None
     torch.testing.assert_close(ours[1], expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_table_of_the_page_is_what_was_found() -> None:
     page = PAGE.read_text()
     assert with_table(page) == page, (
-        "what works has changed; run: PYTHONPATH=tests python tests/support/hf_found.py, and look at the difference"
+        "what works has changed; run: PYTHONPATH=tests python -m support.hf_found, and look at the difference"
     )
 
 

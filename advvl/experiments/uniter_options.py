@@ -1,0 +1,118 @@
+"""Options of the UNITER experiment, and its two presets; see `advvl.experiments.options`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from advvl.checks import at_least, choice, choices, fraction, not_negative, positive, positive_or_infinite
+from advvl.errors import ConfigurationError
+from advvl.experiments.options import DataOptions, Dropout, ExperimentOptions, check_heads, own
+from advvl.fit.options import OptimizerOptions
+
+Preset = Literal["demo", "evidence"]
+Part = Literal["pretrain", "finetune", "all"]
+Method = Literal["standard", "freelb", "villa"]
+Order = Literal["in turn", "together"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniterSize:
+    """The UNITER that is trained from scratch; a checkpoint has to be of this size.
+
+    Arguments:
+        initializer_range: standard deviation of new weights. The published 0.02 is for a width of 768; in a
+            narrow model it makes words small, and training slow.
+    """
+
+    hidden_size: int = 64
+    num_hidden_layers: int = 3
+    num_attention_heads: int = 4
+    intermediate_size: int = 192
+    dropout: float = 0.0
+    initializer_range: float = 0.12
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        check_heads(self)
+        fraction(self, "dropout")
+        positive(self, "initializer_range")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversaryOptions:
+    """Perturbations of the embeddings of words and image regions in an update.
+
+    Arguments:
+        steps: K, passes for each modality in turn, or for both together.
+        text_step, image_step: L2 length of one ascent step.
+        text_radius, image_radius: L2 radius of the ball, per example; infinite: no ball.
+        kl_weight: of the symmetric KL divergence between clean and perturbed answers; 0: none.
+        clean_weight: of the clean task loss beside the perturbed one.
+        dropout: new masks in every pass, or the clean pass's masks in all of them.
+    """
+
+    steps: int = 3
+    modalities: Order = "in turn"
+    text_step: float = 0.05
+    image_step: float = 0.2
+    text_radius: float = math.inf
+    image_radius: float = math.inf
+    kl_weight: float = 0.5
+    clean_weight: float = 0.5
+    dropout: Dropout = "shared"
+
+    def __post_init__(self) -> None:
+        at_least(2, self, "steps")
+        choice(self, "modalities", Order)
+        positive(self, "text_step", "image_step")
+        positive_or_infinite(self, "text_radius", "image_radius")
+        not_negative(self, "kl_weight", "clean_weight")
+        choice(self, "dropout", Dropout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniterOptions(ExperimentOptions):
+    """The whole experiment: pre-train, fine-tune by each method from each seed, attack, report."""
+
+    preset: Preset = field(default="demo", metadata=own("values to start from, over the defaults below"))
+    output: str = field(default="runs/villa_uniter", metadata=own("directory of results"))
+    stage: Part = field(default="all", metadata=own("which half of the experiment to run"))
+    methods: tuple[Method, ...] = field(
+        default=("standard", "freelb", "villa"),
+        metadata=own("fine-tuning methods; may be repeated", flags=("--method",)),
+    )
+    checkpoint: str | None = field(
+        default=None, metadata={"help": "UNITER checkpoint to fine-tune instead of pre-training"}
+    )
+    model: UniterSize = field(default_factory=UniterSize)
+    data: DataOptions = field(default_factory=DataOptions)
+    pretrain: OptimizerOptions = field(default_factory=lambda: OptimizerOptions(epochs=12))
+    pretrain_adversary: AdversaryOptions = field(default_factory=AdversaryOptions)
+    villa: AdversaryOptions = field(default_factory=AdversaryOptions)
+    freelb: AdversaryOptions = field(
+        default_factory=lambda: AdversaryOptions(modalities="together", kl_weight=0.0, clean_weight=0.0)
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice(self, "preset", Preset)
+        choice(self, "stage", Part)
+        choices(self, "methods", Method)
+        if self.checkpoint is not None and self.stage == "pretrain":
+            raise ConfigurationError(
+                "expected stage finetune or all with a checkpoint, got pretrain, which it replaces; leave one out"
+            )
+
+
+PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "demo": {
+        "data": {"test_questions": 1000},
+        "pretrain": {"epochs": 6},
+        "finetune": {"epochs": 8},
+        "evaluation": {"restarts": 1, "examples": 200},
+    },
+    "evidence": {"seeds": (0, 1, 2, 3, 4), "finetune": {"epochs": 50}, "evaluation": {"examples": 500}},
+}

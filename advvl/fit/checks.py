@@ -1,0 +1,70 @@
+"""Runs that `fit` refuses: what an accelerator, a method and options cannot do together."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate.utils import DistributedType  # type: ignore[import-untyped]
+
+from advvl.errors import ConfigurationError
+from advvl.fit.options import LoopOptions
+from advvl.runtime.processes import process_count
+from advvl.training import AdversarialTraining
+
+
+def check_accelerator(accelerator: Accelerator, batch_size: int, loop: LoopOptions) -> None:
+    """Check that every process holds all parameters, knows of the others, and gets an example of each batch.
+
+    Arguments:
+        batch_size: examples in an update, over all processes.
+
+    Raises:
+        ConfigurationError: it does not.
+    """
+    kind: Any = accelerator.distributed_type
+    if kind != DistributedType.NO and not kind.value.startswith("MULTI_"):
+        raise ConfigurationError(
+            f"expected every process to hold all parameters, as under DDP, got {kind.value}; see docs/scaling.md"
+        )
+    started = max(process_count(), int(os.environ.get("WORLD_SIZE", "1")))
+    if started != accelerator.num_processes:
+        raise ConfigurationError(
+            f"expected an accelerator that knows of all {started} processes, got one of {accelerator.num_processes}; "
+            "on CPUs make it by Accelerator(cpu=True)"
+        )
+    windows = accelerator.gradient_accumulation_steps
+    if windows != 1:
+        raise ConfigurationError(
+            f"expected an accelerator with gradient_accumulation_steps=1, got {windows}; "
+            f"give LoopOptions(accumulate={windows})"
+        )
+    if batch_size < accelerator.num_processes * loop.accumulate:
+        raise ConfigurationError(
+            f"expected an example for each of {accelerator.num_processes} processes times {loop.accumulate} micro-batches, "
+            f"got {batch_size}; use fewer, or a larger batch_size"
+        )
+
+
+def check_method(method: AdversarialTraining, accelerator: Accelerator, loop: LoopOptions) -> None:
+    """Check that a method goes with micro-batches, skipped updates and the loss scaler, where there are any.
+
+    Raises:
+        ConfigurationError: it does not.
+    """
+    updates, name = method.maximizer.updates, type(method.maximizer).__name__
+    if updates > 1 and loop.accumulate > 1:
+        raise ConfigurationError(
+            f"expected accumulate=1 with {updates} updates a batch ({name}), got {loop.accumulate}; "
+            "each of them takes effect before the next pass"
+        )
+    if updates > 1 and loop.nonfinite == "skip":
+        raise ConfigurationError(
+            f"expected nonfinite='raise' with {updates} updates a batch ({name}), got 'skip'; "
+            "the first of them cannot be undone"
+        )
+    if accelerator.scaler is not None and method.nonfinite == "raise":
+        raise ConfigurationError(
+            "expected AdversarialTraining(…, nonfinite='keep') with a loss scaler, got 'raise'; its first updates overflow"
+        )

@@ -1,0 +1,71 @@
+"""Places: where a perturbation lives, and what is read off the rows there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from advvl.ops import Per
+
+
+def delta_dtype(x: Tensor) -> torch.dtype:
+    """The dtype a perturbation of `x` is kept in: fp64 for fp64, else fp32, whatever `x` is stored as."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a perturbation lives: the tensor it is added to and what belongs to whom in it.
+
+    Arguments:
+        x: the unperturbed tensor at the site, `(B, T, D)` or any `(B, ...)`, or `(N, ...)` packed; detached.
+        mask: `(B, T)` bool, True at real positions, or None where all are real.
+        segments: `(N,)` long, the sample of each row of a packed tensor, or None.
+        examples: `(N,)` long, the example of each row where one has several, each in a ball of its own, or None.
+    """
+
+    x: Tensor
+    mask: Tensor | None = None
+    segments: Tensor | None = None
+    examples: Tensor | None = None
+
+    def real(self, ndim: int) -> Tensor | None:
+        """The mask with as many axes as a tensor of `ndim`, broadcastable against it; None: all positions are real."""
+        return None if self.mask is None else self.mask.reshape(*self.mask.shape, *[1] * (ndim - self.mask.ndim))
+
+    def masked(self, values: Tensor) -> Tensor:
+        """Values of the shape of `x`, exactly zero at masked positions."""
+        real = self.real(values.ndim)
+        return values if real is None else torch.where(real, values, torch.zeros_like(values))
+
+    def spread(self, rows: Tensor, per: Per) -> Tensor:
+        """A value for each row, shaped as `ops` gives norms, broadcastable against `x`."""
+        if per == "token":
+            return rows.unsqueeze(-1)
+        rows = rows if self.segments is None else rows[self.segments]
+        return rows.reshape(-1, *[1] * (self.x.ndim - 1))
+
+    def row_sums(self, values: Tensor, per: Per) -> Tensor:
+        """The sum over each row of values of the shape of `x`, in fp64, shaped as `ops` gives norms."""
+        if per == "token":
+            return values.sum(-1, dtype=torch.float64)
+        return self._by_sample(values.flatten(1).sum(1, dtype=torch.float64))
+
+    def mean_norms(self, *, over_batch: bool) -> Tensor:
+        """The mean L2 norm of the real positions of each sample, or of all of them, in fp64 `(B,)`; 0 of none."""
+        sizes = torch.linalg.vector_norm(self.masked(self.x), dim=-1, dtype=torch.float64)
+        real = torch.ones_like(sizes) if self.mask is None else self._positions(self.mask).to(sizes)
+        totals, counts = (self._by_sample(t.unsqueeze(-1).flatten(1).sum(1)) for t in (sizes, real))
+        if over_batch:
+            totals, counts = (t.sum().expand(len(t)) for t in (totals, counts))
+        return totals / counts.clamp(min=1)
+
+    def _positions(self, mask: Tensor) -> Tensor:
+        """Which positions, of one embedding each, are real: of the shape of `x` without its last axis."""
+        mask = mask.any(-1) if mask.ndim == self.x.ndim else mask
+        return mask.reshape(*mask.shape, *[1] * (self.x.ndim - 1 - mask.ndim)).expand(self.x.shape[:-1])
+
+    def _by_sample(self, rows: Tensor) -> Tensor:
+        return rows if self.segments is None else torch.zeros_like(rows).index_add(0, self.segments, rows)
