@@ -74,16 +74,18 @@ def test_another_loss_is_climbed_than_is_taught() -> None:
     agree_on_gradients(ours.model, gradients_of(0.5 * perturbed["loss"] + 3.0 * 2.0 * kl, theirs))
 
 
-def test_a_report_adds_up_what_is_taught() -> None:
-    batch, target = pixels(), pixel_net()
-    method = AdversarialTraining(perturber(), PGD(2), SymmetricKL(2.0), clean_weight=0.5, teach=Objective(task=0))
-    passes: list[PassTrace] = []
+@pytest.mark.parametrize(("task", "penalty"), [(0.0, 1.0), (0.25, 3.0)])
+def test_a_report_adds_up_what_is_taught(task: float, penalty: float) -> None:
+    batch, target, passes = pixels(), pixel_net(), list[PassTrace]()
+    objective = Objective(task, penalty)
+    method = AdversarialTraining(perturber(), PGD(2), SymmetricKL(2.0), clean_weight=0.5, teach=objective)
     report = method.step(target, batch, trace=passes.append)
     clean, last = passes[0], passes[-1]
-    agree(report.task_loss, 0.5 * clean.task_loss)
-    agree(report.regularization, last.regularization)
-    agree(report.loss, 0.5 * clean.task_loss + last.regularization)
-    assert last.task_loss is None
+    assert (last.task_loss is None) == (task == 0)
+    taught = 0.5 * clean.task_loss + (task * last.task_loss if task else 0.0)  # type: ignore[operator]
+    agree(report.task_loss, taught)
+    agree(report.regularization, penalty * last.regularization)  # type: ignore[operator]
+    agree(report.loss, taught + penalty * last.regularization)  # type: ignore[operator]
 
 
 def test_without_a_task_no_loss_is_asked_for() -> None:

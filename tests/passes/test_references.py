@@ -360,6 +360,7 @@ def test_without_an_adapter_there_is_nothing_to_switch_off() -> None:
 # ---- readouts: compiled, checkpointed, missing -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo looks at one
 def test_a_module_of_a_compiled_model_is_read_if_it_was_tapped_before() -> None:
     plain, found = pixel_net(), []
@@ -418,6 +419,16 @@ def test_a_module_is_read_as_the_forward_had_it_under_activation_checkpointing(m
         AdversarialTraining(perturber(), maximizer, SquaredDistance(reads="hidden")).step(target, RAW)
     for ours, theirs in zip(again.model.parameters(), plain.model.parameters(), strict=True):
         agree(ours.grad, theirs.grad)
+
+
+def test_what_is_read_is_not_replaced_by_what_a_backward_runs_again() -> None:
+    target = checkpointed(False)
+    target.tap("hidden")
+    with target.clean() as binding:
+        outputs = target.forward(RAW)
+        kept = binding.taps["hidden"]
+        outputs["loss"].backward()
+    assert binding.taps["hidden"] is kept
 
 
 def test_a_module_that_a_reentrant_checkpoint_runs_without_a_graph_cannot_be_read() -> None:
