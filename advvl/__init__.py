@@ -3,22 +3,22 @@
                 batch
                   │
             ┌─────▼─────┐  sites: which tensor of which module is perturbed, and its mask
-            │  adapter  │  adapters/base.py
+            │  adapter  │  adapters/
             └─────┬─────┘
        deltas     │ forward under injected deltas                    ┌────────────┐
-     ┌────────────▼──────────────┐  outputs (clean, perturbed)       │ regulariser│ regularizers.py
+     ┌────────────▼──────────────┐  outputs (clean, perturbed)       │ regulariser│ regularizers/
      │          passes           ├──────────────────────────────────►│  + task    │
-     │ passes.py, rounds.py      │◄──────────────────────────────────┤   loss     │
+     │          passes/          │◄──────────────────────────────────┤   loss     │
      └──────▲─────────────┬──────┘  losses                           └────────────┘
      probes │             │ feedback                used by training.py (a step) and attacks.py (an attack)
        ┌────┴─────────────▼────┐
-       │     inner maximiser   │  maximizers.py, probes.py
+       │     inner maximiser   │  maximizers/
        └────▲─────────────┬────┘
       start │             │ step along the gradient, back into the ball and the box
-          perturber ──► ball ──► ops          perturbers.py, balls.py, ops/
+          perturber ──► ball ──► ops          perturbers/, ops/
 
-Importing this loads torch and nothing else. `models`, `tasks`, `data`, `evaluation`, `fit`, `trainer`, `config` and `cli`
-stand on it and are imported by name.
+Importing this loads torch and nothing else. `files`, `models`, `data`, `fit`, `tasks`, `evaluation` and `experiments` stand
+on it and are imported by name.
 """
 
 from advvl.adapters.base import Adapter as Adapter
@@ -44,18 +44,23 @@ from advvl.perturbers.ascents import EmbeddingPerturber as EmbeddingPerturber
 from advvl.perturbers.balls import L2 as L2
 from advvl.perturbers.balls import Ball as Ball
 from advvl.perturbers.balls import Linf as Linf
-from advvl.perturbers.balls import Place as Place
 from advvl.perturbers.base import Moved as Moved
 from advvl.perturbers.base import Perturber as Perturber
+from advvl.perturbers.places import Place as Place
+from advvl.perturbers.rules import Adam as Adam
+from advvl.perturbers.rules import Decay as Decay
+from advvl.perturbers.rules import Momentum as Momentum
 from advvl.perturbers.starts import Given as Given
 from advvl.perturbers.starts import Normal as Normal
 from advvl.perturbers.starts import Start as Start
 from advvl.perturbers.starts import Uniform as Uniform
 from advvl.perturbers.starts import Zero as Zero
+from advvl.perturbers.universal import UniversalPerturber as UniversalPerturber
 from advvl.recipes.fare import fare as fare
 from advvl.recipes.free_at import free_at as free_at
 from advvl.recipes.freelb import freelb as freelb
 from advvl.recipes.lxmert_adv import lxmert_adv as lxmert_adv
+from advvl.recipes.neftune import neftune as neftune
 from advvl.recipes.pgd import pgd as pgd
 from advvl.recipes.smart import smart as smart
 from advvl.recipes.tecoa import tecoa as tecoa

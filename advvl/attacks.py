@@ -19,8 +19,8 @@ from advvl.ops import Box
 from advvl.passes.drive import ascend, drive
 from advvl.passes.forward import Correct, Passes
 from advvl.passes.objective import Loss
-from advvl.perturbers.balls import Place
 from advvl.perturbers.base import Perturber
+from advvl.perturbers.places import Place
 from advvl.runtime.randomness import preserved
 from advvl.runtime.reductions import no_sync
 from advvl.runtime.states import kept_buffers, kept_modes
@@ -28,7 +28,7 @@ from advvl.runtime.states import kept_buffers, kept_modes
 
 @dataclass(frozen=True, repr=False)
 class AttackResult:
-    """What an attack found.
+    """The result of an attack.
 
     Arguments:
         deltas: modality to its final perturbation, of the shape of the site's tensor.
@@ -135,7 +135,7 @@ class Attack:
 
 
 def _is_end(probe: Probe) -> bool:
-    """Whether training would only learn from this pass, at perturbations that are there already."""
+    """True if training would only learn from this pass, at perturbations that are there already."""
     final = bool(probe.weight) and not probe.delta_gradients
     return final and all(isinstance(delta, Tensor) for delta in probe.deltas.values())
 
@@ -151,5 +151,5 @@ def _check_inside(modality: str, place: Place, box: Box | None) -> None:
     if outside:
         raise ConfigurationError(
             f"expected the tensor of {modality!r} inside its box {box}, got {outside / real.numel():.2%} of its entries "
-            "outside; normalise inside the model, or give the box of the normalised pixels"
+            "outside; normalise inside the model, or give its own box"
         )

@@ -107,7 +107,8 @@ class AdversarialTraining:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigurationError(f"expected {name} to be one of {choices}, got {getattr(self, name)!r}")
-        if self.track_stats == "clean" and not self.regularizers and not self.clean_weight:
+        needs_clean = any(one.reference is None or one.on == "clean" for one in self.regularizers)
+        if self.track_stats == "clean" and not needs_clean and not self.clean_weight:
             raise ConfigurationError(
                 "expected a clean pass for track_stats='clean', got none; give a regularizer or a clean_weight"
             )
@@ -121,11 +122,13 @@ class AdversarialTraining:
         return self.regularizer if isinstance(self.regularizer, tuple) else (self.regularizer,)
 
     def _check_objectives(self) -> None:
-        for name, objective in (("climb", self.climb or self.teach), ("teach", self.teach)):
+        for name, objective in (("teach", self.teach), ("climb", self.climb or self.teach)):
             if not isinstance(objective, Objective):
                 raise ConfigurationError(f"expected {name} as an Objective(…), got {objective!r}")
-            if not objective.task and not self.regularizers:
-                raise ConfigurationError(f"expected a regularizer for {name}={objective}, which has no task, got None")
+            if not objective.task and all(one.on == "clean" for one in self.regularizers):
+                raise ConfigurationError(
+                    f"expected a regularizer on perturbed passes for {name}={objective}, which has no task, got none"
+                )
         if self.climb not in (None, self.teach) and self.maximizer.one_backward:
             raise ConfigurationError(
                 f"expected climb and teach to be one objective with {type(self.maximizer).__name__}, whose one backward "
@@ -161,7 +164,7 @@ class AdversarialTraining:
             generator: what random starts are drawn from.
             state: what the maximiser carries from batch to batch.
             correct: from outputs and batch to the rows still classified correctly, `(B,)` bool, for `early_stop`.
-            trace: is told of every pass.
+            trace: receives the record of every pass.
 
         Raises:
             SiteError: a modality without a site, or a site that did not fire or cannot be perturbed.
@@ -228,7 +231,7 @@ class AdversarialTraining:
         if several and update is None:
             raise ConfigurationError(
                 f"expected update=… for {self.maximizer.updates} updates a step ({type(self.maximizer).__name__}), got "
-                "None; pass what unscales, clips, steps the optimiser and zeroes the gradients"
+                "None; pass a function that steps the optimiser and zeroes the gradients"
             )
         if several and accumulating(model):
             raise ConfigurationError(
@@ -246,8 +249,8 @@ def _check_updated(before: list[tuple[nn.Parameter, Tensor, int]]) -> None:
     """Raise ConfigurationError if an update left every gradient as it was: neither dropped nor written to."""
     if before and all(p.grad is gradient and gradient._version == version for p, gradient, version in before):
         raise ConfigurationError(
-            "expected update to step the optimiser and zero the gradients, got every gradient as it was before; "
-            "gradient accumulation is impossible with several updates a step: let every call of update take effect"
+            "expected update to step the optimiser and zero the gradients, got them as they were; let every call "
+            "take effect"
         )
 
 

@@ -55,7 +55,7 @@ def uniter(width: int, layers: int, heads: int, *, words: int = 1000) -> dict[st
 
 
 CASES = {
-    "small": Case("2 layers of width 48", 8, 40, uniter(48, 2, 4)),
+    "small": Case("2 layers of width 48", 8, 25, uniter(48, 2, 4)),
     "middle": Case("4 layers of width 256", 32, 8, uniter(256, 4, 4)),
     "large": Case("6 layers of width 768", 16, 6, uniter(768, 6, 12)),
 }

@@ -114,4 +114,4 @@ def test_divergence(race: Race, device: torch.device, case: Case, name: str) -> 
         bench = Bench(case, device)
         return {lane: partial(make, bench) for lane, make in LANES.items()}
 
-    race("regularizer", str(case), name, build, Pace(budget=8.0, least=5, most=60))
+    race("regularizer", str(case), name, build, Pace(budget=5.0, least=5, most=60))

@@ -13,13 +13,15 @@ import advvl
 IMPORTED = ["torch", "advvl", "yaml", "safetensors"]  # in this order
 NAMES = {
     *("Adapter", "Binding", "Site", "adapt", "register", "sites"),
-    *("AdversarialTraining", "StepReport", "PassTrace", "free_at", "freelb", "lxmert_adv", "pgd", "villa"),
+    *("AdversarialTraining", "Objective", "PassTrace", "StepReport"),
+    *("fare", "free_at", "freelb", "lxmert_adv", "neftune", "pgd", "smart", "tecoa", "trades", "vat", "villa"),
     *("Attack", "AttackResult", "AdvVLError"),
     *("Ball", "L2", "Linf", "Place"),
-    *("Ascent", "EmbeddingPerturber", "Given", "Normal", "Perturber", "Start", "Uniform", "Zero"),
-    *("AscentState", "Feedback", "FreeAT", "FreeLB", "InnerMaximizer", "Moved", "PGD", "Probe"),
-    *("KL", "Objective", "Regularizer", "SymmetricKL"),
+    *("Ascent", "EmbeddingPerturber", "Given", "Moved", "Normal", "Perturber", "Start", "Uniform", "Zero"),
+    *("Adam", "Decay", "Momentum", "UniversalPerturber"),
+    *("AscentState", "Feedback", "FreeAT", "FreeLB", "InnerMaximizer", "PGD", "Probe"),
     *("AdapterOff", "Averaged", "Frozen", "Reference"),
+    *("KL", "Regularizer", "SquaredDistance", "SymmetricKL"),
 }
 
 

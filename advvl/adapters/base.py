@@ -17,7 +17,7 @@ from advvl.adapters.injection import Batch, Binding, Holder, InputHook, OutputHo
 from advvl.adapters.outputs import Outputs as Outputs
 from advvl.adapters.outputs import read_logits, read_loss, run
 from advvl.errors import ConfigurationError, ShapeError, SiteError
-from advvl.perturbers.balls import Place
+from advvl.perturbers.places import Place
 from advvl.runtime.names import find, unwrapped
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from advvl.adapters.diagnosis import why_no_graph
 from advvl.errors import ConfigurationError, SiteError, more
-from advvl.perturbers.balls import Place
+from advvl.perturbers.places import Place
 
 Batch = Any
 
@@ -163,8 +163,13 @@ class Binding:
 
     def tap(self, name: str, output: Tensor) -> None:
         """Keep the output of a module that is read; not that of a recomputation."""
-        if not self._runs_again(name in self.taps):
-            self.taps[name] = output
+        if self._runs_again(name in self.taps):
+            return
+        if self._wants and self._modalities and not torch.is_grad_enabled():
+            raise SiteError(
+                f"expected a graph to be recorded in the module {name!r}, which is read, but {why_no_graph()}"
+            )
+        self.taps[name] = output
 
     @property
     def perturbed(self) -> bool:
@@ -213,6 +218,11 @@ class Holder:
     """Where the hooks find the binding of the pass that runs."""
 
     binding: Binding | None = None
+
+    def __deepcopy__(self, memo: object) -> Holder:
+        """A copied model takes no part in the pass that runs."""
+        del memo
+        return Holder()
 
 
 class OutputHook:

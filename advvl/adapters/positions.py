@@ -9,7 +9,7 @@ from torch import Tensor
 
 from advvl.adapters.injection import Batch, Site
 from advvl.errors import ShapeError, SiteError, more
-from advvl.perturbers.balls import Place
+from advvl.perturbers.places import Place
 
 
 def read_positions(

@@ -2,7 +2,7 @@
 
 A configuration is built from layers, later ones over earlier, all of them over the dataclass's defaults:
 
-    options = build(ExperimentOptions, Layer("preset demo", PRESETS["demo"]), read_yaml("villa.yaml"))
+    options = build(UniterOptions, Layer("preset demo", PRESETS["demo"]), read_yaml("villa.yaml"))
 
 Fields are `int`, `float`, `str`, `bool`, a `Literal` of texts, tuples of these, any of these `| None`, or a dataclass.
 Names and types are judged here, values by the dataclasses' own `__post_init__`. A field whose metadata says
@@ -42,19 +42,21 @@ class Layer:
 
 
 def build(cls: type[T], *layers: Layer) -> T:
-    """A `cls` of its defaults and the layers, later over earlier.
+    """Make a `cls` of its defaults and the layers, later over earlier.
 
-    Errors: `ConfigurationError` for an unknown name, a wrong type, a missing value, or a value `cls` refuses; it names
-    the dotted key and the layers that set it.
+    Raises:
+        ConfigurationError: an unknown name, a wrong type, a missing value, or a value that `cls` refuses; it names the
+            dotted key and the layers that set it.
     """
     typed = [Layer(layer.source, _section(cls, layer.values, "", layer.source)) for layer in layers]
     return _construct(cls, typed, "")
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Layer:
-    """The layer that a YAML file holds; an empty file holds nothing.
+    """Return the layer that a YAML file holds; an empty file holds nothing.
 
-    Errors: `ConfigurationError` if the file cannot be read, is not YAML, or is not a mapping.
+    Raises:
+        ConfigurationError: a file that cannot be read, is not YAML, or is not a mapping.
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -80,7 +82,7 @@ class Leaf:
 
 
 def leaves(cls: type, path: str = "", default: Any = MISSING) -> Iterator[Leaf]:
-    """The leaves of `cls` in order; their defaults are those of `default`, an instance, if there is one."""
+    """Return the leaves of `cls` in order; their defaults are those of `default`, an instance, if there is one."""
     hints = get_type_hints(cls)
     for item in fields(cls):
         value = _default(item) if default is MISSING else getattr(default, item.name)
@@ -91,7 +93,7 @@ def leaves(cls: type, path: str = "", default: Any = MISSING) -> Iterator[Leaf]:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """The configuration as nested dicts, lists, numbers, texts and None; every float field is a float."""
+    """Return the configuration as nested dicts, lists, numbers, texts and None; every float field is a float."""
     return _plain(config, everything=True)
 
 
@@ -106,19 +108,19 @@ def fingerprint(config: Any) -> str:
 
 
 def to_yaml(config: Any) -> str:
-    """The whole configuration as YAML, which `read_yaml` and `build` turn back into it."""
+    """Return the whole configuration as YAML, which `read_yaml` and `build` turn back into it."""
     return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
 
 
 def without_none(annotation: Any) -> Any:
-    """The `T` of `T | None`, which is `annotation` itself where None is not allowed."""
+    """Return the `T` of `T | None`, which is `annotation` itself where None is not allowed."""
     if get_origin(annotation) not in (types.UnionType, typing.Union):
         return annotation
     return next(part for part in get_args(annotation) if part is not types.NoneType)
 
 
 def _section(cls: type, values: Any, path: str, source: str) -> dict[str, Any]:
-    """The values of one dataclass, named and typed rightly, or an error."""
+    """Return the values of one dataclass, named and typed rightly, or an error."""
     if not isinstance(values, Mapping):
         _wrong(path, "a mapping of options", values, source)
     hints = get_type_hints(cls)
@@ -134,7 +136,7 @@ def _section(cls: type, values: Any, path: str, source: str) -> dict[str, Any]:
 
 
 def _typed(annotation: Any, value: Any, path: str, source: str) -> Any:
-    """The value as `annotation` has it: a whole number as a float where one is due, a list as a tuple."""
+    """Return the value as `annotation` has it: a whole number as a float where one is due, a list as a tuple."""
     if without_none(annotation) is not annotation:
         return None if value is None else _typed(without_none(annotation), value, path, source)
     origin, parts = get_origin(annotation), get_args(annotation)

@@ -1,6 +1,6 @@
 """Configuration from the command line: one flag for each field of nested dataclasses.
 
-    options = parse(ExperimentOptions, ["--config", "villa.yaml", "--finetune.epochs", "3"], presets=PRESETS)
+    options = parse(UniterOptions, ["--config", "villa.yaml", "--finetune.epochs", "3"], presets=PRESETS)
 
 Flags win over the file, the file over the preset, the preset over the defaults. Metadata of a field that is read here:
 `help`, `flags` (further names of its flag), `parse` (from the flag's text to the value), `metavar`. A tuple that has a
@@ -47,7 +47,7 @@ def add_flags(
 def from_flags(
     cls: type[T], namespace: argparse.Namespace, *, presets: Mapping[str, Mapping[str, Any]] | None = None
 ) -> T:
-    """The configuration that parsed flags ask for: flags over `--config` over the preset over the defaults.
+    """Return the configuration that parsed flags ask for: flags over `--config` over the preset over the defaults.
 
     `presets` maps what the field `preset` may be to values; flags, then the file, then the field's default choose one.
     """
@@ -75,7 +75,7 @@ def parse(
     presets: Mapping[str, Mapping[str, Any]] | None = None,
     description: str | None = None,
 ) -> T:
-    """The configuration that a command line asks for; malformed flags end the process, as argparse does."""
+    """Return the configuration that a command line asks for; malformed flags end the process, as argparse does."""
     parser = _Parser(
         description=description,
         epilog=_EPILOG,
@@ -117,7 +117,7 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _reader(annotation: Any) -> Callable[[str], Any]:
-    """A function from a flag's text to its value; it raises what argparse turns into an error message."""
+    """Return a function from a flag's text to its value; it raises what argparse turns into an error message."""
     inner = without_none(annotation)
 
     def read(text: str) -> Any:
@@ -148,7 +148,7 @@ def _kind(annotation: Any) -> str:
 
 
 def _explained(leaf: Leaf) -> Callable[[str], Any]:
-    """The field's own `parse`, whose ValueError becomes an error message that says what was expected."""
+    """Return the field's own `parse`, whose ValueError becomes an error message that says what was expected."""
     wanted = "a whole number of 1 or more" if _by_length(leaf) else leaf.metadata.get("metavar", _kind(leaf.annotation))
 
     def read(text: str) -> Any:

@@ -60,7 +60,7 @@ class Checkpoints:
             raise ConfigurationError(f"expected evaluate=… to keep the best {self.keep_best} by, got None")
 
     def files(self) -> dict[int, Path]:
-        """The checkpoints that there are, by the updates done, in order of it."""
+        """Return the checkpoints that there are, by the updates done, in order of it."""
         found = {}
         for path in Path(self.directory).glob("update-*.pt"):
             if match := _NAME.fullmatch(path.name):
@@ -68,16 +68,16 @@ class Checkpoints:
         return dict(sorted(found.items()))
 
     def latest(self) -> Path | None:
-        """The one that a run is resumed from; None: there is none yet."""
+        """Return the one that a run is resumed from; None: there is none yet."""
         return next(reversed(self.files().values()), None)
 
     def top(self, scores: Mapping[int, float]) -> list[int]:
-        """The updates whose checkpoints have the best of these scores, `keep_best` at most, the best first."""
+        """Return the updates whose checkpoints have the best of these scores, `keep_best` at most, the best first."""
         sign = -1 if self.best == "highest" else 1
         return sorted(scores, key=lambda update: (sign * scores[update], update))[: self.keep_best]
 
     def best_file(self) -> Path:
-        """The checkpoint of the best score, its model's weights under "model".
+        """Return the checkpoint of the best score, its model's weights under "model".
 
         Raises:
             CheckpointError: there is none.
@@ -144,7 +144,7 @@ class OneFile:
 
 
 def read_checkpoint(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
-    """The state in a checkpoint of this run.
+    """Return the state in a checkpoint of this run.
 
     Raises:
         CheckpointError: a file that is damaged, of another version of the format, or of another run; it says what differs.

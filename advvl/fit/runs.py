@@ -143,7 +143,7 @@ class Run:
 
 
 def _gathered(accelerator: Accelerator, value: Mapping[str, Any]) -> list[Any] | None:
-    """The values of all processes, in the main one."""
+    """Return the values of all processes, in the main one."""
     value = send_to_device(value, "cpu")
     if accelerator.num_processes == 1:
         return [value]

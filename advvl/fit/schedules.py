@@ -17,7 +17,7 @@ _NORMALISATIONS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm.
 
 
 def schedule(options: OptimizerOptions, update: int, updates: int) -> float:
-    """The factor of the learning rate, in (0, 1], in the update of that number, of 0 to `updates` - 1.
+    """Return the factor of the learning rate, in (0, 1], in the update of that number, of 0 to `updates` - 1.
 
     "one-cycle" rises and falls along half cosines (Smith & Topin, 2018, arXiv:1708.07120), "linear" along straight
     lines (as BERT and UNITER are trained), and "warmup-linear" as LXMERT's optimiser has it: from 0 in the first update.
@@ -43,7 +43,7 @@ def updates_per_epoch(examples: int, batch_size: int) -> int:
 
 
 def examples_of(update: int, examples: int, batch_size: int, seed: int) -> list[int]:
-    """The examples of an update: each epoch is a permutation of its own, cut into whole batches, the remainder left."""
+    """Return the examples of an update: each epoch is a permutation of its own, in whole batches, the remainder left."""
     epoch, place = divmod(update, updates_per_epoch(examples, batch_size))
     chosen: list[int] = _order(examples, seed, epoch)[place * batch_size : (place + 1) * batch_size].tolist()
     return chosen
@@ -56,7 +56,7 @@ def _order(examples: int, seed: int, epoch: int) -> Tensor:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The trainable parameters in two groups: with weight decay, and (biases, normalisations) without."""
+    """Return the trainable parameters in two groups: with weight decay, and (biases, normalisations) without."""
     decayed: dict[int, Tensor] = {}
     spared: dict[int, Tensor] = {}
     for module in model.modules():

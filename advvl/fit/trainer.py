@@ -103,7 +103,7 @@ class AdversarialTrainer(Trainer):
     def _objective(
         self, plain: Callable[..., Any], model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """The objective on one batch, whose gradient the parameters have got.
+        """Return the objective on one batch, whose gradient the parameters have got.
 
         Trainer expects a mean over the batch, which it divides by the window of gradient accumulation, or this batch's
         part of a mean over all of it. Regularisers give the first, so here the task's loss is brought to that as well.
@@ -131,7 +131,7 @@ class AdversarialTrainer(Trainer):
         return bool(counted or self.compute_loss_func is not None)
 
     def _through(self, model: nn.Module) -> Adapter:
-        """The adapter, run through what the model was wrapped in for training."""
+        """Return the adapter, run through what the model was wrapped in for training."""
         if self._running is None or self._running.model is not model:
             logits = self.target.logits
             self._running = self.target.through(

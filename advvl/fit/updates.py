@@ -91,9 +91,10 @@ class Updater:
         return int(self.accelerator.num_processes) * self.loop.accumulate
 
     def run(self, number: int) -> float:
-        """Do the update of that number; this process's part of its mean loss, whose sum over processes is the loss.
+        """Do the update of that number; return this process's part of its mean loss, the sum over processes.
 
-        Errors: `Unusable`, in every process, where a loss or the gradient is not finite.
+        Raises:
+            Unusable: in every process, a loss or the gradient is not finite.
         """
         factor = schedule(self.options, number, self.updates)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):

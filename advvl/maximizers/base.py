@@ -25,7 +25,7 @@ Order = Literal["together", "in turn"]
 
 @dataclass(repr=False)
 class AscentState:
-    """What a maximiser carries from batch to batch: free AT's perturbations, local to their process.
+    """The memory of a maximiser from batch to batch: free AT's perturbations, local to their process.
 
     Arguments:
         deltas: modality to its last perturbation, `(B, …)` of the last batch; empty before the first.
@@ -37,7 +37,7 @@ class AscentState:
         return f"AscentState({ ({name: tuple(delta.shape) for name, delta in self.deltas.items()}) })"
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps; the tensors are not copied."""
+        """The entries that a checkpoint keeps; the tensors are not copied."""
         return {"deltas": dict(self.deltas)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -51,7 +51,7 @@ class AscentState:
             got = type(state).__name__ if keys is None else f"the keys {keys[:8]}"
             raise ConfigurationError(
                 f"expected the state_dict() of an AscentState, {{'deltas': …}}, got {got}; "
-                "give the entry that it was saved under in the checkpoint"
+                "give the entry of the checkpoint that holds it"
             )
         wrong = {name: type(delta).__name__ for name, delta in state["deltas"].items() if not isinstance(delta, Tensor)}
         if wrong:

@@ -53,8 +53,8 @@ class FreeAT(InnerMaximizer):
     def check(self, perturber: Perturber) -> None:
         if self.replays == 1 and not self.carry and some_pass_starts_at_zero(perturber, self.modalities):
             raise ConfigurationError(
-                "expected FreeAT(replays=2) or more, carry=True, or a start that is not zero, got replays=1, carry=False "
-                "with Zero(): its one pass would be clean"
+                "expected FreeAT(replays=2) or more, carry=True, or another start than Zero(), got one pass, which would "
+                "be clean"
             )
 
     def probes(
@@ -63,8 +63,7 @@ class FreeAT(InnerMaximizer):
         del generator
         if self.carry and state is None:
             raise ConfigurationError(
-                "expected state=AscentState() for FreeAT(carry=True), got None; make one before the loop, pass it to "
-                "every step, and keep its state_dict() in checkpoints"
+                "expected state=AscentState() for FreeAT(carry=True), got None; pass the same one to every step"
             )
         turns = turns_of(perturber, self.modalities)
         carried = {} if state is None or not self.carry else state.deltas

@@ -12,8 +12,8 @@ from torch import Tensor
 from advvl.errors import ConfigurationError, ShapeError
 from advvl.maximizers.base import AscentState, InnerMaximizer, Order, check_count, check_order, turns_of
 from advvl.maximizers.probes import Feedback, Probe, Probes
-from advvl.perturbers.balls import Place
 from advvl.perturbers.base import Memory, Perturber
+from advvl.perturbers.places import Place
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,7 @@ class _Best:
     def see(self, feedback: Feedback) -> None:
         if feedback.losses is None:
             raise ConfigurationError(
-                "expected a loss for each row to keep the best of, got a single number; have the loss return (B,), by "
-                "reduction='none' in Attack(loss=…), step(loss=…) or adapt(…, loss=…)"
+                "expected a loss for each row to keep the best of, got a single number; pass loss=… with reduction='none'"
             )
         if self.losses is None:
             self.losses, self.deltas = feedback.losses, feedback.deltas
@@ -101,8 +100,7 @@ def _rows(
         if rows.shape != delta.shape[:1]:
             raise ShapeError(
                 f"expected one loss or verdict for each of the {delta.shape[0]} rows of {modality!r}, got "
-                f"{tuple(rows.shape)}; where an example has several rows, say which: Site(…, examples=…), or with a ball of "
-                "the whole example Site(…, rows=…)"
+                f"{tuple(rows.shape)}; say whose rows they are, by Site(…, examples=…) or rows=…"
             )
         picked[modality] = torch.where(rows.reshape(-1, *[1] * (delta.ndim - 1)), delta, no[modality])
     return picked
@@ -111,7 +109,6 @@ def _rows(
 def _correct(feedback: Feedback) -> Tensor:
     if feedback.correct is None:
         raise ConfigurationError(
-            "expected correct=… to stop early by, from (outputs, batch) to the rows still correct (B,) bool, got None; "
-            "give it to the attack or the step"
+            "expected correct=… to stop early by, from (outputs, batch) to (B,) bool, got None; give the attack one"
         )
     return feedback.correct

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from advvl.perturbers.balls import Place
 from advvl.perturbers.base import Memory, Moved, Perturber
+from advvl.perturbers.places import Place
 from advvl.perturbers.starts import Start
 
 

@@ -30,8 +30,8 @@ def input_gradients(objective: Tensor, run: Pass, passes: Passes, *, retain_grap
     except RuntimeError as error:
         if is_reentrant(objective):
             raise SiteError(
-                "expected activation checkpointing that gives gradients of perturbations alone, got a region with "
-                f"use_reentrant=True between a site and the loss; {NON_REENTRANT}"
+                "expected activation checkpointing that gives gradients of perturbations alone, got use_reentrant=True"
+                f" above a site; {NON_REENTRANT}"
             ) from error
         raise
     return all_found(dict(zip(leaves, found, strict=True)), run, passes)
@@ -55,8 +55,7 @@ def accumulate(total: Tensor, backward: Backward | None, run: Pass, passes: Pass
     backward(total + unit)
     if unit.grad is None:
         raise SiteError(
-            "expected backward to differentiate the loss it was given, but it did not; have it call backward() on that "
-            "very tensor or a multiple of it, as accelerator.backward does"
+            "expected backward to differentiate the loss it was given, but it did not; call backward() on it or a multiple"
         )
     return unit.grad
 
@@ -89,8 +88,7 @@ def _check_differentiable(objective: Tensor, run: Pass, passes: Passes) -> None:
             why = _why_independent(run, modality, passes)
             raise ConfigurationError(f"{expected} does not depend on the perturbation of {modality!r}: {why}")
     raise ConfigurationError(
-        f"{expected} does not; let some parameter of the model require grad, and compute the loss from the model's "
-        "outputs without detach, item or no_grad"
+        f"{expected} does not; let a parameter require grad, and compute the loss without detach, item or no_grad"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from advvl.errors import NonFiniteError
+from advvl.errors import NonFiniteError, more
 from advvl.maximizers.probes import Feedback
 
 
@@ -35,10 +35,11 @@ class FiniteCheck:
             return
         rows = {modality: bad.nonzero().flatten().tolist() for modality, bad in self.bad.items() if bad.any()}
         where = "; ".join(f"the gradient of the {m!r} perturbation in rows {_some(r)}" for m, r in rows.items())
+        found = [where] if where else []
+        found += [] if loss.isfinite() else [f"loss {float(loss)}"]
         raise NonFiniteError(
-            f"expected finite losses and gradients, got {where or 'none in the perturbations'}"
-            f"{'' if loss.isfinite() else f'; loss {float(loss)}'}; .grad is unusable: zero it, and see that the batch "
-            "holds finite numbers (with a loss scaler: nonfinite='keep')"
+            f"expected finite losses and gradients, got {'; '.join(found)}; .grad is unusable: zero it, and see that "
+            f"the batch is finite{more('not-finite')}"
         )
 
 

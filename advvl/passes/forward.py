@@ -17,8 +17,8 @@ from advvl.errors import ConfigurationError, ShapeError
 from advvl.maximizers.probes import Feedback
 from advvl.passes.objective import Loss, checked_loss
 from advvl.passes.prefix import Prefix
-from advvl.perturbers.balls import Place
 from advvl.perturbers.base import Perturber
+from advvl.perturbers.places import Place
 from advvl.perturbers.starts import Start
 from advvl.runtime.randomness import forked
 
@@ -201,7 +201,7 @@ def _verdicts(correct: object, losses: Tensor | None) -> Tensor:
         got = f"{tuple(correct.shape)} of {correct.dtype}" if isinstance(correct, Tensor) else type(correct).__name__
         raise ShapeError(
             f"expected correct to give one verdict {rows}, a bool tensor (B,), got {got}; "
-            'as in correct=lambda outputs, batch: outputs.logits.argmax(1) == batch["labels"]'
+            "as in outputs.logits.argmax(1) == labels"
         )
     return correct
 

@@ -23,7 +23,7 @@ from advvl.adapters.diagnosis import is_compiled
 
 @dataclass(frozen=True, eq=False)
 class _Finished:
-    """What a module gave before the first site: its leaves, how often each had been changed in place, and its structure."""
+    """The output of a module before the first site: its leaves, their versions, and its structure."""
 
     leaves: list[Any]
     versions: list[int]
@@ -35,7 +35,7 @@ class _Finished:
         return cls(leaves, _versions(leaves), structure)
 
     def answer(self) -> Any:
-        """The output anew: tensors without their graph, in containers of their own."""
+        """A new copy of the output: tensors without their graph, in containers of their own."""
         return tree_unflatten([x.detach() if isinstance(x, Tensor) else x for x in self.leaves], self.structure)
 
     @property
@@ -44,13 +44,13 @@ class _Finished:
 
     @property
     def plain(self) -> bool:
-        """Whether it is all tensors and numbers, and has a tensor."""
+        """True if it is all tensors and numbers, and has a tensor."""
         known = all(isinstance(leaf, Tensor | int | float | str | None) for leaf in self.leaves)
         return known and any(isinstance(leaf, Tensor) for leaf in self.leaves)
 
 
 class Prefix:
-    """What finishes before the first site; for passes on one batch, of a pure model in eval mode whose parameters stay.
+    """The modules that finish before the first site; for passes on one batch, of a pure model in eval mode.
 
     Arguments:
         model: the model. What trains, carries hooks or is a site is always run, and so is all of a compiled or scripted
@@ -96,14 +96,14 @@ class Prefix:
 
 
 def _topmost(runs: Mapping[nn.Module, int], early: Mapping[nn.Module, _Finished]) -> dict[nn.Module, _Finished]:
-    """Those that ran once and whose output is as they gave it; not what they hold."""
+    """The modules that ran once and whose output is as they gave it; not what they hold."""
     usable = {m: found for m, found in early.items() if runs[m] == 1 and found.untouched and found.plain}
     inner = {part for module in usable for part in module.modules() if part is not module}
     return {module: found for module, found in usable.items() if module not in inner}
 
 
 def _opaque(module: nn.Module) -> bool:
-    """Whether hooks do not reach into it, or would have it compiled again."""
+    """True if hooks do not reach into it, or would have it compiled again."""
     return is_compiled(module) or isinstance(module, torch.jit.ScriptModule)
 
 

@@ -25,7 +25,7 @@ from advvl.perturbers.starts import Start, Zero
 
 
 class StepMemory(NamedTuple):
-    """What an ascent keeps from step to step: how many it has taken, and its rule's state."""
+    """The memory of an ascent from step to step: how many it has taken, and its rule's state."""
 
     steps: int = 0
     state: Any = None
@@ -40,7 +40,7 @@ class AscentStep(NamedTuple):
 
 @dataclass(frozen=True)
 class Ascent:
-    """How one modality moves.
+    """The way one modality moves.
 
     Arguments:
         ball: where its perturbation stays.

@@ -59,7 +59,7 @@ class UniversalPerturber(Perturber):
         if place.segments is not None:
             raise ShapeError(
                 f"expected a tensor (B, T, …) of {modality!r} to share a perturbation, got one of packed rows; "
-                "perturb each row by itself, or a site with a batch axis"
+                "perturb a site with a batch axis"
             )
         check_agreement(f"the length of {modality!r}", tuple(place.x.shape[1:]))
         return first_process(self._free.begin(modality, start, _shared_place(place), generator))

@@ -1,4 +1,4 @@
-"""What several recipes are made of."""
+"""Parts that several recipes share."""
 
 from __future__ import annotations
 
@@ -52,6 +52,6 @@ def image_embedding(outputs: Outputs) -> Tensor:
         if isinstance(found := field(outputs, name), Tensor):
             return found
     raise ConfigurationError(
-        f"expected outputs with image_embeds or pooler_output, got {type(outputs).__name__}; pass reads=…, the name of the "
-        "module that gives the embedding, or a function of the outputs"
+        f"expected outputs with image_embeds or pooler_output, got {type(outputs).__name__}; pass reads=…, a "
+        "module's name or a function of the outputs"
     )

@@ -89,11 +89,13 @@ def check_sides(clean: Tensor, perturbed: Tensor, mask: Tensor | None, what: str
         raise ShapeError(
             f"expected clean and perturbed {what} of one shape, got {tuple(clean.shape)} and {tuple(perturbed.shape)}"
         )
+    if not clean.ndim:
+        raise ShapeError(f"expected {what} with one row or more and a last axis, got a single number; leave its axes")
     if mask is not None and mask.shape != clean.shape[:-1]:
         raise ShapeError(f"expected a mask of shape {tuple(clean.shape[:-1])}, got {tuple(mask.shape)}")
     if mask is not None and mask.is_floating_point():
         raise ShapeError(
-            f"expected a mask of bool or of whole numbers 0/1, True or 1 for the rows that count, got {mask.dtype}; "
+            f"expected a mask of bool or 0/1, True or 1 for rows that count, got {mask.dtype}; "
             "compare an additive mask with 0, as in mask == 0"
         )
 

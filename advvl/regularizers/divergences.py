@@ -3,7 +3,7 @@
 Written out in tensors, a symmetric divergence and its gradients hold a dozen tensors of the logits' size, and read and
 write memory as often. Here a block of rows is taken through the whole computation before the next, forward and
 backward, so nothing of that size is made but the gradients that are wanted. The backward keeps the logits alone and
-computes a block's probabilities anew; the incoming cotangent is multiplied in before the cast to the logits' dtype, so
+computes a block's probabilities again; the incoming cotangent is multiplied in before the cast to the logits' dtype, so
 that a loss scale keeps small fp16 gradients from vanishing. Small logits, second derivatives and compiled code have the
 expression written out.
 
@@ -205,7 +205,7 @@ def _put(into: Tensor, block: slice | Tensor, values: Tensor) -> None:
 
 
 def _readable(counts: Tensor) -> bool:
-    """Whether the host can look at it without waiting for a device."""
+    """True if the host can look at it without waiting for a device."""
     return counts.is_cpu
 
 

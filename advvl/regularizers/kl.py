@@ -36,8 +36,8 @@ class _Divergence(Weighted):
         check_sides(clean, perturbed, mask, "logits")
         if self.head == "softmax" and clean.shape[-1:] == (1,):
             raise ShapeError(
-                f"expected logits of two classes or more for head='softmax', got {tuple(clean.shape)}, between which the "
-                "divergence is always 0; for one score a row pass head='sigmoid'"
+                f"expected logits of two classes or more for head='softmax', got {tuple(clean.shape)}; for "
+                "one score per row pass head='sigmoid'"
             )
         clean = clean.detach() if self.detach_clean else clean
         mask = None if mask is None else mask.bool()

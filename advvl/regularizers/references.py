@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from advvl.errors import ConfigurationError
 from advvl.runtime.names import unwrapped
-from advvl.runtime.states import kept_modes
+from advvl.runtime.states import kept_modes, kept_requires_grad
 
 
 class Reference(ABC):
@@ -98,8 +98,8 @@ class AdapterOff(Reference):
         if peft is None:
             raise ConfigurationError(
                 f"expected a PEFT model for AdapterOff(), got {type(model).__name__} without an adapter; "
-                "wrap it by peft.get_peft_model, or use Frozen.copy_of(model)"
+                "use Frozen.copy_of(model)"
             )
-        with kept_modes(model), peft.disable_adapter():
+        with kept_modes(model), kept_requires_grad(model), peft.disable_adapter():
             model.eval()
             yield model

@@ -47,7 +47,7 @@ def process_mean(value: Tensor) -> Tensor:
 
 
 def first_process(value: Tensor) -> Tensor:
-    """What process 0 has, of a tensor of one shape in all of them, such as a random start that they share."""
+    """The value that process 0 has of a tensor of one shape in all of them, such as a random start that they share."""
     value = value.detach().clone()
     if process_count() > 1:
         dist.broadcast(value, 0)

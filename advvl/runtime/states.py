@@ -40,6 +40,17 @@ def kept_modes(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def kept_requires_grad(model: nn.Module) -> Iterator[None]:
+    """Every parameter requires grad at the end, or does not, as before; PEFT has all of an adapter's do so."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, requires_grad in before:
+            parameter.requires_grad_(requires_grad)
+
+
 def remembered_buffers(model: nn.Module) -> Callable[[], None]:
     """Return a function that puts every buffer back: the same tensor with the same values, even if it was replaced."""
     before = [

@@ -741,7 +741,7 @@ def test_reentrant_checkpointing_of_transformers_is_right_or_refused() -> None:
         expected = train(plain, sentences(), "text", regularizer=regularizer)
         close(train(words, sentences(), "text", regularizer=regularizer), expected)
     alone = (
-        r"expected activation checkpointing that gives gradients of perturbations alone, got .* use_reentrant=True betw"
+        r"expected activation checkpointing that gives gradients of perturbations alone, got .*use_reentrant=True above"
     )
     with pytest.raises(SiteError, match=alone):
         Attack(perturber("text"), PGD(1), train_mode=True)(words, sentences())

@@ -522,7 +522,7 @@ def test_perturbations_carried_by_other_processes_start_anew_and_say_so(folder: 
         "newer": r"format 2 in .*newer\.pt', got format 99, written by a newer advvl",
         "truncated": r"whole PyTorch file .*truncated\.pt",
         "empty": r"count\(batch\) of 1 or more in each part of an update, got less in 1",
-        "uncounted": r"one loss a row \(B,\), or count=",
+        "uncounted": r"one loss per row \(B,\), or count=",
         "too small": r"2 processes times 4 micro-batches, got 6",
     }.items(),
 )

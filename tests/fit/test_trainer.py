@@ -696,7 +696,7 @@ def test_training_arguments_that_go_wrong_with_several_passes_are_refused(
     assert "expected nonfinite='keep' with fp16" in refusal(scaled)
     several = arguments(tmp_path)
     several._n_gpu = 2
-    assert "expected one process a device, got 2 devices" in refusal(several)
+    assert "expected one process per device, got 2 devices" in refusal(several)
     for kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         with monkeypatch.context() as patch:
             patch.setattr(Accelerator, "distributed_type", kind)

@@ -492,5 +492,5 @@ def test_a_move_is_returned_and_leaves_the_feedback_as_it_was() -> None:
 def test_keeping_the_best_says_how_to_get_a_loss_a_row() -> None:
     target = toy()
     target.loss = lambda outputs, batch: outputs["loss"].mean()
-    with pytest.raises(ConfigurationError, match="reduction='none' in"):
+    with pytest.raises(ConfigurationError, match="with reduction='none'"):
         Attack(perturber(), PGD(1, keep="best"))(target, toy_batch())
