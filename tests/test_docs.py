@@ -17,6 +17,7 @@ from advvl.adapters import registry
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+SLOW = {"extending.md", "lxmert.md", "training-loop.md", "worked-example.md"}  # to run
 WITH_CODE = [page for page in PAGES if "```python" in page.read_text()]
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 PATH = re.compile(r"`((?:advvl|tests|docs|examples|benchmarks)/[\w./-]+)`")
@@ -57,7 +58,9 @@ def readme_names() -> dict[str, Any]:
     return {"model": model, "loader": [inputs], "optimizer": torch.optim.AdamW(model.parameters(), lr=1e-3)}
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=name)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.slow] * (page.name in SLOW)) for page in WITH_CODE], ids=name
+)
 def test_the_code_of_every_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))

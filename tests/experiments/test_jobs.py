@@ -47,7 +47,7 @@ def refuse(index: int, directory: Path) -> Iterator[Handle]:
         (directory / str(os.getpid())).touch()
         if item == 1:
             raise ConfigurationError("expected no 1, got one")
-        time.sleep(60)
+        time.sleep(2 * PATIENCE)
 
     yield handle
 
@@ -56,7 +56,7 @@ def refuse(index: int, directory: Path) -> Iterator[Handle]:
 def sleep(index: int, directory: Path) -> Iterator[Handle]:
     def handle(item: int) -> None:
         (directory / str(os.getpid())).touch()
-        time.sleep(60)
+        time.sleep(2 * PATIENCE)
 
     yield handle
 
