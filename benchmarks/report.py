@@ -37,8 +37,7 @@ NOTES = {
         "that they have to give: K+1 forwards and backwards with fresh dropout masks; with shared ones K of each and "
         "a backward towards the perturbations alone (in turn: 2K+1, and 2K-1 with it). FreeLB's limit is as many bare "
         "passes: K, in turn 2K. *Graphs at once*: peak memory beyond that of one pass whose graph is kept, in graphs of "
-        "one pass, plus one; a backward through two graphs also holds a gradient of every parameter, which it counts. "
-        "In turn, with fresh masks, ours and FreeLB run both modalities as one batch; those passes run one after another.",
+        "one pass, plus one; a backward through two graphs also holds a gradient of every parameter, which it counts. ",
     ),
     "attack": (
         "Attacks of ten steps",

@@ -6,6 +6,7 @@ ascent a modality. Neither keeps a perturbation: those belong to the step or att
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
@@ -181,7 +182,9 @@ class EmbeddingPerturber(Perturber):
         }
 
     def for_attack(self) -> EmbeddingPerturber:
-        return EmbeddingPerturber(**{modality: ascent.for_attack() for modality, ascent in self.ascents.items()})
+        other = copy.copy(self)  # a subclass stays what it is
+        other.ascents = {modality: ascent.for_attack() for modality, ascent in self.ascents.items()}
+        return other
 
 
 def _is_size(value: object) -> bool:

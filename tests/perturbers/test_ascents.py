@@ -253,3 +253,12 @@ def test_a_perturber_shows_how_it_was_made() -> None:
     assert repr(EmbeddingPerturber(text=Ascent(L2(1.0), step_size=0.1))).startswith(
         "EmbeddingPerturber(text=Ascent(ball=L2(radius=1.0, per='sample', relative=False), step_size=0.1"
     )
+
+
+def test_a_subclass_stays_what_it_is_in_an_attack() -> None:
+    class Still(EmbeddingPerturber):
+        """Moves nothing."""
+
+    ours = Still(image=Ascent(Linf(0.1), step_size=0.05)).for_attack()
+    assert isinstance(ours, Still)
+    assert ours.ascents["image"].rule == "sign"
