@@ -56,7 +56,9 @@ def test_sides_that_do_not_fit_are_refused() -> None:
         SquaredDistance()(CLEAN, PERTURBED[:1])
     with pytest.raises(ShapeError, match=r"expected a mask of shape \(2,\), got \(2, 2\)"):
         SquaredDistance()(CLEAN, PERTURBED, CLEAN.bool())
-    with pytest.raises(ShapeError, match="expected embeddings with one row or more and a last axis, got a single number"):
+    with pytest.raises(
+        ShapeError, match="expected embeddings with one row or more and a last axis, got a single number"
+    ):
         SquaredDistance()(CLEAN.sum(), PERTURBED.sum())
     with pytest.raises(ConfigurationError, match="expected a finite weight above 0, got '1'"):
         SquaredDistance("1")  # type: ignore[arg-type]
