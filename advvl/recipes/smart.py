@@ -16,7 +16,6 @@ def smart(
     *,
     radius: float = 1e-5,
     step_size: float = 1e-3,
-    noise: float = 1e-5,
     steps: int = 1,
     weight: float = 1.0,
     bregman: Averaged | None = None,
@@ -28,13 +27,7 @@ def smart(
     Jiang et al., "SMART: Robust and Efficient Fine-Tuning …", ACL 2020, Algorithm 1. Its code scales every token's
     perturbation to a largest entry of 1, climbs another function, detaches each target, and has no Bregman term.
     """
-    ascent = Ascent(Linf(radius, per="token"), step_size=step_size, start=Normal(noise))
-    smoothness = SymmetricKL(weight)
+    ascent = Ascent(Linf(radius, per="token"), step_size=step_size, start=Normal(radius))
     proximal = () if bregman is None else (SymmetricKL(bregman_weight, reference=bregman, on="clean"),)
-    return AdversarialTraining(
-        EmbeddingPerturber(**{modality: ascent}),
-        PGD(steps),
-        (smoothness, *proximal),
-        clean_weight=1.0,
-        teach=Objective(task=0.0),
-    )
+    perturber, penalties = EmbeddingPerturber(**{modality: ascent}), (SymmetricKL(weight), *proximal)
+    return AdversarialTraining(perturber, PGD(steps), penalties, clean_weight=1.0, teach=Objective(task=0.0))

@@ -10,11 +10,24 @@ from torch.nn import functional as F
 from advvl.adapters.injection import Batch
 from advvl.adapters.outputs import Outputs
 from advvl.maximizers.pgd import PGD
-from advvl.passes.objective import Objective
+from advvl.passes.objective import Loss, Objective
 from advvl.perturbers.ascents import EmbeddingPerturber
 from advvl.perturbers.starts import Uniform
 from advvl.recipes.parts import image_embedding, steepest
 from advvl.training import AdversarialTraining
+
+
+def zero_shot_loss(
+    text_features: Tensor, *, scale: float = 100.0, reads: Callable[[Outputs], Tensor] = image_embedding
+) -> Loss:
+    """The cross-entropy of scale·cos(φ(x), text) for each row, with the embedding of a text for each class `(C, D)`."""
+    texts = F.normalize(text_features.detach(), dim=-1)
+
+    def loss(outputs: Outputs, batch: Batch) -> Tensor:
+        images = F.normalize(reads(outputs), dim=-1)
+        return F.cross_entropy(scale * images @ texts.to(images).T, batch["labels"], reduction="none")
+
+    return loss
 
 
 def tecoa(
@@ -28,16 +41,11 @@ def tecoa(
     modality: str = "image",
     box: tuple[float, float] | None = (0.0, 1.0),
 ) -> AdversarialTraining:
-    """TeCoA: cross-entropy of 100·cos(φ(x + δ), text) with the fixed embedding of a text for each class `(C, D)`.
+    """TeCoA: `zero_shot_loss` at fixed embeddings of texts `(C, D)`, climbed and taught; classes are `batch["labels"]`.
 
     Mao et al., "Understanding Zero-shot Adversarial Robustness for Large-Scale Models", ICLR 2023, by PGD as FARE's code
-    trains it; see `fare` for the differences. The class is `batch["labels"]` `(B,)`.
+    trains it; see `fare` for the differences.
     """
-    texts = F.normalize(text_features.detach(), dim=-1)
-
-    def loss(outputs: Outputs, batch: Batch) -> Tensor:
-        images = F.normalize(reads(outputs), dim=-1)
-        return F.cross_entropy(scale * images @ texts.to(images).T, batch["labels"], reduction="none")
-
     ascent = steepest("linf", radius, step_size=step_size, start=Uniform(radius), box=box)
-    return AdversarialTraining(EmbeddingPerturber(**{modality: ascent}), PGD(steps), teach=Objective(loss=loss))
+    objective = Objective(loss=zero_shot_loss(text_features, scale=scale, reads=reads))
+    return AdversarialTraining(EmbeddingPerturber(**{modality: ascent}), PGD(steps), teach=objective)

@@ -30,11 +30,6 @@ def vat(
     direction has entries of standard deviation `xi` instead of a norm of 1e-6, whose effect fp32 rounds away.
     """
     ascent = Ascent(L2(radius), step_size=_FAR * radius, start=Normal(xi))
-    return AdversarialTraining(
-        EmbeddingPerturber(**{modality: ascent}),
-        PGD(steps=1),
-        KL(weight, detach_clean=True),
-        clean_weight=task_weight,
-        dropout=dropout,
-        teach=Objective(task=0.0),
-    )
+    perturber, objective = EmbeddingPerturber(**{modality: ascent}), Objective(task=0.0)
+    penalty = KL(weight, detach_clean=True)
+    return AdversarialTraining(perturber, PGD(1), penalty, clean_weight=task_weight, dropout=dropout, teach=objective)

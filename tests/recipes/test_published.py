@@ -165,7 +165,6 @@ def test_smart(dropout: float, proximal: bool, steps: int) -> None:
     method = smart(
         radius=radius,
         step_size=step_size,
-        noise=0.2,
         steps=steps,
         weight=weight,
         bregman=average if proximal else None,

@@ -204,7 +204,7 @@ def test_logits_or_a_mask_of_another_shape_or_kind_are_refused() -> None:
         KL()(torch.zeros(3, 4), torch.zeros(2, 4))
     with pytest.raises(ShapeError, match=r"expected a mask of shape \(3,\), got \(3, 4\)"):
         KL()(torch.zeros(3, 4), torch.zeros(3, 4), torch.ones(3, 4))
-    with pytest.raises(ShapeError, match=r"expected a mask of bool or of whole numbers .*, got torch.float32"):
+    with pytest.raises(ShapeError, match=r"expected a mask of bool or 0/1, .*, got torch.float32"):
         KL()(torch.zeros(3, 4), torch.zeros(3, 4), torch.tensor([0.0, -torch.inf, 0.0]))
 
 
