@@ -43,6 +43,8 @@ class Frozen(Reference):
     @classmethod
     def copy_of(cls, model: nn.Module) -> Frozen:
         """Copy a model's weights as they are now, in eval mode and without gradients."""
+        if not isinstance(model, nn.Module):
+            raise ConfigurationError(f"expected a model (nn.Module) to copy, got {type(model).__name__}")
         return cls(copy.deepcopy(unwrapped(model)).eval().requires_grad_(False))
 
     @contextmanager
