@@ -174,11 +174,11 @@ class Passes:
 
     def _begin(self, deltas: Mapping[str, Tensor | Start], wants: bool, modality: str, x: Tensor) -> Placed:
         """Make the perturbation of a modality at its site, a leaf of the graph."""
-        if modality not in self._positions:
+        first = modality not in self._positions
+        if first:
             self._positions[modality] = read_positions(modality, self.adapter.sites[modality], self.batch, x)
         place, delta = Place(x.detach(), *self._positions[modality]), deltas[modality]
-        box = self.perturber.box(modality)
-        if box is not None and modality not in self._inside:
+        if first and modality not in self._inside and (box := self.perturber.box(modality)) is not None:
             check_inside(modality, place, box)
             self._inside.add(modality)
         if isinstance(delta, Start):
