@@ -57,6 +57,7 @@ def test_it_is_under_60_lines() -> None:
     assert len(EXAMPLE.read_text().splitlines()) < 60
 
 
+@pytest.mark.slow
 def test_it_ends_with_a_table_a_plot_and_a_model_of_each_row(output: Path) -> None:
     results = json.loads((output / "results.json").read_text())
     assert [row["method"] for row in results["methods"]] == ["standard", "pgd"]

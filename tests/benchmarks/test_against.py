@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from against import Times, measure, page, ratios
 
+pytestmark = pytest.mark.slow  # several processes
+
 ROOT = Path(__file__).parents[2]
 
 

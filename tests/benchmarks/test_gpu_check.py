@@ -23,6 +23,8 @@ from benchmarks.gpu.plan import BENCHMARKS, ROOT, Options, environment, gpu_test
 from benchmarks.gpu.record import Record
 from benchmarks.gpu.setting import Setting, Skipped
 
+pytestmark = pytest.mark.slow  # several processes
+
 REFUSED = ("hypothesis", "accelerate", "matplotlib", "captum", "scipy", "sklearn", "peft", "torchattacks", "foolbox")
 HOOK = f"""
 import importlib.machinery as machinery

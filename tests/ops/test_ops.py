@@ -155,6 +155,7 @@ def test_a_projected_row_is_inside_the_ball_in_its_storage_dtype(on: On, case: C
     assert all(norm <= case.radius for norm in case.exact_norms(projected))
 
 
+@pytest.mark.slow
 @repeatable
 @given(
     case=cases(),
@@ -173,6 +174,7 @@ def test_a_stepped_row_is_inside_the_ball_in_its_storage_dtype(
     assert all(norm <= case.radius for norm in case.exact_norms(stepped.delta))
 
 
+@pytest.mark.slow
 @repeatable
 @given(case=cases(), low=st.sampled_from([0.0, -1.0, -2.117904, -100.0]), width=st.sampled_from([1.0, 2.0, 4.757904]))
 def test_a_row_in_a_box_is_inside_the_ball_and_the_box(on: On, case: Case, low: float, width: float) -> None:
@@ -476,6 +478,7 @@ def test_without_a_floor_a_tiny_gradient_steps_as_far_as_a_large_one(on: On, nor
 # --- law 3: masks, padding, and no coupling of samples ---
 
 
+@pytest.mark.slow
 @repeatable
 @given(case=cases(masked=True), rule=st.sampled_from(RULES))
 def test_a_masked_position_is_exactly_zero_whatever_its_gradient(on: On, case: Case, rule: str) -> None:
@@ -551,6 +554,7 @@ def test_projecting_twice_is_projecting_once_to_the_bit(on: On, case: Case) -> N
     assert torch.equal(on.project(once, radius=case.radius, **case.place), once)
 
 
+@pytest.mark.slow
 @repeatable
 @given(case=cases(ratios=INSIDE))
 def test_inside_the_ball_less_its_margin_nothing_changes(on: On, case: Case) -> None:
@@ -565,6 +569,7 @@ def test_inside_the_ball_less_its_margin_nothing_changes(on: On, case: Case) -> 
     assert torch.equal(projected, torch.where(mask, case.delta, 0))
 
 
+@pytest.mark.slow
 @repeatable
 @given(case=cases(masked=False, smallest=1e-3), scale=st.sampled_from([0.1, 0.99, 1.0, 1.5]))
 def test_projection_brings_no_two_points_further_apart(on: On, case: Case, scale: float) -> None:
@@ -666,6 +671,7 @@ def test_step_size_and_radius_are_in_the_unit_of_each_row(
         torch.testing.assert_close(still[rows], kept[rows], rtol=1e-12, atol=0.0)
 
 
+@pytest.mark.slow
 @repeatable
 @given(case=cases(), rule=st.sampled_from(RULES), seed=st.integers(0, 99))
 def test_a_row_is_inside_the_ball_of_its_own_unit_in_its_storage_dtype(case: Case, rule: str, seed: int) -> None:

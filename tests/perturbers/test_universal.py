@@ -143,6 +143,7 @@ def worker(rank: int, folder: Path) -> dict[str, Any]:
     return {"start": start, "moved": moved, "refusal": refusal}
 
 
+@pytest.mark.slow
 def test_processes_share_one_start_and_one_step(tmp_path: Path) -> None:
     one, two = results("perturbers.test_universal:worker", 2, tmp_path)
     assert torch.equal(one["start"], two["start"])

@@ -80,6 +80,7 @@ def cases(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor | None, Tensor, int]:
     return *sides, draw(st.sampled_from([None, mask, mask.long()])), cotangent, draw(st.integers(1, 70))
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(cases(), st.sampled_from(KINDS), st.sampled_from(HEADS), st.booleans(), st.booleans())
 def test_values_and_gradients_are_those_of_the_expression_written_out(
@@ -375,6 +376,7 @@ def test_only_wanted_gradients_are_of_the_logits_size(
             assert len(gradients) == sum(wanted)
 
 
+@pytest.mark.slow
 @each_kind
 @each_head
 def test_gradients_that_can_be_differentiated_in_turn_take_no_more_memory(kind: Kind, head: Head) -> None:

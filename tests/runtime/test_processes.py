@@ -143,6 +143,7 @@ def curve(**options: Any) -> RobustnessCurve:
 two = shared_results("runtime.test_processes:worker", 2)
 
 
+@pytest.mark.slow
 def test_means_and_shares_are_those_of_all_processes(two: list[dict[str, Any]]) -> None:
     assert all(torch.equal(found["mean"], torch.full((2,), 0.5)) for found in two)
     assert [float(found["shares"][0]) for found in two] == [1.5, 0.5]
@@ -150,16 +151,19 @@ def test_means_and_shares_are_those_of_all_processes(two: list[dict[str, Any]]) 
     assert [float(found["shares"][2]) for found in two] == [1.0, 1.0]  # none has any
 
 
+@pytest.mark.slow
 def test_the_average_gradient_of_the_global_mean_is_that_of_all_entries(two: list[dict[str, Any]]) -> None:
     for found in two:
         torch.testing.assert_close(found["gradient"] / 2, torch.full_like(found["gradient"], 1 / 4))
 
 
+@pytest.mark.slow
 def test_what_processes_found_is_collected_once_and_in_order(two: list[dict[str, Any]]) -> None:
     for found in two:
         assert list(found["collected"].items()) == [(number, number**2) for number in range(7)]
 
 
+@pytest.mark.slow
 def test_processes_that_disagree_are_all_told(two: list[dict[str, Any]]) -> None:
     for found in two:
         assert "steps" not in found
@@ -181,6 +185,7 @@ def test_a_robustness_curve_over_processes_is_that_of_one(two: list[dict[str, An
         assert torch.equal(found["curve"]["scores"], expected.scores)
 
 
+@pytest.mark.slow
 def test_an_evaluation_over_processes_refuses_a_model_that_waits_for_the_others(two: list[dict[str, Any]]) -> None:
     assert "target.through(model.module)" in two[0]["wrapped"]
 
