@@ -194,7 +194,8 @@ def survived(placed: Mapping[str, Placed], perturber: Perturber) -> dict[str, Te
         if place.x.dtype != leaf.dtype:
             delta = leaf.detach()
             added = perturber.apply(modality, place, place.x, delta).to(delta.dtype) - place.x.to(delta.dtype)
-            size, kept = (torch.linalg.vector_norm(t.flatten(1), dim=1) for t in (delta.expand_as(added), added))
+            whole = place.masked(delta.expand_as(added))  # of what samples share, each has its own positions
+            size, kept = (torch.linalg.vector_norm(t.flatten(1), dim=1) for t in (whole, added))
             found[modality] = torch.where(size > 0, kept / torch.where(size > 0, size, 1.0), 1.0)
     return found
 

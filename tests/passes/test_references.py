@@ -143,6 +143,28 @@ def test_a_teacher_in_train_mode_keeps_its_buffers_and_its_mode() -> None:
         assert torch.equal(value, before[name]), name
 
 
+class Centred(nn.Module):
+    """The user's own wrapper, which computes: only its name is that of DDP's."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.module = model
+        self.register_buffer("mean", torch.tensor(0.5, dtype=torch.float64))
+
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        return self.module(x - self.mean, y)
+
+
+@pytest.mark.parametrize("make", [Frozen.copy_of, Averaged])
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel], ids=["bare", "in-parallel"])
+def test_a_copy_computes_all_that_the_model_does(make: Any, wrap: Any) -> None:
+    wrapped = wrap(Centred(pixel_net().model))
+    reference = make(wrapped)
+    with torch.no_grad(), reference.model(wrapped) as copied:
+        agree(copied(**pixels())["logits"], wrapped(**pixels())["logits"])
+        assert isinstance(copied, Centred)
+
+
 # ---- against a plain loop ----------------------------------------------------------------------------------------------
 
 
