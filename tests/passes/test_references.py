@@ -265,6 +265,7 @@ def test_a_decay_out_of_its_range_is_refused(decay: float) -> None:
         Averaged(pixel_net().model, decay=decay)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 def test_a_model_of_other_parameters_is_not_averaged() -> None:
     """Torch pairs parameters by their order, and leaves out those without a partner."""
     average = Averaged(bert())
