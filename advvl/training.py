@@ -27,6 +27,7 @@ from advvl.passes.replay import Replay
 from advvl.passes.rounds import Rounds
 from advvl.passes.traces import Trace
 from advvl.perturbers.base import Perturber
+from advvl.perturbers.starts import Zero
 from advvl.regularizers.base import Regularizer, check_regularizer
 from advvl.runtime.reductions import Sync, accumulating, check_wrappers, no_sync, one_backward
 from advvl.runtime.states import check_trainable
@@ -129,6 +130,13 @@ class AdversarialTraining:
                 raise ConfigurationError(
                     f"expected a regularizer on perturbed passes for {name}={objective}, which has no task, got none"
                 )
+        climbs_task = (self.climb or self.teach).task > 0
+        vanish = all(one.reference is None and one.vanishes_at_equality for one in self.regularizers)
+        starts = self.perturber.starts().values()
+        if not climbs_task and vanish and self.dropout == "shared" and all(isinstance(at, Zero) for at in starts):
+            raise ConfigurationError(
+                "expected a start such as Normal(1e-3) to climb a penalty that vanishes at the clean pass, got Zero()"
+            )
         if self.climb not in (None, self.teach) and self.maximizer.one_backward:
             raise ConfigurationError(
                 f"expected climb and teach to be one objective with {type(self.maximizer).__name__}, whose one backward "

@@ -70,8 +70,17 @@ class Averaged(Reference):
         self.average: AveragedModel = average.eval().requires_grad_(False)
 
     def update(self, model: nn.Module) -> None:
-        """Move the average towards the model's present weights."""
-        self.average.update_parameters(without_frameworks(model))
+        """Move the average towards the model's present weights.
+
+        Raises:
+            ConfigurationError: a model of other parameters.
+        """
+        plain = without_frameworks(model)
+        if _shapes(plain) != _shapes(self.average.module):  # torch would average those that it can pair
+            raise ConfigurationError(
+                "expected the model that is averaged, got one of other parameters; make Averaged(model) after get_peft_model"
+            )
+        self.average.update_parameters(plain)
 
     def state_dict(self) -> dict[str, Any]:
         """The average, for a checkpoint."""
@@ -105,3 +114,7 @@ class AdapterOff(Reference):
         with kept_modes(model), kept_requires_grad(model), peft.disable_adapter():
             model.eval()
             yield model
+
+
+def _shapes(model: nn.Module) -> list[Any]:
+    return [tensor.shape for tensor in (*model.parameters(), *model.buffers())]

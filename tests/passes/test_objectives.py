@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -210,3 +211,11 @@ def test_a_pass_that_moves_and_teaches_two_objectives_is_refused_when_it_is_aske
 def test_objectives_that_make_no_sense_are_refused(words: str, make: Callable[[], object]) -> None:
     with pytest.raises(ConfigurationError, match=words):
         make()
+
+
+def test_a_penalty_is_not_climbed_from_where_it_vanishes() -> None:
+    options = {"clean_weight": 1.0, "teach": Objective(task=0.0), "dropout": "shared"}
+    for start, refused in ((Zero(), True), (Normal(1e-3), False)):
+        perturber = EmbeddingPerturber(image=Ascent(Linf(0.1), step_size=0.05, start=start))
+        with pytest.raises(ConfigurationError, match="expected a start such as") if refused else nullcontext():
+            AdversarialTraining(perturber, PGD(2), KL(6.0), **options)

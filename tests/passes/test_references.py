@@ -266,6 +266,17 @@ def test_a_decay_out_of_its_range_is_refused(decay: float) -> None:
         Averaged(pixel_net().model, decay=decay)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+def test_a_model_of_other_parameters_is_not_averaged() -> None:
+    """Torch pairs parameters by their order, and leaves out those without a partner."""
+    average = Averaged(bert())
+    with pytest.raises(ConfigurationError, match=r"the model that is averaged, got one of other parameters"):
+        average.update(lora(bert(), target_modules=["query"]))
+    average = Averaged(pixel_net().model)
+    with pytest.raises(ConfigurationError, match=r"the model that is averaged, got one of other parameters"):
+        average.update(nn.Sequential(nn.Conv2d(3, 6, 2, 2).double()))
+
+
 # ---- a PEFT adapter switched off ---------------------------------------------------------------------------------------
 
 
