@@ -176,7 +176,10 @@ class AdversarialTraining:
         """
         with adapted(model) as adapter:
             self._check(adapter.model, update)
-            with Passes(adapter, batch, self.perturber, loss=loss, correct=correct, generator=generator) as passes:
+            inside = adapter.boxes_verified  # looked at in the first step: that reads from the device
+            with Passes(
+                adapter, batch, self.perturber, loss=loss, correct=correct, generator=generator, inside=inside
+            ) as passes:
                 readouts.tap(passes, self.regularizers)
                 rounds = Rounds(
                     passes,

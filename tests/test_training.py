@@ -562,7 +562,7 @@ def test_a_static_graph_is_refused_with_the_reason() -> None:
 
 
 def test_a_backward_that_differentiates_something_else_is_told_what_to_do() -> None:
-    with pytest.raises(SiteError, match=r"but it did not; have it call backward\(\) on that very tensor"):
+    with pytest.raises(SiteError, match=r"but it did not; call backward\(\) on it or a multiple"):
         AdversarialTraining(perturber(), FreeLB(2)).step(toy(), toy_batch(), backward=lambda loss: None)
 
 
@@ -695,3 +695,14 @@ def test_a_compiled_model_takes_the_same_step(compiled: Adapter, maximizer: Any)
         for _ in range(2):
             method.step(target, toy_batch())
     close(gradients(compiled), gradients(plain))
+
+
+def test_pixels_outside_their_box_are_refused_in_training_too() -> None:
+    target, batch = toy(), toy_batch()
+    method = AdversarialTraining(
+        EmbeddingPerturber(image=Ascent(Linf(0.1), step_size=0.05, rule="sign", box=(0.0, 1.0))), PGD(1)
+    )
+    with pytest.raises(ConfigurationError, match=r"tensor of 'image' inside its box \(0\.0, 1\.0\), got .*%"):
+        method.step(target, batch)
+    method.step(target, batch | {"regions": batch["regions"].sigmoid()})
+    assert target.boxes_verified == {"image"}

@@ -63,6 +63,7 @@ class Adapter:
         self.loss = loss or read_loss
         self.pure = pure
         self.replay_verified = False  # whether replayed randomness was seen to give the same logits
+        self.boxes_verified: set[str] = set()  # modalities whose tensor was seen inside its box in training
         self.masks_verified: set[str] = set()  # modalities seen to matter at the positions that their mask calls real
         self._holder = Holder()
         modules = {modality: find(model, site.module) for modality, site in self.sites.items()}

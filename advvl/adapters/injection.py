@@ -200,6 +200,11 @@ class Binding:
                     f"from Site(…, firing=0) to firing={fired - 1}{more('several-firings')}"
                 )
 
+    def again(self) -> Binding:
+        """A binding for another forward under the very perturbations that this one placed."""
+        placed = dict(self.placed)
+        return Binding(self._sites, lambda modality, x: placed[modality], self._apply, modalities=tuple(placed))
+
     def begin_backward(self, *, refusal: str | None = None) -> None:
         """From here on a site fires only where activation checkpointing runs it again; or refuse that with a reason."""
         self._in_backward, self._refusal = True, refusal

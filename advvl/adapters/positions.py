@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from advvl.adapters.injection import Batch, Site
-from advvl.errors import ShapeError, SiteError, more
+from advvl.errors import ConfigurationError, ShapeError, SiteError, more
 from advvl.perturbers.places import Place
 
 
@@ -27,7 +27,7 @@ def read_positions(
     if mask is not None and (mask.is_floating_point() or mask.is_complex()):
         raise ShapeError(
             f"expected a mask of {modality!r} of bool or of whole numbers 0/1, got {mask.dtype}; "
-            f"for an additive mask pass mask == 0{more('masks')}"
+            f"pass mask.bool(), or of an additive mask mask == 0{more('masks')}"
         )
     if mask is not None and tuple(mask.shape) != tuple(x.shape[: mask.ndim]):
         raise ShapeError(
@@ -59,6 +59,19 @@ def check_rows(places: Mapping[str, Place], losses: Tensor | None, logits: Calla
                 f"expected a row for each of {len(of)} {what} at the site of {modality!r}, got a tensor of "
                 f"{tuple(place.x.shape)}; for a packed one give Site(…, rows=…){more('packed-rows')}"
             )
+
+
+def check_inside(modality: str, place: Place, box: tuple[float, float]) -> None:
+    """Raise ConfigurationError if real entries are outside a box by more than rounding; reads from the device."""
+    low, high = box
+    rounding = 4 * torch.finfo(place.x.dtype).eps
+    real = place.x if place.mask is None else place.x[place.mask]
+    outside = ((real < low - rounding * abs(low)) | (real > high + rounding * abs(high))).sum().item()
+    if outside:
+        raise ConfigurationError(
+            f"expected the tensor of {modality!r} inside its box {box}, got {outside / real.numel():.2%} of its entries "
+            "outside; normalise inside the model, or give its own box"
+        )
 
 
 def matters(modality: str, place: Place, gradient: Tensor) -> bool:

@@ -78,7 +78,7 @@ class _Best:
     def see(self, feedback: Feedback) -> None:
         if feedback.losses is None:
             raise ConfigurationError(
-                "expected a loss for each row to keep the best of, got a single number; pass loss=… with reduction='none'"
+                "expected a loss for each row to keep the best of, got none; give loss=… with reduction='none', climb a task"
             )
         if self.losses is None:
             self.losses, self.deltas = feedback.losses, feedback.deltas
@@ -100,7 +100,7 @@ def _rows(
         if rows.shape != delta.shape[:1]:
             raise ShapeError(
                 f"expected one loss or verdict for each of the {delta.shape[0]} rows of {modality!r}, got "
-                f"{tuple(rows.shape)}; say whose rows they are, by Site(…, examples=…) or rows=…"
+                f"{tuple(rows.shape)}; give Site(…, examples=…) or rows=…, or move all rows"
             )
         picked[modality] = torch.where(rows.reshape(-1, *[1] * (delta.ndim - 1)), delta, no[modality])
     return picked

@@ -53,7 +53,8 @@ class Comparison:
         """Take the cotangent that a backward left on the leaf, freed of the loss scale."""
         if self._leaf.grad is not None:
             gradient, self._leaf.grad = self._leaf.grad, None
-            gradient = gradient if factor is None else gradient / factor
+            if factor is not None:  # of 0 nothing is left, and nothing will be asked for
+                gradient = torch.where(factor == 0, torch.zeros_like(gradient), gradient / factor)
             self._cotangent = gradient if self._cotangent is None else self._cotangent + gradient
 
     def pending(self, *, even_if_zero: bool) -> Tensor | None:
@@ -69,7 +70,7 @@ class CleanBranch:
 
     Arguments:
         run: the clean pass; None where every reference is another model's and no loss is taken on clean inputs.
-        task: its task loss, with its graph; None where there is none.
+        task, losses: its task loss, with its graph, and that per row `(B,)`; None where there is none.
         comparisons: one for each regulariser on perturbed passes.
         penalty: of regularisers on the clean pass itself, with its graph.
     """
@@ -79,12 +80,13 @@ class CleanBranch:
         run: Pass | None = None,
         *,
         task: Tensor | None = None,
+        losses: Tensor | None = None,
         task_weight: float = 0.0,
         comparisons: Sequence[Comparison] = (),
         penalty: Tensor | None = None,
     ) -> None:
         self.run, self.task, self.task_weight, self.penalty = run, task, task_weight, penalty
-        self.comparisons = comparisons
+        self.losses, self.comparisons = losses, comparisons
         self._at_zero: dict[str, Tensor] | None = None
 
     @property

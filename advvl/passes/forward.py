@@ -12,7 +12,7 @@ from torch import Tensor
 
 from advvl.adapters.base import Adapter, Outputs
 from advvl.adapters.injection import Batch, Binding, Placed
-from advvl.adapters.positions import check_rows, read_positions
+from advvl.adapters.positions import check_inside, check_rows, read_positions
 from advvl.errors import ConfigurationError, ShapeError
 from advvl.maximizers.probes import Feedback
 from advvl.passes.objective import Loss, checked_loss
@@ -53,6 +53,7 @@ class Passes:
         generator: random starts are drawn from it; None: from one seeded from torch's own.
         reuse: compute what runs before the first perturbed site once; for a model that nobody changes meanwhile.
         reduce: from losses per row `(B,)` to the scalar that is differentiated; None: their mean.
+        inside: modalities whose tensor is known to lie in its box; those found so are added.
 
     Raises:
         SiteError: a modality without a site.
@@ -70,6 +71,7 @@ class Passes:
         generator: torch.Generator | None = None,
         reuse: bool = False,
         reduce: Callable[[Tensor], Tensor] | None = None,
+        inside: set[str] | None = None,
     ) -> None:
         if torch.is_inference_mode_enabled():
             raise ConfigurationError(
@@ -84,7 +86,7 @@ class Passes:
         self._generator = forked(generator) if random else generator
         self._stack = ExitStack()
         self._positions: dict[str, tuple[Tensor | None, ...]] = {}
-        self._reuse = reuse
+        self._reuse, self._inside = reuse, set[str]() if inside is None else inside
         self._prefixes: dict[tuple[str, ...], Prefix] = {}
         self.places: dict[str, Place] = {}  # of every modality that has been perturbed
         self.effective: dict[str, Tensor] = {}  # in half precision: what each last pass left of its perturbations
@@ -172,9 +174,13 @@ class Passes:
 
     def _begin(self, deltas: Mapping[str, Tensor | Start], wants: bool, modality: str, x: Tensor) -> Placed:
         """Make the perturbation of a modality at its site, a leaf of the graph."""
-        if modality not in self._positions:
+        first = modality not in self._positions
+        if first:
             self._positions[modality] = read_positions(modality, self.adapter.sites[modality], self.batch, x)
         place, delta = Place(x.detach(), *self._positions[modality]), deltas[modality]
+        if first and modality not in self._inside and (box := self.perturber.box(modality)) is not None:
+            check_inside(modality, place, box)
+            self._inside.add(modality)
         if isinstance(delta, Start):
             with torch.no_grad():
                 delta = self.perturber.begin(modality, delta, place, self._generator)
@@ -188,7 +194,8 @@ def survived(placed: Mapping[str, Placed], perturber: Perturber) -> dict[str, Te
         if place.x.dtype != leaf.dtype:
             delta = leaf.detach()
             added = perturber.apply(modality, place, place.x, delta).to(delta.dtype) - place.x.to(delta.dtype)
-            size, kept = (torch.linalg.vector_norm(t.flatten(1), dim=1) for t in (delta.expand_as(added), added))
+            whole = place.masked(delta.expand_as(added))  # of what samples share, each has its own positions
+            size, kept = (torch.linalg.vector_norm(t.flatten(1), dim=1) for t in (whole, added))
             found[modality] = torch.where(size > 0, kept / torch.where(size > 0, size, 1.0), 1.0)
     return found
 

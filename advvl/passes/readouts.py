@@ -14,8 +14,8 @@ from advvl.adapters.injection import first_tensor
 from advvl.errors import ConfigurationError, SiteError
 from advvl.passes.forward import Pass, Passes
 from advvl.regularizers.base import Regularizer
-from advvl.regularizers.references import Reference
-from advvl.runtime.names import find
+from advvl.regularizers.references import Frozen, Reference
+from advvl.runtime.names import find, unwrapped
 from advvl.runtime.states import kept_buffers
 
 
@@ -52,6 +52,10 @@ def of_references(regularizers: Sequence[Regularizer], passes: Passes) -> list[T
 
 def _run(reference: Reference, names: set[str], passes: Passes) -> tuple[Outputs, Mapping[str, Tensor]]:
     adapter = passes.adapter
+    if isinstance(reference, Frozen) and unwrapped(reference.frozen) is unwrapped(adapter.model):
+        raise ConfigurationError(
+            "expected another model to hold frozen, got the one that is trained; use Frozen.copy_of(model)"
+        )
     with (
         torch.no_grad(),
         adapter.clean(),

@@ -38,8 +38,7 @@ class Replay:
         adapter = passes.adapter
         after = RandomState.of(adapter.model)
         self._state.replay()
-        deltas = {modality: leaf.detach() for modality, leaf in run.leaves.items()}
-        with torch.no_grad(), kept_buffers(adapter.model), adapter.inject(deltas):
+        with torch.no_grad(), kept_buffers(adapter.model), adapter.bound(run.binding.again()):
             again = adapter.forward(passes.batch)
         first, second = passes.comparable(run.outputs), passes.comparable(again)
         close = not first.numel() or torch.allclose(first, second, rtol=1e-3, atol=1e-3 * float(first.abs().max()))

@@ -150,7 +150,7 @@ class Rounds:
         penalty = None
         with torch.enable_grad() if self.clean_weight or flows or at_zero else torch.no_grad():
             run = self._forward(at_zero, wants=True)
-            task = passes.task(run, self.teach.loss)[1] if self.clean_weight or self.teach.task else None
+            losses, task = passes.task(run, self.teach.loss) if self.clean_weight or self.teach.task else (None, None)
             found = [
                 Comparison(one, readouts.read(one, run, passes), live=one.through_clean)
                 if side is None
@@ -162,7 +162,9 @@ class Rounds:
                 self.tally.add_penalty(penalty)
         self._record(self.clean_weight, run, Value(Objective(), task), {}, modalities=())
         comparisons = [one for one in found if one.regularizer.on == "perturbed"]
-        return CleanBranch(run, task=task, task_weight=self.clean_weight, comparisons=comparisons, penalty=penalty)
+        return CleanBranch(
+            run, task=task, losses=losses, task_weight=self.clean_weight, comparisons=comparisons, penalty=penalty
+        )
 
     def _clean_pass_can_serve(self) -> bool:
         """True if the clean pass is also the pass at zero perturbations, whose penalties and gradients of them vanish."""
@@ -186,7 +188,7 @@ class Rounds:
         clean.task_weight += probe.weight
         value = Value(self.teach, task, task.detach() * 0 if clean.comparisons else None)
         self._record(probe.weight, run, value, gradients, modalities=tuple(probe.deltas))
-        return self.passes.feedback(run, None, gradients, modalities=tuple(probe.deltas))
+        return self.passes.feedback(run, clean.losses, gradients, modalities=tuple(probe.deltas))
 
     def _finish(self, clean: CleanBranch) -> None:
         """Give the clean graph its backward."""

@@ -23,6 +23,7 @@ class Regularizer(ABC):
 
     Arguments (attributes of a class, or fields of an instance):
         reads: the tensor compared: None for the logits, a module's name for its output, or a callable of the outputs.
+            All rows of one that is read count, padding as well: of hidden states read what is pooled.
         reference: the other side; None: the clean pass of the same weights. Any other runs once a round, on the clean
             batch, without gradients.
         on: the pass compared with the reference: each perturbed one, or the clean one (which needs a reference).

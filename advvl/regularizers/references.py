@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from advvl.errors import ConfigurationError
-from advvl.runtime.names import unwrapped
+from advvl.runtime.names import without_frameworks
 from advvl.runtime.states import kept_modes, kept_requires_grad
 
 
@@ -43,7 +43,9 @@ class Frozen(Reference):
     @classmethod
     def copy_of(cls, model: nn.Module) -> Frozen:
         """Copy a model's weights as they are now, in eval mode and without gradients."""
-        return cls(copy.deepcopy(unwrapped(model)).eval().requires_grad_(False))
+        if not isinstance(model, nn.Module):
+            raise ConfigurationError(f"expected a model (nn.Module) to copy, got {type(model).__name__}")
+        return cls(copy.deepcopy(without_frameworks(model)).eval().requires_grad_(False))
 
     @contextmanager
     def model(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -64,12 +66,12 @@ class Averaged(Reference):
     def __init__(self, model: nn.Module, decay: float = 0.99) -> None:
         if not 0 <= decay < 1:
             raise ConfigurationError(f"expected a decay in [0, 1), got {decay!r}")
-        average = AveragedModel(unwrapped(model), multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+        average = AveragedModel(without_frameworks(model), multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
         self.average: AveragedModel = average.eval().requires_grad_(False)
 
     def update(self, model: nn.Module) -> None:
         """Move the average towards the model's present weights."""
-        self.average.update_parameters(unwrapped(model))
+        self.average.update_parameters(without_frameworks(model))
 
     def state_dict(self) -> dict[str, Any]:
         """The average, for a checkpoint."""

@@ -11,6 +11,7 @@ from advvl.errors import SiteError
 
 # where DDP, torch.compile and PEFT keep the model that they wrap
 _WRAPPERS = (("module",), ("_orig_mod",), ("base_model", "model"))
+_FRAMEWORKS = ("torch", "peft", "accelerate", "deepspeed")
 
 
 def without_wrappers(parts: Sequence[str]) -> list[str]:
@@ -25,14 +26,27 @@ def without_wrappers(parts: Sequence[str]) -> list[str]:
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model in its wrappers, each of which holds nothing else."""
+    inner = _held(model)
+    return model if inner is None else unwrapped(inner)
+
+
+def without_frameworks(model: nn.Module) -> nn.Module:
+    """The model without the wrappers of torch, PEFT and others that only run it; one of the user's own may compute."""
+    inner, forward = _held(model), type(model).forward
+    known = getattr(forward, "__module__", "").partition(".")[0] in _FRAMEWORKS
+    return model if inner is None or not known else without_frameworks(inner)
+
+
+def _held(model: nn.Module) -> nn.Module | None:
+    """The model that a wrapper holds, and nothing else; None of what is no wrapper."""
     for path in _WRAPPERS:
         inner: nn.Module | None = model
         for name in path:
             children = {} if inner is None else dict(inner.named_children())
             inner = children.get(name) if len(children) == 1 else None
         if inner is not None:
-            return unwrapped(inner)
-    return model
+            return inner
+    return None
 
 
 def find(model: nn.Module, name: str) -> nn.Module:

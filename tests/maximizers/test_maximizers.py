@@ -228,7 +228,7 @@ def test_several_rows_of_an_example_follow_its_losses_and_verdicts() -> None:
 @pytest.mark.parametrize(
     ("maximizer", "message"),
     [
-        (PGD(2, keep="best"), "expected a loss for each row to keep the best of, got a single number"),
+        (PGD(2, keep="best"), "expected a loss for each row to keep the best of, got none"),
         (PGD(2, early_stop=True), "expected correct=… to stop early by.*, got None"),
     ],
     ids=["best", "early-stop"],

@@ -28,9 +28,11 @@ from advvl import (
     Perturber,
     Probe,
     SymmetricKL,
+    Zero,
 )
 from advvl.errors import ConfigurationError
 from advvl.maximizers.probes import Probes
+from advvl.perturbers import Decay
 
 
 def perturber(**options: Any) -> EmbeddingPerturber:
@@ -86,6 +88,40 @@ def test_a_report_adds_up_what_is_taught(task: float, penalty: float) -> None:
     agree(report.task_loss, taught)
     agree(report.regularization, penalty * last.regularization)  # type: ignore[operator]
     agree(report.loss, taught + penalty * last.regularization)  # type: ignore[operator]
+
+
+def test_the_best_is_kept_where_the_clean_pass_answers_for_the_first() -> None:
+    """Its losses per row too: with one randomness the pass at zero is not run again."""
+    found = []
+    for dropout in ("shared", "fresh"):
+        target, passes = pixel_net(), list[PassTrace]()
+        method = AdversarialTraining(
+            perturber(start=Zero(), step_size=Decay(0.1, rate=0.1)),
+            PGD(3, keep="best"),
+            SymmetricKL(),
+            dropout=dropout,  # type: ignore[arg-type]
+        )
+        report = method.step(target, pixels(), loss=towards, trace=passes.append)
+        found.append((report, passes[-1].deltas["image"], target.model))
+    (shared, ours, model), (fresh, theirs, other) = found
+    assert shared.passes == fresh.passes - 1
+    agree(ours, theirs)
+    agree_on_gradients(model, {name: p.grad for name, p in other.named_parameters() if p.grad is not None})
+
+
+def test_the_best_of_what_has_no_loss_per_row_is_refused() -> None:
+    method = AdversarialTraining(perturber(), PGD(2, keep="best"), KL(), teach=Objective(task=0))
+    with pytest.raises(ConfigurationError, match=r"loss for each row to keep the best of, got none; .*climb a task"):
+        method.step(pixel_net(), pixels())
+
+
+def test_a_backward_that_scales_by_zero_leaves_zero() -> None:
+    """As of a batch that does not count: nothing of it, through the clean branch either."""
+    target = pixel_net()
+    AdversarialTraining(perturber(), PGD(2), SymmetricKL()).step(
+        target, pixels(), backward=lambda t: (0 * t).backward()
+    )
+    assert all(p.grad is not None and not p.grad.any() for p in target.model.parameters())
 
 
 def test_without_a_task_no_loss_is_asked_for() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from support.plain import agree, agree_on_gradients, gradients_of, pixel_net, pixels, word_net, words
+from support.toy import toy, toy_batch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
@@ -140,6 +141,28 @@ def test_a_teacher_in_train_mode_keeps_its_buffers_and_its_mode() -> None:
     assert teacher.training
     for name, value in teacher.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+class Centred(nn.Module):
+    """The user's own wrapper, which computes: only its name is that of DDP's."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.module = model
+        self.register_buffer("mean", torch.tensor(0.5, dtype=torch.float64))
+
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        return self.module(x - self.mean, y)
+
+
+@pytest.mark.parametrize("make", [Frozen.copy_of, Averaged])
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel], ids=["bare", "in-parallel"])
+def test_a_copy_computes_all_that_the_model_does(make: Any, wrap: Any) -> None:
+    wrapped = wrap(Centred(pixel_net().model))
+    reference = make(wrapped)
+    with torch.no_grad(), reference.model(wrapped) as copied:
+        agree(copied(**pixels())["logits"], wrapped(**pixels())["logits"])
+        assert isinstance(copied, Centred)
 
 
 # ---- against a plain loop ----------------------------------------------------------------------------------------------
@@ -519,3 +542,14 @@ def test_a_copy_of_an_adapted_model_is_not_perturbed_by_later_passes() -> None:
         perturbed = target.forward(batch)["logits"].detach()
         agree(frozen(**batch)["logits"], clean)
     assert (perturbed - clean).abs().max() > 0.01
+
+
+def test_the_model_that_trains_is_no_frozen_one() -> None:
+    target = toy()
+    method = AdversarialTraining(
+        EmbeddingPerturber(text=Ascent(L2(), step_size=0.1)), PGD(1), SymmetricKL(reference=Frozen(target.model))
+    )
+    with pytest.raises(ConfigurationError, match=r"expected another model to hold frozen.*Frozen\.copy_of\(model\)"):
+        method.step(target, toy_batch())
+    with pytest.raises(ConfigurationError, match=r"expected a model \(nn\.Module\) to copy, got Adapter"):
+        Frozen.copy_of(target)  # type: ignore[arg-type]

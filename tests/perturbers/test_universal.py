@@ -21,8 +21,10 @@ from advvl import (
     Attack,
     EmbeddingPerturber,
     FreeAT,
+    FreeLB,
     Linf,
     Place,
+    SymmetricKL,
     Uniform,
     Zero,
 )
@@ -121,6 +123,21 @@ def test_what_has_no_common_place_is_refused() -> None:
         UniversalPerturber(text=Ascent(L2(0.5, relative=True), step_size=0.1))
     with pytest.raises(ConfigurationError, match="expected at least one modality"):
         UniversalPerturber()
+
+
+@pytest.mark.parametrize("regularizer", [None, SymmetricKL()], ids=repr)
+def test_it_is_replayed_with_shared_dropout(regularizer: Any) -> None:
+    """The pass that verifies the replay is under the perturbation as it is applied."""
+    target = toy(dropout=0.4)
+    method = AdversarialTraining(universal(), FreeLB(2), regularizer, dropout="shared")
+    method.step(target, toy_batch())
+    assert target.replay_verified
+
+
+def test_in_half_precision_padding_is_no_part_of_what_survives() -> None:
+    target, batch = toy(dtype=torch.bfloat16), toy_batch(dtype=torch.bfloat16)
+    report = AdversarialTraining(universal(start=Uniform(0.5)), PGD(1)).step(target, batch)
+    torch.testing.assert_close(report.effective["text"], torch.ones(3), rtol=0, atol=0.02)
 
 
 def test_it_shows_how_it_was_made() -> None:
