@@ -17,7 +17,7 @@ from advvl.adapters import registry
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
-SLOW = {"extending.md", "lxmert.md", "training-loop.md", "worked-example.md"}  # to run
+SLOW = {"extending.md", "lxmert.md", "methods.md", "training-loop.md", "worked-example.md"}  # to run
 WITH_CODE = [page for page in PAGES if "```python" in page.read_text()]
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 PATH = re.compile(r"`((?:advvl|tests|docs|examples|benchmarks)/[\w./-]+)`")

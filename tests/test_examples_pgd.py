@@ -68,6 +68,7 @@ def test_it_ends_with_a_table_a_plot_and_a_model_of_each_row(output: Path) -> No
     assert left == models | {"configuration.yaml", "results.json", "results.md", "accuracy_against_radius.png"}
 
 
+@pytest.mark.slow
 def test_what_is_done_is_taken_up_and_not_done_again(
     example: ModuleType, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

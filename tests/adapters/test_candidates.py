@@ -119,6 +119,7 @@ def test_what_takes_a_field_of_the_batch_is_found_by_running_it() -> None:
     assert what(sites(model))["visual_bert.embeddings.visual_projection:input"] == "input of a projection"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", range(len(FAMILIES)), ids=lambda index: f"{FAMILIES[index].name}-{index}")
 def test_the_sites_that_adapt_finds_are_among_them(index: int) -> None:
     model, batch = FAMILIES[index].model(), FAMILIES[index].fields()

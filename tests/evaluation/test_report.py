@@ -182,6 +182,7 @@ def test_the_json_holds_every_accuracy_interval_and_run() -> None:
     json.dumps(to_json(summarise(ONE_SEED, baseline="villa"), ONE_SEED), allow_nan=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("results", [THREE_SEEDS, ONE_SEED], ids=["three-seeds", "one-seed"])
 def test_the_figure_is_a_picture_of_two_panels_that_is_not_empty(results: list[RunResult]) -> None:
     pixels = image.imread(io.BytesIO(curve_png(summarise(results, baseline="standard"))))

@@ -77,6 +77,7 @@ def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
     assert read_torch(store.best_file())["model"]["w"][0] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "kept", "calls"),
     [

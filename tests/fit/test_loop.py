@@ -650,6 +650,7 @@ def largest(model: nn.Module) -> float:
     return float(max(p.detach().abs().max() for p in model.parameters()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [0, 3, 4, 7, UPDATES - 1])
 def test_a_run_with_a_directory_of_checkpoints_resumes_to_the_same_bits_scores_and_files(
     tmp_path: Path, moment: int

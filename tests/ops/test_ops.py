@@ -218,6 +218,7 @@ def test_a_box_around_a_half_precision_tensor_is_measured_in_the_precision_of_th
     assert delta.abs().max() <= radius
 
 
+@pytest.mark.slow
 @each_dtype
 @pytest.mark.parametrize("entries", [1, 2, 7, 5003, 100_003, 100_352], ids=lambda n: f"D{n}")
 def test_a_row_outside_by_less_than_its_norm_can_be_told_is_brought_inside(
@@ -231,6 +232,7 @@ def test_a_row_outside_by_less_than_its_norm_can_be_told_is_brought_inside(
             assert math.hypot(*projected.double().flatten().tolist()) <= radius
 
 
+@pytest.mark.slow
 @each_dtype
 def test_a_long_packed_sample_is_inside_too(on: On, dtype: torch.dtype) -> None:
     """Its squares are summed one row after another, which rounds more than any other sum."""
@@ -284,6 +286,7 @@ def test_padding_outside_the_box_is_left_alone(on: On, padding: tuple[float, flo
     assert not boxed[0, 1].any()
 
 
+@pytest.mark.slow
 @each_dtype
 @pytest.mark.parametrize("entries", [5003, 200_003, 200_192], ids=lambda n: f"D{n}")
 def test_long_rows_are_inside_too(on: On, dtype: torch.dtype, entries: int) -> None:
@@ -412,6 +415,7 @@ def test_without_a_radius_nothing_is_projected(on: On, case: Case) -> None:
     assert torch.equal(projected, case.delta)
 
 
+@pytest.mark.slow
 @repeatable
 @given(case=cases())
 def test_a_radius_of_zero_leaves_exactly_zero(on: On, case: Case) -> None:

@@ -283,6 +283,7 @@ def test_functional_gradients_are_those_of_autograd_and_so_are_theirs(
 AXES = [(0, 0), (2, -2), (None, 0), (0, None), (0, 0, None), (2, 1, 1), (None, 0, 0), (0, None, None), (None, None, 0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", AXES, ids=str)
 @each_kind
 @each_head
@@ -472,6 +473,7 @@ def test_one_tensor_on_both_sides_gets_both_gradients() -> None:
     torch.testing.assert_close(torch.autograd.grad(value, x)[0], torch.zeros_like(x), rtol=0, atol=1e-16)
 
 
+@pytest.mark.slow
 @each_kind
 @each_head
 def test_gradients_can_be_differentiated_in_turn(kind: Kind, head: Head) -> None:

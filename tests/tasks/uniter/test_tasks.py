@@ -240,6 +240,7 @@ def least_cost(costs: np.ndarray[Any, Any]) -> float:
     return float(linprog(costs.ravel(), A_eq=np.vstack([rows, columns]), b_eq=marginals).fun)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("padding", [(0, 0), (3, 0), (0, 2), (4, 5)], ids="padding-{0[0]}-{0[1]}".format)
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (1, 5), (5, 5), (7, 3), (9, 13)], ids=str)
