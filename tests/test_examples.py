@@ -122,12 +122,12 @@ def test_told_to_stop_it_saves_and_says_so(config: Path, tmp_path: Path) -> None
     output = tmp_path / "out"
     with Terminal() as terminal:
         process = start("--config", config, "--output", output, "--finetune.epochs", 1000, stderr=terminal.end)
-        until(lambda: re.search(r"\bstandard:  ", terminal.text()) is not None, process)
+        until(lambda: "standard, equal compute:  " in terminal.text(), process)
         process.send_signal(signal.SIGTERM)
         assert finish(process)[0] == 128 + signal.SIGTERM
-    assert re.search(r"standard: stopped after update \d+ of \d+", terminal.text())
+    assert re.search(r"standard, equal compute: stopped after update \d+ of \d+", terminal.text())
     assert "%|" in terminal.text()  # a progress bar
-    assert (output / "seed-0" / "standard.progress.pt").exists()
+    assert (output / "seed-0" / "standard-equal-compute.progress.pt").exists()
 
 
 @pytest.mark.parametrize(
