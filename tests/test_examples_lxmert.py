@@ -30,6 +30,8 @@ from advvl.experiments.runner import run
 from advvl.models.lxmert.checkpoint import save_lxmert_checkpoint
 from advvl.recipes.lxmert_adv import lxmert_adv
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "villa_lxmert.py"
 VALUES = {

@@ -41,6 +41,7 @@ def loaded() -> dict[str, set[str]]:
     return {name: set(line.split()[1:]) - standard for name, line in zip(IMPORTED, lines, strict=True)}
 
 
+@pytest.mark.slow
 def test_importing_the_core_loads_torch_and_nothing_else(loaded: dict[str, set[str]]) -> None:
     assert loaded["advvl"] - loaded["torch"] == {"advvl"}
 

@@ -18,6 +18,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from advvl import AdversarialTraining, adapt, freelb, villa
 
+pytestmark = pytest.mark.slow
+
 PAGE = (Path(__file__).parent.parent / "docs/loops.md").read_text()
 DIFFS = dict(re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?^```diff\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
 STATED = {name: int(lines) for name, lines in re.findall(r"^\| \[([^]]+)\]\S* \| (\d+) \|$", PAGE, re.MULTILINE)}

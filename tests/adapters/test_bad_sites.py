@@ -33,6 +33,8 @@ from advvl import (
 from advvl.adapters.outputs import read_logits
 from advvl.errors import ConfigurationError, ShapeError, SiteError
 
+pytestmark = pytest.mark.slow
+
 Call = Callable[[Adapter, Any], object]
 
 

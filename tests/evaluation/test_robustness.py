@@ -14,6 +14,8 @@ from advvl import Adapter, Site
 from advvl.errors import ConfigurationError, DataError, NonFiniteError, SiteError
 from advvl.evaluation.robustness import WorstCase, clean_scores, robustness_curve
 
+pytestmark = pytest.mark.slow
+
 
 class Linear(nn.Module):
     """Logits `W x + b` of one position's features; counts the rows it has seen."""

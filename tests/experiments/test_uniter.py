@@ -26,6 +26,8 @@ from advvl.models.uniter.checkpoint import save_checkpoint
 from advvl.models.uniter.model import UniterConfig, UniterModel
 from advvl.training import AdversarialTraining
 
+pytestmark = pytest.mark.slow
+
 MODELS = [row.key for row in rows_of(UniterOptions())]
 ROWS = [row for row in rows_of(UniterOptions()) if row.stage == "finetune"]
 

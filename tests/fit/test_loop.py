@@ -47,6 +47,8 @@ from advvl.fit.schedules import examples_of, parameter_groups, schedule, updates
 from advvl.fit.signals import deferred_signals
 from advvl.runtime.randomness import derive_seed
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = OptimizerOptions(epochs=3, batch_size=4, learning_rate=0.05, weight_decay=0.1, warmup=0.3, clip=1.0)
 UPDATES = 3 * (18 // 4)
 

@@ -27,6 +27,8 @@ from advvl import (
 from advvl.models.uniter.model import UniterConfig, gather_index
 from advvl.tasks.uniter.vqa import UniterForVQA
 
+pytestmark = pytest.mark.slow
+
 
 def uniter(layers: int = 4) -> UniterForVQA:
     """UNITER-base at a quarter of every size, with a third of its layers; eager attention, which the registry counts."""

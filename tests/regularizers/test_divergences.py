@@ -25,6 +25,8 @@ from advvl import KL, SymmetricKL
 from advvl.regularizers import divergences
 from advvl.regularizers.divergences import Head, Kind
 
+pytestmark = pytest.mark.slow
+
 HEADS: list[Head] = ["softmax", "sigmoid"]
 KINDS: list[Kind] = ["clean||perturbed", "perturbed||clean", "symmetric"]
 each_head = pytest.mark.parametrize("head", HEADS)

@@ -15,6 +15,8 @@ from advvl.data.digits.corpus import DigitsConfig, DigitsCorpus, digits_corpus
 from advvl.data.digits.scans import load_digit_images
 from advvl.errors import ConfigurationError
 
+pytestmark = pytest.mark.slow
+
 SMALL = DigitsConfig(train_questions=50, validation_questions=21, test_questions=30, captions=40, validation_captions=9)
 
 

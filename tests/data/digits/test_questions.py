@@ -14,6 +14,8 @@ from advvl.data.digits.questions import FAMILIES, Question, ask
 from advvl.data.digits.scans import load_digit_images, split_images
 from advvl.data.digits.scenes import Scene, box, draw_scene, images_by_digit
 
+pytestmark = pytest.mark.slow
+
 
 def made(seed: int, scenes: int, per_scene: int) -> tuple[list[Scene], list[Question]]:
     scans = load_digit_images()

@@ -48,6 +48,8 @@ from advvl import (
 from advvl.errors import ConfigurationError, DataError, SiteError
 from advvl.models.huggingface import fields
 
+pytestmark = pytest.mark.slow
+
 
 def families(*, which: Callable[[Family], object] = lambda family: True) -> pytest.MarkDecorator:
     """Run over those that are meant."""

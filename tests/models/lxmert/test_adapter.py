@@ -35,6 +35,8 @@ from advvl.models.lxmert.layout import examples, region_mask, text_mask
 from advvl.tasks.lxmert.nlvr2 import LxmertForNLVR2
 from advvl.tasks.lxmert.vqa import LxmertForVQA
 
+pytestmark = pytest.mark.slow
+
 Batch = dict[str, Any]
 
 

@@ -27,6 +27,8 @@ from advvl.models.lxmert.checkpoint import (
 from advvl.tasks.lxmert.nlvr2 import LxmertForNLVR2
 from advvl.tasks.lxmert.vqa import LxmertForVQA
 
+pytestmark = pytest.mark.slow
+
 State = dict[str, Tensor]
 GOLDEN = tensors("lxmert_vqa", "lxmert_vqa")  # a state dict that the published code wrote
 CONFIG = {

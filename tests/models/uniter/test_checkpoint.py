@@ -22,6 +22,8 @@ from advvl.models.uniter.model import UniterConfig, UniterModel
 from advvl.tasks.uniter.pretraining import UniterForPretraining
 from advvl.tasks.uniter.vqa import UniterForVQA
 
+pytestmark = pytest.mark.slow
+
 WORDS = "uniter.embeddings.word_embeddings.weight"
 TIED = ("cls.predictions.decoder.weight", "feat_regress.weight")
 OFFICIAL = tensors("uniter_pretrain", "uniter_pretrain")  # a state dict that the published code wrote
