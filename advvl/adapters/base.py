@@ -140,9 +140,9 @@ class Adapter:
         finally:
             self._holder.binding = before
 
-    def clean(self, *, binding: Binding | None = None) -> AbstractContextManager[Binding]:
+    def clean(self) -> AbstractContextManager[Binding]:
         """Bind no perturbation: forwards within are clean, and reading a module works."""
-        return self.bound(binding or Binding(self.sites, partial(_given, {})))
+        return self.bound(Binding(self.sites, partial(_given, {})))
 
     def tap(self, name: str) -> None:
         """Have the output of a module kept in every later pass, as `binding.taps[name]`.

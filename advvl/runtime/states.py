@@ -91,10 +91,5 @@ def kept_stats(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def uses_batch_statistics(model: nn.Module) -> bool:
-    """True if a row's outputs depend on other rows, through a BatchNorm that normalises by its batch's statistics."""
-    return any(norm.training or norm.running_mean is None for norm in _norms(model))
-
-
 def _norms(model: nn.Module) -> list[_BatchNorm]:
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]

@@ -78,11 +78,6 @@ def perturber(
     )
 
 
-def repeat(batch: dict[str, Tensor], count: int) -> dict[str, Tensor]:
-    """The batch several times, for an adapter whose rows are independent."""
-    return {name: torch.cat([value] * count) for name, value in batch.items()}
-
-
 def gradients(adapter: Adapter) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in adapter.model.named_parameters() if p.grad is not None}
 
