@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -18,9 +19,10 @@ from advvl.passes.drive import ascend, drive
 from advvl.passes.forward import Correct, Passes
 from advvl.passes.objective import Loss
 from advvl.perturbers.base import Perturber
+from advvl.runtime.names import unwrapped
 from advvl.runtime.randomness import preserved
 from advvl.runtime.reductions import no_sync
-from advvl.runtime.states import kept_buffers, kept_modes
+from advvl.runtime.states import kept_buffers, kept_modes, kept_weights, only_user
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,16 +34,35 @@ class AttackResult:
         losses: `(B,)` at the final perturbation (in turn: at the last modality's), or None for a scalar loss and without
             an end pass.
         correct: `(B,)` bool there, or None where nothing judges and without an end pass.
+        nonfinite: modality to the rows `(B,)`, bool, whose gradient was not finite in some pass, in which they did not move.
+        unmoved: modality to the rows `(B,)`, bool, with real positions that no gradient moved: zero or not finite in every
+            pass. Their verdict says nothing about robustness.
+        effective: modality to ‖cast(x+δ)−x‖/‖δ‖ of its last pass, `(B,)`, where the model is in half precision.
+        owners: modality to the example of each row of its perturbation `(N,)`, where a row is not an example.
     """
 
     deltas: Mapping[str, Tensor]
     losses: Tensor | None
     correct: Tensor | None
+    nonfinite: Mapping[str, Tensor] = field(default_factory=dict)
+    unmoved: Mapping[str, Tensor] = field(default_factory=dict)
+    effective: Mapping[str, Tensor] = field(default_factory=dict)
+    owners: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def of_examples(self, modality: str, rows: Tensor, examples: int) -> Tensor:
+        """Flag the examples `(examples,)`, bool, that have a flagged row of a modality's perturbation among theirs."""
+        if modality not in self.owners:
+            return rows
+        return torch.zeros(examples, dtype=torch.bool, device=rows.device).index_put_(
+            (self.owners[modality][rows],), rows[rows]
+        )
 
     def __repr__(self) -> str:
         deltas = {modality: tuple(delta.shape) for modality, delta in self.deltas.items()}
         losses, correct = (None if rows is None else tuple(rows.shape) for rows in (self.losses, self.correct))
-        return f"AttackResult(deltas={deltas}, losses={losses}, correct={correct})"
+        counts = {name: _counts(getattr(self, name)) for name in ("nonfinite", "unmoved")}
+        flags = "".join(f", {name}={found}" for name, found in counts.items() if found)
+        return f"AttackResult(deltas={deltas}, losses={losses}, correct={correct}{flags})"
 
 
 class Attack:
@@ -92,12 +113,12 @@ class Attack:
             SiteError, ShapeError, ConfigurationError: as `AdversarialTraining.step`.
             ConfigurationError: a tensor at a site that is not inside the box of its modality.
         """
-        with (
-            adapted(model) as adapter,
-            preserved(adapter.model),
-            kept_modes(adapter.model),
-            kept_buffers(adapter.model),
-        ):
+        with adapted(model) as adapter, ExitStack() as stack:
+            inner = unwrapped(adapter.model)
+            shares = not self.train_mode and not any(module.training for module in inner.modules())
+            stack.enter_context(only_user(inner, shares=shares))
+            for kept in (preserved, kept_modes, kept_buffers, kept_weights):
+                stack.enter_context(kept(adapter.model))
             if not self.train_mode:
                 adapter.model.eval()
             return self._run(adapter, batch)
@@ -123,7 +144,23 @@ class Attack:
                 return ascend(passes, probe)
 
             deltas, last = drive(self.maximizer.probes(self.perturber, generator=self._generator), answer)
-            return AttackResult(deltas, last.losses, last.correct)
+            rows = passes.rows
+            owners = {modality: place.owners for modality, place in passes.places.items()}
+            return AttackResult(
+                deltas,
+                last.losses,
+                last.correct,
+                nonfinite=rows.nonfinite,
+                unmoved=rows.still,
+                effective=passes.effective,
+                owners={modality: of for modality, of in owners.items() if of is not None},
+            )
+
+
+def _counts(rows: Mapping[str, Tensor]) -> dict[str, int]:
+    """Modality to the number of its rows, where there are any; reads from the device."""
+    counts = {modality: int(flags.sum()) for modality, flags in rows.items()}
+    return {modality: count for modality, count in counts.items() if count}
 
 
 def _is_end(probe: Probe) -> bool:

@@ -16,11 +16,9 @@ from advvl.adapters.injection import Batch
 from advvl.adapters.registry import adapted
 from advvl.errors import ConfigurationError
 from advvl.maximizers.base import AscentState, InnerMaximizer, check_parts
-from advvl.maximizers.probes import Feedback, Probe
 from advvl.passes import readouts
 from advvl.passes.backward import Backward
 from advvl.passes.drive import drive
-from advvl.passes.finite import FiniteCheck
 from advvl.passes.forward import Correct, Passes
 from advvl.passes.objective import Loss, Objective
 from advvl.passes.replay import Replay
@@ -29,8 +27,9 @@ from advvl.passes.traces import Trace
 from advvl.perturbers.base import Perturber
 from advvl.perturbers.starts import Zero
 from advvl.regularizers.base import Regularizer, check_regularizer
+from advvl.runtime.names import unwrapped
 from advvl.runtime.reductions import Sync, accumulating, check_wrappers, no_sync, one_backward
-from advvl.runtime.states import check_trainable
+from advvl.runtime.states import check_trainable, only_user
 
 
 @dataclass(frozen=True)
@@ -185,9 +184,12 @@ class AdversarialTraining:
         with adapted(model) as adapter:
             self._check(adapter.model, update)
             inside = adapter.boxes_verified  # looked at in the first step: that reads from the device
-            with Passes(
-                adapter, batch, self.perturber, loss=loss, correct=correct, generator=generator, inside=inside
-            ) as passes:
+            with (
+                only_user(unwrapped(adapter.model), shares=False),
+                Passes(
+                    adapter, batch, self.perturber, loss=loss, correct=correct, generator=generator, inside=inside
+                ) as passes,
+            ):
                 readouts.tap(passes, self.regularizers)
                 rounds = Rounds(
                     passes,
@@ -200,30 +202,24 @@ class AdversarialTraining:
                     one_graph=one_backward(adapter.model, sync),
                     backward=backward,
                     hold_back=sync or no_sync(adapter.model),
+                    update=partial(self._update, adapter.model, update),
+                    raise_nonfinite=self.nonfinite == "raise",
                     trace=trace,
                 )
-                finite = FiniteCheck()
-
-                def answer(probe: Probe) -> Feedback:
-                    feedback = rounds.answer(probe)
-                    finite.see(feedback)
-                    if probe.update:
-                        if self.nonfinite == "raise":
-                            finite.check(rounds.tally.loss)
-                        self._update(adapter.model, update)
-                    return feedback
-
-                deltas, _ = drive(self.maximizer.probes(self.perturber, generator=generator, state=state), answer)
-                return self._report(rounds, finite, partial(self.perturber.norms, deltas, passes.places))
+                probes = self.maximizer.probes(self.perturber, generator=generator, state=state)
+                deltas, _ = drive(probes, rounds.answer)
+                return self._report(rounds, partial(self.perturber.norms, deltas, passes.places))
 
     def _update(self, model: nn.Module, update: Callable[[], object] | None) -> None:
-        if update is not None:
-            before = _gradients(model) if self.maximizer.updates > 1 else []
-            update()
-            _check_updated(before)
+        if update is None:
+            return
+        before = _gradients(model) if self.maximizer.updates > 1 else []
+        update()
+        _check_updated(before)
+        torch.clear_autocast_cache()  # of the weights before the update, which a later pass would be given
 
-    def _report(self, rounds: Rounds, finite: FiniteCheck, norms: Callable[[], Mapping[str, Tensor]]) -> StepReport:
-        tally = rounds.tally
+    def _report(self, rounds: Rounds, norms: Callable[[], Mapping[str, Tensor]]) -> StepReport:
+        tally, passes = rounds.tally, rounds.passes
         if tally.loss is None:
             raise ConfigurationError("expected a maximiser that asks for a pass to learn from, got none with a weight")
         return StepReport(
@@ -231,8 +227,8 @@ class AdversarialTraining:
             task_loss=tally.task_loss,
             regularization=tally.regularization,
             passes=rounds.count,
-            nonfinite={modality: bad.sum() for modality, bad in finite.bad.items()},
-            effective=rounds.passes.effective,
+            nonfinite={modality: bad.sum() for modality, bad in passes.rows.nonfinite.items()},
+            effective=passes.effective,
             _norms=norms,
         )
 

@@ -16,7 +16,7 @@ from advvl.adapters.diagnosis import why_silent
 from advvl.adapters.injection import Batch, Binding, Holder, InputHook, OutputHook, Placed, Site, TapHook
 from advvl.adapters.outputs import Outputs as Outputs
 from advvl.adapters.outputs import read_logits, read_loss, run
-from advvl.errors import ConfigurationError, ShapeError, SiteError
+from advvl.errors import ConfigurationError, ShapeError, SiteError, more
 from advvl.perturbers.places import Place
 from advvl.runtime.names import find, unwrapped
 
@@ -133,8 +133,17 @@ class Adapter:
 
     @contextmanager
     def bound(self, binding: Binding) -> Iterator[Binding]:
-        """Bind one pass's perturbations, restoring what was bound before."""
-        before, self._holder.binding = self._holder.binding, binding
+        """Bind one pass's perturbations, restoring what was bound before.
+
+        Raises:
+            ConfigurationError: another thread has bound its own.
+        """
+        before = self._holder.binding
+        if before is not None and before.thread != binding.thread:
+            raise ConfigurationError(
+                f"expected an adapter in one thread at a time, got one in two; adapt in each thread{more('threads')}"
+            )
+        self._holder.binding = binding
         try:
             yield binding
         finally:

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from advvl.errors import more
 from advvl.runtime.processes import in_process_group
 from advvl.runtime.randomness import preserved
-from advvl.runtime.states import kept_buffers
+from advvl.runtime.states import kept_buffers, renormalised
 
 Again = Callable[[], object]
 
@@ -52,6 +52,34 @@ def is_reentrant(objective: Tensor) -> bool:
             seen.add(node)
             waiting += [following for following, _ in node.next_functions]
     return False
+
+
+def why_second_backward(error: RuntimeError, model: nn.Module, batch: Any) -> str | None:
+    """Return why a backward through a step's several graphs failed, where it is known, else None.
+
+    Arguments:
+        error: what torch raised.
+        model, batch: what ran.
+    """
+    text = str(error)
+    if "modified by an inplace operation" in text and (found := renormalised(model)):
+        return (
+            f"expected embeddings that leave their weight alone in a forward, got max_norm={found[0].max_norm} in "
+            f"{_name(model, found[0])}, whose weight several graphs of a step share; renormalise it after updates"
+        )
+    if "backward through the graph a second time" in text:
+        given = {str(name): x for name, x in batch.items()} if isinstance(batch, Mapping) else {"batch": batch}
+        held = [name for name, value in given.items() for x in tree_leaves(value) if _has_graph(x)]
+        if held:
+            return (
+                f"expected a batch without graphs for a step of several backwards, got one behind {_some(held)}; "
+                "detach it, or have the model compute it"
+            )
+    return None
+
+
+def _has_graph(x: object) -> bool:
+    return isinstance(x, Tensor) and x.grad_fn is not None
 
 
 def why_silent(model: nn.Module, module: nn.Module, batch: Any = None, again: Again | None = None) -> str:

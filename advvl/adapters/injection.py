@@ -7,6 +7,7 @@ compiled call never fires. A hook reads what to add from the `Binding` of the pa
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -116,18 +117,25 @@ class Binding:
         self._fired = dict.fromkeys(sites, 0)  # in the forward
         self._in_backward = False
         self._refusal: str | None = None
+        self.thread = threading.get_ident()
         self.placed: dict[str, Placed] = {}
         self.taps: dict[str, Tensor] = {}
 
     def fire(self, modality: str, x: Tensor) -> Tensor:
         """Return the tensor of a site, perturbed where this call of its module is the one that counts."""
-        if not self._is_perturbed(modality):
+        if self._is_elsewhere() or not self._is_perturbed(modality):
             return x
         if modality not in self.placed:
             self._check(modality, x)
             self.placed[modality] = self._begin(modality, x)
         place, delta = self.placed[modality]
         return self._apply(modality, place, x, delta)
+
+    def _is_elsewhere(self) -> bool:
+        """True in a forward of another thread, which is none of this pass; autograd's threads run its backward."""
+        if torch.compiler.is_compiling() or threading.get_ident() == self.thread:
+            return False
+        return not (self._in_backward or _backward_runs())
 
     def _is_perturbed(self, modality: str) -> bool:
         """Count this call, and decide whether it is perturbed."""
@@ -163,7 +171,7 @@ class Binding:
 
     def tap(self, name: str, output: Tensor) -> None:
         """Keep the output of a module that is read; not that of a recomputation."""
-        if self._runs_again(name in self.taps):
+        if self._is_elsewhere() or self._runs_again(name in self.taps):
             return
         if self._wants and self._modalities and not torch.is_grad_enabled():
             raise SiteError(

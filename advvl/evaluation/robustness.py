@@ -21,7 +21,7 @@ from torch import Tensor
 
 from advvl.adapters.base import Adapter, Outputs
 from advvl.attacks import Attack
-from advvl.errors import ConfigurationError, DataError, NonFiniteError
+from advvl.errors import ConfigurationError, DataError, NonFiniteError, more
 from advvl.evaluation.objectives import OBJECTIVES, Objective, score
 from advvl.maximizers.pgd import PGD
 from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
@@ -74,12 +74,15 @@ class RobustnessCurve:
         radii: ascending L2 radii, per example.
         clean: `(N,)` fp64 on the CPU.
         scores: `(R, N)` fp64 on the CPU; never above `clean`, nor above the row of a smaller radius.
+        unmoved: `(R, N)` bool: examples with a score left that no gradient moved in any attack, so that their score says
+            nothing about robustness.
     """
 
     modality: str
     radii: tuple[float, ...]
     clean: Tensor
     scores: Tensor
+    unmoved: Tensor
 
     def accuracy(self) -> tuple[float, ...]:
         """The mean worst-case score at each radius."""
@@ -115,25 +118,25 @@ def robustness_curve(
     Raises:
         ConfigurationError: radii that are not ascending, finite and above 0; over processes, a wrapped model.
         DataError: no example; targets outside [0, 1].
-        NonFiniteError: logits that are not a number.
+        NonFiniteError: logits that are not a number; examples that no attack could move, since no gradient was finite.
         SiteError: the adapter has no such modality.
     """
     if not radii or list(radii) != sorted(set(radii)) or not all(0 < radius < math.inf for radius in radii):
         raise ConfigurationError(f"expected finite radii above 0, each larger than the one before, got {radii!r}")
     target.check_modalities((modality,))
 
-    def scores(number: int, batch: Batch) -> tuple[Tensor, Tensor]:
+    def scores(number: int, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         clean = _clean_scores(target, batch, targets or _own_targets)
-        worst = _worst_scores(
+        worst, unmoved = _worst_scores(
             target, batch, clean, modality, radii, attacks or WorstCase(), (seed, number), targets or _own_targets
         )
-        return clean.cpu(), worst.cpu()
+        return clean.cpu(), worst.cpu(), unmoved.cpu()
 
     found = _each(target, batches, scores, over_processes)
-    if sum(len(clean) for clean, _ in found) == 0:
+    if sum(len(clean) for clean, *_ in found) == 0:
         raise DataError("expected one example or more to attack, got none")
-    clean, worst = zip(*found, strict=True)
-    return RobustnessCurve(modality, tuple(radii), torch.cat(clean), torch.cat(worst, dim=1))
+    clean, worst, unmoved = zip(*found, strict=True)
+    return RobustnessCurve(modality, tuple(radii), torch.cat(clean), torch.cat(worst, dim=1), torch.cat(unmoved, dim=1))
 
 
 def clean_scores(
@@ -195,10 +198,11 @@ def _worst_scores(
     attacks: WorstCase,
     entropy: tuple[int, ...],
     targets: Targets,
-) -> Tensor:
-    """The worst score of each row within each radius, `(R, B)`."""
-    worst, rows = clean.clone(), []
+) -> tuple[Tensor, Tensor]:
+    """The worst score of each row within each radius, `(R, B)`, and the rows with a score left that never moved."""
+    worst, rows, still = clean.clone(), [], []
     for r, radius in enumerate(radii):
+        unmoved, nonfinite = torch.ones_like(clean, dtype=torch.bool), torch.zeros_like(clean, dtype=torch.bool)
         for restart in range(attacks.restarts):
             for o, name in enumerate(attacks.objectives):
                 left = worst.nonzero().squeeze(1)
@@ -207,7 +211,7 @@ def _worst_scores(
                 start = Zero() if restart == 0 else Uniform(radius)
                 ascent = Ascent(L2(radius), step_size=radius * attacks.step_fraction, start=start)
                 watch = _ScoringLoss(target, OBJECTIVES[name], targets)
-                Attack(
+                result = Attack(
                     EmbeddingPerturber(**{modality: ascent}),
                     PGD(steps=attacks.steps),
                     loss=watch,
@@ -215,8 +219,19 @@ def _worst_scores(
                 )(target, _select(batch, left, len(worst)))
                 assert watch.lowest is not None  # PGD runs a pass at least
                 worst[left] = torch.minimum(worst[left], watch.lowest)
+                moved, bad = ~result.unmoved[modality], result.nonfinite[modality]
+                unmoved[left] &= ~result.of_examples(modality, moved, len(left))
+                nonfinite[left] |= result.of_examples(modality, bad, len(left))
+        unmoved &= worst > 0
+        if (unmoved & nonfinite).any():
+            numbers = (unmoved & nonfinite).nonzero().flatten().tolist()
+            raise NonFiniteError(
+                f"expected finite gradients to attack by, got none in {len(numbers)} rows of a batch, {numbers[:10]}; "
+                f"mask what is NaN before its square root or quotient{more('not-finite')}"
+            )
         rows.append(worst.clone())
-    return torch.stack(rows)
+        still.append(unmoved)
+    return torch.stack(rows), torch.stack(still)
 
 
 def _clean_scores(target: Adapter, batch: Batch, targets: Targets) -> Tensor:

@@ -70,7 +70,7 @@ class PGD(InnerMaximizer):
 
 
 class _Best:
-    """For each row, the perturbation of the highest loss seen."""
+    """For each row, the perturbation of the highest loss seen; NaN is below every other."""
 
     deltas: Mapping[str, Tensor]
     losses: Tensor | None = None
@@ -83,7 +83,7 @@ class _Best:
         if self.losses is None:
             self.losses, self.deltas = feedback.losses, feedback.deltas
             return
-        better = feedback.losses > self.losses
+        better = (feedback.losses > self.losses) | (self.losses.isnan() & ~feedback.losses.isnan())
         self.deltas = _rows(better, feedback.deltas, self.deltas, feedback.places)
         self.losses = torch.where(better, feedback.losses, self.losses)
 
@@ -95,8 +95,7 @@ def _rows(
     picked = {}
     for modality, delta in yes.items():
         place = places[modality]
-        owners = place.examples if place.segments is None else place.segments
-        rows = chosen if owners is None else chosen[owners]
+        rows = chosen if place.owners is None else chosen[place.owners]
         if rows.shape != delta.shape[:1]:
             raise ShapeError(
                 f"expected one loss or verdict for each of the {delta.shape[0]} rows of {modality!r}, got "

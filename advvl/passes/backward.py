@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from advvl.adapters.diagnosis import NON_REENTRANT, is_reentrant, why_independent
+from advvl.adapters.diagnosis import NON_REENTRANT, is_reentrant, why_independent, why_second_backward
 from advvl.adapters.positions import matters
 from advvl.errors import ConfigurationError, SiteError
 from advvl.passes.forward import Pass, Passes
+from advvl.passes.scaling import scaled
 
 Backward = Callable[[Tensor], object]
 
 
-def input_gradients(objective: Tensor, run: Pass, passes: Passes, *, retain_graph: bool = False) -> dict[str, Tensor]:
+def input_gradients(
+    objective: Tensor, run: Pass, passes: Passes, *, retain_graph: bool = False, scales: bool = False
+) -> dict[str, Tensor]:
     """The gradients of an objective by the perturbations of its pass alone; parameters get none.
+
+    Arguments:
+        scales: differentiate at a loss scale that suits each row.
 
     Raises:
         SiteError: the objective does not depend on one of them; activation checkpointing with `use_reentrant=True`,
@@ -25,15 +32,19 @@ def input_gradients(objective: Tensor, run: Pass, passes: Passes, *, retain_grap
     """
     _check_differentiable(objective, run, passes)
     leaves = run.leaves
-    try:
-        found = torch.autograd.grad(objective, list(leaves.values()), retain_graph=retain_graph, allow_unused=True)
-    except RuntimeError as error:
-        if is_reentrant(objective):
-            raise SiteError(
-                "expected activation checkpointing that gives gradients of perturbations alone, got use_reentrant=True"
-                f" above a site; {NON_REENTRANT}"
-            ) from error
-        raise
+
+    def differentiate(scale: float = 1.0) -> tuple[Tensor | None, ...]:
+        given = None if scale == 1 else torch.full_like(objective, scale)
+        return torch.autograd.grad(
+            objective, list(leaves.values()), given, retain_graph=retain_graph or scales, allow_unused=True
+        )
+
+    with _explained(objective, passes):
+        if scales:
+            most = 2.0**15 if objective.dtype == torch.float16 else 2.0**100
+            found = scaled(differentiate, run.places, most=most)
+        else:
+            found = list(differentiate())
     return all_found(dict(zip(leaves, found, strict=True)), run, passes)
 
 
@@ -49,10 +60,12 @@ def accumulate(total: Tensor, backward: Backward | None, run: Pass, passes: Pass
     """
     _check_differentiable(total, run, passes)
     if backward is None:
-        total.backward()  # type: ignore[no-untyped-call]
+        with _explained(total, passes):
+            total.backward()  # type: ignore[no-untyped-call]
         return None
     unit = torch.zeros_like(total, requires_grad=True)
-    backward(total + unit)
+    with _explained(total, passes):
+        backward(total + unit)
     if unit.grad is None:
         raise SiteError(
             "expected backward to differentiate the loss it was given, but it did not; call backward() on it or a multiple"
@@ -77,6 +90,22 @@ def all_found(gradients: Mapping[str, Tensor | None], run: Pass, passes: Passes)
         if modality not in verified and matters(modality, run.places[modality], gradient):
             verified.add(modality)
     return complete
+
+
+@contextmanager
+def _explained(objective: Tensor, passes: Passes) -> Iterator[None]:
+    """Say in words what torch's errors of a backward mean here."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_reentrant(objective):
+            raise SiteError(
+                "expected activation checkpointing that gives gradients of perturbations alone, got use_reentrant=True"
+                f" above a site; {NON_REENTRANT}"
+            ) from error
+        if reason := why_second_backward(error, passes.adapter.model, passes.batch):
+            raise ConfigurationError(reason) from error
+        raise
 
 
 def _check_differentiable(objective: Tensor, run: Pass, passes: Passes) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from advvl.maximizers.probes import Feedback, Probe, Probes
 from advvl.passes.backward import input_gradients
-from advvl.passes.forward import Passes
+from advvl.passes.forward import Pass, Passes
+from advvl.passes.scaling import has_half, wide_losses
 
 
 def drive(probes: Probes, answer: Callable[[Probe], Feedback]) -> tuple[Mapping[str, Tensor], Feedback]:
@@ -31,8 +32,18 @@ def drive(probes: Probes, answer: Callable[[Probe], Feedback]) -> tuple[Mapping[
 
 def ascend(passes: Passes, probe: Probe) -> Feedback:
     """Answer a probe of an attack: one forward, and the gradients of the perturbations alone."""
-    with torch.enable_grad() if probe.delta_gradients else torch.no_grad():
+    model = passes.adapter.model
+    with torch.enable_grad() if probe.delta_gradients else torch.no_grad(), wide_losses(model):
         run = passes.forward(probe.deltas, wants=probe.delta_gradients)
         losses, task = passes.task(run)
         run.binding.begin_backward()
-        return passes.feedback(run, losses, input_gradients(task, run, passes) if probe.delta_gradients else {})
+        gradients = {}
+        if probe.delta_gradients:
+            gradients = input_gradients(task, run, passes, scales=_is_in_half(model, run, passes))
+        return passes.feedback(run, losses, gradients)
+
+
+def _is_in_half(model: nn.Module, run: Pass, passes: Passes) -> bool:
+    """True if some of a backward is in fp16; under autocast the logits show it."""
+    logits = passes.logits_if_any(run.outputs)
+    return has_half(model) or (logits is not None and logits.dtype == torch.float16)

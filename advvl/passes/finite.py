@@ -1,39 +1,50 @@
-"""Gradients and losses that are not finite: flags gathered on the device, and read once before an update."""
+"""Rows that a pass could not move: gradients that are not finite or zero, gathered on the device and read at the end."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from advvl.errors import NonFiniteError, more
-from advvl.maximizers.probes import Feedback
+from advvl.perturbers.places import Place
 
 
-class FiniteCheck:
-    """The rows whose gradient was not finite in some pass: modality to bool `(B,)`, in `bad`."""
+class RowCheck:
+    """The rows of each modality whose gradients moved nothing, over all passes seen.
+
+    Attributes:
+        nonfinite: modality to the rows `(B,)`, bool, whose gradient was not finite in some pass.
+        still: modality to the rows with real positions whose gradient was zero or not finite in every pass.
+    """
 
     def __init__(self) -> None:
-        self.bad: dict[str, Tensor] = {}
+        self.nonfinite: dict[str, Tensor] = {}
+        self.still: dict[str, Tensor] = {}
 
-    def see(self, feedback: Feedback) -> None:
+    def see(self, gradients: Mapping[str, Tensor], places: Mapping[str, Place]) -> None:
         """Look at the gradients themselves: a perturber of the user's own may change what it moves along."""
-        for modality, gradient in feedback.gradients.items():
-            finite = gradient.isfinite()
-            mask = feedback.places[modality].mask
-            if mask is not None:
-                finite = finite | ~mask.reshape(*mask.shape, *[1] * (finite.ndim - mask.ndim))
-            bad = ~finite.flatten(1).all(1)
-            self.bad[modality] = bad if modality not in self.bad else self.bad[modality] | bad
+        for modality, gradient in gradients.items():
+            place = places[modality]
+            largest = _largest(place.masked(gradient))
+            bad = ~largest.isfinite()
+            still = bad | (largest == 0)
+            if place.mask is not None:
+                still = still & place.mask.flatten(1).any(1) if place.mask.ndim > 1 else still & place.mask
+            first = modality not in self.still
+            self.nonfinite[modality] = bad if first else self.nonfinite[modality] | bad
+            self.still[modality] = still if first else self.still[modality] & still
 
     def check(self, loss: Tensor | None) -> None:
         """Raise NonFiniteError if anything was not finite, naming modality and rows; one read from the device."""
         if loss is None:
             return
-        flags = {modality: bad.any() for modality, bad in self.bad.items()}
+        flags = {modality: bad.any() for modality, bad in self.nonfinite.items()}
         broken = torch.stack([~loss.isfinite(), *(flag.to(loss.device) for flag in flags.values())])
         if not broken.any():  # the one read
             return
-        rows = {modality: bad.nonzero().flatten().tolist() for modality, bad in self.bad.items() if bad.any()}
+        rows = {modality: bad.nonzero().flatten().tolist() for modality, bad in self.nonfinite.items() if bad.any()}
         where = "; ".join(f"the gradient of the {m!r} perturbation in rows {_some(r)}" for m, r in rows.items())
         found = [where] if where else []
         found += [] if loss.isfinite() else [f"loss {float(loss)}"]
@@ -41,6 +52,12 @@ class FiniteCheck:
             f"expected finite losses and gradients, got {'; '.join(found)}; .grad is unusable: zero it, and see that "
             f"the batch is finite{more('not-finite')}"
         )
+
+
+def _largest(gradient: Tensor) -> Tensor:
+    """The largest magnitude in each row `(B,)`; NaN where there is one."""
+    rows = gradient.flatten(1)
+    return torch.linalg.vector_norm(rows, torch.inf, dim=1) if rows.shape[1] else rows.new_zeros(len(rows))
 
 
 def _some(rows: list[int]) -> str:

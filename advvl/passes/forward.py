@@ -15,6 +15,7 @@ from advvl.adapters.injection import Batch, Binding, Placed
 from advvl.adapters.positions import check_inside, check_rows, read_positions
 from advvl.errors import ConfigurationError, ShapeError
 from advvl.maximizers.probes import Feedback
+from advvl.passes.finite import RowCheck
 from advvl.passes.objective import Loss, checked_loss
 from advvl.passes.prefix import Prefix
 from advvl.perturbers.base import Perturber
@@ -90,6 +91,7 @@ class Passes:
         self._prefixes: dict[tuple[str, ...], Prefix] = {}
         self.places: dict[str, Place] = {}  # of every modality that has been perturbed
         self.effective: dict[str, Tensor] = {}  # in half precision: what each last pass left of its perturbations
+        self.rows = RowCheck()  # those that no gradient could move
 
     def __enter__(self) -> Passes:
         return self
@@ -164,10 +166,13 @@ class Passes:
         placed = {m: one for m, one in run.binding.placed.items() if modalities is None or m in modalities}
         losses = None if losses is None else losses.detach()
         correct = None if self._correct is None else _verdicts(self._correct(run.outputs, self.batch), losses)
+        places = {modality: one.place for modality, one in placed.items()}
+        gradients = {modality: gradient.detach() for modality, gradient in gradients.items()}
+        self.rows.see(gradients, places)
         return Feedback(
             deltas={modality: one.delta.detach() for modality, one in placed.items()},
-            gradients={modality: gradient.detach() for modality, gradient in gradients.items()},
-            places={modality: one.place for modality, one in placed.items()},
+            gradients=gradients,
+            places=places,
             losses=losses,
             correct=correct,
         )

@@ -8,7 +8,7 @@ new memory first; under FSDP2 the clean graph's, being the last, is the one that
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -44,6 +44,8 @@ class Rounds:
         freeze_stats: keep perturbed passes out of BatchNorm's running statistics.
         one_graph: leave the last perturbed and the clean graph in one backward.
         backward: accumulates parameter gradients; may scale its argument. None: `Tensor.backward`.
+        update: called when the parameters' gradients are complete.
+        raise_nonfinite: raise NonFiniteError before an update after a loss or gradient that was not finite.
         trace: receives the record of every pass.
     """
 
@@ -57,6 +59,8 @@ class Rounds:
     freeze_stats: bool
     one_graph: bool
     backward: Backward | None
+    update: Callable[[], object]
+    raise_nonfinite: bool
     trace: Trace | None
     tally: Tally = field(default_factory=Tally)
     count: int = 0
@@ -80,14 +84,22 @@ class Rounds:
             run = self._forward(probe.deltas, wants=probe.delta_gradients)
             value = self._value(run, clean, probe)
             gradients = self._differentiate(value, run, clean, probe)
-        if probe.update:
-            if clean.needs_backward and not self.one_graph:
-                self._finish(clean)
-            self._clean = None
-            if self.replay is not None:
-                self.replay.forget()
         self._record(probe.weight, run, value, gradients)
-        return self.passes.feedback(run, value.losses, gradients)
+        feedback = self.passes.feedback(run, value.losses, gradients)
+        if probe.update:
+            self._end(clean)
+        return feedback
+
+    def _end(self, clean: CleanBranch) -> None:
+        """End a round: the clean graph's backward, and the update."""
+        if clean.needs_backward and not self.one_graph:
+            self._finish(clean)
+        self._clean = None
+        if self.replay is not None:
+            self.replay.forget()
+        if self.raise_nonfinite:
+            self.passes.rows.check(self.tally.loss)
+        self.update()
 
     def _check(self, probe: Probe) -> None:
         if probe.weight and probe.delta_gradients and self.climb != self.teach:
@@ -102,6 +114,11 @@ class Rounds:
         losses, task, penalty = None, None, None
         if objective.task:
             losses, task = self.passes.task(run, objective.loss)
+            if torch.is_grad_enabled() and not task.requires_grad and clean.comparisons:
+                raise ConfigurationError(
+                    "expected a task loss with a graph beside a regularizer, got one without; compute it without detach, "
+                    "item or no_grad"
+                )
         else:
             self.passes.check_rows(run, None)
         if objective.penalty and clean.comparisons:

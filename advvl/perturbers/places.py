@@ -31,6 +31,11 @@ class Place:
     segments: Tensor | None = None
     examples: Tensor | None = None
 
+    @property
+    def owners(self) -> Tensor | None:
+        """The sample or example of each row, where a row is neither; else None."""
+        return self.examples if self.segments is None else self.segments
+
     def real(self, ndim: int) -> Tensor | None:
         """The mask with as many axes as a tensor of `ndim`, broadcastable against it; None: all positions are real."""
         return None if self.mask is None else self.mask.reshape(*self.mask.shape, *[1] * (ndim - self.mask.ndim))

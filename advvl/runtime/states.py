@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
 
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, nn
 
 from advvl.errors import ConfigurationError, more
 
@@ -30,14 +32,71 @@ def check_trainable(model: nn.Module) -> None:
 
 
 @contextmanager
+def only_user(model: nn.Module, *, shares: bool) -> Iterator[None]:
+    """Refuse a model that another thread steps on or attacks at the same time, unless neither changes anything of it.
+
+    Arguments:
+        shares: what runs within neither switches modes nor leaves gradients.
+
+    Raises:
+        ConfigurationError: another thread is at it.
+    """
+    thread = threading.get_ident()
+    with _LOCK:
+        users = _USERS.setdefault(model, {})
+        if any(other != thread and not (shares and theirs) for other, theirs in users.items()):
+            raise ConfigurationError(
+                f"expected one thread on a {type(model).__name__}, got two; put it in eval mode to attack it from several, "
+                f"or copy it{more('threads')}"
+            )
+        before = users.get(thread)
+        users[thread] = shares and before is not False
+    try:
+        yield
+    finally:
+        with _LOCK:
+            if before is None:
+                del users[thread]
+            else:
+                users[thread] = before
+
+
+_USERS: WeakKeyDictionary[nn.Module, dict[int, bool]] = WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+@contextmanager
 def kept_modes(model: nn.Module) -> Iterator[None]:
-    """Put every module back in training or eval mode as it was, at the end."""
+    """Put every module back in training or eval mode as it was, at the end.
+
+    A module whose class does more in `train` than to set the flag, such as one that merges weights, does it again.
+    """
     before = {module: module.training for module in model.modules()}
     try:
         yield
     finally:
         for module, training in before.items():
+            if module.training != training and type(module).train is not nn.Module.train:
+                module.train(training)
+        for module, training in before.items():
             module.training = training
+
+
+@contextmanager
+def kept_weights(model: nn.Module) -> Iterator[None]:
+    """Put the weights back at the end that a forward itself writes to: those of embeddings with a `max_norm`."""
+    before = [(module.weight, module.weight.detach().clone()) for module in renormalised(model)]
+    try:
+        yield
+    finally:
+        for weight, value in before:
+            weight.data.copy_(value)
+
+
+def renormalised(model: nn.Module) -> list[nn.Embedding | nn.EmbeddingBag]:
+    """The embeddings that a forward of theirs brings below their `max_norm`."""
+    embeddings = (module for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag))
+    return [module for module in embeddings if module.max_norm is not None]
 
 
 @contextmanager
@@ -52,20 +111,47 @@ def kept_requires_grad(model: nn.Module) -> Iterator[None]:
 
 
 def remembered_buffers(model: nn.Module) -> Callable[[], None]:
-    """Return a function that puts every buffer back: the same tensor with the same values, even if it was replaced."""
+    """Return a function that puts every buffer back: the same tensor with the same values, even if it was replaced.
+
+    With them go the plain numbers beside them, such as the length that rotary frequencies were computed for.
+    """
     before = [
-        (module, name, buffer, buffer.clone())
+        (
+            module,
+            {name: (buffer, _owned(buffer).clone()) for name, buffer in module.named_buffers(recurse=False)},
+            _plain(module),
+        )
         for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
+        if module._buffers
     ]
 
     def put_back() -> None:
-        for module, name, buffer, value in before:
-            # By `data`, which counts as no change: a graph that is alive may have saved a buffer for its backward.
-            buffer.data.copy_(value)
-            setattr(module, name, buffer)
+        for module, buffers, plain in before:
+            for name, (buffer, value) in buffers.items():
+                # By `data`, which counts as no change: a graph that is alive may have saved a buffer for its backward.
+                _owned(buffer.data).copy_(value)
+                setattr(module, name, buffer)
+            for name, value in plain.items():
+                setattr(module, name, value)
 
     return put_back
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """The numbers, words and flags that a module holds, but not its mode."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name != "training" and (value is None or isinstance(value, bool | int | float | str))
+    }
+
+
+def _owned(values: Tensor) -> Tensor:
+    """The entries of a tensor with one place in memory each: of an expanded axis the first."""
+    for axis, (stride, size) in enumerate(zip(values.stride(), values.shape, strict=True)):
+        if stride == 0 and size > 1:
+            values = values.narrow(axis, 0, 1)
+    return values
 
 
 @contextmanager
@@ -80,16 +166,13 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def kept_stats(model: nn.Module) -> Iterator[None]:
-    """Keep the forwards within out of BatchNorm's running statistics.
+    """Keep the forwards within out of the running statistics of norms.
 
     They are put back, not switched off: activation checkpointing, which runs a norm again in the backward, refuses one
     that then computes otherwise.
     """
     with ExitStack() as stack:
-        for norm in _norms(model):
-            stack.enter_context(kept_buffers(norm))
+        for module in model.modules():
+            if isinstance(module._buffers.get("running_mean"), Tensor):
+                stack.enter_context(kept_buffers(module))
         yield
-
-
-def _norms(model: nn.Module) -> list[_BatchNorm]:
-    return [module for module in model.modules() if isinstance(module, _BatchNorm)]

@@ -1,0 +1,112 @@
+"""Loss scales of attacks on models in fp16, where the gradients of small losses underflow and their rows would not move.
+
+Rows do not depend on each other in a backward, so each keeps the gradient of a scale that suits it: neither the size of the
+batch nor the way in which a model reduces its loss decides which rows move. Losses are computed in fp32, as autocast does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from advvl.adapters.diagnosis import is_compiled
+from advvl.perturbers.places import Place
+
+Differentiate = Callable[[float], Sequence[Tensor | None]]
+
+_FIRST, _STEP, _LEAST, _MOST = 2.0**15, 2.0**12, 2.0**-21, 2.0**87
+_FAINT = 2.0**-6  # below this entry, largest of a row, digits are lost in fp16
+
+
+def has_half(model: nn.Module) -> bool:
+    """True if a model has weights in fp16."""
+    return any(parameter.dtype == torch.float16 for parameter in model.parameters())
+
+
+@contextmanager
+def wide_losses(model: nn.Module) -> Iterator[None]:
+    """Have torch's loss functions compute in fp32 within, if the model is in fp16; not inside compiled modules."""
+    if not has_half(model) or any(map(is_compiled, model.modules())):
+        yield
+        return
+    with _WideLosses():
+        yield
+
+
+class _WideLosses(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _LOSSES:
+            args = tuple(map(_widened, args))
+            kwargs = {name: _widened(value) for name, value in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+_LOSSES = {
+    F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits,
+    F.cross_entropy,
+    F.kl_div,
+    F.l1_loss,
+    F.mse_loss,
+    F.multi_margin_loss,
+    F.nll_loss,
+    F.smooth_l1_loss,
+}
+
+
+def _widened(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.float16 else value
+
+
+def scaled(differentiate: Differentiate, places: Mapping[str, Place], *, most: float = _MOST) -> list[Tensor | None]:
+    """The gradients, each row's from a scale at which it neither overflows nor underflows; reads from the device.
+
+    Arguments:
+        differentiate: gives the gradient at each place, multiplied by a scale, as often as it is asked.
+        most: the largest scale that the loss's own dtype holds.
+    """
+    found = [_Rows.of(g, place, _FIRST) for g, place in zip(differentiate(_FIRST), places.values(), strict=True)]
+    for factor in (_STEP, 1 / _STEP):  # up for rows that are faint, down for those that are not finite
+        scale = _FIRST * factor
+        while _LEAST <= scale <= most and any(rows.wanting(up=factor > 1) for rows in found):
+            again = zip(found, differentiate(scale), places.values(), strict=True)
+            found = [rows.improved(_Rows.of(g, place, scale), up=factor > 1) for rows, g, place in again]
+            scale *= factor
+    return [rows.gradient for rows in found]
+
+
+class _Rows:
+    """The gradient of a place with the largest entry of each of its rows at the scale that it came from."""
+
+    def __init__(self, gradient: Tensor | None, largest: Tensor) -> None:
+        self.gradient, self.largest = gradient, largest
+
+    @classmethod
+    def of(cls, gradient: Tensor | None, place: Place, scale: float) -> _Rows:
+        if gradient is None or not gradient.numel():
+            return cls(gradient, torch.ones(0))
+        gradient = place.masked(gradient)
+        return cls(gradient / scale, torch.linalg.vector_norm(gradient.flatten(1), torch.inf, dim=1))
+
+    def wanting(self, *, up: bool) -> bool:
+        return bool(self._wanting(up=up).any())
+
+    def improved(self, other: _Rows, *, up: bool) -> _Rows:
+        """Take the rows of another scale that this one lacks."""
+        if self.gradient is None or other.gradient is None:
+            return self
+        take = self._wanting(up=up) & other.largest.isfinite()
+        rows = take.reshape(-1, *[1] * (self.gradient.ndim - 1))
+        return _Rows(torch.where(rows, other.gradient, self.gradient), torch.where(take, other.largest, self.largest))
+
+    def _wanting(self, *, up: bool) -> Tensor:
+        return self.largest < _FAINT if up else ~self.largest.isfinite()
