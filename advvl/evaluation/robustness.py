@@ -226,8 +226,8 @@ def _worst_scores(
         if (unmoved & nonfinite).any():
             numbers = (unmoved & nonfinite).nonzero().flatten().tolist()
             raise NonFiniteError(
-                f"expected finite gradients to attack by, got none in {len(numbers)} rows of a batch, {numbers[:10]}; "
-                f"mask what is NaN before its square root or quotient{more('not-finite')}"
+                f"expected finite gradients to attack by, got none in {len(numbers)} rows of a batch, {numbers[:10]}"
+                f"{more('not-finite')}"
             )
         rows.append(worst.clone())
         still.append(unmoved)

@@ -72,6 +72,11 @@ class InnerMaximizer(ABC):
         """Parameter updates in one step."""
         return 1
 
+    @property
+    def moves(self) -> int | None:
+        """Ascent steps that each modality takes in one batch; None: not known."""
+        return None
+
     def check(self, perturber: Perturber) -> None:
         """Raise ConfigurationError if this maximiser makes no sense with `perturber`."""
         del perturber

@@ -43,6 +43,10 @@ class PGD(InnerMaximizer):
         if self.keep not in ("last", "best"):
             raise ConfigurationError(f"expected keep to be 'last' or 'best', got {self.keep!r}")
 
+    @property
+    def moves(self) -> int:
+        return self.steps
+
     def probes(
         self, perturber: Perturber, *, generator: torch.Generator | None = None, state: AscentState | None = None
     ) -> Probes:

@@ -55,11 +55,11 @@ class Ascent:
             outside by what the ball does not allow, and an `Attack` refuses it.
         floor: published guard under the gradient's norm (1e-8 in VILLA and FreeLB); 0: a gradient of any size
             steps as far as any other.
-        allow_zero_step: accept a step size of 0, with which nothing ever moves.
+        allow_zero_step: accept a step size or a radius of 0, with which nothing ever moves.
 
     Raises:
-        ConfigurationError: a negative, NaN, infinite or (unless allowed) zero step size; a negative floor; an empty
-            box; an unknown rule.
+        ConfigurationError: a negative, NaN, infinite or (unless allowed) zero step size; a radius of 0 (unless allowed); a
+            negative floor; an empty box; an unknown rule.
 
     With `relative` in the ball, step size and start are in the unit of its radius.
     """
@@ -84,6 +84,11 @@ class Ascent:
             raise ConfigurationError(
                 "expected a step size above 0, got 0, with which the perturbation never moves; "
                 "pass allow_zero_step=True if that is meant"
+            )
+        if getattr(self.ball, "radius", None) == 0 and not self.allow_zero_step:
+            raise ConfigurationError(
+                "expected a radius above 0, got 0; pass math.inf for no bound (adv_max_norm 0 of the releases), or "
+                "allow_zero_step=True"
             )
         if not isinstance(self.rule, StatefulRule) and self.rule not in (None, "normalised", "sign"):
             raise ConfigurationError(
@@ -118,6 +123,14 @@ class Ascent:
     def for_attack(self) -> Ascent:
         """The same, with the rule that None stands for in an attack."""
         return replace(self, rule="sign") if self.rule is None and isinstance(self.ball, Linf) else self
+
+    def falls_short(self, moves: int) -> bool:
+        """True if so many moves from the clean tensor cannot reach the edge of the ball."""
+        radius = getattr(self.ball, "radius", math.inf)
+        known = not isinstance(self.rule, StatefulRule) and (self.rule != "sign" or isinstance(self.ball, Linf))
+        if not known or callable(self.step_size) or radius == math.inf:
+            return False
+        return isinstance(self.start, Zero) and moves * self.step_size < radius * (1 - 1e-6)
 
     def _size(self, step: int) -> float:
         if not callable(self.step_size):
