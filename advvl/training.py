@@ -40,6 +40,7 @@ class StepReport:
         loss: the whole objective whose gradient the parameters got, a scalar.
         task_loss, regularization: its two parts; None where the objective has none.
         passes: forwards run.
+        rows: modality to the number of rows of its perturbation, samples or packed ones.
         nonfinite: modality to the number of rows, samples or packed ones, whose gradient was not finite in some pass
             (they did not move).
         effective: modality to ‖cast(x+δ)−x‖/‖δ‖ of its last pass, `(B,)`, where the model is in half precision; above 1
@@ -50,6 +51,7 @@ class StepReport:
     task_loss: Tensor | None
     regularization: Tensor | None
     passes: int
+    rows: Mapping[str, int]
     nonfinite: Mapping[str, Tensor]
     effective: Mapping[str, Tensor]
     _norms: Callable[[], Mapping[str, Tensor]] = field(repr=False)
@@ -227,6 +229,7 @@ class AdversarialTraining:
             task_loss=tally.task_loss,
             regularization=tally.regularization,
             passes=rounds.count,
+            rows={modality: len(place.x) for modality, place in passes.places.items()},
             nonfinite={modality: bad.sum() for modality, bad in passes.rows.nonfinite.items()},
             effective=passes.effective,
             _norms=norms,

@@ -18,7 +18,7 @@ NAMES = {
     *("Attack", "AttackResult", "AdvVLError"),
     *("Ball", "L2", "Linf", "Place"),
     *("Ascent", "EmbeddingPerturber", "Given", "Moved", "Normal", "Perturber", "Start", "Uniform", "Zero"),
-    *("Adam", "Decay", "Momentum", "UniversalPerturber"),
+    *("Adam", "Decay", "Momentum", "Normalised", "UniversalPerturber"),
     *("AscentState", "Feedback", "FreeAT", "FreeLB", "InnerMaximizer", "PGD", "Probe"),
     *("AdapterOff", "Averaged", "Frozen", "Reference"),
     *("KL", "Regularizer", "SquaredDistance", "SymmetricKL"),
