@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from advvl.adapters.base import Adapter
 from advvl.adapters.injection import Batch
 from advvl.adapters.registry import adapted
+from advvl.checks import check_functions, check_seed
 from advvl.errors import WeakAttackWarning
 from advvl.maximizers.base import InnerMaximizer, check_parts
 from advvl.maximizers.probes import Feedback, Probe
@@ -88,7 +89,7 @@ class Attack:
     Warns (`WeakAttackWarning`) if its steps cannot reach the edge of its ball from the clean tensor.
 
     Raises:
-        ConfigurationError: a perturber or maximiser that is none.
+        ConfigurationError: a perturber, maximiser, loss, judge or seed that is none.
     """
 
     def __init__(
@@ -103,6 +104,8 @@ class Attack:
         seed: int = 0,
     ) -> None:
         check_parts(perturber, maximizer)
+        check_functions(loss=loss, correct=correct)
+        check_seed(seed)
         self.perturber, self.maximizer = perturber.for_attack(), maximizer
         self.loss, self.correct, self.train_mode, self.seed = loss, correct, train_mode, seed
         self.end_pass = end_pass

@@ -11,6 +11,7 @@ A value of a wrong type is refused in the same words as one out of range: text a
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any, get_args
@@ -42,7 +43,7 @@ def check_each(options: object, names: Sequence[str], good: Callable[[Any], bool
     for name in names:
         value = getattr(options, name)
         if not good(value):
-            raise ConfigurationError(f"expected {name} to be {wanted}, got {value!r}")
+            raise ConfigurationError(f"expected {name} to be {wanted}, got {shown(value)}")
 
 
 def at_least(least: int, options: object, *names: str) -> None:
@@ -124,6 +125,33 @@ def choices(options: object, name: str, literal: Any) -> None:
         ),
         f"one or more of {', '.join(known)}, each once",
     )
+
+
+def is_choice(value: object, known: Sequence[object]) -> bool:
+    """Return True for one of some texts; arrays, whose comparison is no bool, are none."""
+    return isinstance(value, str) and value in known
+
+
+def check_functions(**given: object) -> None:
+    """Check that each value, named as the caller named it, is a function or None.
+
+    Raises:
+        ConfigurationError: one is neither.
+    """
+    for name, value in given.items():
+        if value is not None and not callable(value):
+            raise ConfigurationError(f"expected {name} as a function, or None, got {shown(value)}")
+
+
+def check_seed(seed: object) -> None:
+    """Raise ConfigurationError unless it is a whole number that a generator of torch takes."""
+    if not is_whole(seed) or not -(2**63) <= seed < 2**64:  # type: ignore[operator]
+        raise ConfigurationError(f"expected seed to be a whole number below 2**64, got {shown(seed)}")
+
+
+def shown(value: object) -> str:
+    """The value as an error shows it: its `repr`, cut where it is long."""
+    return reprlib.repr(value)
 
 
 def _is_fraction(value: Any) -> bool:

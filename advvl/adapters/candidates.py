@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from advvl.adapters.injection import Batch, Site
 from advvl.adapters.outputs import Outputs, run
+from advvl.checks import check_functions
 from advvl.errors import ConfigurationError
 from advvl.runtime.randomness import preserved
 from advvl.runtime.states import kept_buffers, kept_modes
@@ -91,6 +92,7 @@ def sites(
         raise ConfigurationError(
             f"expected a model (nn.Module), got {type(model).__name__}; of an adapter pass its .model"
         )
+    check_functions(call=call)
     found = Candidates(_looked(model))
     return found if batch is None else Candidates(_seen(model, found, batch, call or run))
 

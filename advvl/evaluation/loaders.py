@@ -17,7 +17,8 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from advvl.adapters.base import Adapter
 from advvl.adapters.registry import adapted
 from advvl.attacks import Attack, AttackResult
-from advvl.errors import DataError
+from advvl.checks import check_functions
+from advvl.errors import ConfigurationError, DataError
 from advvl.files import write_safetensors
 
 _FORMAT: Final = "advvl attacks 1"
@@ -80,10 +81,10 @@ class AttackedLoader:
             DataError: a file that is missing, damaged, or something else.
         """
         try:
-            with safe_open(path, "pt") as file:
+            with safe_open(os.fspath(path), "pt") as file:
                 found = json.loads((file.metadata() or {}).get("advvl", "null"))
                 held = {name: file.get_tensor(name) for name in file.keys()} if _is_ours(found) else None  # noqa: SIM118
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        except (OSError, TypeError, SafetensorError, json.JSONDecodeError) as error:
             raise DataError(
                 f"expected a whole file of attacks at {str(path)!r}, got {error}; check the path"
             ) from error
@@ -128,11 +129,16 @@ def attack_loader(
 
     Raises:
         SiteError, ShapeError, ConfigurationError: as the attack.
-        DataError: a loader without a batch.
+        DataError: something that gives no batches.
     """
+    if not isinstance(attack, Attack):
+        raise ConfigurationError(f"expected an Attack(…), got {type(attack).__name__}; it comes before the model")
+    check_functions(place=place)
+    if not isinstance(loader, Iterable) or isinstance(loader, Tensor):
+        raise DataError(f"expected a loader of batches, got {type(loader).__name__}; of one batch pass [batch]")
     results = []
     with adapted(model) as adapter:
-        for batch in tqdm(loader, desc="attack", unit="batch", disable=not progress):
+        for batch in tqdm(loader, desc="attack", unit="batch", disable=progress is not True):
             results.append(_on_cpu(attack(adapter, batch if place is None else place(batch)), keep_deltas))
     if not results:
         raise DataError("expected one batch or more to attack, got none; an iterator can be used once only")

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from advvl.checks import is_number
+from advvl.checks import is_choice, is_number
 from advvl.errors import ConfigurationError
 from advvl.ops import Box
 from advvl.perturbers.balls import Ball, Linf
@@ -94,7 +94,7 @@ class Ascent:
                 "expected a radius above 0, got 0; pass math.inf for no bound (adv_max_norm 0 of the releases), or "
                 "allow_zero_step=True"
             )
-        if not isinstance(self.rule, StatefulRule) and self.rule not in (None, "normalised", "sign"):
+        if not isinstance(self.rule, StatefulRule) and not (self.rule is None or is_choice(self.rule, _RULES)):
             raise ConfigurationError(
                 f"expected rule to be 'normalised', 'sign', None or a rule such as Momentum(), got {self.rule!r}"
             )
@@ -225,6 +225,9 @@ class EmbeddingPerturber(Perturber):
         other = copy.copy(self)  # a subclass stays what it is
         other.ascents = {modality: ascent.for_attack() for modality, ascent in self.ascents.items()}
         return other
+
+
+_RULES = ("normalised", "sign")
 
 
 def _is_size(value: object) -> bool:
