@@ -140,6 +140,7 @@ class Confident(nn.Module):
         return {"logits": logits, "loss": F.cross_entropy(logits, labels)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [4, 128])
 def test_in_fp16_every_row_moves_where_fp32_moves_it_whatever_the_batch(size: int) -> None:
     x = randn(128, 16, seed=1, dtype=torch.float32)

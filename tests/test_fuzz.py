@@ -203,6 +203,7 @@ def raw_errors(call: Callable[..., Any], given: Callable[[], dict[str, Any]]) ->
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", CALLS)
 def test_a_bad_argument_is_refused_in_words(entry: str) -> None:
     assert not raw_errors(*CALLS[entry])
