@@ -50,6 +50,12 @@ class EvaluationOptions:
             at_least(1, self, "examples")
 
 
+def constant_score(source: BatchSource, options: EvaluationOptions) -> float:
+    """The chance level of the attacked examples: the mean score of the one answer that is right most often."""
+    attacked = len(source) if options.examples is None else min(options.examples, len(source))
+    return float(torch.as_tensor(source.batch(range(attacked), torch.Generator())["targets"]).double().mean(0).max())
+
+
 def attacked_scores(
     target: Adapter, source: BatchSource, options: EvaluationOptions, *, device: torch.device, seed: int
 ) -> dict[str, Any]:
