@@ -128,14 +128,15 @@ def claimed(options: ExperimentOptions) -> Iterator[OutputDirectory]:
 
 def _made(path: str | os.PathLike[str]) -> Path:
     directory = Path(path)
-    if directory.exists() and not directory.is_dir():
-        raise OutputDirectoryError(f"expected a directory at {str(directory)!r}, got a file; choose another --output")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputDirectoryError(
-            f"expected a directory {str(directory)!r} that can be made, got {error}; choose another --output"
-        ) from error
+    with writing_to(directory):
+        if directory.exists() and not directory.is_dir():
+            raise OutputDirectoryError(f"expected a directory at {str(directory)!r}, got a file; choose another --output")
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except NotADirectoryError as error:
+            raise OutputDirectoryError(
+                f"expected directories above {str(directory)!r}, got a file; choose another --output"
+            ) from error
     return directory
 
 

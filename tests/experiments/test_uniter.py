@@ -84,7 +84,7 @@ def test_the_table_has_every_row_and_says_that_one_seed_is_no_evidence(
     assert f"{attacks.steps} steps of {attacks.step_fraction:g} of the radius, restarts: {attacks.restarts}" in table
     assert f"objectives: {', '.join(attacks.objectives)}" in table
     assert "this call took 0 min" in said
-    assert f"the updates of all {len(MODELS)} models, whichever call did them, 0 min" in said
+    assert f"the updates of {len(MODELS)} models, whichever call did them, 0 min" in said
 
 
 def test_results_say_what_the_records_say(whole: Path) -> None:
