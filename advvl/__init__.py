@@ -46,6 +46,7 @@ from advvl.perturbers.balls import Ball as Ball
 from advvl.perturbers.balls import Linf as Linf
 from advvl.perturbers.base import Moved as Moved
 from advvl.perturbers.base import Perturber as Perturber
+from advvl.perturbers.pixels import Normalised as Normalised
 from advvl.perturbers.places import Place as Place
 from advvl.perturbers.rules import Adam as Adam
 from advvl.perturbers.rules import Decay as Decay

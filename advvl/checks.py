@@ -122,11 +122,6 @@ def instance(kind: type | tuple[type, ...], options: object, *names: str) -> Non
     check_each(options, names, lambda value: isinstance(value, kinds), f"of type {wanted}")
 
 
-def function(options: object, *names: str) -> None:
-    """Check that the named options can be called, or are None."""
-    check_each(options, names, lambda value: value is None or callable(value), "a function, or None")
-
-
 def choice(options: object, name: str, literal: Any) -> None:
     """Check that an option is one of the texts of a `Literal`."""
     known = get_args(literal)
@@ -146,6 +141,28 @@ def choices(options: object, name: str, literal: Any) -> None:
         ),
         f"one or more of {', '.join(known)}, each once",
     )
+
+
+def is_choice(value: object, known: Sequence[object]) -> bool:
+    """Return True for one of some texts; arrays, whose comparison is no bool, are none."""
+    return isinstance(value, str) and value in known
+
+
+def check_functions(**given: object) -> None:
+    """Check that each value, named as the caller named it, is a function or None.
+
+    Raises:
+        ConfigurationError: one is neither.
+    """
+    for name, value in given.items():
+        if value is not None and not callable(value):
+            raise ConfigurationError(f"expected {name} as a function, or None, got {shown(value)}")
+
+
+def check_seed(seed: object) -> None:
+    """Raise ConfigurationError unless it is a whole number that a generator of torch takes."""
+    if not is_whole(seed) or not -(2**63) <= seed < 2**64:  # type: ignore[operator]
+        raise ConfigurationError(f"expected seed to be a whole number below 2**64, got {shown(seed)}")
 
 
 _SHORT = reprlib.Repr()

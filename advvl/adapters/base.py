@@ -16,6 +16,7 @@ from advvl.adapters.diagnosis import why_silent
 from advvl.adapters.injection import Batch, Binding, Holder, InputHook, OutputHook, Placed, Site, TapHook
 from advvl.adapters.outputs import Outputs as Outputs
 from advvl.adapters.outputs import read_logits, read_loss, run
+from advvl.checks import check_functions
 from advvl.errors import ConfigurationError, ShapeError, SiteError, more
 from advvl.perturbers.places import Place
 from advvl.runtime.names import find, unwrapped
@@ -55,6 +56,7 @@ class Adapter:
         pure: bool = False,
     ) -> None:
         check_model(model)
+        check_functions(call=call, logits=logits, positions=positions, loss=loss)
         self.model = model
         self.sites: Mapping[str, Site] = _sites(sites)
         self.call = call or run
@@ -175,6 +177,8 @@ class Adapter:
             SiteError: a modality that the adapter lacks, or a site that did not fire.
             ShapeError: a perturbation of another shape than its site's tensor.
         """
+        if not isinstance(deltas, Mapping):
+            raise ShapeError(f"expected deltas as a mapping from modality to tensor, got {type(deltas).__name__}")
         self.check_modalities(deltas)
         binding = Binding(self.sites, partial(_given, deltas), modalities=tuple(deltas), required=tuple(deltas))
         with self.bound(binding):
@@ -240,6 +244,8 @@ def _remove(handles: list[torch.utils.hooks.RemovableHandle]) -> None:
 def _given(deltas: Mapping[str, Tensor], modality: str, x: Tensor) -> Placed:
     """A perturbation that is there already, of the shape of its site's tensor."""
     delta = deltas[modality]
+    if not isinstance(delta, Tensor):
+        raise ShapeError(f"expected a perturbation of {modality!r} as a tensor, got {type(delta).__name__}")
     if delta.shape != x.shape:
         raise ShapeError(
             f"expected a perturbation of {modality!r} of shape {tuple(x.shape)}, got {tuple(delta.shape)}; "

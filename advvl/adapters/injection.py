@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from advvl.adapters.diagnosis import why_no_graph
+from advvl.checks import is_choice
 from advvl.errors import ConfigurationError, SiteError, more
 from advvl.perturbers.places import Place
 
@@ -59,7 +60,7 @@ class Site:
                     f"expected {name} as a function of the batch, or None, got {type(read).__name__}; "
                     f'as in {name}=lambda batch: batch["…"]'
                 )
-        if self.at not in ("output", "input"):
+        if not is_choice(self.at, ("output", "input")):
             raise ConfigurationError(f"expected a site at 'output' or 'input', got {self.at!r}")
         if self.firing is not None and (type(self.firing) is not int or self.firing < 0):
             raise ConfigurationError(f"expected a firing of 0 or more, or None, got {self.firing!r}")

@@ -61,16 +61,17 @@ def check_rows(places: Mapping[str, Place], losses: Tensor | None, logits: Calla
             )
 
 
-def check_inside(modality: str, place: Place, box: tuple[float, float]) -> None:
+def check_inside(modality: str, place: Place, box: tuple[float | Tensor, float | Tensor]) -> None:
     """Raise ConfigurationError if real entries are outside a box by more than rounding; reads from the device."""
-    low, high = box
+    low, high = (torch.as_tensor(bound, dtype=torch.float64, device=place.x.device) for bound in box)
     rounding = 4 * torch.finfo(place.x.dtype).eps
-    real = place.x if place.mask is None else place.x[place.mask]
-    outside = ((real < low - rounding * abs(low)) | (real > high + rounding * abs(high))).sum().item()
+    beyond = (place.x < low - rounding * low.abs()) | (place.x > high + rounding * high.abs())
+    outside, entries = place.masked(beyond).sum().item(), place.masked(torch.ones_like(beyond)).sum().item()
     if outside:
+        got = f"{outside / entries:.2%} of its entries outside"
         raise ConfigurationError(
-            f"expected the tensor of {modality!r} inside its box {box}, got {outside / real.numel():.2%} of its entries "
-            "outside; normalise inside the model, or give its own box"
+            f"expected the tensor of {modality!r} inside its box [{low.amin():.4g}, {high.amax():.4g}], got {got}; for "
+            "pixels give pixels=Normalised(mean, std)"
         )
 
 

@@ -130,7 +130,9 @@ def _made(path: str | os.PathLike[str]) -> Path:
     directory = Path(path)
     with writing_to(directory):
         if directory.exists() and not directory.is_dir():
-            raise OutputDirectoryError(f"expected a directory at {str(directory)!r}, got a file; choose another --output")
+            raise OutputDirectoryError(
+                f"expected a directory at {str(directory)!r}, got a file; choose another --output"
+            )
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except NotADirectoryError as error:

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 
 from torch import Tensor, nn
 
-from advvl.checks import at_least, choice, function, instance
+from advvl.checks import at_least, check_functions, choice, instance
 from advvl.errors import CheckpointError, ConfigurationError, OutputDirectoryError
 from advvl.files import differences, only_writer, read_torch, remove_temporaries, write_torch, writing_to
 from advvl.runtime.processes import check_agreement
@@ -62,7 +62,7 @@ class Checkpoints:
 
     def __post_init__(self) -> None:
         instance((str, os.PathLike), self, "directory")
-        function(self, "evaluate")
+        check_functions(evaluate=self.evaluate)
         at_least(1, self, "keep_last", "every")
         at_least(0, self, "keep_best")
         choice(self, "best", Best)

@@ -12,7 +12,7 @@ from accelerate import Accelerator  # type: ignore[import-untyped]
 from accelerate.utils import DistributedType  # type: ignore[import-untyped]
 from torch import nn
 
-from advvl.checks import at_least, check_each, flag, function, instance, is_whole
+from advvl.checks import at_least, check_each, check_functions, check_seed, flag, instance
 from advvl.errors import ConfigurationError
 from advvl.fit.checkpoints import Checkpoints
 from advvl.fit.options import LoopOptions, OptimizerOptions
@@ -30,12 +30,12 @@ def check_arguments(**arguments: Any) -> None:
     instance(nn.Module, given, "model")
     check_each(given, ("source",), _is_source, "a BatchSource, with len() and batch(indices, generator)")
     instance(OptimizerOptions, given, "options")
-    check_each(given, ("seed",), is_whole, "a whole number")
+    check_seed(given.seed)
     if given.updates is not None:
         at_least(1, given, "updates")
     instance((AdversarialTraining, NoneType), given, "method")
     check_each(given, ("adversarial_tasks",), _are_tasks, "a collection of names, or None")
-    function(given, "target", "optimizer", "count")
+    check_functions(target=given.target, optimizer=given.optimizer, count=given.count)
     instance((Accelerator, NoneType), given, "accelerator")
     instance((Path, Checkpoints, NoneType), given, "checkpoint")
     flag(given, "resume")

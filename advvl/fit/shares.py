@@ -41,10 +41,6 @@ class Share:
             ConfigurationError: a scalar that nothing counts, where there are other parts; losses that are not one per row.
             DataError: a scalar, and a part of any process without an entry.
         """
-        if loss.ndim and (not len(loss) or len(loss) % len(self.examples)):
-            raise ConfigurationError(
-                f"expected a scalar loss or one for each of {len(self.examples)} rows, got {tuple(loss.shape)}; reduce it"
-            )
         if self.rows == 1:
             return loss
         if loss.ndim == 0 and self.entries is None:
@@ -56,6 +52,10 @@ class Share:
             raise DataError(
                 f"expected count(batch) of 1 or more in each part of an update, got less in {self.empty}; "
                 "use fewer parts, or a larger batch_size"
+            )
+        if loss.ndim and len(loss) % len(self.examples):
+            raise ConfigurationError(
+                f"expected a scalar loss or one for each of {len(self.examples)} rows, got {tuple(loss.shape)}; reduce it"
             )
         self.weight = self.rows if loss.ndim or self.entries is None else self.entries
         return loss

@@ -183,7 +183,7 @@ class Passes:
         if first:
             self._positions[modality] = read_positions(modality, self.adapter.sites[modality], self.batch, x)
         place, delta = Place(x.detach(), *self._positions[modality]), deltas[modality]
-        if first and modality not in self._inside and (box := self.perturber.box(modality)) is not None:
+        if first and modality not in self._inside and (box := self.perturber.box(modality, place.x)) is not None:
             check_inside(modality, place, box)
             self._inside.add(modality)
         if isinstance(delta, Start):

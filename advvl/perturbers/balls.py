@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from advvl import ops
-from advvl.checks import is_number
+from advvl.checks import is_choice, is_number
 from advvl.errors import ConfigurationError
 from advvl.ops import Box, Norm, Per, Rule, Stepped
 from advvl.perturbers.places import Place as Place
@@ -77,9 +77,9 @@ class _NormBall(Ball):
             raise ConfigurationError(f"expected a radius as a number (math.inf: no bound), got {self.radius!r}")
         if not self.radius >= 0:  # NaN fails too
             raise ConfigurationError(f"expected a radius of 0 or more (math.inf: no bound), got {self.radius!r}")
-        if self.per not in get_args(Per):
+        if not is_choice(self.per, get_args(Per)):
             raise ConfigurationError(f"expected per to be one of {get_args(Per)}, got {self.per!r}")
-        if not isinstance(self.relative, bool) and self.relative not in get_args(Relative):
+        if not isinstance(self.relative, bool) and not is_choice(self.relative, get_args(Relative)):
             raise ConfigurationError(
                 f"expected relative to be a bool or one of {get_args(Relative)}, got {self.relative!r}"
             )

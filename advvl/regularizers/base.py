@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from advvl.checks import is_number
+from advvl.checks import is_choice, is_number
 from advvl.errors import ConfigurationError, ShapeError
 from advvl.regularizers.references import Reference
 
@@ -113,7 +113,7 @@ def check_regularizer(regularizer: object) -> None:
         raise ConfigurationError(
             f"expected a reference such as Frozen.copy_of(model), or None, got {type(regularizer.reference).__name__}"
         )
-    if regularizer.on not in get_args(Side):
+    if not is_choice(regularizer.on, get_args(Side)):
         raise ConfigurationError(f"expected on to be one of {get_args(Side)}, got {regularizer.on!r}")
     if regularizer.on == "clean" and regularizer.reference is None:
         raise ConfigurationError("expected a reference for on='clean', got None: the clean pass equals itself")

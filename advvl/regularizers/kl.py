@@ -13,6 +13,7 @@ from typing import get_args
 
 from torch import Tensor
 
+from advvl.checks import is_choice
 from advvl.errors import ConfigurationError, ShapeError
 from advvl.regularizers.base import Weighted, check_sides
 from advvl.regularizers.divergences import Direction, Head, Kind, divergences
@@ -25,7 +26,7 @@ class _Divergence(Weighted):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.head not in get_args(Head):
+        if not is_choice(self.head, get_args(Head)):
             raise ConfigurationError(f"expected head to be one of {get_args(Head)}, got {self.head!r}")
 
     @property
@@ -71,7 +72,7 @@ class KL(_Divergence):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.direction not in get_args(Direction):
+        if not is_choice(self.direction, get_args(Direction)):
             raise ConfigurationError(f"expected direction to be one of {get_args(Direction)}, got {self.direction!r}")
 
     @property

@@ -720,7 +720,7 @@ def test_gradients_that_are_not_finite_stop_the_run_before_they_touch_a_paramete
             self.weight = nn.Parameter(torch.zeros(()))
 
         def forward(self, x: Tensor, y: Tensor, task: str) -> Output:
-            return Output(loss=(self.weight * x.sum()).abs().sqrt() + 1)
+            return Output(loss=(self.weight * x.sum()).abs().sqrt().reshape(1) + 1)
 
     model = Root()
     with pytest.raises(NonFiniteError, match="norm of the gradients in update 0"):
@@ -979,8 +979,8 @@ def test_time_is_that_of_the_updates_summed_over_resumptions(tmp_path: Path, mon
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a part of an update": ({"updates": 2.5}, "expected updates to be a whole number of 1 or more, got 2.5"),
     "fewer than no updates": ({"updates": -5}, "expected updates to be a whole number of 1 or more, got -5"),
-    "no seed": ({"seed": None}, "expected seed to be a whole number, got None"),
-    "a seed in letters": ({"seed": "x"}, "expected seed to be a whole number, got 'x'"),
+    "no seed": ({"seed": None}, "expected seed to be a whole number below .*, got None"),
+    "a seed in letters": ({"seed": "x"}, "expected seed to be a whole number below .*, got 'x'"),
     "a checkpoint as text": ({"checkpoint": "run.pt"}, "expected checkpoint to be of type Path or Checkpoints or None"),
     "a recipe that was not called": (
         {"method": advvl.villa},
@@ -988,8 +988,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no options": ({"options": None}, "expected options to be of type OptimizerOptions, got None"),
     "tasks as text": ({"adversarial_tasks": "mlm"}, "expected adversarial_tasks to be a collection of names, or None"),
-    "a count": ({"count": 3}, "expected count to be a function, or None"),
-    "an optimiser that was made": ({"optimizer": torch.optim.SGD([torch.zeros(1)])}, "optimizer to be a function"),
+    "a count": ({"count": 3}, "expected count as a function, or None"),
+    "an optimiser that was made": ({"optimizer": torch.optim.SGD([torch.zeros(1)])}, "optimizer as a function"),
     "a device": ({"accelerator": "cpu"}, "expected accelerator to be of type Accelerator or None, got 'cpu'"),
     "resume in letters": ({"resume": "no"}, "expected resume to be True or False, got 'no'"),
 }
@@ -1011,15 +1011,6 @@ def test_what_is_no_model_and_no_source_is_refused() -> None:
         fit(toy(), [1, 2], options=OPTIONS, seed=0)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="got none that requires a gradient; unfreeze some"):
         run(toy().requires_grad_(False))
-
-
-def test_a_source_that_gives_fewer_rows_than_it_was_asked_for_is_refused() -> None:
-    class Short(Source):
-        def batch(self, indices: Sequence[int], generator: torch.Generator) -> dict[str, Any]:
-            return super().batch(list(indices)[:1], generator)
-
-    with pytest.raises(ConfigurationError, match=r"one for each of 4 rows, got \(1,\)"):
-        run(toy(), Short())
 
 
 @pytest.mark.parametrize("place", ["folder", "file/run.pt"])

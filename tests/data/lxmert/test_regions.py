@@ -63,6 +63,7 @@ def images(draw: st.DrawFn) -> Regions:
     )
 
 
+@pytest.mark.slow
 @given(image=images())
 @settings(max_examples=60, deadline=None)
 def test_an_image_is_the_same_bits_after_its_line(image: Regions) -> None:
