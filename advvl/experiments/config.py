@@ -119,7 +119,7 @@ def fingerprint(config: Any) -> str:
 
 def to_yaml(config: Any) -> str:
     """Return the whole configuration as YAML, which `read_yaml` and `build` turn back into it."""
-    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+    return plain_yaml.dump(plain(config))
 
 
 def without_none(annotation: Any) -> Any:

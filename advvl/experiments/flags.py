@@ -76,9 +76,12 @@ def parse(
     *,
     presets: Mapping[str, Mapping[str, Any]] | None = None,
     description: str | None = None,
+    prog: str | None = None,
 ) -> T:
     """Return the configuration that a command line asks for; malformed flags end the process with one line and status 2."""
     parser = _Parser(
+        prog=prog,
+        usage="%(prog)s [option ...]",
         description=description,
         epilog=_EPILOG,
         allow_abbrev=False,

@@ -68,7 +68,7 @@ class OutputDirectory:
                 "choose another --output"
             )
         document = {"fingerprint": mark, "configuration": json.loads(json.dumps(configuration, default=str))}
-        write_text(owner, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+        write_text(owner, plain_yaml.dump(document))
         return OutputDirectory(directory, mark)
 
     def clear(self) -> None:
