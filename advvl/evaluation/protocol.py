@@ -25,9 +25,13 @@ class EvaluationOptions:
 
     Arguments:
         radii, text_radii: L2 radii, per example, around the image features and the word embeddings.
+        steps: ascent steps of an attack.
         step_fraction: the ascent's step size as a fraction of the radius.
+        restarts: attacks from as many random starts.
+        objectives: what the attacks climb, each in attacks of its own.
         examples: how many questions are attacked; None: all of them.
         split: the questions to evaluate on; hyper-parameters are chosen on the validation ones.
+        batch_size: examples attacked at a time; it changes no result but for rounding.
     """
 
     radii: tuple[float, ...] = (0.25, 0.5, 1.0)

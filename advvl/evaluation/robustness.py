@@ -21,6 +21,7 @@ from torch import Tensor
 
 from advvl.adapters.base import Adapter, Outputs
 from advvl.attacks import Attack
+from advvl.checks import at_least, check_each, is_choice, positive
 from advvl.errors import ConfigurationError, DataError, NonFiniteError, more
 from advvl.evaluation.objectives import OBJECTIVES, Objective, score
 from advvl.maximizers.pgd import PGD
@@ -57,12 +58,16 @@ class WorstCase:
     objectives: tuple[str, ...] = ("cross-entropy", "margin")
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.restarts < 1:
-            raise ConfigurationError(f"expected steps and restarts of 1 or more, got {self.steps!r}, {self.restarts!r}")
-        if not 0 < self.step_fraction < math.inf:
-            raise ConfigurationError(f"expected a finite step_fraction above 0, got {self.step_fraction!r}")
-        if not self.objectives or not set(self.objectives) <= set(OBJECTIVES):
-            raise ConfigurationError(f"expected objectives among {sorted(OBJECTIVES)}, got {self.objectives!r}")
+        at_least(1, self, "steps", "restarts")
+        positive(self, "step_fraction")
+        known = ", ".join(sorted(OBJECTIVES))
+        check_each(self, ("objectives",), _are_objectives, f"a tuple of one or more of {known}")
+
+
+def _are_objectives(value: Any) -> bool:
+    return (
+        isinstance(value, list | tuple) and len(value) > 0 and all(is_choice(name, tuple(OBJECTIVES)) for name in value)
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,12 +58,6 @@ def label_of(preset: str, seeds: Sequence[int]) -> str:
     return f"Quick demo, {count}: not evidence" if preset == "demo" else f"Preset {preset}, {count}"
 
 
-def duration(seconds: float) -> str:
-    """Write seconds as minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s"
-
-
 def _result(method: str, seed: int, record: Mapping[str, Any]) -> RunResult:
     scores = dict(record["scores"])
     return RunResult.of(

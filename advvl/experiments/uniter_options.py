@@ -23,6 +23,11 @@ class UniterSize:
     """The UNITER that is trained from scratch; a checkpoint has to be of this size.
 
     Arguments:
+        hidden_size: width of the hidden states.
+        num_hidden_layers: layers of the encoder.
+        num_attention_heads: heads of a layer; they divide hidden_size.
+        intermediate_size: width inside the feed-forward blocks.
+        dropout: probability of dropping a hidden state or an attention weight.
         initializer_range: standard deviation of new weights. The published 0.02 is for a width of 768; in a
             narrow model it makes words small, and training slow.
     """
@@ -47,6 +52,7 @@ class AdversaryOptions:
 
     Arguments:
         steps: K, passes for each modality in turn, or for both together.
+        modalities: perturb words and regions in turn, or together.
         text_step, image_step: L2 length of one ascent step.
         text_radius, image_radius: L2 radius of the ball, per example; infinite: no ball.
         kl_weight: of the symmetric KL divergence between clean and perturbed answers; 0: none.

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from advvl.checks import is_choice
+from advvl.checks import flag, is_choice
 from advvl.errors import ConfigurationError, ShapeError
 from advvl.maximizers.base import AscentState, InnerMaximizer, Order, check_count, check_order, turns_of
 from advvl.maximizers.probes import Feedback, Probe, Probes
@@ -41,6 +41,7 @@ class PGD(InnerMaximizer):
     def __post_init__(self) -> None:
         check_count("steps", self.steps)
         check_order(self.modalities)
+        flag(self, "early_stop")
         if not is_choice(self.keep, ("last", "best")):
             raise ConfigurationError(f"expected keep to be 'last' or 'best', got {self.keep!r}")
 

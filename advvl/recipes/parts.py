@@ -8,7 +8,7 @@ from typing import get_args
 from torch import Tensor
 
 from advvl.adapters.outputs import Outputs, field
-from advvl.checks import is_choice
+from advvl.checks import is_choice, shown
 from advvl.errors import ConfigurationError
 from advvl.ops import Box, Norm
 from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
@@ -35,6 +35,13 @@ def perturber_of(step_sizes: dict[str, float], ball: Ball, start: Start) -> Embe
             for modality, step_size in step_sizes.items()
         }
     )
+
+
+def perturber_at(modality: str, ascent: Ascent) -> EmbeddingPerturber:
+    """Return the perturber of one modality."""
+    if not isinstance(modality, str):
+        raise ConfigurationError(f"expected modality to be a text, got {shown(modality)}")
+    return EmbeddingPerturber(**{modality: ascent})
 
 
 def steepest(norm: Norm, radius: float, *, step_size: float, start: Start, box: Box | None = None) -> Ascent:
