@@ -46,9 +46,21 @@ class Adversary:
     def wants(self, batch: Mapping[str, Any]) -> bool:
         return self.tasks is None or batch.get("task") in self.tasks
 
-    def compares_entries(self, batch: Any) -> bool:
-        """Return True if a regulariser takes its mean over some entries of a batch, and not over its rows."""
-        return self.method.regularizer is not None and self.target.positions(batch) is not None
+    def compared(self, batch: Mapping[str, Any]) -> int:
+        """Return the number of positions that the regularisers' means are over; 0: they are over rows.
+
+        Raises:
+            ConfigurationError: some are over positions and some over rows.
+        """
+        reads = [one.reads for one in self.method.regularizers]
+        if not self.wants(batch) or None not in reads or (positions := self.target.positions(batch)) is None:
+            return 0
+        if any(other is not None for other in reads):
+            raise ConfigurationError(
+                "expected regularizers that all compare logits where positions count and a batch is cut, got others beside; "
+                "use one process and accumulate=1"
+            )
+        return int(positions.sum())
 
 
 class Unusable(NonFiniteError):
@@ -140,6 +152,7 @@ class Updater:
             parts=self.parts,
             mine=range(self.accelerator.process_index, self.parts, self.accelerator.num_processes),
             count=self.count,
+            compared=self.adversary.compared if self.adversary and self.adversary.method.regularizers else None,
             total=self.total,
         )
         loss = 0.0
@@ -169,13 +182,7 @@ class Updater:
         learnt: list[torch.Tensor] = []  # what was differentiated since the parameters were last touched
 
         def loss(outputs: Any, batch: Any) -> torch.Tensor:
-            value = share.weigh(adversary.target.loss(outputs, batch))
-            if share.rows < 1 and value.ndim and adversary.compares_entries(batch):
-                raise ConfigurationError(
-                    "expected a mean loss and its count=…, got one loss per row beside positions; "
-                    "see docs/training-loop.md#several-processes"
-                )
-            return value
+            return share.weigh(adversary.target.loss(outputs, batch))
 
         def backward(loss: torch.Tensor) -> None:
             learnt.append(loss.detach())
@@ -189,7 +196,7 @@ class Updater:
             apply()
 
         try:
-            report = adversary.method.step(
+            report = share.method(adversary.method).step(
                 adversary.target,
                 share.batch,
                 loss=loss,
