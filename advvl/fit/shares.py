@@ -48,8 +48,8 @@ class Share:
         rows = len(self.examples)
         if loss.ndim and (len(loss) < rows or (self.weight < 1 and len(loss) % rows)):
             raise ConfigurationError(
-                f"expected a scalar loss or one for each of {rows} rows, got {tuple(loss.shape)}; reduce it, or have the "
-                "source give every example that it is asked for"
+                f"expected a scalar loss or one for each of {rows} rows, got {tuple(loss.shape)}; "
+                "see what the source gives, or reduce it"
             )
         if self.weight == 1 or loss.ndim:
             return loss

@@ -29,6 +29,7 @@ from advvl.fit.options import LoopOptions, OptimizerOptions
 from advvl.fit.schedules import examples_of, schedule
 from advvl.fit.shares import Count, Share, cut
 from advvl.maximizers.base import AscentState
+from advvl.passes.traces import PassTrace
 from advvl.runtime.randomness import derive_seed
 from advvl.runtime.states import remembered_buffers
 from advvl.training import AdversarialTraining
@@ -57,10 +58,15 @@ class Adversary:
             return 0
         if any(other is not None for other in reads):
             raise ConfigurationError(
-                "expected regularizers that all compare logits where positions count and a batch is cut, got others beside; "
-                "use one process and accumulate=1"
+                "expected regularizers that all compare logits at positions, got others too where a batch is cut"
             )
         return int(positions.sum())
+
+    def compares_rows(self, share: Share) -> bool:
+        """Return True if a regulariser's mean over logits is taken to be over examples, as many rows of each."""
+        return (
+            share.weight < 1 and share.compared is None and any(one.reads is None for one in self.method.regularizers)
+        )
 
 
 class Unusable(NonFiniteError):
@@ -93,6 +99,7 @@ class Updater:
     _rates: list[float] = field(init=False)
     _number: int = 0
     _losses: list[float] = field(default_factory=list)
+    _logits: list[float] = field(default_factory=list)  # of each part, the rows of logits an example
     _reason: str = ""
 
     def __post_init__(self) -> None:
@@ -144,7 +151,8 @@ class Updater:
         return examples_of(number, len(self.source), self.options.batch_size, self.seed)
 
     def _learn(self, number: int, apply: Callable[[], object]) -> float:
-        self._number, self._losses, self._reason = number, [0.0] * self.parts, ""
+        self._number, self._reason = number, ""
+        self._losses, self._logits = [0.0] * self.parts, [0.0] * self.parts
         shares = cut(
             self.source,
             self.examples(number),
@@ -195,6 +203,12 @@ class Updater:
             learnt.clear()
             apply()
 
+        def see(seen: PassTrace) -> None:
+            if seen.logits is not None:
+                self._logits[share.number] = seen.logits.shape[: max(seen.logits.ndim - 1, 1)].numel() / len(
+                    share.examples
+                )
+
         try:
             report = share.method(adversary.method).step(
                 adversary.target,
@@ -204,6 +218,7 @@ class Updater:
                 update=None if apply is None else update,
                 generator=generator,
                 state=adversary.state,
+                trace=see if adversary.compares_rows(share) else None,
             )
         except Unusable:
             raise
@@ -228,12 +243,23 @@ class Updater:
         self.optimizer.zero_grad()
 
     def _agree(self) -> None:
-        """Raise `Unusable` in every process where the loss of one is not finite."""
-        losses = self.total(*self._losses)
+        """Raise in every process, before a parameter is touched, what one of them has found.
+
+        Raises:
+            Unusable: a loss is not finite.
+            ConfigurationError: means over logits of which nobody knows what they weigh.
+        """
+        losses = self.total(*self._losses, *self._logits)
+        losses, logits = losses[: self.parts], {rows for rows in losses[self.parts :] if rows}
         bad = [part for part, loss in enumerate(losses) if not math.isfinite(loss)]
         if bad:
             examples = [example for part in bad for example in self.examples(self._number)[part :: self.parts]]
             raise self._unusable("loss", losses[bad[0]], examples)
+        if len(logits) > 1:
+            raise ConfigurationError(
+                f"expected as many rows of logits for each example, got {sorted(logits)} in parts of a batch; give "
+                "adapt(…, positions=…): see docs/training-loop.md#several-processes"
+            )
 
     def _unusable(self, what: str, value: float, examples: list[int]) -> Unusable:
         named = f"{examples[:20]}" + (f" and {len(examples) - 20} more" if len(examples) > 20 else "")

@@ -71,7 +71,8 @@ class Tagger(nn.Module):
         losses = F.cross_entropy(topics, tags[:, 0] % 4 if self.sure == 1 else topics.argmax(1), reduction="none")
         if self.loss == "words":
             losses = F.cross_entropy(self.tag(hidden)[tagged], tags[tagged])
-        return {"loss": losses, "logits": topics if self.logits == "rows" else self.tag(hidden)}
+        logits = {"rows": topics, "words": self.tag(hidden), "tagged": self.tag(hidden)[tagged]}
+        return {"loss": losses, "logits": logits[self.logits]}
 
 
 def update(
@@ -80,7 +81,7 @@ def update(
     """What one update by a gradient step of size 1 takes off the parameters."""
 
     def target(prepared: nn.Module) -> Adapter:
-        counts = None if model.logits == "rows" else lambda batch: batch["mask"]
+        counts = (lambda batch: batch["mask"]) if model.logits == "words" else None
         return adapt(prepared, {"text": Site("words", mask=lambda batch: batch["mask"])}, positions=counts)
 
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -142,6 +143,15 @@ def test_a_source_that_leaves_examples_out_is_refused(rows: int, accumulate: int
     model = Tagger(loss="rows", logits="rows")
     with pytest.raises(ConfigurationError, match=rf"one for each of {ROWS // accumulate} rows, got \({rows},\)"):
         update(model, METHODS["villa"], accumulate, Source(short={accumulate - 1: rows}))
+
+
+def test_logits_of_other_rows_than_examples_have_to_be_known_where_a_batch_is_cut() -> None:
+    update(Tagger(loss="words", logits="tagged"), METHODS["villa"], 1)
+    model = Tagger(loss="words", logits="tagged")
+    before = model.words.weight.detach().clone()
+    with pytest.raises(ConfigurationError, match=r"as many rows of logits for each example, got \[1.5, 2.25\]"):
+        update(model, METHODS["villa"], 2)
+    assert torch.equal(model.words.weight, before)
 
 
 def test_penalties_over_positions_and_over_rows_are_refused_together_where_a_batch_is_cut() -> None:
