@@ -26,8 +26,8 @@ def take_rows(batch: Mapping[str, Any], rows: Tensor, *, whole: Collection[str] 
     sizes = dict(_sizes(batch, whole))
     if len(set(sizes.values())) > 1 or -1 in sizes.values():
         raise DataError(
-            f"expected a row for each example in every field, got {sizes} (-1: no axis); "
-            "name those of all examples: partial(take_rows, whole=(…))"
+            f"expected a row for each example in every field, got {sizes}; "
+            "name those of all: partial(take_rows, whole=(…))"
         )
     return {name: value if name in whole else _taken(value, rows) for name, value in batch.items()}
 

@@ -257,8 +257,8 @@ class Updater:
             raise self._unusable("loss", losses[bad[0]], examples)
         if len(logits) > 1:
             raise ConfigurationError(
-                f"expected as many rows of logits for each example, got {sorted(logits)} in parts of a batch; give "
-                "adapt(…, positions=…): see docs/training-loop.md#several-processes"
+                f"expected as many rows of logits for each example, got {sorted(logits)} in parts of a batch; "
+                "give the adapter positions=…"
             )
 
     def _unusable(self, what: str, value: float, examples: list[int]) -> Unusable:
