@@ -67,6 +67,7 @@ class Adapter:
         self.replay_verified = False  # whether replayed randomness was seen to give the same logits
         self.boxes_verified: set[str] = set()  # modalities whose tensor was seen inside its box in training
         self.masks_verified: set[str] = set()  # modalities seen to matter at the positions that their mask calls real
+        self.updates_verified = False  # whether parameters were seen to wait for the last backward of a step
         self._holder = Holder()
         modules = {modality: find(model, site.module) for modality, site in self.sites.items()}
         self._perturbed = tuple(modules.values())

@@ -44,12 +44,14 @@ def read_positions(
 
 
 def check_rows(places: Mapping[str, Place], losses: Tensor | None, logits: Callable[[], Tensor | None]) -> None:
-    """Raise ShapeError for a packed tensor whose site lacks rows: vectors, of which there are not as many as samples.
+    """Raise ShapeError for a packed tensor whose site lacks rows, and for losses of some samples alone.
 
     Arguments:
         losses: one per sample; None where the loss is a scalar.
-        logits: reads those of the outputs, with a row per sample; asked where there are no such losses.
+        logits: reads those of the outputs, with a row per sample; asked where the losses do not settle it.
     """
+    if losses is not None:
+        _check_losses(places, len(losses), logits)
     for modality, place in places.items():
         if place.x.ndim != 2 or any(of is not None for of in (place.mask, place.segments, place.examples)):
             continue
@@ -59,6 +61,19 @@ def check_rows(places: Mapping[str, Place], losses: Tensor | None, logits: Calla
                 f"expected a row for each of {len(of)} {what} at the site of {modality!r}, got a tensor of "
                 f"{tuple(place.x.shape)}; for a packed one give Site(…, rows=…){more('packed-rows')}"
             )
+
+
+def _check_losses(places: Mapping[str, Place], count: int, logits: Callable[[], Tensor | None]) -> None:
+    """Refuse fewer losses than both the logits and every site have rows: the rest would neither be trained nor move."""
+    rows = [len(place.x) for place in places.values() if place.owners is None and place.x.ndim > 2]
+    if not rows or count >= min(rows):
+        return
+    found = logits()
+    if found is not None and found.ndim > 1 and count < len(found):
+        raise ShapeError(
+            f"expected one loss per row, got {count} for {len(found)} rows of logits and {min(rows)} at the sites; "
+            "keep those of all rows, or give their mean"
+        )
 
 
 def check_inside(modality: str, place: Place, box: tuple[float | Tensor, float | Tensor]) -> None:

@@ -13,6 +13,7 @@ from advvl.adapters.base import Adapter
 from advvl.checks import at_least, choice, choices, increasing, positive
 from advvl.data.source import BatchSource
 from advvl.evaluation.robustness import WorstCase, clean_scores, robustness_curve
+from advvl.evaluation.rows import take_rows
 from advvl.runtime.randomness import derive_seed
 
 Objective = Literal["cross-entropy", "margin"]
@@ -86,6 +87,7 @@ def attacked_scores(
                 modality=modality,
                 radii=radii,
                 attacks=attacks,
+                rows=take_rows,
                 seed=derive_seed(seed, "attack", modality),
             )
             scores[modality] = {str(radius): row.tolist() for radius, row in zip(radii, curve.scores, strict=True)}

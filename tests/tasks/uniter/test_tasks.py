@@ -14,6 +14,7 @@ from support.uniter_batches import LENGTHS, uniter_batch, without_lengths
 from torch import Tensor
 from torch.nn import functional as F
 
+from advvl import adapt
 from advvl.errors import ConfigurationError, DataError, ShapeError
 from advvl.models.uniter.model import UniterConfig, UniterModel
 from advvl.tasks.losses import vqa_losses
@@ -100,6 +101,22 @@ def test_a_pretraining_loss_is_finite_and_reaches_the_encoder(task: str) -> None
     gradient = model.uniter.encoder.layer[0].attention.self.query.weight.grad
     assert gradient is not None
     assert gradient.any()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_rows_that_a_regulariser_compares_are_those_of_the_logits(task: str) -> None:
+    """All of them count; None where there is one an example."""
+    model, batch = pretraining(), {"task": task, **pretraining_batch(task)}
+    if task == "mlm":
+        batch["txt_labels"][0, 2] = 5  # two words of the first text
+    positions, logits = adapt(model).positions(batch), model(**batch).logits
+    if task in ("itm", "mrfr"):
+        assert positions is None
+    else:
+        assert positions is not None
+        assert positions.shape == logits.shape[:-1]
+        assert positions.all()
+        assert len(positions) == (5 if task == "mlm" else 4)
 
 
 @pytest.mark.parametrize(
