@@ -15,7 +15,10 @@ from advvl.perturbers.places import Place
 def read_positions(
     modality: str, site: Site, batch: Batch, x: Tensor
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Read the mask `(B, T)`, bool, and `rows` and `examples` `(N,)` of the tensor `x` at a site; None for what it lacks.
+    """Read the mask `(B, T)`, bool, `rows` `(N,)` or `(B, T)`, and `examples` `(N,)` of the tensor `x` at a site.
+
+    Returns:
+        Each of the three, or None where the site has none; `rows` `(T,)` of a batch of one row are given as `(1, T)`.
 
     Raises:
         SiteError: a field that the batch lacks.
@@ -34,12 +37,30 @@ def read_positions(
             f"expected a mask of {modality!r} over the leading axes of {tuple(x.shape)}, got "
             f"{tuple(mask.shape)}; the site's mask must give one entry per position"
         )
-    for name, owner, of in (("rows", "sample", rows), ("examples", "example", examples)):
-        if of is not None and (of.shape != x.shape[:1] or of.dtype == torch.bool or of.is_floating_point()):
+    if rows is not None and rows.shape != x.shape[:1] and rows.ndim == 1 and len(x) == 1:
+        rows = rows.unsqueeze(0)  # of the positions of the only row
+    if rows is not None and (rows.ndim >= x.ndim or rows.shape not in (x.shape[:1], x.shape[:2])):
+        raise ShapeError(
+            f"expected rows of {modality!r} as the sample of each row or position of {tuple(x.shape)}, got "
+            f"{tuple(rows.shape)}; give those, or no rows{more('packed-rows')}"
+        )
+    if examples is not None and examples.shape != x.shape[:1]:
+        raise ShapeError(
+            f"expected examples of {modality!r} as the example of each of the {len(x)} rows of {tuple(x.shape)}, got "
+            f"{tuple(examples.shape)}; give those from the batch, or no examples"
+        )
+    for name, of in (("rows", rows), ("examples", examples)):
+        if of is not None and (of.dtype == torch.bool or of.is_floating_point() or of.is_complex()):
             raise ShapeError(
-                f"expected {name} of {modality!r} to be the {owner}, a whole number, of each of the {len(x)} rows of "
-                f"{tuple(x.shape)}, got {tuple(of.shape)} of {of.dtype}; give those from the batch, or no {name}"
+                f"expected {name} of {modality!r} as whole numbers, got {of.dtype}; give the number of each one's "
+                "sample or example, from 0"
             )
+        if of is not None and of.numel() and int(of.min()) < 0:
+            raise ShapeError(
+                f"expected {name} of {modality!r} as numbers of 0 or more, got {int(of.min())}; count from 0, and leave "
+                "padding to the mask"
+            )
+    rows, examples = (None if of is None else of.long() for of in (rows, examples))
     return None if mask is None else mask.bool(), rows, examples
 
 
@@ -95,7 +116,7 @@ def matters(modality: str, place: Place, gradient: Tensor) -> bool:
 
 
 def _read(
-    what: str, modality: str, read: Callable[[Batch], Tensor] | None, batch: Batch, device: torch.device
+    what: str, modality: str, read: Callable[[Batch], Tensor | None] | None, batch: Batch, device: torch.device
 ) -> Tensor | None:
     if read is None:
         return None
@@ -107,6 +128,8 @@ def _read(
             f"expected {what} of the site of {modality!r} to find its field in the batch{got}, got no {error}; "
             f"correct the site's {what}, or give the batch that field"
         ) from error
+    if value is None and what == "rows":
+        return None  # in this batch a row is a sample
     if not isinstance(value, Tensor):
         raise ShapeError(
             f"expected {what} of the site of {modality!r} to be a tensor, got {type(value).__name__}; "
