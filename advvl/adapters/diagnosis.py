@@ -64,8 +64,8 @@ def why_second_backward(error: RuntimeError, model: nn.Module, batch: Any) -> st
     text = str(error)
     if "modified by an inplace operation" in text and (found := renormalised(model)):
         return (
-            f"expected embeddings that leave their weight alone in a forward, got max_norm={found[0].max_norm} in "
-            f"{_name(model, found[0])}, whose weight several graphs of a step share; renormalise it after updates"
+            f"expected no max_norm in embeddings, whose weight a step's graphs share, got max_norm={found[0].max_norm} in "
+            f"{_name(model, found[0])}; renormalise after updates"
         )
     if "backward through the graph a second time" in text:
         given = {str(name): x for name, x in batch.items()} if isinstance(batch, Mapping) else {"batch": batch}

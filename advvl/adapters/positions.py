@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from advvl.adapters.injection import Batch, Site
 from advvl.errors import ConfigurationError, ShapeError, SiteError, more
@@ -65,21 +65,59 @@ def read_positions(
 
 
 def check_rows(places: Mapping[str, Place], losses: Tensor | None, logits: Callable[[], Tensor | None]) -> None:
-    """Raise ShapeError for a packed tensor whose site lacks rows: vectors, of which there are not as many as samples.
+    """Raise ShapeError for a tensor whose first axis is not that of samples, where its site does not say what it is.
+
+    That is a packed one, vectors of which there are not as many as samples, or one whose second axis is that of samples.
 
     Arguments:
         losses: one per sample; None where the loss is a scalar.
         logits: reads those of the outputs, with a row per sample; asked where there are no such losses.
     """
     for modality, place in places.items():
-        if place.x.ndim != 2 or any(of is not None for of in (place.mask, place.segments, place.examples)):
+        shape = place.x.shape
+        if place.x.ndim < 2 or place.owners is not None or (place.mask is not None and losses is None):
             continue
         of, what = (losses, "losses") if losses is not None else (logits(), "rows of logits")
-        if of is not None and of.ndim and len(of) != len(place.x):
+        if of is None or not of.ndim or len(of) == shape[0]:
+            continue
+        if place.x.ndim == 2 and place.mask is None:
             raise ShapeError(
                 f"expected a row for each of {len(of)} {what} at the site of {modality!r}, got a tensor of "
-                f"{tuple(place.x.shape)}; for a packed one give Site(…, rows=…){more('packed-rows')}"
+                f"{tuple(shape)}; for a packed one give Site(…, rows=…){more('packed-rows')}"
             )
+        if place.x.ndim > 2 and len(of) == shape[1]:
+            raise ShapeError(_time_first(modality, shape, f"{len(of)} {what}"))
+
+
+_TIME_FIRST = (
+    nn.MultiheadAttention,
+    nn.RNNBase,
+    nn.Transformer,
+    nn.TransformerDecoder,
+    nn.TransformerDecoderLayer,
+    nn.TransformerEncoder,
+    nn.TransformerEncoderLayer,
+)  # as torch makes them, by default
+
+
+def check_axes(modality: str, x: Tensor, modules: Iterable[nn.Module]) -> None:
+    """Raise ShapeError if a layer of torch that a tensor goes through takes samples on the second axis.
+
+    Arguments:
+        x: the tensor at a site.
+        modules: that of the site, and those that hold it.
+    """
+    for module in modules:
+        parts = module.modules() if x.ndim == 3 and isinstance(module, _TIME_FIRST) else ()
+        if any(getattr(part, "batch_first", None) is False for part in parts):
+            raise ShapeError(_time_first(modality, x.shape, type(module).__name__))
+
+
+def _time_first(modality: str, shape: torch.Size, of: str) -> str:
+    return (
+        f"expected samples on the first axis of {modality!r}, got them on the second of {tuple(shape)}, by {of}; "
+        f"set batch_first=True, or perturb where samples come first{more('time-first')}"
+    )
 
 
 def check_inside(modality: str, place: Place, box: tuple[float, float]) -> None:

@@ -65,6 +65,8 @@ def huggingface_adapter(model: nn.Module) -> Adapter:
     if type(inner).__name__.endswith("ForMultipleChoice"):
         sites = {name: replace(site, examples=fields.choices) for name, site in sites.items()}
     logits = partial(_no_logits, are=own.no_logits) if own.no_logits else _logits
+    if not own.no_logits and _gives_spans(inner):
+        logits = _spans
     return Adapter(model, sites, call=_call, logits=logits, positions=fields.positions(inner))
 
 
@@ -217,6 +219,20 @@ def _logits(outputs: Outputs) -> Tensor:
         if isinstance(start, Tensor) and isinstance(end, Tensor):
             return torch.stack([start, end], 1)
     return read_logits(outputs)
+
+
+def _gives_spans(model: PreTrainedModel) -> bool:
+    """True of a model whose answer is a span of its words: it takes where that starts and ends."""
+    return "start_positions" in inspect.signature(model.forward).parameters
+
+
+def _spans(outputs: Outputs) -> Tensor:
+    """Start and end as two rows `(B, 2, T)`, also of a tuple (`return_dict=False`), which has both after the loss."""
+    if isinstance(outputs, tuple | list):
+        scores = [found for found in outputs if isinstance(found, Tensor) and found.ndim == 2][:2]
+        if len(scores) == 2 and scores[0].shape == scores[1].shape:
+            return torch.stack(scores, 1)
+    return _logits(outputs)
 
 
 def _no_logits(outputs: Outputs, *, are: str) -> Tensor:
