@@ -16,9 +16,11 @@ from advvl.adapters.diagnosis import why_silent
 from advvl.adapters.injection import Batch, Binding, Holder, InputHook, OutputHook, Placed, Site, TapHook
 from advvl.adapters.outputs import Outputs as Outputs
 from advvl.adapters.outputs import read_logits, read_loss, run
+from advvl.adapters.positions import check_axes
 from advvl.checks import check_functions
 from advvl.errors import ConfigurationError, ShapeError, SiteError, more
 from advvl.perturbers.places import Place
+from advvl.runtime.fast_path import no_fast_path
 from advvl.runtime.names import find, unwrapped
 
 
@@ -148,7 +150,8 @@ class Adapter:
             )
         self._holder.binding = binding
         try:
-            yield binding
+            with no_fast_path(self.model):
+                yield binding
         finally:
             self._holder.binding = before
 
@@ -197,6 +200,13 @@ class Adapter:
                 return self.forward(batch)
 
         return why_silent(self.model, module, batch, None if batch is None else again)
+
+    def check_axes(self, modality: str, x: Tensor) -> None:
+        """Raise ShapeError if the tensor at a modality's site has samples on its second axis, as layers of torch may."""
+        module = dict(zip(self.sites, self._perturbed, strict=True))[modality]
+        path = next((name for name, other in self.model.named_modules() if other is module), "")
+        parts = path.split(".")
+        check_axes(modality, x, [self.model.get_submodule(".".join(parts[:end])) for end in range(len(parts) + 1)])
 
     def check_modalities(self, modalities: Mapping[str, Any] | tuple[str, ...]) -> None:
         """Raise SiteError if one of these modalities has no site here."""
