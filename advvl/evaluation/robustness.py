@@ -21,7 +21,7 @@ from torch import Tensor
 
 from advvl.adapters.base import Adapter, Outputs
 from advvl.attacks import Attack
-from advvl.checks import at_least, check_each, is_choice, positive
+from advvl.checks import at_least, check_each, check_functions, check_seed, is_choice, is_number, positive, shown
 from advvl.errors import ConfigurationError, DataError, NonFiniteError, more
 from advvl.evaluation.objectives import OBJECTIVES, Objective, as_scores, score
 from advvl.maximizers.pgd import PGD
@@ -131,8 +131,15 @@ def robustness_curve(
         NonFiniteError: logits that are not a number; examples that no attack could move, since no gradient was finite.
         SiteError: the adapter has no such modality.
     """
-    if not radii or list(radii) != sorted(set(radii)) or not all(0 < radius < math.inf for radius in radii):
-        raise ConfigurationError(f"expected finite radii above 0, each larger than the one before, got {radii!r}")
+    _check_scoring(target, targets)
+    check_functions(rows=rows)
+    check_seed(seed)
+    if not _radii_ascend(radii):
+        raise ConfigurationError(f"expected finite radii above 0, each larger than the one before, got {shown(radii)}")
+    if attacks is not None and not isinstance(attacks, WorstCase):
+        raise ConfigurationError(f"expected attacks as a WorstCase(…), or None, got {shown(attacks)}")
+    if not isinstance(modality, str):
+        raise ConfigurationError(f"expected a modality's name, got {shown(modality)}")
     target.check_modalities((modality,))
 
     def scores(number: int, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,6 +170,8 @@ def clean_scores(
         NonFiniteError: logits that are not a number.
     """
 
+    _check_scoring(target, targets)
+
     def scores(number: int, batch: Batch) -> Tensor:
         del number
         return _clean_scores(target, batch, targets or _own_targets).cpu()
@@ -177,12 +186,34 @@ def _each(
     target: Adapter, batches: Iterable[Batch], scores: Callable[[int, Batch], T], over_processes: bool
 ) -> list[T]:
     """The scores of every batch in order: each process's own, or what all found of their shares."""
+    if not isinstance(batches, Iterable) or isinstance(batches, Tensor | Mapping):
+        raise DataError(f"expected an iterable of batches, got {type(batches).__name__}; of one batch pass [batch]")
+    batches = map(_checked, batches)
     if not over_processes:
         return [scores(number, batch) for number, batch in enumerate(batches)]
     check_alone(target.model)
     count, index = process_count(), process_index()
     mine = {number: scores(number, batch) for number, batch in enumerate(batches) if number % count == index}
     return list(collected(mine).values())
+
+
+def _check_scoring(target: object, targets: object) -> None:
+    if not isinstance(target, Adapter):
+        raise ConfigurationError(f"expected what adapt(model) gives as target, got {type(target).__name__}")
+    check_functions(targets=targets)
+
+
+def _radii_ascend(radii: object) -> bool:
+    """True for a list or tuple of finite numbers above 0, each larger than the one before."""
+    if not isinstance(radii, list | tuple) or not radii or not all(map(is_number, radii)):
+        return False
+    return list(radii) == sorted(set(radii)) and all(0 < radius < math.inf for radius in radii)
+
+
+def _checked(batch: object) -> Batch:
+    if not isinstance(batch, Mapping):
+        raise DataError(f"expected batches as mappings from field to value, got {type(batch).__name__}")
+    return batch
 
 
 class _ScoringLoss:
