@@ -21,7 +21,7 @@ from torch import Tensor
 
 from advvl.adapters.base import Adapter, Outputs
 from advvl.attacks import Attack
-from advvl.checks import at_least, check_each, check_functions, check_seed, is_choice, is_number, positive, shown
+from advvl.checks import at_least, check_each, check_functions, is_choice, is_number, is_whole, positive, shown
 from advvl.errors import ConfigurationError, DataError, NonFiniteError, more
 from advvl.evaluation.objectives import OBJECTIVES, Objective, as_scores, score
 from advvl.maximizers.pgd import PGD
@@ -133,7 +133,8 @@ def robustness_curve(
     """
     _check_scoring(target, targets)
     check_functions(rows=rows)
-    check_seed(seed)
+    if not is_whole(seed) or seed < 0:
+        raise ConfigurationError(f"expected seed to be a whole number of 0 or more, got {shown(seed)}")
     if not _radii_ascend(radii):
         raise ConfigurationError(f"expected finite radii above 0, each larger than the one before, got {shown(radii)}")
     if attacks is not None and not isinstance(attacks, WorstCase):
