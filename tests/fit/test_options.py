@@ -1,4 +1,11 @@
+"""Options of the loop: as one object, or single ones by name."""
 
+from __future__ import annotations
+
+import pytest
+
+from advvl.errors import ConfigurationError
+from advvl.fit.options import LoopOptions, loop_of
 
 
 def test_options_of_the_loop_may_be_given_by_name() -> None:
