@@ -389,7 +389,10 @@ def test_a_record_that_is_lost_in_the_middle_of_a_run_does_not_make_it_wait_for_
 
 def test_a_second_run_in_the_same_folder_is_refused(whole: Path) -> None:
     before = sorted(whole.rglob("*"))
-    with only_writer(whole), pytest.raises(OutputDirectoryError, match=r"no other process to write .*, got one at work"):
+    with (
+        only_writer(whole),
+        pytest.raises(OutputDirectoryError, match=r"no other process to write .*, got one at work"),
+    ):
         quietly(tiny(whole, resume=True))
     assert sorted(whole.rglob("*")) == before
 
