@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -127,6 +128,29 @@ def test_without_the_change_the_loop_is_the_one_without_an_adversary(recorder: R
 def test_with_the_change_it_has_the_gradients_of_the_plain_loop(recorder: Recorder, loop: str, method: str) -> None:
     found = recorder.program(side(loop, "+").replace("freelb", method))
     close_gradients(found, recorder.reference(METHODS[method], window=WINDOWS[loop]))
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+@pytest.mark.filterwarnings("ignore:.*`isinstance.treespec, LeafSpec.` is deprecated.*")
+@pytest.mark.parametrize("kind", ["Classifier", "AutomaticClassifier"])
+def test_the_modules_of_lightning_have_them_too(recorder: Recorder, kind: str) -> None:
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    make = recorder.names[kind].__init__.__globals__  # where the page's class looks its model up
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(make, "make_model", recorder.names["make_model"])
+        module = recorder.names[kind]()
+        found = Gradients()
+        module.on_before_optimizer_step = lambda optimizer: found.append(
+            {name: p.grad.clone() for name, p in recorder.model.named_parameters() if p.grad is not None}
+        )
+        trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", **quiet)  # type: ignore[arg-type]
+        trainer.fit(module, torch.utils.data.DataLoader(recorder.names["rows"], batch_size=2))
+    close_gradients(found, recorder.reference(METHODS["freelb"], window=1))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -540,13 +540,32 @@ def test_what_is_no_regulariser_is_refused() -> None:
         AdversarialTraining(perturber(), FreeLB(2), "kl")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("what", ["mask", "rows"])
-def test_a_mask_or_rows_that_are_no_tensor_are_refused(what: str) -> None:
-    site = Site("words", **{what: lambda batch: None})
-    with pytest.raises(ShapeError, match=f"expected {what} of the site of 'text' to be a tensor, got NoneType"):
+@pytest.mark.parametrize(("what", "value"), [("mask", None), ("rows", [0, 1, 2])])
+def test_a_mask_or_rows_that_are_no_tensor_are_refused(what: str, value: Any) -> None:
+    site, kind = Site("words", **{what: lambda batch: value}), type(value).__name__
+    with pytest.raises(ShapeError, match=f"expected {what} of the site of 'text' to be a tensor, got {kind}"):
         AdversarialTraining(perturber("text"), FreeLB(2)).step(
             Adapter(ToyModel().double(), {"text": site}), toy_batch()
         )
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_losses_of_some_rows_alone_are_refused(kept: int) -> None:
+    def some(outputs: Any, batch: Any) -> Tensor:
+        losses: Tensor = outputs["loss"][:kept]
+        return losses
+
+    with pytest.raises(ShapeError, match=f"expected one loss per row, got {kept} for 3 rows of logits"):
+        AdversarialTraining(perturber(), FreeLB(2)).step(toy(), toy_batch(), loss=some)
+    with pytest.raises(ShapeError, match=f"expected one loss per row, got {kept} for 3 rows of logits"):
+        Attack(perturber(), PGD(2), loss=some)(toy(), toy_batch())
+
+
+def test_losses_of_fewer_entries_than_rows_are_taken_if_the_logits_are_of_those_entries() -> None:
+    """As of masked words, of which some rows may have none."""
+    target = toy()
+    target.call = lambda model, batch: {name: value[:2] for name, value in model(**batch).items()}
+    AdversarialTraining(perturber(), FreeLB(2)).step(target, toy_batch())
 
 
 def test_a_loss_that_is_no_tensor_is_refused() -> None:

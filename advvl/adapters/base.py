@@ -16,9 +16,11 @@ from advvl.adapters.diagnosis import why_silent
 from advvl.adapters.injection import Batch, Binding, Holder, InputHook, OutputHook, Placed, Site, TapHook
 from advvl.adapters.outputs import Outputs as Outputs
 from advvl.adapters.outputs import read_logits, read_loss, run
+from advvl.adapters.positions import check_axes
 from advvl.checks import check_functions
 from advvl.errors import ConfigurationError, ShapeError, SiteError, more
 from advvl.perturbers.places import Place
+from advvl.runtime.fast_path import no_fast_path
 from advvl.runtime.names import find, unwrapped
 
 
@@ -67,6 +69,7 @@ class Adapter:
         self.replay_verified = False  # whether replayed randomness was seen to give the same logits
         self.boxes_verified: set[str] = set()  # modalities whose tensor was seen inside its box in training
         self.masks_verified: set[str] = set()  # modalities seen to matter at the positions that their mask calls real
+        self.updates_verified = False  # whether parameters were seen to wait for the last backward of a step
         self._holder = Holder()
         modules = {modality: find(model, site.module) for modality, site in self.sites.items()}
         self._perturbed = tuple(modules.values())
@@ -147,7 +150,8 @@ class Adapter:
             )
         self._holder.binding = binding
         try:
-            yield binding
+            with no_fast_path(self.model):
+                yield binding
         finally:
             self._holder.binding = before
 
@@ -196,6 +200,13 @@ class Adapter:
                 return self.forward(batch)
 
         return why_silent(self.model, module, batch, None if batch is None else again)
+
+    def check_axes(self, modality: str, x: Tensor) -> None:
+        """Raise ShapeError if the tensor at a modality's site has samples on its second axis, as layers of torch may."""
+        module = dict(zip(self.sites, self._perturbed, strict=True))[modality]
+        path = next((name for name, other in self.model.named_modules() if other is module), "")
+        parts = path.split(".")
+        check_axes(modality, x, [self.model.get_submodule(".".join(parts[:end])) for end in range(len(parts) + 1)])
 
     def check_modalities(self, modalities: Mapping[str, Any] | tuple[str, ...]) -> None:
         """Raise SiteError if one of these modalities has no site here."""

@@ -22,6 +22,7 @@ from advvl.adapters.injection import Batch, Site
 from advvl.adapters.outputs import Outputs, run
 from advvl.checks import check_functions
 from advvl.errors import ConfigurationError
+from advvl.runtime.fast_path import no_fast_path
 from advvl.runtime.randomness import preserved
 from advvl.runtime.states import kept_buffers, kept_modes
 
@@ -136,6 +137,9 @@ def _looked(model: nn.Module) -> list[Candidate]:
                 found[Candidate(name, "input", "input of a projection", f"(…, {module.in_features})")] = None
             width = [m.out_features for m in modules[around].modules() if isinstance(m, nn.Linear)][-1]
             found[Candidate(around, "output", "projection", f"(…, {width})")] = None
+            embeds = outermost(model, name)
+            if stacks and around == name != embeds:  # beside positions, as SigLIP 2 embeds patches
+                found[Candidate(embeds, "output", "patch embedding", "(…)")] = None
     return sorted(found, key=lambda candidate: names.index(candidate.module))
 
 
@@ -212,6 +216,7 @@ def _seen(
         stack.enter_context(preserved(model))
         stack.enter_context(kept_modes(model))
         stack.enter_context(kept_buffers(model))
+        stack.enter_context(no_fast_path(model))
         for name, module in modules.items():
             handle = module.register_forward_hook(partial(look, name), with_kwargs=True)
             stack.callback(handle.remove)

@@ -94,6 +94,9 @@ def why_silent(model: nn.Module, module: nn.Module, batch: Any = None, again: Ag
 
 
 def _silence(model: nn.Module, module: nn.Module, batch: Any, again: Again | None) -> str:
+    if all(module is not other for other in model.modules()):
+        kind = type(module).__name__
+        return f"the model no longer holds the {kind} that was adapted; adapt it again, after what replaced that"
     name, path = _name(model, module), _path(model, module)
     parts = {f"{path}.{part}" if path else part: inner for part, inner in module.named_children()}
     if type(module).forward is nn.Module.forward:

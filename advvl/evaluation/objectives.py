@@ -13,8 +13,9 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
-from advvl.errors import ShapeError
+from advvl.errors import DataError, ShapeError
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 
@@ -46,6 +47,23 @@ def margin(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 OBJECTIVES: Final[Mapping[str, Objective]] = {"cross-entropy": cross_entropy, "margin": margin}
+
+
+def as_scores(targets: Tensor, logits: Tensor) -> Tensor:
+    """Return soft scores `(B, A)`: of class ids `(B,)`, whole numbers, 1 for that class and 0 for any other.
+
+    Raises:
+        DataError: an id that is no class of the logits `(B, A)`.
+    """
+    if targets.ndim != 1 or targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        return targets
+    classes = logits.shape[-1]
+    if not ((targets >= 0) & (targets < classes)).all():
+        wrong = sorted(set(targets[(targets < 0) | (targets >= classes)].tolist()))
+        raise DataError(
+            f"expected targets as class ids in 0..{classes - 1}, got {wrong[:10]}; leave other examples out"
+        )
+    return one_hot(targets.long(), classes).to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _check(logits: Tensor, targets: Tensor) -> None:

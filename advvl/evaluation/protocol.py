@@ -13,6 +13,7 @@ from advvl.adapters.base import Adapter
 from advvl.checks import at_least, choice, choices, increasing, positive
 from advvl.data.source import BatchSource
 from advvl.evaluation.robustness import WorstCase, clean_scores, robustness_curve
+from advvl.evaluation.rows import take_rows
 from advvl.runtime.randomness import derive_seed
 
 Objective = Literal["cross-entropy", "margin"]
@@ -54,6 +55,12 @@ class EvaluationOptions:
             at_least(1, self, "examples")
 
 
+def constant_score(source: BatchSource, options: EvaluationOptions) -> float:
+    """The chance level of the attacked examples: the mean score of the one answer that is right most often."""
+    attacked = len(source) if options.examples is None else min(options.examples, len(source))
+    return float(torch.as_tensor(source.batch(range(attacked), torch.Generator())["targets"]).double().mean(0).max())
+
+
 def attacked_scores(
     target: Adapter, source: BatchSource, options: EvaluationOptions, *, device: torch.device, seed: int
 ) -> dict[str, Any]:
@@ -80,6 +87,7 @@ def attacked_scores(
                 modality=modality,
                 radii=radii,
                 attacks=attacks,
+                rows=take_rows,
                 seed=derive_seed(seed, "attack", modality),
             )
             scores[modality] = {str(radius): row.tolist() for radius, row in zip(radii, curve.scores, strict=True)}

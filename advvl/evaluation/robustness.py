@@ -2,8 +2,8 @@
 
 An example's robust score at a radius is the lowest score seen at any point that any attack visited inside that radius:
 every step of every restart of every objective. A smaller ball lies inside every larger one, so what broke an example at
-a smaller radius breaks it at all larger ones and is not looked for again. Only examples with a score left to lose are
-attacked. What is found is an upper bound on the true robust accuracy: a better attack can only lower it.
+a smaller radius breaks it at all larger ones and is not looked for again. What is found is an upper bound on the true
+robust accuracy: a better attack can only lower it.
 
 Legend: N examples, B rows of a batch, R radii.
 """
@@ -21,9 +21,9 @@ from torch import Tensor
 
 from advvl.adapters.base import Adapter, Outputs
 from advvl.attacks import Attack
-from advvl.checks import at_least, check_each, is_choice, positive
+from advvl.checks import at_least, check_each, check_functions, is_choice, is_number, is_whole, positive, shown
 from advvl.errors import ConfigurationError, DataError, NonFiniteError, more
-from advvl.evaluation.objectives import OBJECTIVES, Objective, score
+from advvl.evaluation.objectives import OBJECTIVES, Objective, as_scores, score
 from advvl.maximizers.pgd import PGD
 from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
 from advvl.perturbers.balls import L2
@@ -35,6 +35,7 @@ from advvl.runtime.states import kept_buffers, kept_modes
 
 Batch = Mapping[str, Any]
 Targets = Callable[[Batch], Tensor]
+Rows = Callable[[Batch, Tensor], Batch]
 T = TypeVar("T")
 
 
@@ -103,12 +104,13 @@ def robustness_curve(
     attacks: WorstCase | None = None,
     seed: int = 0,
     targets: Targets | None = None,
+    rows: Rows | None = None,
     over_processes: bool = False,
 ) -> RobustnessCurve:
     """Attack one modality of every example at each radius and keep the worst score.
 
     The model is left as found: modes, gradients, buffers, hooks and the global random state. Batches must lie on the
-    model's device; of each, tensors whose first axis is the batch's are cut to the rows that are still attacked.
+    model's device.
 
     Arguments:
         target: the adapter of a model that gives logits `(B, A)`.
@@ -116,24 +118,35 @@ def robustness_curve(
         radii: ascending, finite, above 0.
         attacks: default `WorstCase()`.
         seed: of the random starts.
-        targets: from a batch to its soft scores `(B, A)` in [0, 1]; default: its field `targets`.
+        targets: from a batch to its soft scores `(B, A)` in [0, 1], or class ids `(B,)`, whole numbers; default: its field
+            `targets`.
+        rows: from a batch and numbers of rows `(n,)` to the batch of those rows, such as `advvl.evaluation.rows.take_rows`.
+            Then only rows with a score left are run; None: whole batches are, since nobody knows what in them has rows.
         over_processes: every process is given the same batches, attacks each n-th of them, and gets the whole curve,
             which is that of one process to the last bit. All have to call it. False: each attacks all it is given.
 
     Raises:
         ConfigurationError: radii that are not ascending, finite and above 0; over processes, a wrapped model.
-        DataError: no example; targets outside [0, 1].
+        DataError: no example; targets that are neither scores in [0, 1] nor class ids; `rows` that gives others.
         NonFiniteError: logits that are not a number; examples that no attack could move, since no gradient was finite.
         SiteError: the adapter has no such modality.
     """
-    if not radii or list(radii) != sorted(set(radii)) or not all(0 < radius < math.inf for radius in radii):
-        raise ConfigurationError(f"expected finite radii above 0, each larger than the one before, got {radii!r}")
+    _check_scoring(target, targets)
+    check_functions(rows=rows)
+    if not is_whole(seed) or seed < 0:
+        raise ConfigurationError(f"expected seed to be a whole number of 0 or more, got {shown(seed)}")
+    if not _radii_ascend(radii):
+        raise ConfigurationError(f"expected finite radii above 0, each larger than the one before, got {shown(radii)}")
+    if attacks is not None and not isinstance(attacks, WorstCase):
+        raise ConfigurationError(f"expected attacks as a WorstCase(…), or None, got {shown(attacks)}")
+    if not isinstance(modality, str):
+        raise ConfigurationError(f"expected a modality's name, got {shown(modality)}")
     target.check_modalities((modality,))
 
     def scores(number: int, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         clean = _clean_scores(target, batch, targets or _own_targets)
         worst, unmoved = _worst_scores(
-            target, batch, clean, modality, radii, attacks or WorstCase(), (seed, number), targets or _own_targets
+            target, batch, clean, modality, radii, attacks or WorstCase(), (seed, number), targets or _own_targets, rows
         )
         return clean.cpu(), worst.cpu(), unmoved.cpu()
 
@@ -150,13 +163,15 @@ def clean_scores(
     """Score every example without perturbation, `(N,)` fp64 on the CPU; the model is left as found.
 
     Arguments:
-        over_processes: as in `robustness_curve`.
+        targets, over_processes: as in `robustness_curve`.
 
     Raises:
         ConfigurationError: over processes, a wrapped model.
-        DataError: no example; targets outside [0, 1].
+        DataError: no example; targets that are neither scores in [0, 1] nor class ids.
         NonFiniteError: logits that are not a number.
     """
+
+    _check_scoring(target, targets)
 
     def scores(number: int, batch: Batch) -> Tensor:
         del number
@@ -172,12 +187,34 @@ def _each(
     target: Adapter, batches: Iterable[Batch], scores: Callable[[int, Batch], T], over_processes: bool
 ) -> list[T]:
     """The scores of every batch in order: each process's own, or what all found of their shares."""
+    if not isinstance(batches, Iterable) or isinstance(batches, Tensor | Mapping):
+        raise DataError(f"expected an iterable of batches, got {type(batches).__name__}; of one batch pass [batch]")
+    batches = map(_checked, batches)
     if not over_processes:
         return [scores(number, batch) for number, batch in enumerate(batches)]
     check_alone(target.model)
     count, index = process_count(), process_index()
     mine = {number: scores(number, batch) for number, batch in enumerate(batches) if number % count == index}
     return list(collected(mine).values())
+
+
+def _check_scoring(target: object, targets: object) -> None:
+    if not isinstance(target, Adapter):
+        raise ConfigurationError(f"expected what adapt(model) gives as target, got {type(target).__name__}")
+    check_functions(targets=targets)
+
+
+def _radii_ascend(radii: object) -> bool:
+    """True for a list or tuple of finite numbers above 0, each larger than the one before."""
+    if not isinstance(radii, list | tuple) or not radii or not all(map(is_number, radii)):
+        return False
+    return list(radii) == sorted(set(radii)) and all(0 < radius < math.inf for radius in radii)
+
+
+def _checked(batch: object) -> Batch:
+    if not isinstance(batch, Mapping):
+        raise DataError(f"expected batches as mappings from field to value, got {type(batch).__name__}")
+    return batch
 
 
 class _ScoringLoss:
@@ -188,7 +225,8 @@ class _ScoringLoss:
         self.lowest: Tensor | None = None
 
     def __call__(self, outputs: Outputs, batch: Batch) -> Tensor:
-        logits, targets = self.target.logits(outputs), self.targets(batch)
+        logits = self.target.logits(outputs)
+        targets = as_scores(self.targets(batch), logits)
         here = _scores(logits, targets)
         self.lowest = here if self.lowest is None else torch.minimum(self.lowest, here)
         return self.objective(logits, targets)
@@ -203,9 +241,11 @@ def _worst_scores(
     attacks: WorstCase,
     entropy: tuple[int, ...],
     targets: Targets,
+    rows: Rows | None,
 ) -> tuple[Tensor, Tensor]:
     """The worst score of each row within each radius, `(R, B)`, and the rows with a score left that never moved."""
-    worst, rows, still = clean.clone(), [], []
+    worst, found, still = clean.clone(), [], []
+    every = torch.arange(len(worst), device=worst.device)
     for r, radius in enumerate(radii):
         unmoved, nonfinite = torch.ones_like(clean, dtype=torch.bool), torch.zeros_like(clean, dtype=torch.bool)
         for restart in range(attacks.restarts):
@@ -213,6 +253,8 @@ def _worst_scores(
                 left = worst.nonzero().squeeze(1)
                 if left.numel() == 0:
                     break
+                run = every if rows is None else left
+                part = batch if rows is None or len(left) == len(worst) else rows(batch, left)
                 start = Zero() if restart == 0 else Uniform(radius)
                 ascent = Ascent(L2(radius), step_size=radius * attacks.step_fraction, start=start)
                 watch = _ScoringLoss(target, OBJECTIVES[name], targets)
@@ -221,12 +263,16 @@ def _worst_scores(
                     PGD(steps=attacks.steps),
                     loss=watch,
                     seed=_seed(*entropy, r, restart, o),
-                )(target, _select(batch, left, len(worst)))
+                )(target, part)
                 assert watch.lowest is not None  # PGD runs a pass at least
-                worst[left] = torch.minimum(worst[left], watch.lowest)
+                if len(watch.lowest) != len(run):
+                    raise DataError(
+                        f"expected rows to give the {len(run)} rows asked for, got {len(watch.lowest)}; cut each field"
+                    )
+                worst[run] = torch.minimum(worst[run], watch.lowest)
                 moved, bad = ~result.unmoved[modality], result.nonfinite[modality]
-                unmoved[left] &= ~result.of_examples(modality, moved, len(left))
-                nonfinite[left] |= result.of_examples(modality, bad, len(left))
+                unmoved[run] &= ~result.of_examples(modality, moved, len(run))
+                nonfinite[run] |= result.of_examples(modality, bad, len(run))
         unmoved &= worst > 0
         if (unmoved & nonfinite).any():
             numbers = (unmoved & nonfinite).nonzero().flatten().tolist()
@@ -234,35 +280,26 @@ def _worst_scores(
                 f"expected finite gradients to attack by, got none in {len(numbers)} rows of a batch, {numbers[:10]}"
                 f"{more('not-finite')}"
             )
-        rows.append(worst.clone())
+        found.append(worst.clone())
         still.append(unmoved)
-    return torch.stack(rows), torch.stack(still)
+    return torch.stack(found), torch.stack(still)
 
 
 def _clean_scores(target: Adapter, batch: Batch, targets: Targets) -> Tensor:
-    soft = targets(batch)
-    if not ((soft >= 0) & (soft <= 1)).all():
-        raise DataError("expected targets that are scores in [0, 1], got some outside; divide counts by their cap")
     model = target.model
     with torch.no_grad(), preserved(model), kept_modes(model), kept_buffers(model):
         model.eval()
-        return _scores(target.logits(target.forward(batch)), soft)
+        logits = target.logits(target.forward(batch))
+    soft = as_scores(targets(batch), logits)
+    if not ((soft >= 0) & (soft <= 1)).all():
+        raise DataError("expected targets that are scores in [0, 1], got some outside; divide counts by their cap")
+    return _scores(logits, soft)
 
 
 def _scores(logits: Tensor, targets: Tensor) -> Tensor:
     if logits.isnan().any():
         raise NonFiniteError("expected logits to judge answers by, got some that are not a number; see the model")
     return score(logits.detach(), targets).double()
-
-
-def _select(batch: Batch, rows: Tensor, size: int) -> Batch:
-    """The batch of these rows alone; what has no batch axis, such as `position_ids (1, L)`, stays."""
-    if len(rows) == size:
-        return batch
-    return {
-        name: value[rows.to(value.device)] if isinstance(value, Tensor) and value.shape[:1] == (size,) else value
-        for name, value in batch.items()
-    }
 
 
 def _seed(*entropy: int) -> int:

@@ -1,4 +1,4 @@
-"""The command `advvl`: `advvl villa-uniter …` or `advvl villa-lxmert …` trains, attacks and reports.
+"""The command `advvl`: `villa-uniter` and `villa-lxmert` train, attack and report; `sites` lists what could be perturbed.
 
 The experiments are imported when they run, so that help need not wait for them.
 """
@@ -24,6 +24,8 @@ _COMMANDS = {
         "advvl.experiments.lxmert:LXMERT",
     ),
 }
+_SITES = "sites"
+_SITES_TEXT = "list the tensors of a model of transformers that could be perturbed"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,16 +33,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
         print("usage: advvl COMMAND [option ...]\n")
-        print("\n".join(f"  {known:14} {text}" for known, (text, _) in _COMMANDS.items()))
+        texts = {known: text for known, (text, _) in _COMMANDS.items()} | {_SITES: _SITES_TEXT}
+        print("\n".join(f"  {known:14} {text}" for known, text in texts.items()))
         print("\n  COMMAND --help lists the options of a command; --version says which advvl this is.")
         return 0
     if name == "--version":
         print(f"advvl {__version__}")
         return 0
+    if name == _SITES:
+        from advvl.experiments.site_table import site_table
+
+        return exit_status(lambda: site_table(rest))
     if name not in _COMMANDS:
-        nearest = difflib.get_close_matches(name, _COMMANDS, n=1, cutoff=0.0)[0]
+        known_names = [*_COMMANDS, _SITES]
+        nearest = difflib.get_close_matches(name, known_names, n=1, cutoff=0.0)[0]
         print(
-            f"error: expected a command of {', '.join(_COMMANDS)}, got {name[:80]!r}; the nearest is {nearest}",
+            f"error: expected a command of {', '.join(known_names)}, got {name[:80]!r}; the nearest is {nearest}",
             file=sys.stderr,
         )
         return 2

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from advvl.adapters.registry import adapt
 from advvl.errors import CheckpointError, missing_extra
-from advvl.evaluation.protocol import attacked_scores
+from advvl.evaluation.protocol import attacked_scores, constant_score
 from advvl.experiments.devices import accelerator_on, device_of, reproducible
 from advvl.experiments.experiment import Data, Experiment, Options, Row, Setup, Task
 from advvl.experiments.jobs import work_through
@@ -166,6 +166,7 @@ class Worker(Generic[Options, Data]):
                 device=self.accelerator.device,
                 seed=task.seed,
             )
+            record["chance"] = constant_score(setup.test, self.options.evaluation)
         write_json(self.directory / task.record, record)
         checkpoint.unlink(missing_ok=True)
 

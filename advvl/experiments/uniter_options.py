@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import NoneType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from advvl.checks import at_least, choice, choices, fraction, instance, not_negative, positive, positive_or_infinite
 from advvl.errors import ConfigurationError
@@ -15,7 +15,7 @@ from advvl.fit.options import OptimizerOptions
 
 Preset = Literal["demo", "evidence"]
 Part = Literal["pretrain", "finetune", "all"]
-Method = Literal["standard", "freelb", "villa"]
+Method = Literal["standard", "equal-compute", "freelb", "villa", "pre-training", "both-stages"]
 Order = Literal["in turn", "together"]
 
 
@@ -88,8 +88,8 @@ class UniterOptions(ExperimentOptions):
     output: str = field(default="runs/villa_uniter", metadata=own("directory of results"))
     stage: Part = field(default="all", metadata=own("which half of the experiment to run"))
     methods: tuple[Method, ...] = field(
-        default=("standard", "freelb", "villa"),
-        metadata=own("fine-tuning methods; may be repeated", flags=("--method",)),
+        default=get_args(Method),
+        metadata=own("rows of the table, after standard; may be repeated", flags=("--method",)),
     )
     checkpoint: str | None = field(
         default=None, metadata={"help": "UNITER checkpoint to fine-tune instead of pre-training"}
@@ -117,10 +117,11 @@ class UniterOptions(ExperimentOptions):
 
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "demo": {
-        "data": {"test_questions": 1000},
-        "pretrain": {"epochs": 6},
-        "finetune": {"epochs": 8},
-        "evaluation": {"restarts": 1, "examples": 200},
+        "methods": ("standard", "villa", "both-stages"),
+        "data": {"train_questions": 2000, "test_questions": 400},
+        "pretrain": {"epochs": 3},
+        "finetune": {"epochs": 50},
+        "evaluation": {"radii": (0.5,), "restarts": 1, "examples": 400},
     },
     "evidence": {"seeds": (0, 1, 2, 3, 4), "finetune": {"epochs": 50}, "evaluation": {"examples": 500}},
 }

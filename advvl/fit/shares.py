@@ -1,9 +1,9 @@
-"""An update's batch, cut into parts over processes and micro-batches, and what the loss of each part weighs."""
+"""An update's batch, cut into parts over processes and micro-batches, and what the means of each part weigh."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,54 +11,77 @@ from torch import Tensor
 
 from advvl.data.source import BatchSource
 from advvl.errors import ConfigurationError, DataError
+from advvl.passes.objective import Objective
+from advvl.training import AdversarialTraining
 
 Count = Callable[[Mapping[str, Any]], "int | Tensor"]
 
 
 @dataclass
 class Share:
-    """One part of an update: its number, examples and batch, and what its mean loss weighs among those of all parts.
+    """One part of an update: its number, examples and batch, and what its means weigh among those of all parts.
+
+    The gradient of a part's objective is multiplied by `weight`; means over anything else than rows are brought to that.
 
     Arguments:
-        rows: the weight of a mean over its rows.
-        entries: the weight of a mean over what `count` counts; None: nothing counts it.
-        weight: of the two, the one for the loss that was weighed last.
+        weight: of a mean over its rows.
+        counted: the weight of a mean over what `count` counts; None: nothing counts it.
+        compared: the weight of a regulariser's mean over positions; None: it is over rows.
         empty: parts of the update, of all processes, in which `count` counts nothing.
     """
 
     number: int
     examples: list[int]
     batch: Mapping[str, Any]
-    rows: float
-    entries: float | None = None
-    weight: float = 1.0
+    weight: float
+    counted: float | None = None
+    compared: float | None = None
     empty: int = 0
 
     def weigh(self, loss: Tensor) -> Tensor:
-        """Note the weight of a loss, a scalar or one per row, and return the loss.
+        """Bring a loss, a scalar or one per row, to the weight of a mean over rows.
 
         Raises:
             ConfigurationError: a scalar that nothing counts, where there are other parts; losses that are not one per row.
             DataError: a scalar, and a part of any process without an entry.
         """
-        if self.rows == 1:
+        rows = len(self.examples)
+        if loss.ndim and (len(loss) < rows or (self.weight < 1 and len(loss) % rows)):
+            raise ConfigurationError(
+                f"expected a scalar loss or one for each of {rows} rows, got {tuple(loss.shape)}; "
+                "see what the source gives, or reduce it"
+            )
+        if self.weight == 1 or loss.ndim:
             return loss
-        if loss.ndim == 0 and self.entries is None:
+        if self.counted is None:
             raise ConfigurationError(
                 "expected one loss per row (B,), or count=…, got a scalar and no count; "
                 "see docs/training-loop.md#several-processes"
             )
-        if loss.ndim == 0 and self.empty:
+        if self.empty:
             raise DataError(
                 f"expected count(batch) of 1 or more in each part of an update, got less in {self.empty}; "
                 "use fewer parts, or a larger batch_size"
             )
-        if loss.ndim and len(loss) % len(self.examples):
-            raise ConfigurationError(
-                f"expected a scalar loss or one for each of {len(self.examples)} rows, got {tuple(loss.shape)}; reduce it"
-            )
-        self.weight = self.rows if loss.ndim or self.entries is None else self.entries
-        return loss
+        return loss * (self.counted / self.weight)
+
+    def method(self, whole: AdversarialTraining) -> AdversarialTraining:
+        """Return the method that does to this part what `whole` does to all of the batch.
+
+        Its penalty is weighed like the loss, and its perturber takes the gradients for those of a mean over all rows.
+        """
+        if self.weight == 1:
+            return whole
+        method = replace(whole, perturber=whole.perturber.for_part(self.weight))
+        if not self.compared:  # over rows, or of nothing, which is 0
+            return method
+        factor = self.compared / self.weight
+        climb = None if whole.climb is None else _penalised(whole.climb, factor)
+        return replace(method, teach=_penalised(whole.teach, factor), climb=climb)
+
+
+def _penalised(objective: Objective, factor: float) -> Objective:
+    return replace(objective, penalty=objective.penalty * factor)
 
 
 def cut(
@@ -69,6 +92,7 @@ def cut(
     parts: int,
     mine: Sequence[int],
     count: Count | None,
+    compared: Count | None,
     total: Callable[..., list[float]],
 ) -> list[Share]:
     """Cut out the parts of an update that are `mine`: part p of P has every P-th of its examples, from the p-th on.
@@ -76,6 +100,7 @@ def cut(
     Arguments:
         seed: of each part's generator.
         count: how many entries the mean loss of a batch is over; None: nobody asks, or it is one loss per row.
+        compared: how many positions a regulariser's mean is over, 0 where it is over rows; None: there is no regulariser.
         total: sums numbers over the processes.
     """
     shares = []
@@ -83,9 +108,12 @@ def cut(
         own = list(examples[part::parts])
         batch = source.batch(own, torch.Generator().manual_seed(seed))
         shares.append(Share(part, own, batch, len(own) / len(examples)))
-    if parts > 1 and count is not None:
-        counts = [float(count(share.batch)) for share in shares]
-        entries, empty = total(sum(counts), sum(number < 1 for number in counts))
-        for share, number in zip(shares, counts, strict=True):
-            share.entries, share.empty = number / max(entries, 1.0), int(empty)
+    if parts > 1 and (count is not None or compared is not None):
+        counts = [0.0 if count is None else float(count(share.batch)) for share in shares]
+        positions = [0.0 if compared is None else float(compared(share.batch)) for share in shares]
+        entries, empty, places = total(sum(counts), sum(number < 1 for number in counts), sum(positions))
+        for share, number, seen in zip(shares, counts, positions, strict=True):
+            if count is not None:
+                share.counted, share.empty = number / max(entries, 1.0), int(empty)
+            share.compared = seen / places if places else None
     return shares

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -15,8 +17,11 @@ from transformers import Trainer
 
 from advvl.adapters.base import Adapter
 from advvl.adapters.injection import Batch, Site
+from advvl.adapters.outputs import Outputs
 from advvl.adapters.registry import adapt
 from advvl.errors import ConfigurationError
+from advvl.fit.outputs import kept_outputs
+from advvl.fit.records import MethodRecord
 from advvl.maximizers.free_at import FreeAT
 from advvl.maximizers.pgd import PGD
 from advvl.runtime.processes import check_agreement
@@ -31,7 +36,8 @@ class AdversarialTrainer(Trainer):
     adapter's own `call` and `loss` do not. All else is Trainer's, evaluation untouched. Beside `loss`, the objective,
     are logged its parts and the length of the perturbations: `task_loss`, `regularization`, `delta_norm_<modality>` (mean
     over rows or positions that moved) and, with `nonfinite="keep"`, `nonfinite_<modality>` (rows); of an update, on average.
-    For another trainer put it before that: `class Mine(AdversarialTrainer, Seq2SeqTrainer)`.
+    For another trainer put it before that: `class Mine(AdversarialTrainer, Seq2SeqTrainer)`. Checkpoints hold the method's
+    description, and are not resumed with another one.
 
     Arguments:
         method: what a step does.
@@ -42,6 +48,7 @@ class AdversarialTrainer(Trainer):
     Raises:
         SiteError: a modality of the method that the model lacks; no sites for an unknown model; an adapter of another one.
         ConfigurationError: a method or training arguments that do not go together; see `docs/loops.md`.
+        CheckpointError: in `train`, a checkpoint of another method.
     """
 
     def __init__(
@@ -57,10 +64,13 @@ class AdversarialTrainer(Trainer):
             raise ConfigurationError(
                 "expected a target alone, got sites or model_init beside it; give the sites, or an adapter of the one model"
             )
-        self.method, self._sites = method, sites
+        self.method, self._sites, self._record = method, sites, MethodRecord(method)
         self._running: Adapter | None = None
+        self._counts_seen = False  # whether the loss was looked at for the number of items in a window
+        self._computed: deque[tuple[Outputs, object]] = deque(maxlen=2)  # of the last passes: outputs and loss
         self._begin()
         super().__init__(*args, **kwargs)
+        self.add_callback(self._record)
         _check_loop(self)
         if getattr(self, "model_init", None) is None:  # else every new model is adapted when it is made
             self._adapt(cast("nn.Module", self.model), target)
@@ -77,6 +87,8 @@ class AdversarialTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         check_agreement("the method", self.method)
+        resume = args[0] if args else kwargs.get("resume_from_checkpoint")
+        self._record.check(resume, str(self.args.output_dir))
         self._begin()
         return super().train(*args, **kwargs)
 
@@ -110,14 +122,26 @@ class AdversarialTrainer(Trainer):
         """
         window = self.current_gradient_accumulation_steps
         parts = window if self._gives_parts(num_items_in_batch) else 1
-        self._compute = partial(plain, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        counted = num_items_in_batch
+        if parts > 1 and not self._counts_seen and counted is not None:
+            counted = torch.as_tensor(counted, dtype=torch.float64).requires_grad_()  # to see if the loss depends on it
+        self._compute = partial(plain, num_items_in_batch=counted)
+
+        def loss(outputs: Outputs, _: Batch) -> Tensor:
+            found = _scalar(next(loss for kept, loss in self._computed if kept is outputs))
+            if counted is not num_items_in_batch and not self._counts_seen:
+                self._counts_seen = True
+                _warn_unless_counted(found, cast("Tensor", counted))
+            return found * parts
+
         report = self.method.step(
             self._through(model),
             inputs,
-            loss=lambda computed, _: _loss(computed) * parts,
+            loss=loss,
             backward=lambda total: self.accelerator.backward(total / window),
             generator=self._generator(),
         )
+        self._computed.clear()
         self._note(report, window)
         self._batch += 1
         return (report.loss / parts).requires_grad_()  # a leaf: the backward that follows has nothing left to do
@@ -133,13 +157,16 @@ class AdversarialTrainer(Trainer):
     def _through(self, model: nn.Module) -> Adapter:
         """Return the adapter, run through what the model was wrapped in for training."""
         if self._running is None or self._running.model is not model:
-            logits = self.target.logits
-            self._running = self.target.through(
-                model,
-                call=lambda model, batch: self._compute(model, copy.copy(batch)),  # which takes the labels out of it
-                logits=lambda computed: logits(computed[1]),
-            )
+            self._running = self.target.through(model, call=self._call)
         return self._running
+
+    def _call(self, model: nn.Module, batch: Batch) -> Outputs:
+        """Run one `compute_loss`; return the model's outputs, and remember the loss."""
+        compares = any(one.reads is None for one in self.method.regularizers)
+        with kept_outputs(model, logits=compares) as kept:
+            loss = self._compute(model, copy.copy(batch))  # which takes the labels out of it
+        self._computed.append((kept[0] if kept else None, loss))
+        return self._computed[-1][0]
 
     def _begin(self) -> None:
         self._batch = self._updates = 0
@@ -181,20 +208,29 @@ class AdversarialTrainer(Trainer):
 _SHARDED = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM, DistributedType.XLA)
 
 
-def _loss(computed: object) -> Tensor:
-    pair = isinstance(computed, tuple) and len(computed) == 2
-    loss = computed[0] if pair else None  # type: ignore[index]
+def _scalar(loss: object) -> Tensor:
+    """Return the loss that `compute_loss` gave.
+
+    Raises:
+        ConfigurationError: it is no scalar.
+    """
     if not isinstance(loss, Tensor) or loss.ndim:
-        got = (
-            f"a loss of shape {tuple(loss.shape)}"
-            if isinstance(loss, Tensor)
-            else type(loss if pair else computed).__name__
-        )
+        got = f"a loss of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise ConfigurationError(
-            f"expected compute_loss to give (loss, outputs) with a scalar loss, got {got}; "
-            "give labels in the batch or compute_loss_func=…"
+            f"expected compute_loss to give a scalar loss, got {got}; give labels in the batch or compute_loss_func=…"
         )
     return loss
+
+
+def _warn_unless_counted(loss: Tensor, counted: Tensor) -> None:
+    """Warn of a loss that does not divide by the items of the window, where Trainer supposes that it does."""
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(loss, counted, retain_graph=True, allow_unused=True)
+    if found[0] is None:
+        warnings.warn(
+            "the loss ignores num_items_in_batch, by which Trainer supposes it to be divided: accumulated gradients are too "
+            "large by gradient_accumulation_steps; set trainer.loss_is_scaled_for_ga = False",
+            stacklevel=2,
+        )
 
 
 def _check_method(method: object) -> None:

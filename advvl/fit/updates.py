@@ -29,6 +29,7 @@ from advvl.fit.options import LoopOptions, OptimizerOptions
 from advvl.fit.schedules import examples_of, schedule
 from advvl.fit.shares import Count, Share, cut
 from advvl.maximizers.base import AscentState
+from advvl.passes.traces import PassTrace
 from advvl.runtime.randomness import derive_seed
 from advvl.runtime.states import remembered_buffers
 from advvl.training import AdversarialTraining
@@ -46,9 +47,26 @@ class Adversary:
     def wants(self, batch: Mapping[str, Any]) -> bool:
         return self.tasks is None or batch.get("task") in self.tasks
 
-    def compares_entries(self, batch: Any) -> bool:
-        """Return True if a regulariser takes its mean over some entries of a batch, and not over its rows."""
-        return self.method.regularizer is not None and self.target.positions(batch) is not None
+    def compared(self, batch: Mapping[str, Any]) -> int:
+        """Return the number of positions that the regularisers' means are over; 0: they are over rows.
+
+        Raises:
+            ConfigurationError: some are over positions and some over rows.
+        """
+        reads = [one.reads for one in self.method.regularizers]
+        if not self.wants(batch) or None not in reads or (positions := self.target.positions(batch)) is None:
+            return 0
+        if any(other is not None for other in reads):
+            raise ConfigurationError(
+                "expected regularizers that all compare logits at positions, got others too where a batch is cut"
+            )
+        return int(positions.sum())
+
+    def compares_rows(self, share: Share) -> bool:
+        """Return True if a regulariser's mean over logits is taken to be over examples, as many rows of each."""
+        return (
+            share.weight < 1 and share.compared is None and any(one.reads is None for one in self.method.regularizers)
+        )
 
 
 class Unusable(NonFiniteError):
@@ -81,6 +99,7 @@ class Updater:
     _rates: list[float] = field(init=False)
     _number: int = 0
     _losses: list[float] = field(default_factory=list)
+    _logits: list[float] = field(default_factory=list)  # of each part, the rows of logits an example
     _reason: str = ""
 
     def __post_init__(self) -> None:
@@ -132,7 +151,8 @@ class Updater:
         return examples_of(number, len(self.source), self.options.batch_size, self.seed)
 
     def _learn(self, number: int, apply: Callable[[], object]) -> float:
-        self._number, self._losses, self._reason = number, [0.0] * self.parts, ""
+        self._number, self._reason = number, ""
+        self._losses, self._logits = [0.0] * self.parts, [0.0] * self.parts
         shares = cut(
             self.source,
             self.examples(number),
@@ -140,6 +160,7 @@ class Updater:
             parts=self.parts,
             mine=range(self.accelerator.process_index, self.parts, self.accelerator.num_processes),
             count=self.count,
+            compared=self.adversary.compared if self.adversary and self.adversary.method.regularizers else None,
             total=self.total,
         )
         loss = 0.0
@@ -169,13 +190,7 @@ class Updater:
         learnt: list[torch.Tensor] = []  # what was differentiated since the parameters were last touched
 
         def loss(outputs: Any, batch: Any) -> torch.Tensor:
-            value = share.weigh(adversary.target.loss(outputs, batch))
-            if share.rows < 1 and value.ndim and adversary.compares_entries(batch):
-                raise ConfigurationError(
-                    "expected a mean loss and its count=…, got one loss per row beside positions; "
-                    "see docs/training-loop.md#several-processes"
-                )
-            return value
+            return share.weigh(adversary.target.loss(outputs, batch))
 
         def backward(loss: torch.Tensor) -> None:
             learnt.append(loss.detach())
@@ -188,8 +203,14 @@ class Updater:
             learnt.clear()
             apply()
 
+        def see(seen: PassTrace) -> None:
+            if seen.logits is not None:
+                self._logits[share.number] = seen.logits.shape[: max(seen.logits.ndim - 1, 1)].numel() / len(
+                    share.examples
+                )
+
         try:
-            report = adversary.method.step(
+            report = share.method(adversary.method).step(
                 adversary.target,
                 share.batch,
                 loss=loss,
@@ -197,6 +218,7 @@ class Updater:
                 update=None if apply is None else update,
                 generator=generator,
                 state=adversary.state,
+                trace=see if adversary.compares_rows(share) else None,
             )
         except Unusable:
             raise
@@ -221,12 +243,23 @@ class Updater:
         self.optimizer.zero_grad()
 
     def _agree(self) -> None:
-        """Raise `Unusable` in every process where the loss of one is not finite."""
-        losses = self.total(*self._losses)
+        """Raise in every process, before a parameter is touched, what one of them has found.
+
+        Raises:
+            Unusable: a loss is not finite.
+            ConfigurationError: means over logits of which nobody knows what they weigh.
+        """
+        losses = self.total(*self._losses, *self._logits)
+        losses, logits = losses[: self.parts], {rows for rows in losses[self.parts :] if rows}
         bad = [part for part, loss in enumerate(losses) if not math.isfinite(loss)]
         if bad:
             examples = [example for part in bad for example in self.examples(self._number)[part :: self.parts]]
             raise self._unusable("loss", losses[bad[0]], examples)
+        if len(logits) > 1:
+            raise ConfigurationError(
+                f"expected as many rows of logits for each example, got {sorted(logits)} in parts of a batch; "
+                "give the adapter positions=…"
+            )
 
     def _unusable(self, what: str, value: float, examples: list[int]) -> Unusable:
         named = f"{examples[:20]}" + (f" and {len(examples) - 20} more" if len(examples) > 20 else "")

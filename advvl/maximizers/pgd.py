@@ -101,13 +101,22 @@ def _rows(
     picked = {}
     for modality, delta in yes.items():
         place = places[modality]
-        rows = chosen if place.owners is None else chosen[place.owners]
-        if rows.shape != delta.shape[:1]:
+        owners, rows = place.owners, chosen
+        if owners is not None:
+            if owners.numel() and int(owners.max()) >= len(chosen):
+                raise ShapeError(
+                    f"expected one loss or verdict for each sample of {modality!r}, got {len(chosen)}, and rows of sample "
+                    f"{int(owners.max())}; give a loss per sample, or move all rows"
+                )
+            rows = chosen[owners]
+        packed = place.packed(delta)
+        if rows.shape != packed.shape[:1]:
             raise ShapeError(
-                f"expected one loss or verdict for each of the {delta.shape[0]} rows of {modality!r}, got "
+                f"expected one loss or verdict for each of the {packed.shape[0]} rows of {modality!r}, got "
                 f"{tuple(rows.shape)}; give Site(…, examples=…) or rows=…, or move all rows"
             )
-        picked[modality] = torch.where(rows.reshape(-1, *[1] * (delta.ndim - 1)), delta, no[modality])
+        rows = rows.reshape(-1, *[1] * (packed.ndim - 1))
+        picked[modality] = torch.where(rows, packed, place.packed(no[modality])).view_as(delta)
     return picked
 
 

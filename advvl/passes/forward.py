@@ -119,6 +119,8 @@ class Passes:
         with self._prefix(tuple(deltas), binding) if self._reuse else nullcontext():
             outputs = self.adapter.forward(self.batch)
         binding.end_forward(partial(self.adapter.why_silent, batch=self.batch))
+        for modality in binding.placed.keys() - self.places.keys():
+            self.adapter.check_axes(modality, binding.placed[modality].place.x)
         self.places.update({modality: placed.place for modality, placed in binding.placed.items()})
         self.effective.update(survived(binding.placed, self.perturber))
         return Pass(outputs, binding)

@@ -8,8 +8,8 @@ new memory first; under FSDP2 the clean graph's, being the last, is the one that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -24,6 +24,7 @@ from advvl.passes.forward import Pass, Passes
 from advvl.passes.objective import Objective, Value, total
 from advvl.passes.replay import Replay
 from advvl.passes.traces import PassTrace, Tally, Trace
+from advvl.passes.watch import parameters_kept
 from advvl.perturbers.starts import Start, Zero
 from advvl.regularizers.base import Regularizer
 from advvl.runtime.reductions import Sync
@@ -79,8 +80,7 @@ class Rounds:
         clean = self._clean
         if self._repeats_clean(probe, clean):
             return self._from_clean(probe, clean)
-        reduces = probe.update and (self.one_graph or not clean.needs_backward)
-        with nullcontext() if reduces else self.hold_back(), self._stats(), _graph(probe):
+        with nullcontext() if self._is_last(probe, clean) else self.hold_back(), self._stats(), _graph(probe):
             run = self._forward(probe.deltas, wants=probe.delta_gradients)
             value = self._value(run, clean, probe)
             gradients = self._differentiate(value, run, clean, probe)
@@ -89,6 +89,10 @@ class Rounds:
         if probe.update:
             self._end(clean)
         return feedback
+
+    def _is_last(self, probe: Probe, clean: CleanBranch) -> bool:
+        """True if the backward of this pass is the round's last: what it leaves is reduced, and then updated by."""
+        return probe.update and (self.one_graph or not clean.needs_backward)
 
     def _end(self, clean: CleanBranch) -> None:
         """End a round: the clean graph's backward, and the update."""
@@ -145,13 +149,22 @@ class Rounds:
         if probe.update and self.one_graph and clean.needs_backward:
             loss, refusal = loss + clean.pending_loss(), _CHECKPOINTED
         run.binding.begin_backward(refusal=refusal)
-        factor = accumulate(loss, self.backward, run, self.passes)
+        with nullcontext() if self._is_last(probe, clean) else self._updates_watched():
+            factor = accumulate(loss, self.backward, run, self.passes)
         clean.collect(factor)
         if not probe.delta_gradients:
             return {}
         gradients = all_found({modality: leaf.grad for modality, leaf in run.leaves.items()}, run, self.passes)
         scale = probe.weight if factor is None else factor * probe.weight
         return {modality: gradient / scale for modality, gradient in gradients.items()}
+
+    @contextmanager
+    def _updates_watched(self) -> Iterator[None]:
+        """Around a backward that is not a round's last; of an adapter the first one is looked at."""
+        adapter = self.passes.adapter
+        with nullcontext() if adapter.updates_verified else parameters_kept(adapter.model):
+            yield
+        adapter.updates_verified = True
 
     def _clean_branch(self) -> CleanBranch:
         """Run the references, and the clean pass if anything looks at it."""

@@ -161,6 +161,11 @@ class Ascent:
             return False
         return isinstance(self.start, Zero) and moves * self.step_size < radius * (1 - 1e-6)
 
+    def for_part(self, weight: float) -> Ascent:
+        """The same for a part of a batch; see `Perturber.for_part`."""
+        rule = self.rule.for_part(weight) if isinstance(self.rule, StatefulRule) else self.rule
+        return replace(self, floor=self.floor / weight, rule=rule)
+
     def _size(self, step: int) -> float:
         if not callable(self.step_size):
             return self.step_size
@@ -222,8 +227,14 @@ class EmbeddingPerturber(Perturber):
         return {modality: self.ascents[modality].norms(delta, places[modality]) for modality, delta in deltas.items()}
 
     def for_attack(self) -> EmbeddingPerturber:
+        return self._with({modality: ascent.for_attack() for modality, ascent in self.ascents.items()})
+
+    def for_part(self, weight: float) -> EmbeddingPerturber:
+        return self._with({modality: ascent.for_part(weight) for modality, ascent in self.ascents.items()})
+
+    def _with(self, ascents: Mapping[str, Ascent]) -> EmbeddingPerturber:
         other = copy.copy(self)  # a subclass stays what it is
-        other.ascents = {modality: ascent.for_attack() for modality, ascent in self.ascents.items()}
+        other.ascents = ascents
         return other
 
 

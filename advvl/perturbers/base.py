@@ -44,6 +44,15 @@ class Perturber(ABC):
         """The perturber as an attack uses it, where that differs from training."""
         return self
 
+    def for_part(self, weight: float) -> Perturber:
+        """The perturber for a part of a batch, whose mean weighs `weight` in (0, 1) among those of all parts.
+
+        Gradients of the part's mean are 1/weight times as large as of the whole one's. One that compares their size with a
+        number, as a floor does, has to multiply that number alike; most do not look at it.
+        """
+        del weight
+        return self
+
     @abstractmethod
     def begin(self, modality: str, start: Start, place: Place, generator: torch.Generator | None) -> Tensor:
         """The first perturbation of a modality at its site, inside its ball and box, zero at masked positions.

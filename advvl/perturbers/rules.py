@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -43,6 +43,11 @@ class StatefulRule(ABC):
         Returns:
             A direction that is zero at masked positions, and in rows whose gradient is not finite, whose state stays.
         """
+
+    def for_part(self, weight: float) -> StatefulRule:
+        """The rule for a part of a batch; see `Perturber.for_part`."""
+        del weight
+        return self
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,9 @@ class Adam(StatefulRule):
             raise ConfigurationError(f"expected two betas in [0, 1), got {self.betas!r}")
         if not is_number(self.eps) or not (0 <= self.eps < math.inf):
             raise ConfigurationError(f"expected a finite eps of 0 or more, got {self.eps!r}")
+
+    def for_part(self, weight: float) -> Adam:
+        return replace(self, eps=self.eps / weight)
 
     def direction(self, grad: Tensor, state: AdamState | None, ball: Ball, place: Place) -> Direction:
         g, finite = _usable(grad, ball, place)

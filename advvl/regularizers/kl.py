@@ -15,7 +15,7 @@ from torch import Tensor
 
 from advvl.checks import is_choice
 from advvl.errors import ConfigurationError, ShapeError
-from advvl.regularizers.base import Weighted, check_sides
+from advvl.regularizers.base import Weighted, sides
 from advvl.regularizers.divergences import Direction, Head, Kind, divergences
 
 
@@ -34,11 +34,12 @@ class _Divergence(Weighted):
         return super().through_clean and not self.detach_clean
 
     def __call__(self, clean: Tensor, perturbed: Tensor, mask: Tensor | None = None) -> Tensor:
-        check_sides(clean, perturbed, mask, "logits")
+        given = tuple(clean.shape)
+        clean, perturbed = sides(clean, perturbed, mask, "logits", axis=self.axis)
         if self.head == "softmax" and clean.shape[-1:] == (1,):
             raise ShapeError(
-                f"expected logits of two classes or more for head='softmax', got {tuple(clean.shape)}; for "
-                "one score per row pass head='sigmoid'"
+                f"expected two classes or more for head='softmax', got {given}; use SquaredDistance() for regression, "
+                "head='sigmoid' for yes/no"
             )
         clean = clean.detach() if self.detach_clean else clean
         mask = None if mask is None else mask.bool()
@@ -62,7 +63,8 @@ class KL(_Divergence):
         head: `"softmax"` over the last axis, or `"sigmoid"`: one Bernoulli variable a class, summed over classes.
         detach_clean: let no gradient into the clean branch (VAT); False: into both (TRADES, VILLA).
         direction: `"clean||perturbed"` is Σ q (log q − log p) with q clean (VAT, TRADES).
-        reads, reference, on: as `Regularizer` says; the last axis of what is read is that of the classes.
+        reads, reference, on: as `Regularizer` says.
+        axis: of the classes in what is read; None: the last, of up to three axes. A segmentation's is 1.
 
     Raises:
         ConfigurationError: a weight that is not above 0, an unknown head or direction.
@@ -88,7 +90,8 @@ class SymmetricKL(_Divergence):
         weight: factor of the penalty (VILLA: 1.0 to 1.5).
         head: `"softmax"` over the last axis, also where the task loss is sigmoid, as released; or `"sigmoid"`.
         detach_clean: let no gradient into the clean branch (not what VILLA's released code does).
-        reads, reference, on: as `Regularizer` says; the last axis of what is read is that of the classes.
+        reads, reference, on: as `Regularizer` says.
+        axis: of the classes in what is read; None: the last, of up to three axes. A segmentation's is 1.
 
     Raises:
         ConfigurationError: a weight that is not above 0, an unknown head.

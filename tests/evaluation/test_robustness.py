@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,8 +14,11 @@ from torch import Tensor, nn
 from advvl import Adapter, Site
 from advvl.errors import ConfigurationError, DataError, NonFiniteError, SiteError
 from advvl.evaluation.robustness import WorstCase, clean_scores, robustness_curve
+from advvl.evaluation.rows import take_rows
 
 pytestmark = pytest.mark.slow
+
+CUT = partial(take_rows, whole=("position_ids",))
 
 
 class Linear(nn.Module):
@@ -127,7 +131,7 @@ def test_an_example_is_not_attacked_once_it_has_nothing_to_lose() -> None:
     attacks = WorstCase(steps=10, restarts=1, objectives=("margin",))
     radii = (0.3, 1e3)
     target.model.rows = 0
-    robustness_curve(target, [batch], modality="image", radii=radii, attacks=attacks)
+    robustness_curve(target, [batch], modality="image", radii=radii, attacks=attacks, rows=CUT)
     # The clean pass sees all; an attack of S steps runs S + 1 passes over those that are left.
     left = [(margins > 0).sum().item(), (margins > 0.3).sum().item()]
     assert target.model.rows == len(margins) + 11 * sum(left)
@@ -138,7 +142,7 @@ def test_nothing_is_run_once_every_example_is_broken() -> None:
     batch = examples(target)
     attacks = WorstCase(steps=10, restarts=5)
     target.model.rows = 0
-    curve = robustness_curve(target, [batch], modality="image", radii=(1e3, 1e4), attacks=attacks)
+    curve = robustness_curve(target, [batch], modality="image", radii=(1e3, 1e4), attacks=attacks, rows=CUT)
     assert curve.scores.sum() == 0
     assert target.model.rows == len(batch["x"]) + 11 * int(curve.clean.sum())
 
@@ -207,9 +211,80 @@ def test_every_restart_of_every_objective_is_run_on_what_holds() -> None:
     target = linear()
     batch = examples(target)
     target.model.rows = 0
-    curve = robustness_curve(target, [batch], modality="image", radii=(1e-9, 2e-9), attacks=WorstCase(steps=4))
+    attacks = WorstCase(steps=4)
+    curve = robustness_curve(target, [batch], modality="image", radii=(1e-9, 2e-9), attacks=attacks, rows=CUT)
     assert torch.equal(curve.scores, curve.clean.expand(2, -1))
     assert target.model.rows == len(batch["x"]) + 2 * 3 * 2 * 5 * int(curve.clean.sum())
+
+
+def test_rows_left_alone_are_scored_as_in_the_whole_batch() -> None:
+    target = linear(classes=3)
+    batch = examples(target)
+    arguments: dict[str, Any] = {"modality": "image", "radii": (0.2, 0.4), "attacks": WorstCase(steps=5, restarts=1)}
+    whole = robustness_curve(target, [batch], **arguments)
+    assert 0 < whole.scores.mean() < whole.clean.mean() < 1
+    assert torch.equal(robustness_curve(target, [batch], rows=CUT, **arguments).scores, whole.scores)
+
+
+class Prior(nn.Module):
+    """Logits that are the inputs and a prior of the two classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.site = nn.Identity()
+
+    def forward(self, x: Tensor, prior: Tensor) -> Tensor:
+        return self.site(x) + prior  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(lambda batch: batch, id="a mapping inside"),
+        pytest.param(lambda batch: batch | {"x": list(batch["x"])}, id="a list"),
+    ],
+)
+def test_a_batch_of_any_form_has_its_curve_and_a_constant_as_long_as_the_batch_stays_whole(form: Any) -> None:
+    def call(model: nn.Module, batch: Any) -> Any:
+        x = batch["inputs"]["x"]
+        return model(torch.stack(x) if isinstance(x, list) else x, batch["inputs"]["prior"])
+
+    target = Adapter(Prior(), {"image": Site("site")}, call=call)
+    inputs = form({"x": torch.tensor([[0.0, 3.0], [0.0, 0.5]]), "prior": torch.tensor([1.0, -1.0])})
+    batch = {"inputs": inputs, "targets": torch.tensor([0, 0])}
+    attacks = WorstCase(steps=8, restarts=1)
+    curve = robustness_curve(target, [batch], modality="image", radii=(1e-4, 2.0), attacks=attacks)
+    assert curve.clean.tolist() == [0.0, 1.0]  # the second has a margin of 1.5
+    assert curve.scores.tolist() == [[0.0, 1.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.long, torch.int32, torch.uint8], ids=str)
+def test_class_ids_are_the_scores_that_are_1_for_them(dtype: torch.dtype) -> None:
+    target = linear(classes=3)
+    batch = examples(target)
+    batch["targets"] = nn.functional.one_hot(batch["targets"].argmax(1), 3).double()
+    ids = batch | {"targets": batch["targets"].argmax(1).to(dtype)}
+    arguments: dict[str, Any] = {"modality": "image", "radii": (0.3,), "attacks": WorstCase(steps=5, restarts=1)}
+    expected, found = (robustness_curve(target, [one], **arguments) for one in (batch, ids))
+    assert torch.equal(found.scores, expected.scores)
+    assert torch.equal(clean_scores(target, [ids]), clean_scores(target, [batch]))
+    assert 0 < found.scores.mean() < found.clean.mean()
+
+
+@pytest.mark.parametrize("wrong", [-100, 3])
+def test_an_id_of_no_class_is_refused(wrong: int) -> None:
+    target = linear(classes=3)
+    batch = examples(target)
+    batch["targets"] = batch["targets"].argmax(1)
+    batch["targets"][4] = wrong
+    with pytest.raises(DataError, match=rf"class ids in 0\.\.2, got \[{wrong}\]"):
+        clean_scores(target, [batch])
+
+
+def test_a_function_that_gives_other_rows_than_asked_is_refused() -> None:
+    target = linear()
+    with pytest.raises(DataError, match="expected rows to give the 52 rows asked for, got 60"):
+        robustness_curve(target, [examples(target)], modality="image", radii=(1.0,), rows=lambda batch, rows: batch)
 
 
 def test_a_soft_score_falls_to_the_lowest_that_an_attack_reaches() -> None:

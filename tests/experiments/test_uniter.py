@@ -82,11 +82,15 @@ def test_the_table_has_every_row_and_says_that_one_seed_is_no_evidence(
     assert table in said
     assert "Quick demo, one seed: not evidence" in table
     assert all(f"| {row.name} " in table for row in ROWS)
-    assert "image PGD, radius 0.5" in table
-    assert "text PGD, radius 0.5" in table
+    heads = next(line for line in table.splitlines() if line.startswith("| method"))
+    assert [cell.strip() for cell in heads.strip("|").split("|")][1:4] == ["clean", "clean, 12", "image 0.5"]
+    assert "VILLA against standard: " in table
+    assert all(len(line) <= 100 for line in table.splitlines() if line.startswith("|"))
+    assert 0 < json.loads((whole / "results.json").read_text())["chance"] < 1
     assert "Clean: 24 test examples; attacked: the first 12 of them; seed 0.\n" in table
     attacks = tiny(whole).evaluation
-    assert f"{attacks.steps} steps of {attacks.step_fraction:g} of the radius, restarts: {attacks.restarts}" in table
+    said_attack = f"{attacks.steps} steps of {attacks.step_fraction:g} of the radius,\nrestarts: {attacks.restarts}"
+    assert said_attack in table
     assert f"objectives: {', '.join(attacks.objectives)}" in table
     assert "this call took 0 min" in said
     assert f"the updates of {len(MODELS)} models, whichever call did them, 0 min" in said
@@ -237,7 +241,7 @@ def test_a_given_checkpoint_replaces_stage_one(whole: Path, tmp_path: Path) -> N
     """One that this wrote, given back, makes the very models that stage one would have led to."""
     output, given = tmp_path / "out", whole / "seed-0" / "pretrained-standard.safetensors"
     quietly(tiny(output, checkpoint=str(given), methods=["standard", "villa"]))
-    assert {path.stem for path in output.glob("seed-0/*.json")} == {"standard", "standard-equal-compute", "villa"}
+    assert {path.stem for path in output.glob("seed-0/*.json")} == {"standard", "villa"}
     for name in ("standard", "villa"):
         model = Path("seed-0", f"{name}.safetensors")
         assert (output / model).read_bytes() == (whole / model).read_bytes()
@@ -267,7 +271,7 @@ def test_stage_one_comes_before_its_rows_and_long_work_before_short(tmp_path: Pa
     assert [task.seed for task in tasks] == [0] * 8 + [1] * 8
     names = [task.row.name for task in tasks[:8]]
     assert names[:2] == ["adversarial pre-training", "standard pre-training"]
-    assert names[5:] == ["standard", "villa pre-training, villa", "villa pre-training, standard"]
+    assert names[5:] == ["standard", "VILLA, both stages", "VILLA, stage one only"]
 
 
 @pytest.mark.parametrize(
@@ -300,8 +304,8 @@ def test_in_a_log_lines_say_what_begins_and_ends_and_no_bar_is_drawn(
     (output / "seed-0" / "villa.json").unlink()
     run(UNITER, tiny(output, resume=True), progress=True)
     begun, done = capsys.readouterr().err.splitlines()
-    assert begun == "seed 0, villa: started"
-    assert re.fullmatch(r"seed 0, villa: done in 0 min \d\d s; 8 of 8 models", done)
+    assert begun == "seed 0, VILLA: started"
+    assert re.fullmatch(r"seed 0, VILLA: done in 0 min \d\d s; 8 of 8 models", done)
 
 
 def test_how_a_run_is_made_is_not_part_of_what_the_directory_holds(whole: Path, tmp_path: Path) -> None:

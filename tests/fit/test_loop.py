@@ -556,17 +556,6 @@ def test_what_has_taken_effect_cannot_be_skipped() -> None:
         run(toy(), method=METHODS["free-at"], target=sited, nonfinite="skip")
 
 
-def test_a_penalty_over_other_entries_than_the_loss_is_refused_where_batches_are_cut() -> None:
-    def located(model: nn.Module) -> Adapter:
-        target = sited(model)
-        target.positions = lambda batch: torch.ones(len(batch["x"]), dtype=torch.bool)
-        return target
-
-    run(toy(), method=METHODS["villa"], target=located, updates=1)
-    with pytest.raises(ConfigurationError, match="one loss per row beside positions"):
-        run(toy(), method=METHODS["villa"], target=located, updates=1, accumulate=2)
-
-
 def test_another_rate_of_the_optimiser_is_another_run(tmp_path: Path) -> None:
     def rated(rate: float) -> Callable[[nn.Module], torch.optim.Optimizer]:
         return lambda model: torch.optim.SGD(model.parameters(), lr=rate)
@@ -720,7 +709,7 @@ def test_gradients_that_are_not_finite_stop_the_run_before_they_touch_a_paramete
             self.weight = nn.Parameter(torch.zeros(()))
 
         def forward(self, x: Tensor, y: Tensor, task: str) -> Output:
-            return Output(loss=(self.weight * x.sum()).abs().sqrt().reshape(1) + 1)
+            return Output(loss=(self.weight * x.sum()).abs().sqrt() + 1)
 
     model = Root()
     with pytest.raises(NonFiniteError, match="norm of the gradients in update 0"):

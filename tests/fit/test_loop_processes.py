@@ -108,6 +108,12 @@ def sited(model: nn.Module) -> Any:
     return adapt(model, {"image": Site("first", at="input")})
 
 
+def sited_in_words(model: nn.Module) -> Any:
+    """Logits are those of the labelled words."""
+    positions = lambda batch: batch["labelled"][batch["labelled"]]  # noqa: E731
+    return adapt(model, {"image": Site("first", at="input")}, positions=positions)
+
+
 def method(maximizer: Any, **start: Any) -> dict[str, Any]:
     perturber = EmbeddingPerturber(image=Ascent(L2(0.5), step_size=0.3, **start))
     penalty = None if isinstance(maximizer, FreeAT) else SymmetricKL(0.5)
@@ -126,7 +132,7 @@ CASES: dict[str, dict[str, Any]] = {
     "uneven": {"options": replace(OPTIONS, batch_size=5)},
     "words": {"words": True, "count": labelled},
     "villa": method(FreeLB(2)),
-    "villa-words": {"words": True, "count": labelled, **method(FreeLB(2))},
+    "villa-words": {"words": True, "count": labelled, **method(FreeLB(2)), "target": sited_in_words},
     "villa-uneven": {"options": replace(OPTIONS, batch_size=5), **method(FreeLB(3))},
 }
 RANDOM = {"dropout": {"dropout": 0.3}, "starts": {"dropout": 0.3, **method(FreeLB(2), start=Uniform(0.2))}}

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ from advvl import (
     adapt,
     ops,
 )
-from advvl.errors import ConfigurationError, NonFiniteError, SiteError
+from advvl.errors import CheckpointError, ConfigurationError, NonFiniteError, SiteError
 from advvl.fit.trainer import AdversarialTrainer
 
 pytestmark = pytest.mark.slow
@@ -329,9 +330,11 @@ def test_a_mean_that_trainer_takes_for_a_part_is_put_right_when_it_is_told(tmp_p
         loss_is_scaled_for_ga = told
 
     options = {"method": method, "sites": WORDS}
-    found = trained(
-        tmp_path, bert(**still), rows_of(data), trainer=Told, options=options, gradient_accumulation_steps=2
-    )
+    said = "loss_is_scaled_for_ga = False"
+    with pytest.warns(UserWarning, match=said) if told is None else nullcontext():
+        found = trained(
+            tmp_path, bert(**still), rows_of(data), trainer=Told, options=options, gradient_accumulation_steps=2
+        )
     (expected,) = plain_loop(bert(**still), data, method, window=2, sites=WORDS)
     times = 1 if told is False else 2
     close_gradients(found, [{name: times * value for name, value in expected.items()}])
@@ -515,6 +518,25 @@ def test_the_same_trainer_resumes_like_another(tmp_path: Path) -> None:
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
     assert len(start.seeds) == 11
     assert start.seeds[-1] == start.seeds[-2]
+
+
+def test_a_checkpoint_of_another_method_is_not_resumed(tmp_path: Path) -> None:
+    plain = AdversarialTraining(TEXT, FreeLB(2))
+    started(tmp_path, model_of(), plain).train()
+    other = started(tmp_path, model_of(), AdversarialTraining(TEXT, FreeLB(3)))
+    for resume in (True, str(tmp_path / "checkpoint-5")):
+        with pytest.raises(CheckpointError, match=r"of this method in .*steps=2.*not .*steps=3"):
+            other.train(resume_from_checkpoint=resume)
+    same = AdversarialTraining(EmbeddingPerturber(text=Ascent(L2(), step_size=0.3)), FreeLB(2))
+    started(tmp_path, model_of(), same).train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_that_does_not_say_its_method_is_resumed_with_a_warning(tmp_path: Path) -> None:
+    method = AdversarialTraining(TEXT, FreeLB(2))
+    started(tmp_path, model_of(), method).train()
+    (tmp_path / "checkpoint-5" / "advvl_method.json").unlink()
+    with pytest.warns(UserWarning, match="does not say which method its run had"):
+        started(tmp_path, model_of(), method).train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
 
 
 def test_evaluation_is_not_perturbed(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from advvl.adapters.base import Adapter, Outputs
 from advvl.adapters.injection import Batch, Site
@@ -43,7 +43,20 @@ def uniter_adapter(model: nn.Module) -> Adapter:
             "image": Site(f"{prefix}img_embeddings.img_linear", at="input", mask=region_mask),
         },
         call=call,
+        positions=_compared,
     )
+
+
+def _compared(batch: Batch) -> Tensor | None:
+    """The rows of logits that count in a pre-training task, all of them: masked words or regions; None: one an example."""
+    task = batch.get("task") if isinstance(batch, Mapping) else None
+    if task == "mlm":
+        labels: Tensor = batch["txt_labels"]
+        return (labels != -1)[labels != -1]
+    if task in ("mrc", "mrc-kl"):
+        masked: Tensor = batch["img_mask_tgt"].bool()
+        return masked[masked]
+    return None
 
 
 def _fields(module: Any) -> frozenset[str] | None:

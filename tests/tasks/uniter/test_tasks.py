@@ -14,6 +14,7 @@ from support.uniter_batches import LENGTHS, uniter_batch, without_lengths
 from torch import Tensor
 from torch.nn import functional as F
 
+from advvl import adapt
 from advvl.errors import ConfigurationError, DataError, ShapeError
 from advvl.models.uniter.model import UniterConfig, UniterModel
 from advvl.tasks.losses import vqa_losses
@@ -100,6 +101,22 @@ def test_a_pretraining_loss_is_finite_and_reaches_the_encoder(task: str) -> None
     gradient = model.uniter.encoder.layer[0].attention.self.query.weight.grad
     assert gradient is not None
     assert gradient.any()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_rows_that_a_regulariser_compares_are_those_of_the_logits(task: str) -> None:
+    """All of them count; None where there is one an example."""
+    model, batch = pretraining(), {"task": task, **pretraining_batch(task)}
+    if task == "mlm":
+        batch["txt_labels"][0, 2] = 5  # two words of the first text
+    positions, logits = adapt(model).positions(batch), model(**batch).logits
+    if task in ("itm", "mrfr"):
+        assert positions is None
+    else:
+        assert positions is not None
+        assert positions.shape == logits.shape[:-1]
+        assert positions.all()
+        assert len(positions) == (5 if task == "mlm" else 4)
 
 
 @pytest.mark.parametrize(
@@ -310,3 +327,17 @@ def test_a_model_says_which_fields_it_takes(kind: Any) -> None:
         if parameter.kind is parameter.KEYWORD_ONLY
     }
     assert kind.fields == named - ({"img_masks"} if kind is UniterForVQA else set())
+
+
+@pytest.mark.parametrize(("words", "boxes"), [(0, 3), (2, 0), (0, 0)])
+def test_an_empty_set_is_at_no_distance_and_leaves_the_other_rows_alone(words: int, boxes: int) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 4, 8).double().requires_grad_(), torch.randn(2, 3, 8).double()
+    x_mask, y_mask = torch.ones(2, 4).bool(), torch.ones(2, 3).bool()
+    x_mask[1, words:], y_mask[1, boxes:] = False, False
+    found = transport_distance(x, y, x_mask, y_mask)
+    torch.testing.assert_close(found[0], transport_distance(x[:1], y[:1], x_mask[:1], y_mask[:1])[0])
+    assert found[1] == 0
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    assert gradient[0].any()
+    assert not gradient[1].any()

@@ -1,0 +1,77 @@
+"""Outputs of a model inside a trainer's `compute_loss`, which gives the loss alone.
+
+A trainer of TRL asks the model for the probabilities of the labels and nothing else, by `fused_lm_head=True`, so that
+logits are never in memory as a whole. A regulariser compares whole logits: then the model computes them, and what the
+trainer asked for is read off them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def kept_outputs(model: nn.Module, *, logits: bool) -> Iterator[list[Any]]:
+    """Keep what the model gives in the forwards within, in order.
+
+    Arguments:
+        logits: have a model with a fused head give logits too.
+    """
+    kept: list[Any] = []
+    head = _WholeHead()
+    handles = []
+    if logits:
+        handles += [
+            model.register_forward_pre_hook(head.before, with_kwargs=True),
+            model.register_forward_hook(head.after),
+        ]
+    handles.append(model.register_forward_hook(lambda module, args, output: kept.append(output)))
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _WholeHead:
+    """Answers a call with `fused_lm_head=True` from whole logits."""
+
+    def __init__(self) -> None:
+        self._labels: Tensor | None = None
+
+    def before(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        del module
+        rest = dict(kwargs)
+        asked = rest.pop("fused_lm_head", False)
+        self._labels = rest.pop("labels") if asked else None
+        return args, rest
+
+    def after(self, module: nn.Module, args: Any, outputs: Any) -> Any:
+        del module, args
+        if self._labels is not None:
+            for name, value in _of_labels(outputs.logits, self._labels).items():
+                setattr(outputs, name, value)
+        return outputs
+
+
+def _of_labels(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """The fields of TRL's `FusedCausalLMOutput`: of each next word, 0 where it has no label (-100).
+
+    Arguments:
+        logits: `(B, T, V)`, longer where PEFT puts virtual tokens before the words.
+        labels: `(B, T)`.
+    """
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    log_probs = logits[:, -labels.shape[1] : -1].to(wide).log_softmax(-1)
+    mask = labels[:, 1:] != -100
+    words = labels[:, 1:].clamp(min=0)
+    chosen = log_probs.gather(-1, words.unsqueeze(-1)).squeeze(-1).masked_fill(~mask, 0)
+    with torch.no_grad():
+        entropy = -(log_probs.exp() * log_probs).sum(-1).masked_fill(~mask, 0)
+        top = (log_probs.argmax(-1) == words) & mask
+    return {"log_probs": chosen, "entropy": entropy, "is_top1": top, "label_mask": mask}

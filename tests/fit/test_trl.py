@@ -1,0 +1,217 @@
+"""AdversarialTrainer before TRL's SFTTrainer, itself: the gradients of a plain loop, with LoRA and with a regulariser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from support.compare import close_gradients
+from tokenizers import Tokenizer, models
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.utils import add_fused_lm_head
+
+from advvl import L2, AdversarialTraining, Ascent, EmbeddingPerturber, FreeLB, Site, SymmetricKL, adapt, freelb
+from advvl.errors import ConfigurationError, SiteError
+from advvl.fit.outputs import kept_outputs
+from advvl.fit.trainer import AdversarialTrainer
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(
+        "ignore:.*activation_checkpointing.*:FutureWarning"
+    ),  # of transformers, by TRL's default
+]
+
+WORDS = 40
+METHODS = {
+    "freelb": AdversarialTraining(EmbeddingPerturber(text=Ascent(L2(), step_size=0.3)), FreeLB(3)),
+    "villa": AdversarialTraining(EmbeddingPerturber(text=Ascent(L2(), step_size=0.3)), FreeLB(2), SymmetricKL(2.0)),
+}
+LORA = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+
+
+@pytest.fixture(autouse=True)
+def _accelerate_as_found() -> Iterator[None]:
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=WORDS, **size, pad_token_id=0, bos_token_id=1, eos_token_id=2))
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel({f"w{number}": number for number in range(WORDS)}, unk_token="w3"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", bos_token="w1", eos_token="w2")
+
+
+def sentences(count: int = 4) -> Dataset:
+    """Of different lengths, the first two words of each a prompt."""
+    generator = torch.Generator().manual_seed(0)
+    ids = [torch.randint(3, WORDS, (5 + number,), generator=generator).tolist() for number in range(count)]
+    return Dataset.from_list([{"input_ids": row, "labels": [-100, -100, *row[2:]]} for row in ids])
+
+
+class Adversarial(AdversarialTrainer, SFTTrainer):
+    """The class of docs/loops.md; it notes what its steps are given."""
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        self.seen = [*getattr(self, "seen", []), {name: value.clone() for name, value in inputs.items()}]
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
+class Gradients(TrainerCallback):
+    """Those of every update."""
+
+    def __init__(self) -> None:
+        self.updates: list[dict[str, Tensor]] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, *, model: nn.Module, **kwargs: Any) -> None:
+        self.updates.append(gradients(model))
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def trainer_of(folder: Path, method: AdversarialTraining, *, lora: bool = False, **changes: Any) -> Adversarial:
+    options = {name: changes.pop(name) for name in ("sites", "compute_loss_func") if name in changes}
+    args = SFTConfig(
+        **{
+            "output_dir": str(folder),
+            "use_cpu": True,
+            "bf16": False,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "save_strategy": "no",
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": 2,
+            "train_sampling_strategy": "sequential",
+            "optim": "sgd",
+            "learning_rate": 0.1,
+            "lr_scheduler_type": "constant",
+            "max_grad_norm": 0.0,
+            "logging_steps": 1,
+            "dataloader_pin_memory": False,
+            **changes,
+        }
+    )
+    return Adversarial(
+        llama(),
+        args,
+        train_dataset=sentences(),
+        processing_class=tokenizer(),
+        peft_config=LORA if lora else None,
+        method=method,
+        **options,
+    )
+
+
+def plain_loop(
+    method: AdversarialTraining, batches: list[Any], start: dict[str, Tensor], *, lora: bool, window: int
+) -> list[dict[str, Tensor]]:
+    """The same in a loop of one's own, with the loss of transformers: a mean over all words of the window."""
+    model: LlamaForCausalLM | PeftModel = get_peft_model(llama(), LORA) if lora else llama()
+    model.load_state_dict(start)
+    target, optimizer = adapt(model.train()), torch.optim.SGD(model.parameters(), lr=0.1)
+    found = []
+    for first in range(0, len(batches), window):
+        part = batches[first : first + window]
+        words = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in part)
+
+        def loss(outputs: Any, batch: Any, words: int = words) -> Tensor:
+            logits, labels = outputs.logits[:, :-1], batch["labels"][:, 1:]
+            return window * F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / words
+
+        for batch in part:
+            method.step(target, batch, loss=loss, backward=lambda total: (total / window).backward())
+        found.append(gradients(model))
+        optimizer.step()
+        optimizer.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("window", [1, 2], ids=["each", "accumulated"])
+@pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
+@pytest.mark.parametrize("name", METHODS)
+def test_gradients_are_those_of_a_plain_loop(tmp_path: Path, name: str, lora: bool, window: int) -> None:
+    method, seen = METHODS[name], Gradients()
+    trainer = trainer_of(tmp_path, method, lora=lora, gradient_accumulation_steps=window)
+    trainer.add_callback(seen)
+    start = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    trainer.train()
+    expected = plain_loop(method, trainer.seen, start, lora=lora, window=window)
+    assert len(expected) == 2 // window
+    close_gradients(seen.updates, expected)
+
+
+def test_the_log_has_what_both_trainers_log(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, METHODS["villa"])
+    trainer.train()
+    (first, *_) = trainer.state.log_history
+    assert first["loss"] == pytest.approx(first["task_loss"] + first["regularization"])
+    assert first["regularization"] > 0
+    assert first["delta_norm_text"] > 0
+    assert 0 < first["entropy"] < torch.tensor(WORDS).log() * 1.001
+
+
+@pytest.mark.filterwarnings("ignore:`compute_loss_func` is deprecated:FutureWarning")
+def test_a_second_forward_without_gradients_needs_a_site_that_says_which_counts(tmp_path: Path) -> None:
+    """With a loss function of the user's, TRL runs the model once more for its metrics."""
+
+    def summed(outputs: Any, labels: Tensor, num_items_in_batch: Tensor) -> Tensor:
+        return F.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum") / (
+            num_items_in_batch
+        )
+
+    method = METHODS["freelb"]
+    with pytest.raises(SiteError, match=r"fire once in a forward, got 2 times; .*Site\(…, firing=0\)"):
+        trainer_of(tmp_path, method, compute_loss_func=summed).train()
+    sites = {"text": Site("model.embed_tokens", mask=lambda batch: batch["attention_mask"], firing=0)}
+    trainer, seen = trainer_of(tmp_path, method, compute_loss_func=summed, sites=sites), Gradients()
+    trainer.add_callback(seen)
+    start = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    trainer.train()
+    close_gradients(seen.updates, plain_loop(method, trainer.seen, start, lora=False, window=1))
+
+
+def test_a_fused_head_gives_the_same_fields_beside_whole_logits() -> None:
+    model = llama().double()
+    plain = llama().double()
+    add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+    ids = torch.randint(3, WORDS, (2, 7), generator=torch.Generator().manual_seed(1))
+    labels = ids.clone()
+    labels[0, :4] = -100
+    with torch.no_grad():
+        labels[1, 1:] = plain(ids).logits[1, :-1].argmax(-1)  # some that it gets right
+    fused = model(input_ids=ids, labels=labels, fused_lm_head=True)
+    with kept_outputs(model, logits=True) as kept:
+        whole = model(input_ids=ids, labels=labels, fused_lm_head=True)
+    assert kept == [whole]
+    assert torch.equal(whole.logits, plain(ids).logits)
+    assert torch.equal(whole.label_mask, fused.label_mask)
+    for field in ("log_probs", "entropy", "is_top1"):
+        torch.testing.assert_close(
+            whole[field] if field in whole else getattr(whole, field), fused[field], check_dtype=False
+        )
+    assert whole.is_top1.sum() == 6
+    whole.log_probs.sum().backward()
+    assert model.lm_head.weight.grad is not None
+    with kept_outputs(model, logits=False) as kept:
+        assert not hasattr(model(input_ids=ids, labels=labels, fused_lm_head=True), "logits")
+
+
+def test_what_is_no_method_is_refused_before_anything_else(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="expected method as an AdversarialTraining"):
+        Adversarial(llama(), method=freelb)  # type: ignore[arg-type]
