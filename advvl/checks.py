@@ -12,9 +12,11 @@ a value as `shown` does, however large it is.
 from __future__ import annotations
 
 import math
+import os
 import reprlib
 from collections.abc import Callable, Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any, get_args
 
 from advvl.errors import ConfigurationError
@@ -157,6 +159,18 @@ def check_functions(**given: object) -> None:
     for name, value in given.items():
         if value is not None and not callable(value):
             raise ConfigurationError(f"expected {name} as a function, or None, got {shown(value)}")
+
+
+def path_of(value: object) -> Path:
+    """Return a path that was given as a text or as a path.
+
+    Raises:
+        ConfigurationError: anything else, or a text that no file system takes.
+    """
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConfigurationError(f"expected a path, got {shown(value)}")
+    return Path(text)
 
 
 def check_seed(seed: object) -> None:

@@ -25,9 +25,11 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
+from advvl.checks import path_of
 from advvl.errors import CheckpointError, OutputDirectoryError
 
 LOCK_FILE: Final = ".advvl-lock"
@@ -50,6 +52,7 @@ _UNREADABLE: Final = (
     AttributeError,
     zipfile.BadZipFile,
     pickle.UnpicklingError,
+    SafetensorError,
 )
 
 
@@ -60,7 +63,7 @@ def writing_to(path: str | os.PathLike[str]) -> Iterator[None]:
     Raises:
         OutputDirectoryError: no permission, no room, a file in the place of a directory.
     """
-    target = Path(path)
+    target = path_of(path)
     try:
         yield
     except OSError as error:
@@ -87,7 +90,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     Raises:
         OutputDirectoryError: the file system refuses to write it.
     """
-    target = Path(path)
+    target = path_of(path)
     with writing_to(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = _temporary(target)
@@ -118,7 +121,7 @@ def only_writer(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator
     Raises:
         OutputDirectoryError: another process holds the lock; or the lock cannot be written.
     """
-    target = Path(path)
+    target = path_of(path)
     with writing_to(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = target / LOCK_FILE if target.is_dir() else target.parent / f"{_PREFIX}{target.name}.lock"
@@ -139,7 +142,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
     """Write `data` to `path` so that a reader finds the old content or the new, never a part; see `replacing`."""
     with replacing(path) as stream:
         stream.write(data)
-    return Path(path)
+    return path_of(path)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
@@ -173,6 +176,7 @@ def read_torch(path: str | os.PathLike[str], *, map_location: str | torch.device
     Raises:
         CheckpointError: the file is missing, truncated, compressed, or holds anything but tensors and plain containers.
     """
+    path = path_of(path)
     try:
         _check_archive(path)
         return torch.load(path, map_location=map_location, weights_only=True)
@@ -191,6 +195,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     Raises:
         CheckpointError: it is missing or is none; see `parse_json`.
     """
+    path = path_of(path)
     try:
         return parse_json(path)
     except (OSError, ValueError) as error:
@@ -268,9 +273,9 @@ def remove_temporaries(path: Path) -> None:
     Raises:
         OutputDirectoryError: the file system refuses.
     """
-    whole = path.is_dir()
-    pattern = f"{_PREFIX}*{_PARTIAL}" if whole else f"{_PREFIX}{glob.escape(path.name)}-*{_PARTIAL}"
     with writing_to(path):
+        whole = path.is_dir()
+        pattern = f"{_PREFIX}*{_PARTIAL}" if whole else f"{_PREFIX}{glob.escape(path.name)}-*{_PARTIAL}"
         for leftover in path.rglob(pattern) if whole else path.parent.glob(pattern):
             with suppress(FileNotFoundError), open(leftover, "rb") as stream:
                 if _lock(stream.fileno(), wait=False):

@@ -21,7 +21,7 @@ from advvl.experiments.options import ExperimentOptions
 @dataclass(frozen=True, kw_only=True)
 class Options(ExperimentOptions):
     evaluation: EvaluationOptions = field(default_factory=lambda: EvaluationOptions(radii=(0.5, 1.0), text_radii=()))
-    radius: float = 1.0
+    radius: float = field(default=1.0, metadata={"help": "L2 radius of the ball that pgd trains in"})
 
 
 class Network(nn.Sequential):

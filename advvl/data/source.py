@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from advvl.checks import shown
 from advvl.errors import DataError
 
 
@@ -41,6 +42,8 @@ class TensorSource:
     tensors: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.tensors, Mapping) or not all(isinstance(one, Tensor) for one in self.tensors.values()):
+            raise DataError(f"expected a mapping from names to tensors, got {shown(self.tensors)}")
         lengths = {name: len(tensor) if tensor.ndim else 0 for name, tensor in self.tensors.items()}
         if len(set(lengths.values())) != 1:
             raise DataError(f"expected one or more tensors of the same length, got {lengths}; give each example a row")
@@ -60,7 +63,11 @@ def checked_rows(indices: Sequence[int], count: int) -> Tensor:
     Raises:
         DataError: no index, or one outside 0..count-1.
     """
-    rows = torch.as_tensor(indices, dtype=torch.long)
-    if rows.numel() == 0 or int(rows.min()) < 0 or int(rows.max()) >= count:
-        raise DataError(f"expected one or more indices in 0..{count - 1}, got {list(indices)}")
-    return rows
+    try:
+        rows = torch.as_tensor(indices)
+    except (TypeError, ValueError, RuntimeError):
+        rows = torch.tensor([])
+    whole = not (rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool)
+    if not whole or rows.ndim != 1 or rows.numel() == 0 or int(rows.min()) < 0 or int(rows.max()) >= count:
+        raise DataError(f"expected one or more indices in 0..{count - 1}, got {shown(indices)}")
+    return rows.long()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from advvl.checks import path_of
 from advvl.errors import DataError
 from advvl.files import write_text
 
@@ -36,8 +37,9 @@ def load_bert_tokenizer(path: str | Path) -> Tokenizer:
     Raises:
         DataError: it cannot be read, lacks one of the special tokens, or has a line twice, so that an id has no token.
     """
+    path = path_of(path)
     try:
-        tokenizer = None if Path(path).suffix == ".txt" else Tokenizer.from_file(str(path))
+        tokenizer = None if path.suffix == ".txt" else Tokenizer.from_file(str(path))
         vocabulary = tokenizer.get_vocab() if tokenizer else models.WordPiece.read_file(str(path))
     except Exception as error:  # the only class that tokenizers raises
         raise DataError(
@@ -75,6 +77,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     Raises:
         DataError: it is not one, its special tokens have other ids, or some id has no token.
     """
+    path = path_of(path)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the only class that tokenizers raises

@@ -24,7 +24,7 @@ from typing import Any, Final, Literal, NoReturn, TypeVar, get_args, get_origin,
 import yaml
 
 from advvl import files
-from advvl.checks import shown
+from advvl.checks import path_of, shown
 from advvl.errors import ConfigurationError
 from advvl.experiments import plain_yaml
 
@@ -60,6 +60,7 @@ def read_yaml(path: str | os.PathLike[str]) -> Layer:
         ConfigurationError: a file that cannot be read, is too long, is not YAML, or is not a mapping; a key that stands
             twice, or an alias.
     """
+    path = path_of(path)
     try:
         with open(path, "rb") as stream:
             text = stream.read(_LONGEST + 1)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
 
+from advvl.checks import shown
 from advvl.errors import ConfigurationError
 
 
@@ -50,9 +51,9 @@ def device_of(device: str) -> torch.device:
     """
     found = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     names = {"auto": found[min(1, len(found) - 1)], **({"cuda": "cuda:0"} if len(found) > 1 else {})}
-    name = names.get(device, device)
+    name = names.get(device, device) if isinstance(device, str) else None
     if name not in found:
         raise ConfigurationError(
-            f"expected a device of this machine, {', '.join(['auto', *found])}, got {device!r}; change --device"
+            f"expected a device of this machine, {', '.join(['auto', *found])}, got {shown(device)}; change --device"
         )
     return torch.device(name)

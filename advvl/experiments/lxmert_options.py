@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any, Final, Literal
 
-from advvl.checks import at_least, choice, choices, fraction, not_negative, positive
+from advvl.checks import at_least, check_each, choice, choices, fraction, instance, not_negative, positive
 from advvl.errors import ConfigurationError
 from advvl.experiments.options import DataOptions, Dropout, ExperimentOptions, check_heads, own
 
@@ -104,6 +105,8 @@ class LxmertOptions(ExperimentOptions):
         choice(self, "preset", Preset)
         choices(self, "methods", Method)
         choice(self, "optimizer", Optimizer)
+        instance((str, NoneType), self, "answers", "tokenizer", "checkpoint")
+        check_each(self, ("regions", "questions", "test_questions"), _are_texts, "a tuple of file names")
         missing = [name for name in _FILES if not getattr(self, name)]
         if 0 < len(missing) < len(_FILES):
             raise ConfigurationError(
@@ -118,6 +121,10 @@ class LxmertOptions(ExperimentOptions):
     def given_files(self) -> bool:
         """True for files that a person gave, False for the digits."""
         return bool(self.regions)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
 
 
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {

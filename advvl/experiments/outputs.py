@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import yaml
 
+from advvl.checks import path_of
 from advvl.errors import OutputDirectoryError
 from advvl.experiments import plain_yaml
 from advvl.experiments.config import identity
@@ -127,7 +128,7 @@ def claimed(options: ExperimentOptions) -> Iterator[OutputDirectory]:
 
 
 def _made(path: str | os.PathLike[str]) -> Path:
-    directory = Path(path)
+    directory = path_of(path)
     with writing_to(directory):
         if directory.exists() and not directory.is_dir():
             raise OutputDirectoryError(

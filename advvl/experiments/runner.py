@@ -119,7 +119,7 @@ def open_worker(
     with reproducible(threads=options.threads):
         data, accelerator = experiment.data(options, directory), accelerator_on(options.device)
         terminal = sys.stderr.isatty()  # in a log, bars are a mess: lines then say what begins and what is done
-        lines = state if progress and not terminal else None
+        lines = state if progress else None
         yield Worker(experiment, options, directory, data, accelerator, progress and terminal, index, lines).see_to
 
 
@@ -130,7 +130,7 @@ class Worker(Generic[Options, Data]):
     Arguments:
         bars: show progress bars.
         index: the number of this process among those that share the work.
-        lines: of which run to say what begins and what is done; None: say nothing.
+        lines: of which run to say what is done and, without bars, what begins; None: say nothing.
     """
 
     experiment: Experiment[Options, Data]
@@ -146,7 +146,7 @@ class Worker(Generic[Options, Data]):
         """Do a task that has no record; if another worker does it now, wait for that."""
         with only_writer(self.directory / task.weights, wait=True):
             if not (self.directory / task.record).exists():
-                with announced(task.name, self.lines):
+                with announced(task.name, self.lines, beginning=not self.bars):
                     self.work(task)
 
     def work(self, task: Task) -> None:
@@ -216,12 +216,12 @@ class Worker(Generic[Options, Data]):
 
 
 @contextmanager
-def announced(what: str, run: Progress | None) -> Iterator[None]:
+def announced(what: str, run: Progress | None, *, beginning: bool) -> Iterator[None]:
     """Say on standard error that something begins and, once it is done, how long it took and how far its run is."""
-    if run is not None:
-        print(f"{what}: started", file=sys.stderr, flush=True)
+    if run is not None and beginning:
+        tqdm.write(f"{what}: started", file=sys.stderr)
     began = time.monotonic()
     yield
     if run is not None:
         took = duration(time.monotonic() - began)
-        print(f"{what}: done in {took}; {run.now()}", file=sys.stderr, flush=True)
+        tqdm.write(f"{what}: done in {took}; {run.now()}", file=sys.stderr)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any, Final, Literal, get_args
 
-from advvl.checks import at_least, choice, choices, fraction, not_negative, positive, positive_or_infinite
+from advvl.checks import at_least, choice, choices, fraction, instance, not_negative, positive, positive_or_infinite
 from advvl.errors import ConfigurationError
 from advvl.experiments.options import DataOptions, Dropout, ExperimentOptions, check_heads, own
 from advvl.fit.options import OptimizerOptions
@@ -107,6 +108,7 @@ class UniterOptions(ExperimentOptions):
         choice(self, "preset", Preset)
         choice(self, "stage", Part)
         choices(self, "methods", Method)
+        instance((str, NoneType), self, "checkpoint")
         if self.checkpoint is not None and self.stage == "pretrain":
             raise ConfigurationError(
                 "expected stage finetune or all with a checkpoint, got pretrain, which it replaces; leave one out"

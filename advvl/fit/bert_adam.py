@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from advvl.checks import fractions, not_negative, positive
+from advvl.checks import at_least, fraction, fractions, not_negative, positive
 from advvl.errors import ConfigurationError
 
 
@@ -90,10 +90,10 @@ def warmup_linear(update: int, updates: int, warmup: float = 0.1) -> float:
     Raises:
         ConfigurationError: no updates; a share outside [0, 1).
     """
-    if updates < 1 or not 0 <= warmup < 1:
-        raise ConfigurationError(
-            f"expected updates of 1 or more and a warmup in [0, 1), got updates={updates!r}, warmup={warmup!r}"
-        )
+    given = SimpleNamespace(update=update, updates=updates, warmup=warmup)
+    at_least(0, given, "update")
+    at_least(1, given, "updates")
+    fraction(given, "warmup")
     progress = update / updates
     return progress / warmup if progress < warmup else max((1 - progress) / (1 - warmup), 0.0)
 

@@ -111,9 +111,11 @@ class Checkpoints:
         Raises:
             OutputDirectoryError: there are checkpoints, and they are not to be resumed from.
         """
-        if not resume and self.files():
+        with writing_to(self.directory):
+            files = self.files()
+        if files and not resume:
             raise OutputDirectoryError(
-                f"expected no checkpoint in {str(self.directory)!r}, got {len(self.files())}; resume=True to go on from the "
+                f"expected no checkpoint in {str(self.directory)!r}, got {len(files)}; resume=True to go on from the "
                 "latest, or remove them, or choose another directory"
             )
         remove_temporaries(Path(self.directory))
@@ -161,7 +163,9 @@ class OneFile:
 
     def open(self, *, resume: bool) -> None:
         del resume
-        if self.path.is_dir():
+        with writing_to(self.path):
+            folder = self.path.is_dir()
+        if folder:
             raise OutputDirectoryError(
                 f"expected a file or nothing at {str(self.path)!r}, got a directory; give Checkpoints(directory=…)"
             )

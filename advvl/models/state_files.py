@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from advvl.checks import shown
+from advvl.checks import path_of, shown
 from advvl.errors import CheckpointError, ConfigurationError, more
 from advvl.files import read_torch, write_safetensors, write_torch
 from advvl.runtime.names import without_wrappers
@@ -68,7 +68,8 @@ def read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
         CheckpointError: a file that is missing, truncated, or more than tensors; a tensor that is not dense, or larger
             than what is stored of it.
     """
-    if Path(path).suffix != ".safetensors":
+    path = path_of(path)
+    if path.suffix != ".safetensors":
         return _tensors(read_torch(path), path)
     try:
         return _tensors(load_file(path), path)
@@ -151,7 +152,7 @@ def write_state(model: nn.Module, path: str | os.PathLike[str], written_name: Ca
         address = value.data_ptr()
         state[written_name(name)] = value.clone() if address in written else value  # safetensors shares no memory
         written.add(address)
-    suffix = Path(path).suffix
+    suffix = path_of(path).suffix
     if suffix == ".safetensors":
         return write_safetensors(path, state)
     if suffix in (".pt", ".pth", ".bin"):

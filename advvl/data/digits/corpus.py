@@ -9,12 +9,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from advvl.checks import check_each, is_choice
 from advvl.data.digits.answers import ANSWERS, certain_target
 from advvl.data.digits.captions import KINDS, Caption, describe
 from advvl.data.digits.draws import stream
@@ -62,11 +64,7 @@ class DigitsConfig:
 
     def __post_init__(self) -> None:
         lowest = {"seed": 0, "train_images": CLASSES, "validation_images": CLASSES}
-        known = set(FAMILIES) >= set(self.families)
-        if not self.families or not known or len(set(self.families)) < len(self.families):
-            raise ConfigurationError(
-                f"expected families to be one or more of {', '.join(FAMILIES)}, each once, got {self.families!r}"
-            )
+        check_each(self, ("families",), _are_families, f"one or more of {', '.join(FAMILIES)}, each once")
         always = len(set(self.families) & set(ALWAYS_ASKABLE))
         highest = {"questions_per_scene": always, "captions_per_scene": len(KINDS)}
         for name, value in asdict(self).items():
@@ -90,6 +88,11 @@ class DigitsConfig:
                 )
         check_tasks(self.tasks)
         check_share(self.word_mask)
+
+
+def _are_families(value: Any) -> bool:
+    known = isinstance(value, list | tuple) and all(is_choice(name, tuple(FAMILIES)) for name in value)
+    return known and 0 < len(value) == len(set(value))
 
 
 @dataclass(frozen=True, eq=False)

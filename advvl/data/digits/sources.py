@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from advvl.checks import is_choice, is_number, shown
 from advvl.data.digits.captions import Caption
 from advvl.data.digits.questions import Question
 from advvl.data.digits.scenes import Scene
@@ -28,14 +29,17 @@ DEFAULT_TASKS = ("mlm", "mlm", "mlm", "mlm", "itm", "mrfr")
 
 def check_tasks(tasks: Sequence[str]) -> None:
     """Raise ConfigurationError unless `tasks` names one or more tasks that exist."""
-    if isinstance(tasks, str) or not tasks or set(tasks) - set(TASKS):
-        raise ConfigurationError(f"expected tasks to be a tuple of one or more of {', '.join(TASKS)}, got {tasks!r}")
+    named = isinstance(tasks, list | tuple) and all(is_choice(task, TASKS) for task in tasks)
+    if not named or not tasks:
+        raise ConfigurationError(
+            f"expected tasks to be a tuple of one or more of {', '.join(TASKS)}, got {shown(tasks)}"
+        )
 
 
 def check_share(word_mask: float) -> None:
     """Raise ConfigurationError unless `word_mask` is a share."""
-    if not 0.0 <= word_mask <= 1.0:
-        raise ConfigurationError(f"expected word_mask to be a share in [0, 1], got {word_mask!r}")
+    if not is_number(word_mask) or not 0.0 <= word_mask <= 1.0:
+        raise ConfigurationError(f"expected word_mask to be a share in [0, 1], got {shown(word_mask)}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,6 +39,8 @@ class AnswerTable:
     answers: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.answers, list | tuple) or not all(isinstance(answer, str) for answer in self.answers):
+            raise DataError(f"expected the answers as a tuple of texts, got {shown(self.answers)}")
         if not self.answers or len(self.numbers) < len(self.answers):
             twice = next((answer for answer in self.answers if self.answers.count(answer) > 1), None)
             found = "none" if twice is None else f"{twice!r} more than once"

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advvl.checks import shown
+from advvl.checks import is_whole, shown
 from advvl.errors import DataError
 
 COLUMNS: Final = (
@@ -73,16 +73,21 @@ class Regions:
     features: Tensor
 
     def __post_init__(self) -> None:
-        if not self.image_id or set(self.image_id) & set(_NEVER_IN_AN_ID):
+        if not isinstance(self.image_id, str) or not self.image_id or set(self.image_id) & set(_NEVER_IN_AN_ID):
             raise DataError(
                 f"column img_id: expected a text without tabs, line ends and quotes, got {shown(self.image_id)}; "
                 "rename the image"
             )
         for column, size in (("img_h", self.height), ("img_w", self.width)):
-            if size < 1:
+            if not is_whole(size) or size < 1:
                 raise DataError(
-                    f"column {column}: expected a number of pixels of 1 or more, got {size}; correct the line"
+                    f"column {column}: expected a number of pixels of 1 or more, got {shown(size)}; correct the line"
                 )
+        names = ("object_ids", "object_scores", "attribute_ids", "attribute_scores", "boxes", "features")
+        if wrong := [
+            name for name in names if not isinstance(getattr(self, name), Tensor) or not getattr(self, name).ndim
+        ]:
+            raise DataError(f"expected tensors with a row per region, got others as {', '.join(wrong)}; convert them")
         count = len(self.boxes)
         columns = (
             ("objects_id", self.object_ids, torch.int64, (count,)),

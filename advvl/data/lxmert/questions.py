@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from advvl.checks import shown
+from advvl.checks import path_of, shown
 from advvl.data.whereabouts import within
 from advvl.errors import DataError
 from advvl.files import parse_json, write_json
@@ -112,6 +112,7 @@ def read_json(path: str | os.PathLike[str], kind: type[T], what: str) -> T:
     Raises:
         DataError: a file that is missing, is no JSON, or holds another kind of value.
     """
+    path = path_of(path)
     try:
         found = parse_json(path)
     except OSError as error:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final, NamedTuple
 
-from advvl.checks import is_whole, shown
+from advvl.checks import is_whole, path_of, shown
 from advvl.data.lxmert.lines import (
     HEAD,
     Regions,
@@ -107,7 +107,7 @@ def open_regions(
     for name, value in (("num_boxes", num_boxes), ("limit", limit)):
         if value is not None and (not is_whole(value) or value < 1):
             raise ConfigurationError(f"expected {name} to be a whole number of 1 or more, or None, got {shown(value)}")
-    file = Path(path)
+    file = path_of(path)
     places: dict[str, LineSpan] = {}
     feature_dim: int | None = None
     with _reading(file) as stream:

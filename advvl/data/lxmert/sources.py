@@ -17,6 +17,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from advvl.checks import at_least, check_each, instance
 from advvl.data.lxmert.answers import AnswerTable, Unknown
 from advvl.data.lxmert.questions import Statement, VisualQuestion
 from advvl.data.lxmert.regions import RegionFile
@@ -45,9 +46,9 @@ class Sentences:
     length: int = TEXT_LENGTH
 
     def __post_init__(self) -> None:
+        instance(Tokenizer, self, "tokenizer")
+        at_least(3, self, "length")
         self._specials  # noqa: B018  (raises)
-        if self.length < 3:
-            raise ConfigurationError(f"expected a length of 3 tokens or more, got {self.length!r}")
 
     @cached_property
     def _specials(self) -> tuple[int, ...]:
@@ -84,6 +85,7 @@ class Pictures:
     files: Sequence[RegionFile]
 
     def __post_init__(self) -> None:
+        check_each(self, ("files",), _are_files, "region files, as open_regions gives them, in a list")
         if len({file.feature_dim for file in self.files}) != 1:
             found = {str(file.path): file.feature_dim for file in self.files}
             raise DataError(
@@ -133,6 +135,10 @@ class Pictures:
         fields = {"visual_feats": feats, "visual_pos": pos}
         vary = any(file.num_boxes != self.num_boxes for file in self.files)
         return {**fields, "visual_attention_mask": mask} if vary else fields
+
+
+def _are_files(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(file, RegionFile) for file in value)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import BertConfig
 
-from advvl.checks import at_least, not_negative
+from advvl.checks import at_least, not_negative, path_of
 from advvl.errors import ConfigurationError
 from advvl.files import parse_json
 
@@ -88,6 +88,7 @@ class UniterConfig(BertConfig):  # type: ignore[no-untyped-call]
         Raises:
             ConfigurationError: the file is missing, or is not a JSON object.
         """
+        json_file = path_of(json_file)
         try:
             values = parse_json(json_file)
         except (OSError, ValueError) as error:

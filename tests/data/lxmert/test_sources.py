@@ -96,7 +96,7 @@ def test_a_tokenizer_without_berts_marks_is_refused(sentences: Sentences) -> Non
 
 
 def test_a_length_without_room_for_a_word_is_refused(sentences: Sentences) -> None:
-    with pytest.raises(ConfigurationError, match="3 tokens or more, got 2"):
+    with pytest.raises(ConfigurationError, match="length to be a whole number of 3 or more, got 2"):
         Sentences(sentences.tokenizer, length=2)
 
 
