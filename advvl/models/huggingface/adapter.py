@@ -67,7 +67,14 @@ def huggingface_adapter(model: nn.Module) -> Adapter:
     logits = partial(_no_logits, are=own.no_logits) if own.no_logits else _logits
     if not own.no_logits and _gives_spans(inner):
         logits = _spans
-    return Adapter(model, sites, call=_call, logits=logits, positions=fields.positions(inner))
+    return Adapter(model, sites, call=_call, logits=logits, positions=fields.positions(inner, prompt=_prompt(model)))
+
+
+def _prompt(model: nn.Module) -> int:
+    """The number of prompts that PEFT puts before the words, and that predictions come at."""
+    configs = (getattr(part, "active_peft_config", None) for part in model.modules())
+    config: Any = next((found for found in configs if getattr(found, "is_prompt_learning", False)), None)
+    return 0 if config is None or config.peft_type == "PREFIX_TUNING" else config.num_virtual_tokens
 
 
 def _words(model: PreTrainedModel, name: str, text: nn.Module, tokens: frozenset[int]) -> Site:
