@@ -61,7 +61,7 @@ def find(model: nn.Module, name: str) -> nn.Module:
     modules: dict[str, nn.Module] = dict(model.named_modules())
     if name in modules:
         return modules[name]
-    inside = dict(unwrapped(model).named_modules())
+    inside: dict[str, nn.Module] = dict(unwrapped(model).named_modules())
     if name in inside:
         return inside[name]
     plain: dict[str, nn.Module] = {}
