@@ -140,6 +140,8 @@ def _image(model: PreTrainedModel, names: Mapping[nn.Module, str]) -> tuple[PreT
 def _patch_mask(model: PreTrainedModel, tower: PreTrainedModel) -> Callable[[Batch], Tensor] | None:
     """The mask of real patches, where a model takes one and its vision tower heeds it."""
     taken, heeded = (inspect.signature(part.forward).parameters for part in (model, tower))
+    if "flattened_patches" in taken:
+        return partial(fields.flat_patch_mask, given="input_ids" not in taken)
     name = next((name for name in ("pixel_attention_mask", "pixel_mask") if name in taken), None)
     if name is None or not {"patch_attention_mask", "pixel_attention_mask", "attention_mask"} & set(heeded):
         return None

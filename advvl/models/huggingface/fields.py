@@ -84,6 +84,17 @@ def image_mask(batch: Batch, *, name: str, patch: int) -> Tensor:
     return F.max_pool2d(real.float(), patch).flatten(1).bool()
 
 
+def flat_patch_mask(batch: Batch, *, given: bool) -> Tensor:
+    """The real patches `(B, N)` of Pix2Struct's `flattened_patches`: the `attention_mask`, or all that are not zero.
+
+    Arguments:
+        given: the model's `attention_mask` is that of patches, not of words.
+    """
+    mask = batch.get("attention_mask") if given else None
+    real: Tensor = batch["flattened_patches"].sum(-1) != 0 if mask is None else mask.bool()
+    return real
+
+
 def packed_rows(batch: Batch, *, tokens: Collection[int], by_position: bool = False, each: int = 1) -> Tensor:
     """The sample of each packed row, `(N,)`; a placeholder token stands for `each` rows."""
     return _token_samples(batch, tokens, by_position=by_position).repeat_interleave(each)
