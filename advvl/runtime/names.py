@@ -25,8 +25,11 @@ def without_wrappers(parts: Sequence[str]) -> list[str]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model in its wrappers, each of which holds nothing else."""
+    """The model in its wrappers, each of which holds nothing else, or, of PEFT, prompts of its own."""
     inner = _held(model)
+    if inner is None and type(model).__module__.partition(".")[0] == "peft":
+        children: dict[str, nn.Module] = dict(model.named_children())
+        inner = children.get("base_model")
     return model if inner is None else unwrapped(inner)
 
 
@@ -58,6 +61,9 @@ def find(model: nn.Module, name: str) -> nn.Module:
     modules: dict[str, nn.Module] = dict(model.named_modules())
     if name in modules:
         return modules[name]
+    inside: dict[str, nn.Module] = dict(unwrapped(model).named_modules())
+    if name in inside:
+        return inside[name]
     plain: dict[str, nn.Module] = {}
     for path, module in modules.items():
         plain.setdefault(".".join(without_wrappers(path.split("."))), module)

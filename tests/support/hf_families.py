@@ -137,6 +137,14 @@ def uneven_pictures(**more: Any) -> Fields:
     return {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shapes, **more}
 
 
+def lettered_pictures() -> Fields:
+    """Pictures as patches, each after its row and column: six of them, and four."""
+    places = torch.tensor([[row, column] for row in (1, 2) for column in (1, 2, 3)]).expand(2, 6, 2)
+    patches = torch.cat([places.float(), torch.rand(2, 6, 48)], -1)
+    mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    return {"flattened_patches": patches, "attention_mask": mask, "labels": torch.tensor([[5, 6, 1], [7, 1, -100]])}
+
+
 def long_words(length: int, second: int, **more: Any) -> Fields:
     """So many words in either text; the length is no multiple of a window or block."""
     ids = torch.randint(3, 46, (2, length))
@@ -522,6 +530,34 @@ FAMILIES = [
             )
         ),
         lambda: classed(uneven_pictures),
+    ),
+    Family(
+        "Pix2Struct",
+        lambda: hf.Pix2StructForConditionalGeneration(
+            hf.Pix2StructConfig(
+                text_config={
+                    "vocab_size": 50,
+                    "hidden_size": 16,
+                    "d_kv": 8,
+                    "d_ff": 32,
+                    "num_layers": 1,
+                    "num_heads": 2,
+                    "initializer_factor": 3.0,
+                    "decoder_start_token_id": 0,
+                },
+                vision_config={
+                    "hidden_size": 16,
+                    "patch_embed_hidden_size": 48,
+                    "d_ff": 32,
+                    "d_kv": 8,
+                    "num_hidden_layers": 1,
+                    "num_attention_heads": 2,
+                    "seq_len": 8,
+                    "initializer_factor": 3.0,
+                },
+            )
+        ),
+        lettered_pictures,
     ),
     Family(
         "ViLT",

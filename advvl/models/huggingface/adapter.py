@@ -67,7 +67,14 @@ def huggingface_adapter(model: nn.Module) -> Adapter:
     logits = partial(_no_logits, are=own.no_logits) if own.no_logits else _logits
     if not own.no_logits and _gives_spans(inner):
         logits = _spans
-    return Adapter(model, sites, call=_call, logits=logits, positions=fields.positions(inner))
+    return Adapter(model, sites, call=_call, logits=logits, positions=fields.positions(inner, prompt=_prompt(model)))
+
+
+def _prompt(model: nn.Module) -> int:
+    """The number of prompts that PEFT puts before the words, and that predictions come at."""
+    configs = (getattr(part, "active_peft_config", None) for part in model.modules())
+    config: Any = next((found for found in configs if getattr(found, "is_prompt_learning", False)), None)
+    return 0 if config is None or config.peft_type == "PREFIX_TUNING" else config.num_virtual_tokens
 
 
 def _words(model: PreTrainedModel, name: str, text: nn.Module, tokens: frozenset[int]) -> Site:
@@ -133,6 +140,8 @@ def _image(model: PreTrainedModel, names: Mapping[nn.Module, str]) -> tuple[PreT
 def _patch_mask(model: PreTrainedModel, tower: PreTrainedModel) -> Callable[[Batch], Tensor] | None:
     """The mask of real patches, where a model takes one and its vision tower heeds it."""
     taken, heeded = (inspect.signature(part.forward).parameters for part in (model, tower))
+    if "flattened_patches" in taken:
+        return partial(fields.flat_patch_mask, given="input_ids" not in taken)
     name = next((name for name in ("pixel_attention_mask", "pixel_mask") if name in taken), None)
     if name is None or not {"patch_attention_mask", "pixel_attention_mask", "attention_mask"} & set(heeded):
         return None

@@ -84,6 +84,17 @@ def image_mask(batch: Batch, *, name: str, patch: int) -> Tensor:
     return F.max_pool2d(real.float(), patch).flatten(1).bool()
 
 
+def flat_patch_mask(batch: Batch, *, given: bool) -> Tensor:
+    """The real patches `(B, N)` of Pix2Struct's `flattened_patches`: the `attention_mask`, or all that are not zero.
+
+    Arguments:
+        given: the model's `attention_mask` is that of patches, not of words.
+    """
+    mask = batch.get("attention_mask") if given else None
+    real: Tensor = batch["flattened_patches"].sum(-1) != 0 if mask is None else mask.bool()
+    return real
+
+
 def packed_rows(batch: Batch, *, tokens: Collection[int], by_position: bool = False, each: int = 1) -> Tensor:
     """The sample of each packed row, `(N,)`; a placeholder token stands for `each` rows."""
     return _token_samples(batch, tokens, by_position=by_position).repeat_interleave(each)
@@ -160,19 +171,23 @@ def tile_rows(model: LlavaNextModel, batch: Batch, *, tokens: Collection[int], b
 _BY_HAND = "say what to perturb yourself, with rows=… for the sample of each image"
 
 
-def positions(model: PreTrainedModel) -> Callable[[Batch], Tensor | None]:
+def positions(model: PreTrainedModel, *, prompt: int = 0) -> Callable[[Batch], Tensor | None]:
     """Return a function from the batch to the predictions that count, of the logits' shape less the last axis; None: all.
 
     For a model whose own loss does not say, that function raises ConfigurationError.
+
+    Arguments:
+        model: the model itself, without wrappers.
+        prompt: predictions at prompts that PEFT puts before the words.
     """
     if not model.can_generate():
         per_token = getattr(model, "loss_type", None) in ("ForMaskedLM", "ForTokenClassification")
-        return partial(_positions, mask="attention_mask" if per_token else None, shift=False)
+        return partial(_positions, mask="attention_mask" if per_token else None, shift=False, prompt=prompt)
     if getattr(model.config, "is_encoder_decoder", False):
         return partial(_positions, mask="decoder_attention_mask", shift=False)
     if (shift := _shifts(model)) is None:
         return partial(_unknown, name=type(model).__name__)
-    return partial(_positions, mask="attention_mask", shift=shift)
+    return partial(_positions, mask="attention_mask", shift=shift, prompt=prompt)
 
 
 # losses that do not go through `loss_function`, or not with the logits that the model gives: whether they shift labels
@@ -203,15 +218,16 @@ def _unknown(batch: Batch, *, name: str) -> None:
     )
 
 
-def _positions(batch: Batch, *, mask: str | None, shift: bool) -> Tensor | None:
+def _positions(batch: Batch, *, mask: str | None, shift: bool, prompt: int = 0) -> Tensor | None:
     """The predictions with a label; without labels, all but padding. Shifted, a prediction is of the next token."""
     labels = batch.get("labels")
     if isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point():
-        real = labels != -100
+        real = F.pad(labels != -100, (prompt, 0))
         return F.pad(real[:, 1:], (0, 1)) if shift else real
     if labels is None and mask is not None and batch.get(mask) is not None:
         real = attended(batch) if mask == "attention_mask" else batch[mask].bool()
-        return F.pad(real[:, :-1] & real[:, 1:], (0, 1)) if shift else real
+        known, real = F.pad(real, (prompt, 0), value=True), F.pad(real, (prompt, 0))
+        return F.pad(known[:, :-1] & real[:, 1:], (0, 1)) if shift else real
     return None
 
 

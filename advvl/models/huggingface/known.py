@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -73,12 +72,6 @@ def _blocks(model: Any, length: int) -> int:
     return _up_to(config.block_size, length) if sparse else length
 
 
-def _chunks(model: Any, length: int) -> int:
-    config = model.config
-    sizes = [getattr(config, f"{kind}_attn_chunk_length") for kind in set(config.attn_layers)]
-    return _up_to(math.lcm(*sizes), length) if length > min(sizes) else length
-
-
 _KNOWN = {
     "BridgeTowerVisionModel": Known("visual.embeddings"),
     # its patches are drawn, in random order, after they are embedded: only before that is a position always the same patch
@@ -93,7 +86,6 @@ _KNOWN = {
     "FlavaForPreTraining": Known(firing=1),
     "LongformerModel": Known(lengthened=_windows),
     "BigBirdModel": Known(lengthened=_blocks),
-    "ReformerModel": Known(lengthened=_chunks),
     # what they embed in a second call is padding of their own
     "LEDEncoder": Known(firing=0),
     "BigBirdPegasusEncoder": Known(firing=0),

@@ -19,6 +19,7 @@ from advvl.adapters.injection import Batch, Site
 from advvl.adapters.outputs import field, read_logits
 from advvl.errors import ConfigurationError, DataError, SiteError, more
 from advvl.models.lxmert.layout import examples, region_mask, text_mask
+from advvl.runtime.names import unwrapped
 
 
 def lxmert_adapter(model: nn.Module) -> Adapter:
@@ -61,7 +62,7 @@ def lxmert_sites(model: nn.Module) -> dict[str, Site]:
     Raises:
         SiteError: no LXMERT in the model, or several.
     """
-    found = [name for name, module in model.named_modules() if isinstance(module, LxmertModel)]
+    found = [name for name, module in unwrapped(model).named_modules() if isinstance(module, LxmertModel)]
     if len(found) != 1:
         raise SiteError(f"expected one LxmertModel in {type(model).__name__}, got {len(found)}; give adapt() the sites")
     prefix = f"{found[0]}." if found[0] else ""

@@ -12,6 +12,7 @@ from advvl.adapters.injection import Batch, Site
 from advvl.errors import DataError, SiteError
 from advvl.models.uniter.layout import region_mask, text_mask
 from advvl.models.uniter.model import UniterModel
+from advvl.runtime.names import unwrapped
 
 
 def uniter_adapter(model: nn.Module) -> Adapter:
@@ -23,7 +24,7 @@ def uniter_adapter(model: nn.Module) -> Adapter:
     Raises:
         SiteError: no UNITER in the model, or several.
     """
-    uniters = [name for name, module in model.named_modules() if isinstance(module, UniterModel)]
+    uniters = [name for name, module in unwrapped(model).named_modules() if isinstance(module, UniterModel)]
     if len(uniters) != 1:
         raise SiteError(
             f"expected one UniterModel in {type(model).__name__}, got {len(uniters)}; give adapt() the sites"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from support.hf_families import CLASSES, FAMILIES, IMAGE, WORDS, Fields
+from support.hf_families import CLASSES, FAMILIES, IMAGE, WORDS, Family, Fields
 from torch import Tensor
 
 from advvl import L2, PGD, AdversarialTraining, Ascent, Attack, EmbeddingPerturber, FreeLB, Uniform, adapt
@@ -202,6 +202,61 @@ def test_pictures_of_packed_texts_are_of_their_own_texts(name: str) -> None:
     packed = {**batch, "input_ids": ids, "attention_mask": None, "position_ids": position_ids}
     for modality, rows in expected.items():
         assert torch.equal(target.sites[modality].rows(packed), rows)
+
+
+PICTURED = [family for family in FAMILIES if "image_tokens" in family.adapter().sites]
+
+
+def after_a_text(batch: Fields) -> Fields:
+    """The batch with a sample before it that has no picture."""
+    text = torch.zeros_like(batch["input_ids"][:1])
+    text[0, :4] = torch.tensor(TEXT)
+    rows = {
+        "input_ids": text,
+        "attention_mask": (text > 0).long(),
+        "labels": text.masked_fill(text == 0, -100),
+        "mm_token_type_ids": torch.zeros_like(text, dtype=torch.int32),
+        "token_type_ids": (text > 0).long(),
+    }
+    if batch["pixel_values"].ndim == 5 and "image_sizes" not in batch:  # a row of pictures for each sample
+        rows |= {name: torch.zeros_like(batch[name][:1]) for name in ("pixel_values", "pixel_attention_mask")}
+    return batch | {name: torch.cat([row, batch[name]]) for name, row in rows.items() if name in batch}
+
+
+@pytest.mark.parametrize("family", PICTURED, ids=lambda family: family.name)
+@pytest.mark.parametrize("modality", ["image", "image_tokens", "text"])
+def test_a_sample_without_a_picture_changes_nothing_for_the_others(family: Family, modality: str) -> None:
+    target, batch = family.adapter(), family.fields()
+    attack = Attack(EmbeddingPerturber(**{modality: Ascent(L2(0.5), step_size=0.2)}), PGD(2))
+    found, expected = attack(target, after_a_text(batch)).deltas[modality], attack(target, batch).deltas[modality]
+    if modality == "text":
+        assert found[0, :4].any()
+        assert not found[0, 4:].any()
+        found = found[1:]
+    elif modality == "image":
+        assert torch.equal(target.sites["image"].rows(after_a_text(batch)), target.sites["image"].rows(batch) + 1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)  # transformers computes the loss in float32
+
+
+DECODERS = [family for family in FAMILIES if family.name in ("GPT-2", "Llama", "Mistral", "Qwen2", "Qwen3")]
+
+
+@pytest.mark.parametrize("family", DECODERS, ids=lambda family: family.name)
+def test_packed_texts_of_a_decoder_are_attacked_as_padded_ones(family: Family) -> None:
+    attack = Attack(EmbeddingPerturber(text=Ascent(L2(0.3), step_size=0.3)), PGD(2))
+    rows = {"use_cache": False}  # with a cache transformers does not keep the texts apart
+    found = attack(family.adapter(), flat(position_ids=restarts()) | rows).deltas["text"][0]
+    expected = attack(family.adapter(), padded() | rows).deltas["text"][padded()["attention_mask"].bool()]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [family for family in FAMILIES if "text" in family.adapter().sites and family not in DECODERS],
+    ids=lambda family: f"{family.name}-{FAMILIES.index(family)}",
+)
+def test_a_batch_of_one_text_a_row_is_not_packed(family: Family) -> None:
+    assert family.adapter().sites["text"].rows(family.fields()) is None
 
 
 def test_a_loss_for_fewer_samples_than_the_rows_are_of_is_refused() -> None:
