@@ -46,6 +46,7 @@ from advvl.perturbers.balls import Ball as Ball
 from advvl.perturbers.balls import Linf as Linf
 from advvl.perturbers.base import Moved as Moved
 from advvl.perturbers.base import Perturber as Perturber
+from advvl.perturbers.pixels import Normalised as Normalised
 from advvl.perturbers.places import Place as Place
 from advvl.perturbers.rules import Adam as Adam
 from advvl.perturbers.rules import Decay as Decay
@@ -77,3 +78,65 @@ from advvl.regularizers.references import Frozen as Frozen
 from advvl.regularizers.references import Reference as Reference
 from advvl.training import AdversarialTraining as AdversarialTraining
 from advvl.training import StepReport as StepReport
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "KL",
+    "L2",
+    "PGD",
+    "Adam",
+    "Adapter",
+    "AdapterOff",
+    "AdvVLError",
+    "AdversarialTraining",
+    "Ascent",
+    "AscentState",
+    "Attack",
+    "AttackResult",
+    "Averaged",
+    "Ball",
+    "Binding",
+    "Decay",
+    "EmbeddingPerturber",
+    "Feedback",
+    "FreeAT",
+    "FreeLB",
+    "Frozen",
+    "Given",
+    "InnerMaximizer",
+    "Linf",
+    "Momentum",
+    "Moved",
+    "Normal",
+    "Normalised",
+    "Objective",
+    "PassTrace",
+    "Perturber",
+    "Place",
+    "Probe",
+    "Reference",
+    "Regularizer",
+    "Site",
+    "SquaredDistance",
+    "Start",
+    "StepReport",
+    "SymmetricKL",
+    "Uniform",
+    "UniversalPerturber",
+    "Zero",
+    "adapt",
+    "fare",
+    "free_at",
+    "freelb",
+    "lxmert_adv",
+    "neftune",
+    "pgd",
+    "register",
+    "sites",
+    "smart",
+    "tecoa",
+    "trades",
+    "vat",
+    "villa",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,11 +14,14 @@ from torch import Tensor, nn
 from advvl.adapters.base import Adapter
 from advvl.adapters.injection import Batch
 from advvl.adapters.registry import adapted
+from advvl.checks import check_functions, check_seed
+from advvl.errors import WeakAttackWarning
 from advvl.maximizers.base import InnerMaximizer, check_parts
 from advvl.maximizers.probes import Feedback, Probe
 from advvl.passes.drive import ascend, drive
 from advvl.passes.forward import Correct, Passes
 from advvl.passes.objective import Loss
+from advvl.perturbers.ascents import EmbeddingPerturber
 from advvl.perturbers.base import Perturber
 from advvl.runtime.names import unwrapped
 from advvl.runtime.randomness import preserved
@@ -82,8 +86,10 @@ class Attack:
     Differentiates with respect to the perturbations alone, and leaves parameters, buffers, `.grad`, modes, hooks and the
     global random state as found, also on an exception.
 
+    Warns (`WeakAttackWarning`) if its steps cannot reach the edge of its ball from the clean tensor.
+
     Raises:
-        ConfigurationError: a perturber or maximiser that is none.
+        ConfigurationError: a perturber, maximiser, loss, judge or seed that is none.
     """
 
     def __init__(
@@ -98,9 +104,12 @@ class Attack:
         seed: int = 0,
     ) -> None:
         check_parts(perturber, maximizer)
+        check_functions(loss=loss, correct=correct)
+        check_seed(seed)
         self.perturber, self.maximizer = perturber.for_attack(), maximizer
         self.loss, self.correct, self.train_mode, self.seed = loss, correct, train_mode, seed
         self.end_pass = end_pass
+        _warn_if_short(self.perturber, maximizer)
         self._generator = torch.Generator().manual_seed(seed)
 
     def __repr__(self) -> str:
@@ -154,6 +163,19 @@ class Attack:
                 unmoved=rows.still,
                 effective=passes.effective,
                 owners={modality: of for modality, of in owners.items() if of is not None},
+            )
+
+
+def _warn_if_short(perturber: Perturber, maximizer: InnerMaximizer) -> None:
+    """Warn of an attack that is weaker than its ball, whose result would pass for robustness."""
+    ascents = perturber.ascents if isinstance(perturber, EmbeddingPerturber) else {}
+    for modality, ascent in ascents.items():
+        if maximizer.moves is not None and ascent.falls_short(maximizer.moves):
+            warnings.warn(
+                f"expected steps that can reach the edge of the ball of {modality!r}, got {maximizer.moves} of "
+                f"{ascent.step_size} in {ascent.ball}; take more or larger ones",
+                WeakAttackWarning,
+                stacklevel=3,
             )
 
 

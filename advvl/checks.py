@@ -5,12 +5,14 @@
         positive(self, "learning_rate")
         choice(self, "schedule", Schedule)
 
-A value of a wrong type is refused in the same words as one out of range: text and bools are no numbers.
+A value of a wrong type is refused in the same words as one out of range: text and bools are no numbers. Messages show
+a value as `shown` does, however large it is.
 """
 
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any, get_args
@@ -21,6 +23,14 @@ from advvl.errors import ConfigurationError
 def is_number(value: object) -> bool:
     """Return True for a real number, NaN and infinities included; text, tensors, None and bools are none."""
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: its repr, of which long texts, long numbers and nested lists keep a part."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # of a whole number with thousands of digits
+        return f"a value of type {type(value).__name__} too long to show"
 
 
 def is_whole(value: object) -> bool:
@@ -42,7 +52,7 @@ def check_each(options: object, names: Sequence[str], good: Callable[[Any], bool
     for name in names:
         value = getattr(options, name)
         if not good(value):
-            raise ConfigurationError(f"expected {name} to be {wanted}, got {value!r}")
+            raise ConfigurationError(f"expected {name} to be {wanted}, got {shown(value)}")
 
 
 def at_least(least: int, options: object, *names: str) -> None:
@@ -105,6 +115,13 @@ def text(options: object, *names: str) -> None:
     check_each(options, names, lambda value: isinstance(value, str) and value != "", "a text that is not empty")
 
 
+def instance(kind: type | tuple[type, ...], options: object, *names: str) -> None:
+    """Check that the named options are instances of a class, or of one of several."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    wanted = " or ".join("None" if one is type(None) else one.__name__ for one in kinds)
+    check_each(options, names, lambda value: isinstance(value, kinds), f"of type {wanted}")
+
+
 def choice(options: object, name: str, literal: Any) -> None:
     """Check that an option is one of the texts of a `Literal`."""
     known = get_args(literal)
@@ -124,6 +141,32 @@ def choices(options: object, name: str, literal: Any) -> None:
         ),
         f"one or more of {', '.join(known)}, each once",
     )
+
+
+def is_choice(value: object, known: Sequence[object]) -> bool:
+    """Return True for one of some texts; arrays, whose comparison is no bool, are none."""
+    return isinstance(value, str) and value in known
+
+
+def check_functions(**given: object) -> None:
+    """Check that each value, named as the caller named it, is a function or None.
+
+    Raises:
+        ConfigurationError: one is neither.
+    """
+    for name, value in given.items():
+        if value is not None and not callable(value):
+            raise ConfigurationError(f"expected {name} as a function, or None, got {shown(value)}")
+
+
+def check_seed(seed: object) -> None:
+    """Raise ConfigurationError unless it is a whole number that a generator of torch takes."""
+    if not is_whole(seed) or not -(2**63) <= seed < 2**64:  # type: ignore[operator]
+        raise ConfigurationError(f"expected seed to be a whole number below 2**64, got {shown(seed)}")
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 2, 80, 80, 40
 
 
 def _is_fraction(value: Any) -> bool:

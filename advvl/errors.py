@@ -58,6 +58,10 @@ class OutputDirectoryError(AdvVLError, RuntimeError):
     """An output directory belongs to another configuration or cannot be written."""
 
 
+class WeakAttackWarning(UserWarning):
+    """An attack is weaker than the ball that it is allowed, so that what it fails to break may not be robust."""
+
+
 def more(anchor: str) -> str:
     """The end of a message that needs more words than one sentence: a link to its section of `docs/errors.md`."""
     return f"; see docs/errors.md#{anchor}"

@@ -1,18 +1,23 @@
-"""Files that are whole or absent, and directories that know which configuration they belong to.
+"""Files that are whole or absent, locks for their writers, and readers that check before they allocate.
 
 A file is written beside its final name, flushed to the disk and renamed over it, so that a process killed at any moment
 leaves the old file, the new file, or no file, never half of one. What it leaves besides is a temporary whose name says
-so; `remove_temporaries`, which `OutputDirectory.claim` calls, removes them.
+so; `remove_temporaries` removes those that no process is writing. Locks are the system's (`flock`): a process that dies
+gives up its own.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import glob
 import hashlib
 import io
 import json
 import os
 import pickle
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,16 +28,22 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from advvl.errors import CheckpointError
+from advvl.errors import CheckpointError, OutputDirectoryError
 
-_TEMPORARY_PREFIX: Final = ".advvl-"
-_TEMPORARY_SUFFIX: Final = ".partial"
+LOCK_FILE: Final = ".advvl-lock"
+"""The lock in a directory that one process at a time may write."""
+
+_PREFIX: Final = ".advvl-"
+_PARTIAL: Final = ".partial"
+_NO_LOCKS: Final = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 # What PyTorch and its restricted unpickler raise on a file that is cut short, damaged, or holds more than data.
 _UNREADABLE: Final = (
     OSError,
     RuntimeError,
     EOFError,
+    MemoryError,
+    OverflowError,
     ValueError,
     LookupError,
     TypeError,
@@ -43,28 +54,85 @@ _UNREADABLE: Final = (
 
 
 @contextmanager
+def writing_to(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what the file system refuses within, at `path` or below, into an `OutputDirectoryError`.
+
+    Raises:
+        OutputDirectoryError: no permission, no room, a file in the place of a directory.
+    """
+    target = Path(path)
+    try:
+        yield
+    except OSError as error:
+        named = None if error.filename is None else Path(os.fsdecode(error.filename))
+        if (
+            named is None
+            or named.name.startswith(_PREFIX)
+            or target in named.parents
+            or named in (target, *target.parents)
+        ):
+            raise OutputDirectoryError(
+                f"expected to write {str(target)!r}, got {error.strerror or error}; make room, change its permissions, or "
+                "choose another place"
+            ) from error
+        raise
+
+
+@contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a stream whose content is at `path` once the block ends, whole or not at all; for content too large to hold.
 
-    Missing parent directories are made. Errors of the block or the file system pass through, and leave nothing behind.
+    Missing parent directories are made. Errors of the block pass through, and leave nothing behind.
+
+    Raises:
+        OutputDirectoryError: the file system refuses to write it.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(
-        dir=target.parent, prefix=f"{_TEMPORARY_PREFIX}{target.name}-", suffix=_TEMPORARY_SUFFIX
-    )
+    with writing_to(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = _temporary(target)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:  # open, and so locked, until it has its final name
+                yield stream
+                stream.flush()
+                os.fsync(descriptor)
+                os.chmod(name, 0o666 & ~_file_creation_mask())
+                os.replace(name, target)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+        _flush_directory(target.parent)
+
+
+@contextmanager
+def only_writer(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of a file or directory that one process at a time may write, while the block runs.
+
+    The lock is a file beside it, or in the directory, and is removed at the end. Missing parent directories are made.
+
+    Arguments:
+        path: a directory is locked as such if it exists.
+        wait: wait until another process lets go; otherwise that is an error.
+
+    Raises:
+        OutputDirectoryError: another process holds the lock; or the lock cannot be written.
+    """
+    target = Path(path)
+    with writing_to(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = target / LOCK_FILE if target.is_dir() else target.parent / f"{_PREFIX}{target.name}.lock"
+        descriptor = _locked(lock, wait=wait)
+    if descriptor is None:
+        raise OutputDirectoryError(
+            f"expected no other process to write {str(target)!r}, got one at work; wait for it, or choose another place"
+        )
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(name, 0o666 & ~_file_creation_mask())
-        os.replace(name, target)
-    except BaseException:
+        yield
+    finally:
         with suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
-    _flush_directory(target.parent)
+            os.unlink(lock)
+        os.close(descriptor)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
@@ -103,9 +171,10 @@ def read_torch(path: str | os.PathLike[str], *, map_location: str | torch.device
     """Read what `write_torch` wrote, running no code from the file.
 
     Raises:
-        CheckpointError: the file is missing, truncated, or holds anything but tensors and plain containers.
+        CheckpointError: the file is missing, truncated, compressed, or holds anything but tensors and plain containers.
     """
     try:
+        _check_archive(path)
         return torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"expected a file at {str(path)!r}, got none; check the path") from error
@@ -120,14 +189,44 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file.
 
     Raises:
-        CheckpointError: it is not one.
+        CheckpointError: it is missing or is none; see `parse_json`.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return parse_json(path)
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"expected JSON at {str(path)!r}, got {error}; remove the file to have it written again"
         ) from error
+
+
+def parse_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file for callers with errors of their own.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: no UTF-8, no JSON, a key that stands twice in an object, or lists too deep for Python.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_each_once)
+    except RecursionError as error:
+        raise ValueError("lists or objects nested too deep") from error
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entry: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in entry:
+            raise ValueError(f"{name[:80]!r} more than once in an object")
+        entry[name] = value
+    return entry
+
+
+def _check_archive(path: str | os.PathLike[str]) -> None:
+    """Raise ValueError for an archive whose parts would unpack to more than the file has bytes."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
+                raise ValueError("expected an archive that is not compressed")
 
 
 def fingerprint(configuration: Mapping[str, Any]) -> str:
@@ -163,11 +262,66 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def remove_temporaries(directory: Path) -> None:
-    """Remove what writers that were killed left in `directory`, which must have no writer now."""
-    for leftover in directory.rglob(f"{_TEMPORARY_PREFIX}*{_TEMPORARY_SUFFIX}"):
-        with suppress(FileNotFoundError):
-            leftover.unlink()
+def remove_temporaries(path: Path) -> None:
+    """Remove what killed writers left of a file, or anywhere below a directory; what a process writes now stays.
+
+    Raises:
+        OutputDirectoryError: the file system refuses.
+    """
+    whole = path.is_dir()
+    pattern = f"{_PREFIX}*{_PARTIAL}" if whole else f"{_PREFIX}{glob.escape(path.name)}-*{_PARTIAL}"
+    with writing_to(path):
+        for leftover in path.rglob(pattern) if whole else path.parent.glob(pattern):
+            with suppress(FileNotFoundError), open(leftover, "rb") as stream:
+                if _lock(stream.fileno(), wait=False):
+                    leftover.unlink()
+
+
+def _temporary(target: Path) -> tuple[int, str]:
+    """Open a new temporary beside `target`, locked, so that nobody takes it for one that a killed writer left."""
+    while True:
+        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f"{_PREFIX}{target.name}-", suffix=_PARTIAL)
+        _lock(descriptor, wait=True)
+        if _is_at(descriptor, name):
+            return descriptor, name
+        os.close(descriptor)  # removed before it was locked
+
+
+def _locked(path: Path, *, wait: bool) -> int | None:
+    """Open and lock the file at `path`, made if missing; None: another process has it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        held = False
+        try:
+            held = _lock(descriptor, wait=wait) and _is_at(descriptor, path)
+            if held:
+                return descriptor
+            if not wait and _is_at(descriptor, path):
+                return None
+        finally:
+            if not held:
+                os.close(descriptor)
+
+
+def _lock(descriptor: int, *, wait: bool) -> bool:
+    """Lock an open file; False: another process has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        warnings.warn("this file system has no locks: see to it that one process writes a directory", stacklevel=2)
+    return True
+
+
+def _is_at(descriptor: int, path: str | Path) -> bool:
+    """Return True if the open file is still the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _file_creation_mask() -> int:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from advvl.adapters.base import Adapter
 from advvl.adapters.injection import Batch
 from advvl.adapters.registry import adapted
+from advvl.checks import check_functions, is_choice, is_number, shown
 from advvl.errors import ConfigurationError
 from advvl.maximizers.base import AscentState, InnerMaximizer, check_parts
 from advvl.passes import readouts
@@ -40,6 +41,7 @@ class StepReport:
         loss: the whole objective whose gradient the parameters got, a scalar.
         task_loss, regularization: its two parts; None where the objective has none.
         passes: forwards run.
+        rows: modality to the number of rows of its perturbation, samples or packed ones.
         nonfinite: modality to the number of rows, samples or packed ones, whose gradient was not finite in some pass
             (they did not move).
         effective: modality to ‖cast(x+δ)−x‖/‖δ‖ of its last pass, `(B,)`, where the model is in half precision; above 1
@@ -50,6 +52,7 @@ class StepReport:
     task_loss: Tensor | None
     regularization: Tensor | None
     passes: int
+    rows: Mapping[str, int]
     nonfinite: Mapping[str, Tensor]
     effective: Mapping[str, Tensor]
     _norms: Callable[[], Mapping[str, Tensor]] = field(repr=False)
@@ -102,10 +105,10 @@ class AdversarialTraining:
         for regularizer in self.regularizers:
             check_regularizer(regularizer)
         self._check_objectives()
-        if not (0 <= self.clean_weight < math.inf):
+        if not is_number(self.clean_weight) or not 0 <= self.clean_weight < math.inf:
             raise ConfigurationError(f"expected a finite clean_weight of 0 or more, got {self.clean_weight!r}")
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
+            if not is_choice(getattr(self, name), choices):
                 raise ConfigurationError(f"expected {name} to be one of {choices}, got {getattr(self, name)!r}")
         needs_clean = any(one.reference is None or one.on == "clean" for one in self.regularizers)
         if self.track_stats == "clean" and not needs_clean and not self.clean_weight:
@@ -122,7 +125,7 @@ class AdversarialTraining:
         return self.regularizer if isinstance(self.regularizer, tuple) else (self.regularizer,)
 
     def _check_objectives(self) -> None:
-        for name, objective in (("teach", self.teach), ("climb", self.climb or self.teach)):
+        for name, objective in (("teach", self.teach), ("climb", self.teach if self.climb is None else self.climb)):
             if not isinstance(objective, Objective):
                 raise ConfigurationError(f"expected {name} as an Objective(…), got {objective!r}")
             if not objective.task and all(one.on == "clean" for one in self.regularizers):
@@ -181,6 +184,11 @@ class AdversarialTraining:
                 with `static_graph=True`; a carried perturbation without `state`.
             RandomnessError: `dropout="shared"` and a model whose randomness torch's global state does not hold.
         """
+        functions = {"loss": loss, "backward": backward, "update": update, "sync": sync, "correct": correct}
+        check_functions(**functions, trace=trace)
+        for name, value, kind in (("generator", generator, torch.Generator), ("state", state, AscentState)):
+            if value is not None and not isinstance(value, kind):
+                raise ConfigurationError(f"expected {name} as a {kind.__name__}, or None, got {shown(value)}")
         with adapted(model) as adapter:
             self._check(adapter.model, update)
             inside = adapter.boxes_verified  # looked at in the first step: that reads from the device
@@ -227,6 +235,7 @@ class AdversarialTraining:
             task_loss=tally.task_loss,
             regularization=tally.regularization,
             passes=rounds.count,
+            rows={modality: len(place.x) for modality, place in passes.places.items()},
             nonfinite={modality: bad.sum() for modality, bad in passes.rows.nonfinite.items()},
             effective=passes.effective,
             _norms=norms,

@@ -57,6 +57,12 @@ CASES: dict[str, tuple[Callable[[Any], None], list[Any], list[Any], str]] = {
     ),
     "flag": (lambda o: checks.flag(o, "x"), [True, False], [0, 1, "no", None], "True or False"),
     "text": (lambda o: checks.text(o, "x"), ["a"], ["", None, 3], "a text that is not empty"),
+    "instance": (
+        lambda o: checks.instance((int, type(None)), o, "x"),
+        [3, None],
+        ["3", 1.5, [None]],
+        "of type int or None",
+    ),
     "choice": (lambda o: checks.choice(o, "x", Kind), ["a", "b"], ["c", "", None, 1, ["a"], {"a"}], "one of a, b"),
     "choices": (
         lambda o: checks.choices(o, "x", Kind),
@@ -77,13 +83,15 @@ def test_good_values_pass_and_all_others_are_refused_in_the_same_words(name: str
             check(SimpleNamespace(x=value))
 
 
+# those that the others are made of, and those that tests/test_fuzz.py tries by every entry point
+ELSEWHERE = {"is_number", "is_whole", "is_choice", "check_each", "check_functions", "check_seed", "shown"}
+
+
 def test_every_check_is_tried() -> None:
     functions = {
         name for name, value in vars(checks).items() if callable(value) and value.__module__ == checks.__name__
     }
-    assert {name for name in functions if not name.startswith("_")} - {"is_number", "is_whole", "check_each"} == set(
-        CASES
-    )
+    assert {name for name in functions if not name.startswith("_")} - ELSEWHERE == set(CASES)
 
 
 def test_of_several_names_the_one_that_is_wrong_is_named() -> None:
@@ -96,3 +104,15 @@ def test_numbers_are_told_from_what_only_behaves_like_one() -> None:
     assert not any(map(checks.is_number, (True, "1", None, torch.tensor(1.0), 1j)))
     assert all(map(checks.is_whole, (0, -3)))
     assert not any(map(checks.is_whole, (True, 1.0, "1")))
+
+
+def test_a_message_shows_a_part_of_what_is_large() -> None:
+    nested: list[object] = ["x"] * 10
+    for _ in range(20):
+        nested = [nested] * 10  # 10**21 texts in print, a few lists in memory
+    for value in (nested, 10**5000, "x" * 10**6, {1: nested}, [10**5000]):
+        assert 0 < len(checks.shown(value)) < 400
+    assert checks.shown("3") == "'3'"
+    assert checks.shown([0.5, None]) == "[0.5, None]"
+    with pytest.raises(ConfigurationError, match=r"expected x to be True or False, got \[\[\[\.\.\.\], "):
+        checks.flag(SimpleNamespace(x=nested), "x")

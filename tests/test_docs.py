@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.pages import run
+from support.pages import blocks, run
 
 from advvl.adapters import registry
 
@@ -30,7 +30,7 @@ def name(page: Path) -> str:
 
 
 def readme_names() -> dict[str, Any]:
-    """What the README's example takes for given: a model, a loader and an optimiser of one's own."""
+    """The model, loader and optimiser of one's own that the README's example of VILLA takes for given."""
     from advvl.models.uniter.model import UniterConfig, gather_index
     from advvl.tasks.uniter.vqa import UniterForVQA
 
@@ -57,7 +57,7 @@ def readme_names() -> dict[str, Any]:
         "num_bbs": boxes,
         "targets": torch.rand(2, 5),
     }
-    return {"model": model, "loader": [inputs], "optimizer": torch.optim.AdamW(model.parameters(), lr=1e-3)}
+    return {"uniter": model, "loader": [inputs], "optimizer": torch.optim.AdamW(model.parameters(), lr=1e-3)}
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,14 @@ def test_the_code_of_every_page_runs(page: Path, tmp_path: Path, monkeypatch: py
     run(page.read_text(), str(page), names)
     for test in [value for name, value in names.items() if name.startswith("test_")]:
         test()
+
+
+def test_the_first_code_of_the_readme_runs_as_pasted_and_says_something(capsys: pytest.CaptureFixture[str]) -> None:
+    _, code = next(blocks((ROOT / "README.md").read_text()))
+    assert len([line for line in code.splitlines() if line.strip()]) <= 13
+    torch.manual_seed(0)
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("adversarial loss 0.")
 
 
 def test_a_block_that_fails_is_seen_at_its_line() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import json
 import os
@@ -16,15 +17,18 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 import yaml
 from support.tiny import VALUES
 
+import advvl
 from advvl.experiments.cli import main
 from advvl.experiments.config import Layer, build, fingerprint, read_yaml
-from advvl.experiments.flags import parse
+from advvl.experiments.flags import add_flags, parse
+from advvl.experiments.lxmert_options import PRESETS as LXMERT_PRESETS
+from advvl.experiments.lxmert_options import LxmertOptions
 from advvl.experiments.uniter_options import PRESETS, UniterOptions
 
 ROOT = Path(__file__).parents[1]
@@ -140,8 +144,9 @@ def test_told_to_stop_it_saves_and_says_so(config: Path, tmp_path: Path) -> None
         ),
         (["--metod=villa"], "the flag nearest to --metod is --method"),
         (["villa"], "unrecognized arguments: villa"),
-        (["--seeds", "0"], "--seeds: expected a whole number of 1 or more, got '0'"),
-        (["--seeds", "two"], "--seeds: expected a whole number of 1 or more, got 'two'"),
+        (["--seeds", "0"], "--seeds: expected a whole number from 1 to 10000, got '0'"),
+        (["--seeds", "two"], "--seeds: expected a whole number from 1 to 10000, got 'two'"),
+        (["--seeds", "9999999999"], "--seeds: expected a whole number from 1 to 10000, got '9999999999'"),
         (["--config", "missing.yaml"], "missing.yaml"),
         (["--villa.image_step", "nan"], "image_step"),
         (["--resume", "--overwrite"], "resume or overwrite"),
@@ -154,6 +159,7 @@ def test_told_to_stop_it_saves_and_says_so(config: Path, tmp_path: Path) -> None
         "no-flag",
         "no-seeds",
         "text-for-seeds",
+        "seeds-beyond-memory",
         "config",
         "value",
         "contradiction",
@@ -168,7 +174,9 @@ def test_bad_input_ends_with_a_message_and_no_traceback(
     except SystemExit as left:
         status = int(left.code or 0)
     assert status == 2
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1, "one line, and not all flags"
 
 
 def test_the_help_keeps_its_lines_and_shows_what_presets_change(capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,8 +188,40 @@ def test_the_help_keeps_its_lines_and_shows_what_presets_change(capsys: pytest.C
     words = " ".join(said.split())
     assert "number of seeds, 0 to N-1 (default 1; 5 by preset evidence)" in words
     assert "(default 2000; 1000 by preset demo)" in words
-    assert "--evaluation.examples N|none (200 by preset demo; 500 by preset evidence)" in words
+    assert "None: all of them. (200 by preset demo; 500 by preset evidence)" in words
     assert "written to configuration.yaml in the output directory" in words
+
+
+@pytest.mark.parametrize(("options", "presets"), [(UniterOptions, PRESETS), (LxmertOptions, LXMERT_PRESETS)])
+def test_every_flag_has_a_description(options: type, presets: Any) -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser, options, presets=presets)
+    described = {
+        flag: (action.help or "").partition("(default")[0] for flag, action in parser._option_string_actions.items()
+    }
+    assert not [flag for flag, text in described.items() if len(text) < 5]
+    assert len(described) > 40
+
+
+def test_a_missing_extra_is_found_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("advvl.experiments.runner.find_spec", lambda name: None)
+    assert main(["villa-uniter", "--output", str(tmp_path / "out")]) == 2
+    assert "pip install 'advvl[report]'" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert main(["villa-uniter", "--output", str(tmp_path / "out")]) == 2
+    assert "pip install 'advvl[data]'" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_files_that_are_not_there_are_found_before_the_first_worker(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [f"--{name}=missing" for name in ("regions", "questions", "test_questions", "answers", "tokenizer")]
+    assert main(["villa-lxmert", "--output", str(tmp_path / "out"), "--jobs", "2", *given]) == 2
+    assert capsys.readouterr().err == "error: expected a file at 'missing', got none; check the paths of the data\n"
 
 
 def test_an_unknown_key_in_a_file_names_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,7 +231,14 @@ def test_an_unknown_key_in_a_file_names_the_nearest(tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "said"), [([], 0, "villa-uniter"), (["--help"], 0, "villa-lxmert"), (["train"], 2, "train")]
+    ("arguments", "status", "said"),
+    [
+        ([], 0, "villa-uniter"),
+        (["--help"], 0, "villa-lxmert"),
+        (["--version"], 0, f"advvl {advvl.__version__}\n"),
+        (["train"], 2, "got 'train'"),
+        (["villa-lxmet"], 2, "the nearest is villa-lxmert"),
+    ],
 )
 def test_the_command_says_what_it_knows(
     arguments: list[str], status: int, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -48,7 +48,15 @@ VALUES = {
     },
     "finetune": {"epochs": 2, "batch_size": 16},
     "adversary": {"steps": 2},
-    "evaluation": {"radii": [0.5], "text_radii": [0.5], "steps": 2, "restarts": 1, "examples": 8, "batch_size": 8},
+    "evaluation": {
+        "radii": [0.5],
+        "text_radii": [0.5],
+        "steps": 2,
+        "step_fraction": 0.5,
+        "restarts": 1,
+        "examples": 8,
+        "batch_size": 8,
+    },
 }
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "it", "?", "net", "##s"]
 

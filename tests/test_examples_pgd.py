@@ -21,7 +21,13 @@ from advvl.fit.options import OptimizerOptions
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "pgd_digits.py"
-FLAGS = {"finetune.epochs": 2, "evaluation.radii": 0.5, "evaluation.steps": 2, "evaluation.restarts": 1}
+FLAGS = {
+    "finetune.epochs": 2,
+    "evaluation.radii": 0.5,
+    "evaluation.steps": 2,
+    "evaluation.step_fraction": 0.5,
+    "evaluation.restarts": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +80,7 @@ def test_what_is_done_is_taken_up_and_not_done_again(
 ) -> None:
     monkeypatch.setattr("advvl.experiments.runner.fit", None)
     before = (output / "results.md").read_text()
-    evaluation = EvaluationOptions(radii=(0.5,), text_radii=(), steps=2, restarts=1, examples=40)
+    evaluation = EvaluationOptions(radii=(0.5,), text_radii=(), steps=2, step_fraction=0.5, restarts=1, examples=40)
     options = example.Options(
         output=str(output),
         resume=True,

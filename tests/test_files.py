@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import signal
 import stat
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,8 +20,11 @@ from advvl.errors import CheckpointError, OutputDirectoryError
 from advvl.experiments.outputs import OutputDirectory
 from advvl.files import (
     fingerprint,
+    only_writer,
     read_json,
     read_torch,
+    remove_temporaries,
+    replacing,
     write_bytes,
     write_json,
     write_safetensors,
@@ -55,7 +63,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, moment, fail)
-        with pytest.raises(OSError, match="no space left"):
+        with pytest.raises(OutputDirectoryError, match=r"to write .*f', got no space left on device; make room"):
             write_text(tmp_path / "f", "new")
     assert (tmp_path / "f").read_text() == "old"
     assert names(tmp_path) == ["f"]
@@ -189,3 +197,118 @@ def test_clearing_keeps_whose_the_directory_is(tmp_path: Path) -> None:
     claimed.clear()
     assert names(tmp_path) == ["configuration.yaml"]
     assert OutputDirectory.claim(tmp_path, {"seed": 1}) == claimed
+
+
+def test_a_file_that_cannot_be_written_is_a_refusal_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "below", tmp_path / "file" / "far" / "below"):
+        with pytest.raises(OutputDirectoryError, match=f"expected to write '{path}', got "):
+            write_text(path, "x")
+        with pytest.raises(OutputDirectoryError, match="choose another place"), only_writer(path):
+            pass
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputDirectoryError, match="folder"):
+        write_text(tmp_path / "folder", "x")
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def test_a_full_disk_is_a_refusal(tmp_path: Path) -> None:
+    """A limit on the size of files gives the error that a full disk gives, in the middle of a write."""
+    code = (
+        "import resource, signal, sys; from advvl.files import *; from advvl.errors import OutputDirectoryError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))\n"
+        "try: write_bytes(sys.argv[1], b'x' * 501)\n"
+        "except OutputDirectoryError as error: print(error)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, tmp_path / "f"], capture_output=True, text=True, check=True)
+    assert "expected to write" in ran.stdout
+    assert names(tmp_path) == []
+
+
+def test_an_error_of_the_block_about_another_file_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "f") as stream:
+        stream.write(Path("/nowhere/at/all").read_bytes())
+    assert names(tmp_path) == []
+
+
+def test_what_is_being_written_is_not_taken_for_what_a_killed_writer_left(tmp_path: Path) -> None:
+    (tmp_path / ".advvl-g-x.partial").write_bytes(b"half")
+    with replacing(tmp_path / "f") as stream:
+        stream.write(b"whole")
+        remove_temporaries(tmp_path)
+        OutputDirectory.claim(tmp_path / "other", {})
+    assert names(tmp_path) == ["f", "other", "other/configuration.yaml"]
+    assert (tmp_path / "f").read_bytes() == b"whole"
+
+
+def test_the_temporaries_of_one_file_are_removed_alone(tmp_path: Path) -> None:
+    for name in ("run.pt-1", "run.pt.old-1", "run[1].pt-1"):
+        (tmp_path / f".advvl-{name}.partial").write_bytes(b"half")
+    remove_temporaries(tmp_path / "run.pt")
+    assert names(tmp_path) == [".advvl-run.pt.old-1.partial", ".advvl-run[1].pt-1.partial"]
+    remove_temporaries(tmp_path / "run[1].pt")
+    assert names(tmp_path) == [".advvl-run.pt.old-1.partial"]
+
+
+@pytest.mark.parametrize("name", ["folder", "file"])
+def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / name
+    with only_writer(path):
+        with pytest.raises(OutputDirectoryError, match=f"no other process to write '{path}', got one at work"):
+            only_writer(path).__enter__()
+        with only_writer(tmp_path / "another"):
+            pass
+    with only_writer(path):
+        pass
+    assert names(tmp_path) == ["folder"]
+
+
+HOLDER = """
+import sys, time; from advvl.files import only_writer
+with only_writer(sys.argv[1]):
+    print("held", flush=True); time.sleep(600)
+"""
+
+
+def test_a_writer_that_is_killed_gives_up_its_lock_and_one_that_waits_gets_it(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path / "f"], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(OutputDirectoryError):
+            only_writer(tmp_path / "f").__enter__()
+        holder.send_signal(signal.SIGKILL)
+        with only_writer(tmp_path / "f", wait=True):
+            pass
+    assert names(tmp_path) == []
+
+
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    path = write_torch(tmp_path / "x.pt", {"w": torch.zeros(100_000)})
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(tmp_path / "y.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry in stored.infolist():
+            packed.writestr(entry.filename, stored.read(entry))
+    with pytest.raises(CheckpointError, match=r"y\.pt"):
+        read_torch(tmp_path / "y.pt")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"a": 1, "b": {"c": 1, "c": 2}}', "'c' more than once"),
+        ("[" * 100_000, "nested too deep"),
+        ("9" * 5000, "digits"),
+        ("", "Expecting value"),
+    ],
+    ids=["twice", "deep", "digits", "empty"],
+)
+def test_json_that_no_writer_here_makes_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "j.json").write_text(text)
+    with pytest.raises(CheckpointError, match=said):
+        read_json(tmp_path / "j.json")
+    assert read_json(write_json(tmp_path / "k.json", json.loads('{"a": {"a": 1}}'))) == {"a": {"a": 1}}
+
+
+def test_json_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"absent\.json"):
+        read_json(tmp_path / "absent.json")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -18,7 +20,7 @@ NAMES = {
     *("Attack", "AttackResult", "AdvVLError"),
     *("Ball", "L2", "Linf", "Place"),
     *("Ascent", "EmbeddingPerturber", "Given", "Moved", "Normal", "Perturber", "Start", "Uniform", "Zero"),
-    *("Adam", "Decay", "Momentum", "UniversalPerturber"),
+    *("Adam", "Decay", "Momentum", "Normalised", "UniversalPerturber"),
     *("AscentState", "Feedback", "FreeAT", "FreeLB", "InnerMaximizer", "PGD", "Probe"),
     *("AdapterOff", "Averaged", "Frozen", "Reference"),
     *("KL", "Regularizer", "SquaredDistance", "SymmetricKL"),
@@ -46,6 +48,7 @@ def test_importing_the_core_loads_torch_and_nothing_else(loaded: dict[str, set[s
     assert loaded["advvl"] - loaded["torch"] == {"advvl"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["yaml", "safetensors"])
 def test_the_check_of_what_is_loaded_can_fail(package: str, loaded: dict[str, set[str]]) -> None:
     assert package in loaded[package] - loaded["torch"]
@@ -54,3 +57,10 @@ def test_the_check_of_what_is_loaded_can_fail(package: str, loaded: dict[str, se
 def test_the_names_of_the_package_are_the_promised_ones() -> None:
     exported = {name for name, value in vars(advvl).items() if not isinstance(value, ModuleType)}
     assert {name for name in exported if not name.startswith("_")} == NAMES
+    assert sorted(NAMES) == sorted(advvl.__all__)
+
+
+def test_the_version_is_the_one_that_is_installed_by() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", advvl.__version__)
+    setup = (Path(advvl.__file__).parents[1] / "setup.cfg").read_text()
+    assert "version = attr: advvl.__version__" in setup

@@ -16,8 +16,11 @@ from advvl.adapters.diagnosis import why_silent
 from advvl.adapters.injection import Batch, Binding, Holder, InputHook, OutputHook, Placed, Site, TapHook
 from advvl.adapters.outputs import Outputs as Outputs
 from advvl.adapters.outputs import read_logits, read_loss, run
+from advvl.adapters.positions import check_axes
+from advvl.checks import check_functions
 from advvl.errors import ConfigurationError, ShapeError, SiteError, more
 from advvl.perturbers.places import Place
+from advvl.runtime.fast_path import no_fast_path
 from advvl.runtime.names import find, unwrapped
 
 
@@ -55,6 +58,7 @@ class Adapter:
         pure: bool = False,
     ) -> None:
         check_model(model)
+        check_functions(call=call, logits=logits, positions=positions, loss=loss)
         self.model = model
         self.sites: Mapping[str, Site] = _sites(sites)
         self.call = call or run
@@ -146,7 +150,8 @@ class Adapter:
             )
         self._holder.binding = binding
         try:
-            yield binding
+            with no_fast_path(self.model):
+                yield binding
         finally:
             self._holder.binding = before
 
@@ -176,6 +181,8 @@ class Adapter:
             SiteError: a modality that the adapter lacks, or a site that did not fire.
             ShapeError: a perturbation of another shape than its site's tensor.
         """
+        if not isinstance(deltas, Mapping):
+            raise ShapeError(f"expected deltas as a mapping from modality to tensor, got {type(deltas).__name__}")
         self.check_modalities(deltas)
         binding = Binding(self.sites, partial(_given, deltas), modalities=tuple(deltas), required=tuple(deltas))
         with self.bound(binding):
@@ -193,6 +200,13 @@ class Adapter:
                 return self.forward(batch)
 
         return why_silent(self.model, module, batch, None if batch is None else again)
+
+    def check_axes(self, modality: str, x: Tensor) -> None:
+        """Raise ShapeError if the tensor at a modality's site has samples on its second axis, as layers of torch may."""
+        module = dict(zip(self.sites, self._perturbed, strict=True))[modality]
+        path = next((name for name, other in self.model.named_modules() if other is module), "")
+        parts = path.split(".")
+        check_axes(modality, x, [self.model.get_submodule(".".join(parts[:end])) for end in range(len(parts) + 1)])
 
     def check_modalities(self, modalities: Mapping[str, Any] | tuple[str, ...]) -> None:
         """Raise SiteError if one of these modalities has no site here."""
@@ -241,6 +255,8 @@ def _remove(handles: list[torch.utils.hooks.RemovableHandle]) -> None:
 def _given(deltas: Mapping[str, Tensor], modality: str, x: Tensor) -> Placed:
     """A perturbation that is there already, of the shape of its site's tensor."""
     delta = deltas[modality]
+    if not isinstance(delta, Tensor):
+        raise ShapeError(f"expected a perturbation of {modality!r} as a tensor, got {type(delta).__name__}")
     if delta.shape != x.shape:
         raise ShapeError(
             f"expected a perturbation of {modality!r} of shape {tuple(x.shape)}, got {tuple(delta.shape)}; "

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from advvl.adapters.injection import Batch, Site
 from advvl.adapters.outputs import Outputs, run
+from advvl.checks import check_functions
 from advvl.errors import ConfigurationError
+from advvl.runtime.fast_path import no_fast_path
 from advvl.runtime.randomness import preserved
 from advvl.runtime.states import kept_buffers, kept_modes
 
@@ -33,12 +35,16 @@ class Candidate:
         module, at: as `Site` takes them.
         what: what it looks like, such as "word embedding" or "hidden layer 2 of 12".
         shape: of the tensor in the forward that was run; otherwise what the weights say of it, as `(…, 768)`.
+        token_norm, row_norm: the mean L2 norms of its positions (the last axis) and of its rows (all but the first axis) in
+            that forward, to choose a radius and a step size by; None without one.
     """
 
     module: str
     at: Literal["output", "input"]
     what: str
     shape: str
+    token_norm: float | None = None
+    row_norm: float | None = None
 
     @property
     def site(self) -> Site:
@@ -46,7 +52,12 @@ class Candidate:
         return Site(self.module, self.at)
 
     def __str__(self) -> str:
-        return f"{self.module}:{self.at}  {self.shape}  {self.what}"
+        return "  ".join(cell for cell in self._cells if cell)
+
+    @property
+    def _cells(self) -> tuple[str, ...]:
+        norms = ("" if norm is None else f"{norm:.3g}" for norm in (self.token_norm, self.row_norm))
+        return f"{self.module}:{self.at}", self.shape, *norms, self.what
 
 
 class Candidates(tuple[Candidate, ...]):
@@ -55,8 +66,10 @@ class Candidates(tuple[Candidate, ...]):
     __slots__ = ()
 
     def __repr__(self) -> str:
-        cells = [("site", "shape", "what"), *((f"{c.module}:{c.at}", c.shape, c.what) for c in self)]
-        widths = [max(len(row[column]) for row in cells) for column in range(3)]
+        cells = [("site", "shape", "norm per token", "norm per row", "what"), *(c._cells for c in self)]
+        if not any(c.row_norm is not None for c in self):
+            cells = [(site, shape, what) for site, shape, _, _, what in cells]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
 
     __str__ = __repr__
@@ -69,8 +82,8 @@ def sites(
 
     Arguments:
         model: any model; a compiled one only without a batch.
-        batch: run the model on it once, in eval mode and without gradients, for the true shapes, for the modules that take a
-            field of the batch itself, and without those that do not run; the model is left as found. None: no run.
+        batch: run the model on it once, in eval mode and without gradients, for true shapes and norms, for the modules that
+            take a field of the batch itself, and without those that do not run; the model is left as found. None: no run.
         call: `(model, batch) -> outputs`; default: `model(**batch)` for a mapping, else `model(batch)`.
 
     Raises:
@@ -80,6 +93,7 @@ def sites(
         raise ConfigurationError(
             f"expected a model (nn.Module), got {type(model).__name__}; of an adapter pass its .model"
         )
+    check_functions(call=call)
     found = Candidates(_looked(model))
     return found if batch is None else Candidates(_seen(model, found, batch, call or run))
 
@@ -123,6 +137,9 @@ def _looked(model: nn.Module) -> list[Candidate]:
                 found[Candidate(name, "input", "input of a projection", f"(…, {module.in_features})")] = None
             width = [m.out_features for m in modules[around].modules() if isinstance(m, nn.Linear)][-1]
             found[Candidate(around, "output", "projection", f"(…, {width})")] = None
+            embeds = outermost(model, name)
+            if stacks and around == name != embeds:  # beside positions, as SigLIP 2 embeds patches
+                found[Candidate(embeds, "output", "patch embedding", "(…)")] = None
     return sorted(found, key=lambda candidate: names.index(candidate.module))
 
 
@@ -177,6 +194,8 @@ def _seen(
         if isinstance(value, Tensor) and value.is_floating_point()
     }
     shapes: dict[tuple[str, str], str] = {}
+    norms: dict[tuple[str, str], tuple[float, float]] = {}
+    wanted = {(candidate.module, candidate.at) for candidate in candidates}
     runs: Counter[tuple[str, str]] = Counter()
     taken: dict[str, Candidate] = {}
 
@@ -185,16 +204,19 @@ def _seen(
         given = output[0] if isinstance(output, tuple) and output else output
         for at, x in (("input", first), ("output", given)):
             if isinstance(x, Tensor) and x.is_floating_point():
+                if (name, at) in wanted and (name, at) not in norms:
+                    norms[name, at] = _norms(x)
                 shapes.setdefault((name, at), _shape(x))
                 runs[name, at] += 1
         if first is not None and _identity(first) in fields and not any(module.children()):
             what = f"takes the batch's {fields[_identity(first)]!r}"
-            taken.setdefault(name, Candidate(name, "input", what, _shape(first)))
+            taken.setdefault(name, Candidate(name, "input", what, _shape(first), *_norms(first)))
 
     with ExitStack() as stack:
         stack.enter_context(preserved(model))
         stack.enter_context(kept_modes(model))
         stack.enter_context(kept_buffers(model))
+        stack.enter_context(no_fast_path(model))
         for name, module in modules.items():
             handle = module.register_forward_hook(partial(look, name), with_kwargs=True)
             stack.callback(handle.remove)
@@ -206,9 +228,19 @@ def _seen(
         key = candidate.module, candidate.at
         if key in shapes and not (candidate.at == "input" and candidate.module in taken):
             times = "" if runs[key] == 1 else f"; runs {runs[key]} times"
-            found[replace(candidate, shape=shapes[key], what=candidate.what + times)] = None
+            token, row = norms[key]
+            seen = replace(candidate, shape=shapes[key], token_norm=token, row_norm=row, what=candidate.what + times)
+            found[seen] = None
     names = list(modules)
     return sorted(found, key=lambda candidate: names.index(candidate.module))
+
+
+def _norms(x: Tensor) -> tuple[float, float]:
+    """The mean L2 norms of the positions and of the rows of a tensor `(B, …)`; padding counts."""
+    x = x.reshape(1) if x.ndim == 0 else x
+    tokens = torch.linalg.vector_norm(x.detach(), dim=-1, dtype=torch.float64)
+    rows = torch.linalg.vector_norm(tokens.reshape(len(x), -1), dim=1) if x.numel() else tokens.new_zeros(1)
+    return float(tokens.mean()) if x.numel() else 0.0, float(rows.mean())
 
 
 def _identity(x: Tensor) -> tuple[int, torch.Size]:

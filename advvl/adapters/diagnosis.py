@@ -64,16 +64,16 @@ def why_second_backward(error: RuntimeError, model: nn.Module, batch: Any) -> st
     text = str(error)
     if "modified by an inplace operation" in text and (found := renormalised(model)):
         return (
-            f"expected embeddings that leave their weight alone in a forward, got max_norm={found[0].max_norm} in "
-            f"{_name(model, found[0])}, whose weight several graphs of a step share; renormalise it after updates"
+            f"expected no embedding with a max_norm, which writes to its weight, got {_name(model, found[0])}; "
+            "renormalise after updates"
         )
     if "backward through the graph a second time" in text:
         given = {str(name): x for name, x in batch.items()} if isinstance(batch, Mapping) else {"batch": batch}
         held = [name for name, value in given.items() for x in tree_leaves(value) if _has_graph(x)]
         if held:
             return (
-                f"expected a batch without graphs for a step of several backwards, got one behind {_some(held)}; "
-                "detach it, or have the model compute it"
+                f"expected a batch without graphs in a step of several backwards, got one behind {_some(held)}; "
+                "detach it, or compute it in the model"
             )
     return None
 
@@ -94,6 +94,9 @@ def why_silent(model: nn.Module, module: nn.Module, batch: Any = None, again: Ag
 
 
 def _silence(model: nn.Module, module: nn.Module, batch: Any, again: Again | None) -> str:
+    if all(module is not other for other in model.modules()):
+        kind = type(module).__name__
+        return f"the model no longer holds the {kind} that was adapted; adapt it again, after what replaced that"
     name, path = _name(model, module), _path(model, module)
     parts = {f"{path}.{part}" if path else part: inner for part, inner in module.named_children()}
     if type(module).forward is nn.Module.forward:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from advvl.adapters.diagnosis import why_no_graph
+from advvl.checks import is_choice
 from advvl.errors import ConfigurationError, SiteError, more
 from advvl.perturbers.places import Place
 
@@ -32,9 +33,10 @@ class Site:
         at: whether the module's output or its first input is perturbed.
         mask: from the batch to the `(B, T)` mask of real positions, of bool or whole numbers: True or 1 is a real
             position, as in transformers' attention_mask; torch's key_padding_mask is the opposite. None: all are real.
-        rows: for a packed tensor without a batch axis: from the batch to the sample of each row, `(N,)`. None: a row is
-            a sample, and has a ball of its own. A tensor `(N, D)` with neither mask nor rows is refused where there are
-            not N losses or, of a loss that is a scalar, N rows of logits; other packed tensors are not noticed.
+        rows: for a packed tensor, whose rows are no samples: from the batch to the sample of each row, `(N,)`, or of each
+            position, `(B, T)`, where a row holds several texts. None, or a function that gives None: a row is a sample,
+            and has a ball of its own. A tensor `(N, D)` with neither mask nor rows is refused where there are not N
+            losses or, of a loss that is a scalar, N rows of logits; other packed tensors are not noticed.
         firing: which call is perturbed, from 0, if the module runs several times in a forward; None: it runs once, and
             a module that runs more often is an error.
         examples: where the tensor has several rows of an example, each in a ball of its own (NLVR2's two images, the choices
@@ -44,7 +46,7 @@ class Site:
     module: str
     at: Literal["output", "input"] = "output"
     mask: Callable[[Batch], Tensor] | None = None
-    rows: Callable[[Batch], Tensor] | None = None
+    rows: Callable[[Batch], Tensor | None] | None = None
     firing: int | None = None
     examples: Callable[[Batch], Tensor] | None = None
 
@@ -59,7 +61,7 @@ class Site:
                     f"expected {name} as a function of the batch, or None, got {type(read).__name__}; "
                     f'as in {name}=lambda batch: batch["…"]'
                 )
-        if self.at not in ("output", "input"):
+        if not is_choice(self.at, ("output", "input")):
             raise ConfigurationError(f"expected a site at 'output' or 'input', got {self.at!r}")
         if self.firing is not None and (type(self.firing) is not int or self.firing < 0):
             raise ConfigurationError(f"expected a firing of 0 or more, or None, got {self.firing!r}")

@@ -35,7 +35,12 @@ def run(model: nn.Module, batch: Batch) -> Outputs:
         ) from error
 
 
-_MISCALLED = ("unexpected keyword argument", "required positional argument", "required keyword-only argument")
+_MISCALLED = (
+    "keywords must be strings",
+    "unexpected keyword argument",
+    "required positional argument",
+    "required keyword-only argument",
+)
 
 
 def field(outputs: Outputs, name: str) -> Any:

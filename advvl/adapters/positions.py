@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from advvl.adapters.injection import Batch, Site
 from advvl.errors import ConfigurationError, ShapeError, SiteError, more
@@ -15,7 +15,10 @@ from advvl.perturbers.places import Place
 def read_positions(
     modality: str, site: Site, batch: Batch, x: Tensor
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Read the mask `(B, T)`, bool, and `rows` and `examples` `(N,)` of the tensor `x` at a site; None for what it lacks.
+    """Read the mask `(B, T)`, bool, `rows` `(N,)` or `(B, T)`, and `examples` `(N,)` of the tensor `x` at a site.
+
+    Returns:
+        Each of the three, or None where the site has none; `rows` `(T,)` of a batch of one row are given as `(1, T)`.
 
     Raises:
         SiteError: a field that the batch lacks.
@@ -34,17 +37,38 @@ def read_positions(
             f"expected a mask of {modality!r} over the leading axes of {tuple(x.shape)}, got "
             f"{tuple(mask.shape)}; the site's mask must give one entry per position"
         )
-    for name, owner, of in (("rows", "sample", rows), ("examples", "example", examples)):
-        if of is not None and (of.shape != x.shape[:1] or of.dtype == torch.bool or of.is_floating_point()):
+    if rows is not None and rows.shape != x.shape[:1] and rows.ndim == 1 and len(x) == 1:
+        rows = rows.unsqueeze(0)  # of the positions of the only row
+    if rows is not None and (rows.ndim >= x.ndim or rows.shape not in (x.shape[:1], x.shape[:2])):
+        raise ShapeError(
+            f"expected rows of {modality!r} as the sample of each row or position of {tuple(x.shape)}, got "
+            f"{tuple(rows.shape)}; give those, or no rows{more('packed-rows')}"
+        )
+    if examples is not None and examples.shape != x.shape[:1]:
+        raise ShapeError(
+            f"expected examples of {modality!r} as the example of each of the {len(x)} rows of {tuple(x.shape)}, got "
+            f"{tuple(examples.shape)}; give those from the batch, or no examples"
+        )
+    for name, of in (("rows", rows), ("examples", examples)):
+        if of is not None and (of.dtype == torch.bool or of.is_floating_point() or of.is_complex()):
             raise ShapeError(
-                f"expected {name} of {modality!r} to be the {owner}, a whole number, of each of the {len(x)} rows of "
-                f"{tuple(x.shape)}, got {tuple(of.shape)} of {of.dtype}; give those from the batch, or no {name}"
+                f"expected {name} of {modality!r} as whole numbers, got {of.dtype}; give the number of each one's "
+                "sample or example, from 0"
             )
+        if of is not None and of.numel() and int(of.min()) < 0:
+            raise ShapeError(
+                f"expected {name} of {modality!r} as numbers of 0 or more, got {int(of.min())}; count from 0, and leave "
+                "padding to the mask"
+            )
+    rows, examples = (None if of is None else of.long() for of in (rows, examples))
     return None if mask is None else mask.bool(), rows, examples
 
 
 def check_rows(places: Mapping[str, Place], losses: Tensor | None, logits: Callable[[], Tensor | None]) -> None:
-    """Raise ShapeError for a packed tensor whose site lacks rows, and for losses of some samples alone.
+    """Raise ShapeError for a tensor whose first axis is not that of samples, and for losses of some samples alone.
+
+    The first is a packed tensor, vectors of which there are not as many as samples, or one whose second axis is that of
+    samples, where its site does not say so.
 
     Arguments:
         losses: one per sample; None where the loss is a scalar.
@@ -53,14 +77,50 @@ def check_rows(places: Mapping[str, Place], losses: Tensor | None, logits: Calla
     if losses is not None:
         _check_losses(places, len(losses), logits)
     for modality, place in places.items():
-        if place.x.ndim != 2 or any(of is not None for of in (place.mask, place.segments, place.examples)):
+        shape = place.x.shape
+        if place.x.ndim < 2 or place.owners is not None or (place.mask is not None and losses is None):
             continue
         of, what = (losses, "losses") if losses is not None else (logits(), "rows of logits")
-        if of is not None and of.ndim and len(of) != len(place.x):
+        if of is None or not of.ndim or len(of) == shape[0]:
+            continue
+        if place.x.ndim == 2 and place.mask is None:
             raise ShapeError(
                 f"expected a row for each of {len(of)} {what} at the site of {modality!r}, got a tensor of "
-                f"{tuple(place.x.shape)}; for a packed one give Site(…, rows=…){more('packed-rows')}"
+                f"{tuple(shape)}; for a packed one give Site(…, rows=…){more('packed-rows')}"
             )
+        if place.x.ndim > 2 and len(of) == shape[1]:
+            raise ShapeError(_time_first(modality, shape, f"{len(of)} {what}"))
+
+
+_TIME_FIRST = (
+    nn.MultiheadAttention,
+    nn.RNNBase,
+    nn.Transformer,
+    nn.TransformerDecoder,
+    nn.TransformerDecoderLayer,
+    nn.TransformerEncoder,
+    nn.TransformerEncoderLayer,
+)  # as torch makes them, by default
+
+
+def check_axes(modality: str, x: Tensor, modules: Iterable[nn.Module]) -> None:
+    """Raise ShapeError if a layer of torch that a tensor goes through takes samples on the second axis.
+
+    Arguments:
+        x: the tensor at a site.
+        modules: that of the site, and those that hold it.
+    """
+    for module in modules:
+        parts = module.modules() if x.ndim == 3 and isinstance(module, _TIME_FIRST) else ()
+        if any(getattr(part, "batch_first", None) is False for part in parts):
+            raise ShapeError(_time_first(modality, x.shape, type(module).__name__))
+
+
+def _time_first(modality: str, shape: torch.Size, of: str) -> str:
+    return (
+        f"expected samples on the first axis of {modality!r}, got them on the second of {tuple(shape)}, by {of}; "
+        f"set batch_first=True, or perturb where samples come first{more('time-first')}"
+    )
 
 
 def _check_losses(places: Mapping[str, Place], count: int, logits: Callable[[], Tensor | None]) -> None:
@@ -76,16 +136,17 @@ def _check_losses(places: Mapping[str, Place], count: int, logits: Callable[[], 
         )
 
 
-def check_inside(modality: str, place: Place, box: tuple[float, float]) -> None:
+def check_inside(modality: str, place: Place, box: tuple[float | Tensor, float | Tensor]) -> None:
     """Raise ConfigurationError if real entries are outside a box by more than rounding; reads from the device."""
-    low, high = box
+    low, high = (torch.as_tensor(bound, dtype=torch.float64, device=place.x.device) for bound in box)
     rounding = 4 * torch.finfo(place.x.dtype).eps
-    real = place.x if place.mask is None else place.x[place.mask]
-    outside = ((real < low - rounding * abs(low)) | (real > high + rounding * abs(high))).sum().item()
+    beyond = (place.x < low - rounding * low.abs()) | (place.x > high + rounding * high.abs())
+    outside, entries = place.masked(beyond).sum().item(), place.masked(torch.ones_like(beyond)).sum().item()
     if outside:
+        got = f"{outside / entries:.2%} of its entries outside"
         raise ConfigurationError(
-            f"expected the tensor of {modality!r} inside its box {box}, got {outside / real.numel():.2%} of its entries "
-            "outside; normalise inside the model, or give its own box"
+            f"expected the tensor of {modality!r} inside its box [{low.amin():.4g}, {high.amax():.4g}], got {got}; for "
+            "pixels give pixels=Normalised(mean, std)"
         )
 
 
@@ -110,7 +171,7 @@ def matters(modality: str, place: Place, gradient: Tensor) -> bool:
 
 
 def _read(
-    what: str, modality: str, read: Callable[[Batch], Tensor] | None, batch: Batch, device: torch.device
+    what: str, modality: str, read: Callable[[Batch], Tensor | None] | None, batch: Batch, device: torch.device
 ) -> Tensor | None:
     if read is None:
         return None
@@ -122,6 +183,8 @@ def _read(
             f"expected {what} of the site of {modality!r} to find its field in the batch{got}, got no {error}; "
             f"correct the site's {what}, or give the batch that field"
         ) from error
+    if value is None and what == "rows":
+        return None  # in this batch a row is a sample
     if not isinstance(value, Tensor):
         raise ShapeError(
             f"expected {what} of the site of {modality!r} to be a tensor, got {type(value).__name__}; "

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from advvl.adapters.base import Adapter, Outputs, check_model
 from advvl.adapters.injection import Batch, Site
+from advvl.checks import check_functions
 from advvl.errors import SiteError, more
 from advvl.runtime.names import unwrapped
 
@@ -54,6 +55,7 @@ def adapt(
         ConfigurationError: something else than a model.
     """
     check_model(model)
+    check_functions(call=call, logits=logits, positions=positions, loss=loss)
     options = {"call": call, "logits": logits, "positions": positions, "loss": loss}
     if sites is not None:
         return Adapter(model, sites, pure=pure, **options)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from advvl.errors import DataError
+from advvl.files import write_text
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD, UNK, CLS, SEP, MASK = range(len(SPECIALS))
@@ -33,7 +34,7 @@ def load_bert_tokenizer(path: str | Path) -> Tokenizer:
     """Read the tokeniser of an uncased BERT: its `vocab.txt`, or the `tokenizer.json` made of it.
 
     Raises:
-        DataError: it cannot be read, or lacks one of the special tokens.
+        DataError: it cannot be read, lacks one of the special tokens, or has a line twice, so that an id has no token.
     """
     try:
         tokenizer = None if Path(path).suffix == ".txt" else Tokenizer.from_file(str(path))
@@ -45,6 +46,7 @@ def load_bert_tokenizer(path: str | Path) -> Tokenizer:
     missing = [token for token in SPECIALS if token not in vocabulary]
     if missing:
         raise DataError(f"expected BERT's special tokens in {path}, got none of {', '.join(missing)}; is it BERT's?")
+    _check_ids(vocabulary, path)
     return tokenizer or _tokenizer(vocabulary)
 
 
@@ -63,15 +65,15 @@ def _tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
-    """Write the tokeniser as a `tokenizer.json`, which transformers reads too."""
-    tokenizer.save(str(path))
+    """Write the tokeniser as a `tokenizer.json`, which transformers reads too, whole or not at all."""
+    write_text(path, tokenizer.to_str(pretty=True))
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Read a `tokenizer.json`.
 
     Raises:
-        DataError: it is not one, or its special tokens have other ids.
+        DataError: it is not one, its special tokens have other ids, or some id has no token.
     """
     try:
         tokenizer = Tokenizer.from_file(str(path))
@@ -80,7 +82,18 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     ids = tuple(tokenizer.token_to_id(token) for token in SPECIALS)
     if ids != tuple(range(len(SPECIALS))):
         raise DataError(f"expected {SPECIALS} to have the ids 0..{len(SPECIALS) - 1} in {path}, got {ids}")
+    _check_ids(tokenizer.get_vocab(), path)
     return tokenizer
+
+
+def _check_ids(vocabulary: dict[str, int], path: str | Path) -> None:
+    """Raise DataError unless the ids are 0..n-1: a model has a row for each of n tokens, and none for an id beyond."""
+    free = next((number for number, token in enumerate(sorted(vocabulary.values())) if number != token), None)
+    if free is not None:
+        raise DataError(
+            f"expected {len(vocabulary)} tokens with the ids 0..{len(vocabulary) - 1} in {path}, got none with id {free}; "
+            f"is line {free + 1} there twice?"
+        )
 
 
 def token_ids(tokenizer: Tokenizer, texts: Iterable[str]) -> list[list[int]]:

@@ -26,9 +26,13 @@ class EvaluationOptions:
 
     Arguments:
         radii, text_radii: L2 radii, per example, around the image features and the word embeddings.
+        steps: ascent steps of an attack.
         step_fraction: the ascent's step size as a fraction of the radius.
+        restarts: attacks from as many random starts.
+        objectives: what the attacks climb, each in attacks of its own.
         examples: how many questions are attacked; None: all of them.
         split: the questions to evaluate on; hyper-parameters are chosen on the validation ones.
+        batch_size: examples attacked at a time; it changes no result but for rounding.
     """
 
     radii: tuple[float, ...] = (0.25, 0.5, 1.0)
@@ -49,6 +53,12 @@ class EvaluationOptions:
         choice(self, "split", Split)
         if self.examples is not None:
             at_least(1, self, "examples")
+
+
+def constant_score(source: BatchSource, options: EvaluationOptions) -> float:
+    """The chance level of the attacked examples: the mean score of the one answer that is right most often."""
+    attacked = len(source) if options.examples is None else min(options.examples, len(source))
+    return float(torch.as_tensor(source.batch(range(attacked), torch.Generator())["targets"]).double().mean(0).max())
 
 
 def attacked_scores(

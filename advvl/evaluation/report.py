@@ -9,21 +9,22 @@ from typing import Any, Final
 
 from advvl.errors import DataError, missing_extra
 from advvl.evaluation.statistics import Interval
-from advvl.evaluation.summary import Report, RunResult
+from advvl.evaluation.summary import Condition, Report, RunResult
 
 _MARKERS: Final = ("o", "s", "^", "D", "v", "P")
+_COLUMNS: Final = 100  # of a terminal
 _LINES: Final = ("-", "--", "-.", ":")
 
 
 def markdown(report: Report, *, caption: str = "") -> str:
-    """Return the report as aligned Markdown tables, readable as plain text; accuracies in per cent.
+    """Return the report as aligned Markdown tables of at most 100 columns, and its headline; accuracies in per cent.
 
     Arguments:
         caption: how the numbers came about, above the tables.
     """
-    shown = [condition for condition in report.conditions if condition.radius > 0 or not condition.modality]
+    shown = _shown(report)
     percent = f"{100 * report.confidence:g} %"
-    heads = [f"{c.modality} PGD, radius {c.radius:g}" if c.modality else "clean" for c in shown]
+    heads = [_head(condition, report) for condition in shown]
     accuracies = [
         [row.method, *(_cell(row.accuracy[c], 100) for c in shown), _cell(row.seconds_per_update, 1e3)]
         for row in report.rows
@@ -31,27 +32,49 @@ def markdown(report: Report, *, caption: str = "") -> str:
     parts = [
         *([caption] if caption else []),
         f"Accuracy in per cent [{percent} interval]; {_over(report)}.",
-        _table(["method", *heads, "ms per update"], accuracies),
+        *_tables(["method", *heads, "ms per update"], accuracies),
     ]
     others = [row for row in report.rows if row.method != report.baseline]
     if others:
         paired = "example, Agresti-Min interval" if report.over == "examples" else "seed, t-interval"
         parts += [
-            f"Difference to {report.baseline} in points [{percent} interval], paired by {paired}; * where the interval "
-            f"excludes 0, which is not corrected for the number of cells ({len(others) * len(shown)}): by chance alone "
-            f"one cell in {1 / (1 - report.confidence):.0f} would have it.",
-            _table(
+            f"Difference to {report.baseline} in points [{percent} interval], paired by {paired}; * where it excludes 0.\n"
+            f"Not corrected for the number of cells ({len(others) * len(shown)}): by chance alone one cell in "
+            f"{1 / (1 - report.confidence):.0f} would have a star.",
+            *_tables(
                 ["method", *heads],
                 [[row.method, *(_cell(row.difference[c], 100, signed=True) for c in shown)] for row in others],
             ),
+            headline(report),
         ]
     if any(row.difference[c].low == row.difference[c].high for row in others for c in shown):
         parts.append("An interval without width says that every seed came to the same difference, not that it is sure.")
     parts.append(
-        "Robust accuracy counts an example by the worst score that any attack reached; a stronger attack can only "
-        "lower it."
+        "Robust accuracy counts an example by the worst score that any attack reached;\na stronger attack can only lower it."
     )
     return "\n\n".join(parts) + "\n"
+
+
+def headline(report: Report) -> str:
+    """Return the comparison of the first VILLA, or else the first other method, with the baseline, in one sentence."""
+    others = [row for row in report.rows if row.method != report.baseline]
+    row = next((row for row in others if row.method.startswith("VILLA")), others[0])
+    base = next(row for row in report.rows if row.method == report.baseline)
+
+    def compared(condition: Condition) -> str:
+        difference = row.difference[condition]
+        sure = "" if math.isnan(difference.low) or difference.excludes_zero() else ", which may be none"
+        scores = (100 * one.accuracy[condition].estimate for one in (row, base))
+        return (
+            "{:.1f} % against {:.1f} %, ".format(*scores)
+            + f"{_cell(difference, 100, signed=True).rstrip('*')} points{sure}"
+        )
+
+    attacked = [condition for condition in report.conditions if condition.radius > 0]
+    said = f"{row.method} against {report.baseline}: {compared(Condition())}"
+    if attacked:
+        said += f";\nunder attack ({attacked[0].modality}, radius {attacked[0].radius:g}): {compared(attacked[0])}"
+    return f"{said}."
 
 
 def to_json(report: Report, results: Sequence[RunResult]) -> dict[str, Any]:
@@ -91,21 +114,25 @@ def to_json(report: Report, results: Sequence[RunResult]) -> dict[str, Any]:
     }
 
 
-def curve_png(report: Report, *, title: str = "") -> bytes:
+def curve_png(report: Report, *, title: str = "", chance: float | None = None) -> bytes:
     """A PNG of `curve_figure`.
 
     Raises:
         DataError, MissingExtraError: as `curve_figure`.
     """
     buffer = io.BytesIO()
-    curve_figure(report, title=title).savefig(buffer, format="png", dpi=150)
+    curve_figure(report, title=title, chance=chance).savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
 
 
-def curve_figure(report: Report, *, title: str = "") -> Any:
+def curve_figure(report: Report, *, title: str = "", chance: float | None = None) -> Any:
     """A matplotlib figure of accuracy against radius, one panel per modality, one line with error bars per method.
 
-    Each radius has a column of its own, in which the methods stand side by side: equal accuracies hide none of them.
+    The radius is to scale; at radius 0 stands the clean accuracy of the examples that were attacked. Methods stand a little
+    beside each other, so that equal accuracies hide none of them.
+
+    Arguments:
+        chance: accuracy of the best constant answer, drawn as a line.
 
     Raises:
         DataError: nothing was attacked.
@@ -122,13 +149,12 @@ def curve_figure(report: Report, *, title: str = "") -> Any:
     panels = figure.subplots(1, len(modalities), squeeze=False, sharey=True)[0]
     for panel, modality in zip(panels, modalities, strict=True):
         conditions = sorted(condition for condition in report.conditions if condition.modality == modality)
-        for column in range(0, len(conditions), 2):
-            panel.axvspan(column - 0.5, column + 0.5, color="black", alpha=0.05, linewidth=0)
+        largest = conditions[-1].radius
         for index, row in enumerate(report.rows):
             intervals = [row.accuracy[condition] for condition in conditions]
-            shift = 0.6 * ((index + 0.5) / len(report.rows) - 0.5)
+            shift = 0.04 * largest * ((index + 0.5) / len(report.rows) - 0.5)
             panel.errorbar(
-                [column + shift for column in range(len(conditions))],
+                [condition.radius + shift for condition in conditions],
                 [100 * interval.estimate for interval in intervals],
                 yerr=[
                     [100 * (interval.estimate - interval.low) for interval in intervals],
@@ -142,19 +168,37 @@ def curve_figure(report: Report, *, title: str = "") -> Any:
                 capsize=2,
                 label=row.method,
             )
+        if chance is not None:
+            panel.axhline(
+                100 * chance, color="black", linewidth=0.8, linestyle=":", label="chance: one constant answer"
+            )
         count = report.examples[conditions[-1]]
         panel.set_xlabel(f"L2 radius of the {modality} perturbation ({count} test examples)")
-        panel.set_xticks(range(len(conditions)), [f"{condition.radius:g}" for condition in conditions])
-        panel.set_xlim(-0.5, len(conditions) - 0.5)
+        panel.set_xticks([condition.radius for condition in conditions])
+        panel.set_xlim(-0.05 * largest, 1.05 * largest)
         panel.grid(axis="y", alpha=0.3)
     panels[0].set_ylabel("worst-case accuracy, per cent")
     top = panels[0].get_ylim()[1]
     panels[0].set_ylim(-0.03 * top, top)  # room for whole markers at 0
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     point, interval = _over(report).split(", ")
-    what = f"Points: {point}; bars: {100 * report.confidence:g} % {interval}; methods side by side at each radius"
+    what = f"Points: {point}; bars: {100 * report.confidence:g} % {interval}"
     figure.suptitle(f"{title}\n{what}" if title else what, fontsize="medium")
     return figure
+
+
+def _shown(report: Report) -> list[Condition]:
+    """The conditions of the table: clean, clean on the attacked examples where these are fewer, and every radius."""
+    whole = report.examples[Condition()]
+    fewer = next((c for c in report.conditions if c.modality and not c.radius and report.examples[c] < whole), None)
+    attacked = [condition for condition in report.conditions if condition.radius > 0]
+    return [Condition(), *([] if fewer is None else [fewer]), *attacked]
+
+
+def _head(condition: Condition, report: Report) -> str:
+    if condition.radius:
+        return f"{condition.modality} {condition.radius:g}"
+    return f"clean, {report.examples[condition]}" if condition.modality else "clean"
 
 
 def _cell(interval: Interval | None, unit: float, *, signed: bool = False) -> str:
@@ -173,6 +217,19 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |" for line in lines
     )
+
+
+def _tables(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """As few tables as keep within 100 columns, each with the methods in front."""
+    columns = list(zip(head, *rows, strict=True))
+    widths = [max(map(len, column)) + 3 for column in columns]
+    groups: list[list[int]] = []
+    for index in range(1, len(columns)):
+        if not groups or widths[0] + 1 + sum(widths[i] for i in groups[-1]) + widths[index] > _COLUMNS:
+            groups.append([])
+        groups[-1].append(index)
+    picked = [[0, *group] for group in groups] or [[0]]
+    return [_table([head[i] for i in some], [[row[i] for i in some] for row in rows]) for some in picked]
 
 
 def _over(report: Report) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from advvl.adapters.base import Adapter, Outputs
 from advvl.attacks import Attack
+from advvl.checks import at_least, check_each, check_functions, is_choice, is_number, is_whole, positive, shown
 from advvl.errors import ConfigurationError, DataError, NonFiniteError, more
 from advvl.evaluation.objectives import OBJECTIVES, Objective, as_scores, score
 from advvl.maximizers.pgd import PGD
@@ -58,12 +59,16 @@ class WorstCase:
     objectives: tuple[str, ...] = ("cross-entropy", "margin")
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.restarts < 1:
-            raise ConfigurationError(f"expected steps and restarts of 1 or more, got {self.steps!r}, {self.restarts!r}")
-        if not 0 < self.step_fraction < math.inf:
-            raise ConfigurationError(f"expected a finite step_fraction above 0, got {self.step_fraction!r}")
-        if not self.objectives or not set(self.objectives) <= set(OBJECTIVES):
-            raise ConfigurationError(f"expected objectives among {sorted(OBJECTIVES)}, got {self.objectives!r}")
+        at_least(1, self, "steps", "restarts")
+        positive(self, "step_fraction")
+        known = ", ".join(sorted(OBJECTIVES))
+        check_each(self, ("objectives",), _are_objectives, f"a tuple of one or more of {known}")
+
+
+def _are_objectives(value: Any) -> bool:
+    return (
+        isinstance(value, list | tuple) and len(value) > 0 and all(is_choice(name, tuple(OBJECTIVES)) for name in value)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,8 +131,16 @@ def robustness_curve(
         NonFiniteError: logits that are not a number; examples that no attack could move, since no gradient was finite.
         SiteError: the adapter has no such modality.
     """
-    if not radii or list(radii) != sorted(set(radii)) or not all(0 < radius < math.inf for radius in radii):
-        raise ConfigurationError(f"expected finite radii above 0, each larger than the one before, got {radii!r}")
+    _check_scoring(target, targets)
+    check_functions(rows=rows)
+    if not is_whole(seed) or seed < 0:
+        raise ConfigurationError(f"expected seed to be a whole number of 0 or more, got {shown(seed)}")
+    if not _radii_ascend(radii):
+        raise ConfigurationError(f"expected finite radii above 0, each larger than the one before, got {shown(radii)}")
+    if attacks is not None and not isinstance(attacks, WorstCase):
+        raise ConfigurationError(f"expected attacks as a WorstCase(…), or None, got {shown(attacks)}")
+    if not isinstance(modality, str):
+        raise ConfigurationError(f"expected a modality's name, got {shown(modality)}")
     target.check_modalities((modality,))
 
     def scores(number: int, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -158,6 +171,8 @@ def clean_scores(
         NonFiniteError: logits that are not a number.
     """
 
+    _check_scoring(target, targets)
+
     def scores(number: int, batch: Batch) -> Tensor:
         del number
         return _clean_scores(target, batch, targets or _own_targets).cpu()
@@ -172,12 +187,34 @@ def _each(
     target: Adapter, batches: Iterable[Batch], scores: Callable[[int, Batch], T], over_processes: bool
 ) -> list[T]:
     """The scores of every batch in order: each process's own, or what all found of their shares."""
+    if not isinstance(batches, Iterable) or isinstance(batches, Tensor | Mapping):
+        raise DataError(f"expected an iterable of batches, got {type(batches).__name__}; of one batch pass [batch]")
+    batches = map(_checked, batches)
     if not over_processes:
         return [scores(number, batch) for number, batch in enumerate(batches)]
     check_alone(target.model)
     count, index = process_count(), process_index()
     mine = {number: scores(number, batch) for number, batch in enumerate(batches) if number % count == index}
     return list(collected(mine).values())
+
+
+def _check_scoring(target: object, targets: object) -> None:
+    if not isinstance(target, Adapter):
+        raise ConfigurationError(f"expected what adapt(model) gives as target, got {type(target).__name__}")
+    check_functions(targets=targets)
+
+
+def _radii_ascend(radii: object) -> bool:
+    """True for a list or tuple of finite numbers above 0, each larger than the one before."""
+    if not isinstance(radii, list | tuple) or not radii or not all(map(is_number, radii)):
+        return False
+    return list(radii) == sorted(set(radii)) and all(0 < radius < math.inf for radius in radii)
+
+
+def _checked(batch: object) -> Batch:
+    if not isinstance(batch, Mapping):
+        raise DataError(f"expected batches as mappings from field to value, got {type(batch).__name__}")
+    return batch
 
 
 class _ScoringLoss:
@@ -240,8 +277,8 @@ def _worst_scores(
         if (unmoved & nonfinite).any():
             numbers = (unmoved & nonfinite).nonzero().flatten().tolist()
             raise NonFiniteError(
-                f"expected finite gradients to attack by, got none in {len(numbers)} rows of a batch, {numbers[:10]}; "
-                f"mask what is NaN before its square root or quotient{more('not-finite')}"
+                f"expected finite gradients to attack by, got none in {len(numbers)} rows of a batch, {numbers[:10]}"
+                f"{more('not-finite')}"
             )
         found.append(worst.clone())
         still.append(unmoved)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -160,7 +160,8 @@ def _named(examples: Mapping[Condition, int]) -> str:
 
 def _accuracy(scores: Sequence[Tensor], confidence: float) -> Interval:
     if len(scores) > 1:
-        return mean_interval([seed.mean().item() for seed in scores], confidence=confidence)
+        mean = mean_interval([seed.mean().item() for seed in scores], confidence=confidence)
+        return replace(mean, low=max(mean.low, 0.0), high=min(mean.high, 1.0))  # an accuracy is nowhere else
     return proportion_interval(min(scores[0].sum().item(), len(scores[0])), len(scores[0]), confidence=confidence)
 
 

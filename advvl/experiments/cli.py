@@ -1,15 +1,17 @@
-"""The command `advvl`: `advvl villa-uniter …` or `advvl villa-lxmert …` trains, attacks and reports.
+"""The command `advvl`: `villa-uniter` and `villa-lxmert` train, attack and report; `sites` lists what could be perturbed.
 
 The experiments are imported when they run, so that help need not wait for them.
 """
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
+from advvl import __version__
 from advvl.errors import AdvVLError
 
 _COMMANDS = {
@@ -22,36 +24,55 @@ _COMMANDS = {
         "advvl.experiments.lxmert:LXMERT",
     ),
 }
+_SITES = "sites"
+_SITES_TEXT = "list the tensors of a model of transformers that could be perturbed"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name; return the exit status, 2 for what a person can put right."""
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
-        print("usage: advvl COMMAND [--help] [option ...]\n")
-        print("\n".join(f"  {known:14} {text}" for known, (text, _) in _COMMANDS.items()))
+        print("usage: advvl COMMAND [option ...]\n")
+        texts = {known: text for known, (text, _) in _COMMANDS.items()} | {_SITES: _SITES_TEXT}
+        print("\n".join(f"  {known:14} {text}" for known, text in texts.items()))
+        print("\n  COMMAND --help lists the options of a command; --version says which advvl this is.")
         return 0
+    if name == "--version":
+        print(f"advvl {__version__}")
+        return 0
+    if name == _SITES:
+        from advvl.experiments.site_table import site_table
+
+        return exit_status(lambda: site_table(rest))
     if name not in _COMMANDS:
-        print(f"error: expected a command of {', '.join(_COMMANDS)}, got {name!r}; see advvl --help", file=sys.stderr)
+        known_names = [*_COMMANDS, _SITES]
+        nearest = difflib.get_close_matches(name, known_names, n=1, cutoff=0.0)[0]
+        print(
+            f"error: expected a command of {', '.join(known_names)}, got {name[:80]!r}; the nearest is {nearest}",
+            file=sys.stderr,
+        )
         return 2
     description, place = _COMMANDS[name]
     module, attribute = place.split(":")
-    return command(getattr(import_module(module), attribute), description, rest)
+    return command(getattr(import_module(module), attribute), description, rest, prog=f"advvl {name}")
 
 
-def command(experiment: Any, description: str | None, arguments: Sequence[str] | None = None) -> int:
+def command(
+    experiment: Any, description: str | None, arguments: Sequence[str] | None = None, *, prog: str | None = None
+) -> int:
     """Run an experiment by its command line; return the exit status.
 
     Arguments:
         experiment: an `advvl.experiments.experiment.Experiment`.
         description: of the command, for `--help`.
         arguments: None: the process's own.
+        prog: the command's name, for `--help`; None: the script's.
     """
     from advvl.experiments.flags import parse
     from advvl.experiments.runner import run
 
-    options, presets = experiment.options, experiment.presets
-    return exit_status(lambda: run(experiment, parse(options, arguments, presets=presets, description=description)))
+    said = {"presets": experiment.presets, "description": description, "prog": prog}
+    return exit_status(lambda: run(experiment, parse(experiment.options, arguments, **said)))
 
 
 def exit_status(work: Callable[[], object]) -> int:

@@ -12,24 +12,25 @@ Names and types are judged here, values by the dataclasses' own `__post_init__`.
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
 import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
-from pathlib import Path
 from typing import Any, Final, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
 from advvl import files
+from advvl.checks import shown
 from advvl.errors import ConfigurationError
+from advvl.experiments import plain_yaml
 
 T = TypeVar("T")
 
-# YAML 1.1, which PyYAML reads, takes 2e-3 for a text; YAML 1.2 and everyone who writes it take it for a number.
-_EXPONENT: Final = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+_LONGEST: Final = 1 << 20  # bytes of a configuration
 _NAMES: Final = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
@@ -56,10 +57,15 @@ def read_yaml(path: str | os.PathLike[str]) -> Layer:
     """Return the layer that a YAML file holds; an empty file holds nothing.
 
     Raises:
-        ConfigurationError: a file that cannot be read, is not YAML, or is not a mapping.
+        ConfigurationError: a file that cannot be read, is too long, is not YAML, or is not a mapping; a key that stands
+            twice, or an alias.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        with open(path, "rb") as stream:
+            text = stream.read(_LONGEST + 1)
+        if len(text) > _LONGEST:
+            raise ConfigurationError(f"expected at most {_LONGEST} bytes in {str(path)!r}, got more; check --config")
+        values = plain_yaml.load(text.decode("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"expected a readable file {str(path)!r}, got {error}; check --config") from error
     except yaml.YAMLError as error:
@@ -73,7 +79,10 @@ def read_yaml(path: str | os.PathLike[str]) -> Layer:
 
 @dataclass(frozen=True)
 class Leaf:
-    """A field that is not itself a dataclass: its dotted name, annotation, default (or `MISSING`) and metadata."""
+    """A field that is not itself a dataclass: its dotted name, annotation, default (or `MISSING`) and metadata.
+
+    Metadata without `help` get it from the field's entry under "Arguments:" in the docstring of its dataclass.
+    """
 
     name: str
     annotation: Any
@@ -83,13 +92,14 @@ class Leaf:
 
 def leaves(cls: type, path: str = "", default: Any = MISSING) -> Iterator[Leaf]:
     """Return the leaves of `cls` in order; their defaults are those of `default`, an instance, if there is one."""
-    hints = get_type_hints(cls)
+    hints, described = get_type_hints(cls), _descriptions(cls)
     for item in fields(cls):
         value = _default(item) if default is MISSING else getattr(default, item.name)
         if is_dataclass(hints[item.name]):
             yield from leaves(typing.cast(type, hints[item.name]), f"{path}{item.name}.", value)
         else:
-            yield Leaf(f"{path}{item.name}", hints[item.name], value, item.metadata)
+            help = {"help": described[item.name]} if item.name in described else {}
+            yield Leaf(f"{path}{item.name}", hints[item.name], value, {**help, **item.metadata})
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -109,7 +119,7 @@ def fingerprint(config: Any) -> str:
 
 def to_yaml(config: Any) -> str:
     """Return the whole configuration as YAML, which `read_yaml` and `build` turn back into it."""
-    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+    return plain_yaml.dump(plain(config))
 
 
 def without_none(annotation: Any) -> Any:
@@ -153,8 +163,6 @@ def _typed(annotation: Any, value: Any, path: str, source: str) -> Any:
         return tuple(
             _typed(kind, item, f"{path}[{i}]", source) for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
         )
-    if annotation is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
-        return float(value)
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not annotation:
@@ -207,7 +215,7 @@ def _default(item: Field[Any]) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return f"{value!r} ({type(value).__name__})"
+    return f"{shown(value)} ({type(value).__name__})"
 
 
 def _wrong(path: str, wanted: str, value: Any, source: str) -> NoReturn:
@@ -216,6 +224,16 @@ def _wrong(path: str, wanted: str, value: Any, source: str) -> NoReturn:
 
 def unknown(key: Any, what: str, known: Mapping[str, Any], source: str) -> NoReturn:
     """Raise the `ConfigurationError` for a name that is none of `known`; it names the nearest that is."""
-    nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
+    nearest = difflib.get_close_matches(str(key)[:80], known, n=1, cutoff=0.0)
     advice = f"; the nearest known one is {nearest[0]!r}" if nearest else ""
-    raise ConfigurationError(f"expected {what}, got {key!r} in {source}{advice}")
+    raise ConfigurationError(f"expected {what}, got {shown(key)} in {source}{advice}")
+
+
+def _descriptions(cls: type) -> dict[str, str]:
+    """Return what a docstring says of each field under "Arguments:", as one line."""
+    _, _, section = (inspect.getdoc(cls) or "").partition("\nArguments:\n")
+    found: dict[str, str] = {}
+    for entry in re.split(r"\n(?= {4}\w)", "\n" + section.partition("\n\n")[0]):
+        names, _, text = entry.partition(": ")
+        found |= dict.fromkeys((name.strip() for name in names.split(",")), " ".join(text.split()))
+    return found

@@ -3,19 +3,21 @@
     options = parse(UniterOptions, ["--config", "villa.yaml", "--finetune.epochs", "3"], presets=PRESETS)
 
 Flags win over the file, the file over the preset, the preset over the defaults. Metadata of a field that is read here:
-`help`, `flags` (further names of its flag), `parse` (from the flag's text to the value), `metavar`. A tuple that has a
-`parse` and the metavar N is given by its length, a whole number of 1 or more.
+`help`, `flags` (further names of its flag), `parse` (from the flag's text to the value), `metavar`, `wanted` (what `parse`
+takes, in words). A tuple that has a `parse` and the metavar N is given by its length.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
+from advvl.checks import shown
 from advvl.experiments.config import Layer, Leaf, build, leaves, read_yaml, unknown, without_none
 
 T = TypeVar("T")
@@ -62,7 +64,7 @@ def from_flags(
             ((layer.source, layer.values["preset"]) for layer in reversed(layers) if "preset" in layer.values),
             ("the defaults", default),
         )
-        if chosen not in presets:
+        if not isinstance(chosen, str) or chosen not in presets:
             unknown(chosen, "a preset", presets, source)
         layers.insert(0, Layer(f"preset {chosen}", presets[chosen]))
     return build(cls, *layers)
@@ -74,9 +76,12 @@ def parse(
     *,
     presets: Mapping[str, Mapping[str, Any]] | None = None,
     description: str | None = None,
+    prog: str | None = None,
 ) -> T:
-    """Return the configuration that a command line asks for; malformed flags end the process, as argparse does."""
+    """Return the configuration that a command line asks for; malformed flags end the process with one line and status 2."""
     parser = _Parser(
+        prog=prog,
+        usage="%(prog)s [option ...]",
         description=description,
         epilog=_EPILOG,
         allow_abbrev=False,
@@ -94,6 +99,11 @@ configuration that comes of it is written to configuration.yaml in the output di
 
 
 class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """End the process without the usage, whose dozens of lines would hide the message."""
+        print(f"error: {message}; --help lists all flags", file=sys.stderr)
+        raise SystemExit(2)
+
     def refuse(self, rest: Sequence[str]) -> NoReturn:
         """End the process with what was not understood and, for a flag, the nearest that there is."""
         message = f"unrecognized arguments: {' '.join(rest)}"
@@ -131,7 +141,7 @@ def _reader(annotation: Any) -> Callable[[str], Any]:
         else:
             with suppress(ValueError):
                 return annotation(text)
-        raise argparse.ArgumentTypeError(f"expected {_kind(annotation)}, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected {_kind(annotation)}, got {shown(text)}")
 
     return read
 
@@ -149,13 +159,13 @@ def _kind(annotation: Any) -> str:
 
 def _explained(leaf: Leaf) -> Callable[[str], Any]:
     """Return the field's own `parse`, whose ValueError becomes an error message that says what was expected."""
-    wanted = "a whole number of 1 or more" if _by_length(leaf) else leaf.metadata.get("metavar", _kind(leaf.annotation))
+    wanted = leaf.metadata.get("wanted", leaf.metadata.get("metavar", _kind(leaf.annotation)))
 
     def read(text: str) -> Any:
         try:
             return leaf.metadata["parse"](text)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from error
+            raise argparse.ArgumentTypeError(f"expected {wanted}, got {shown(text)}") from error
 
     return read
 

@@ -21,6 +21,7 @@ from advvl.data.lxmert.questions import read_questions
 from advvl.data.lxmert.regions import NUM_BOXES, open_regions
 from advvl.data.lxmert.sources import Pictures, Sentences, VisualQuestionSource
 from advvl.data.wordpiece import load_bert_tokenizer
+from advvl.errors import DataError
 from advvl.experiments.experiment import Experiment, Row, Setup, Task, seeded
 from advvl.experiments.lxmert_options import PRESETS, LxmertAdversary, LxmertOptions
 from advvl.experiments.outputs import OutputDirectory
@@ -64,7 +65,14 @@ class Files:
 
 
 def prepare(options: LxmertOptions, directory: OutputDirectory) -> None:
-    """Write the digits in LXMERT's formats, unless other files are given or these are there; the tokenizer comes last."""
+    """Write the digits in LXMERT's formats, unless other files are given or these are there; the tokenizer comes last.
+
+    Raises:
+        DataError: a given file is not there.
+    """
+    for path in (*options.regions, *options.questions, *options.test_questions, options.answers, options.tokenizer):
+        if path is not None and not Path(path).exists():
+            raise DataError(f"expected a file at {path!r}, got none; check the paths of the data")
     if not options.given_files and not (directory / "data" / TOKENIZER).exists():
         write_digits(digits_corpus(DigitsConfig(**asdict(options.data))), directory / "data")
 

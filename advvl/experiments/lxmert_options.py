@@ -22,7 +22,12 @@ class LxmertSize:
     """The LXMERT that is trained; a checkpoint has to be of this size.
 
     Arguments:
-        l_layers, r_layers, x_layers: of words, of regions, and of both.
+        hidden_size: width of the hidden states.
+        l_layers, r_layers, x_layers: layers of words, of regions, and of both.
+        num_attention_heads: heads of a layer; they divide hidden_size.
+        intermediate_size: width inside the feed-forward blocks.
+        max_position_embeddings: tokens that a text may have.
+        dropout: probability of dropping a hidden state or an attention weight.
         initializer_range: standard deviation of new weights; see `advvl.experiments.uniter_options.UniterSize`.
     """
 

@@ -8,7 +8,7 @@ flag), `parse` (from the flag's text to the value, where that is not the field's
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from advvl.checks import at_least, check_each, flag, is_whole, text
 from advvl.errors import ConfigurationError
@@ -16,6 +16,8 @@ from advvl.evaluation.protocol import EvaluationOptions
 from advvl.fit.options import OptimizerOptions
 
 Dropout = Literal["fresh", "shared"]
+
+_MOST_SEEDS: Final = 10_000
 
 
 def own(help: str, **metadata: Any) -> dict[str, Any]:
@@ -27,10 +29,10 @@ def first_seeds(text: str) -> tuple[int, ...]:
     """Return the seeds 0..N-1 for the text N, as `--seeds` takes it.
 
     Raises:
-        ValueError: no whole number of 1 or more.
+        ValueError: no whole number from 1 to 10000.
     """
     count = int(text)
-    if count < 1:
+    if not 1 <= count <= _MOST_SEEDS:
         raise ValueError(text)
     return tuple(range(count))
 
@@ -45,7 +47,13 @@ class ExperimentOptions:
 
     preset: str = field(default="demo", metadata=own("values to start from, over the defaults below"))
     seeds: tuple[int, ...] = field(
-        default=(0,), metadata=own("number of seeds, 0 to N-1", parse=first_seeds, metavar="N")
+        default=(0,),
+        metadata=own(
+            "number of seeds, 0 to N-1",
+            parse=first_seeds,
+            metavar="N",
+            wanted=f"a whole number from 1 to {_MOST_SEEDS}",
+        ),
     )
     output: str = field(default="runs/experiment", metadata=own("directory of results"))
     resume: bool = field(default=False, metadata=own("take up a run where it was killed"))
@@ -67,7 +75,14 @@ class ExperimentOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """Numbers of pictures, questions and captions made of the scanned digits; see `advvl.data.digits.corpus`."""
+    """Numbers of pictures, questions and captions made of the scanned digits; see `advvl.data.digits.corpus`.
+
+    Arguments:
+        seed: of the scenes and texts.
+        train_images: scans for training; as many digits as the test shows come from other scans.
+        train_questions, validation_questions, test_questions: questions of each part.
+        captions: captions for pre-training.
+    """
 
     seed: int = 0
     train_images: int = 300

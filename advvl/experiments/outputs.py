@@ -13,9 +13,10 @@ from typing import Any, Final
 import yaml
 
 from advvl.errors import OutputDirectoryError
+from advvl.experiments import plain_yaml
 from advvl.experiments.config import identity
 from advvl.experiments.options import ExperimentOptions
-from advvl.files import differences, fingerprint, remove_temporaries, write_text
+from advvl.files import LOCK_FILE, differences, fingerprint, only_writer, remove_temporaries, write_text, writing_to
 
 OWNER_FILE: Final = "configuration.yaml"
 
@@ -39,19 +40,14 @@ class OutputDirectory:
 
         Raises:
             OutputDirectoryError: a directory of another configuration, whose keys that differ it names; one that holds
-                other files, or cannot be made.
+                other files, or cannot be made or written.
         """
-        directory = Path(path)
-        if directory.exists() and not directory.is_dir():
-            raise OutputDirectoryError(
-                f"expected a directory at {str(directory)!r}, got a file; choose another --output"
-            )
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputDirectoryError(
-                f"expected a directory {str(directory)!r} that can be made, got {error}; choose another --output"
-            ) from error
+        directory = _made(path)
+        with writing_to(directory):
+            return OutputDirectory._claim(directory, configuration, overwrite)
+
+    @staticmethod
+    def _claim(directory: Path, configuration: Mapping[str, Any], overwrite: bool) -> OutputDirectory:
         remove_temporaries(directory)
         mark = fingerprint(configuration)
         owner = directory / OWNER_FILE
@@ -66,18 +62,19 @@ class OutputDirectory:
                 )
             _remove_files(directory, spared=owner)
             owner.unlink()
-        elif any(directory.iterdir()):
+        elif _held(directory):
             raise OutputDirectoryError(
                 f"expected {str(directory)!r} to be an output directory, got files and no {OWNER_FILE}; "
                 "choose another --output"
             )
         document = {"fingerprint": mark, "configuration": json.loads(json.dumps(configuration, default=str))}
-        write_text(owner, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+        write_text(owner, plain_yaml.dump(document))
         return OutputDirectory(directory, mark)
 
     def clear(self) -> None:
         """Remove everything in it but the mark of whose it is."""
-        _remove_files(self.path, spared=self.path / OWNER_FILE)
+        with writing_to(self.path):
+            _remove_files(self.path, spared=self.path / OWNER_FILE)
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -91,7 +88,7 @@ def claim(options: ExperimentOptions) -> OutputDirectory:
             nor to be lost (`overwrite`).
     """
     directory = OutputDirectory.claim(options.output, identity(options), overwrite=options.overwrite)
-    if any(directory.path.glob("seed-*/*")):
+    if any(_files(seed) for seed in directory.path.glob("seed-*")):
         if options.overwrite:
             directory.clear()
         elif not options.resume:
@@ -110,14 +107,54 @@ def released_if_empty(options: ExperimentOptions) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not claimed_before and owner.exists() and list(owner.parent.iterdir()) == [owner]:
+        if not claimed_before and owner.exists() and _files(owner.parent) == [owner]:
+            _remove_files(owner.parent, spared=owner)
             owner.unlink()
         raise
 
 
+@contextmanager
+def claimed(options: ExperimentOptions) -> Iterator[OutputDirectory]:
+    """Claim the output directory of these options, and keep other processes from it while the block runs.
+
+    On an error a directory that got nothing to hold is given up again.
+
+    Raises:
+        OutputDirectoryError: as `claim`; or another process writes there.
+    """
+    with only_writer(_made(options.output)), released_if_empty(options):
+        yield claim(options)
+
+
+def _made(path: str | os.PathLike[str]) -> Path:
+    directory = Path(path)
+    with writing_to(directory):
+        if directory.exists() and not directory.is_dir():
+            raise OutputDirectoryError(
+                f"expected a directory at {str(directory)!r}, got a file; choose another --output"
+            )
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except NotADirectoryError as error:
+            raise OutputDirectoryError(
+                f"expected directories above {str(directory)!r}, got a file; choose another --output"
+            ) from error
+    return directory
+
+
+def _held(directory: Path) -> list[Path]:
+    """Return everything in a directory but the lock of who writes it now."""
+    return [path for path in directory.iterdir() if path.name != LOCK_FILE]
+
+
+def _files(directory: Path) -> list[Path]:
+    """Return every file in a directory or below, but for those that writers leave: locks and temporaries."""
+    return [path for path in directory.rglob("*") if path.is_file() and not path.name.startswith(".advvl-")]
+
+
 def _read_owner(owner: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(owner.read_text(encoding="utf-8"))
+        found = plain_yaml.load(owner.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise OutputDirectoryError(f"expected YAML in {str(owner)!r}, got {error}; choose another --output") from error
     if not isinstance(found, dict) or not isinstance(found.get("configuration"), dict):
@@ -131,7 +168,7 @@ def _read_owner(owner: Path) -> dict[str, Any]:
 def _remove_files(directory: Path, *, spared: Path) -> None:
     """Remove everything in `directory` but `spared`, which goes on saying whose the rest is while this runs."""
     for path in sorted(directory.rglob("*"), reverse=True):
-        if path == spared:
+        if path == spared or path == directory / LOCK_FILE:
             continue
         if path.is_dir() and not path.is_symlink():
             path.rmdir()

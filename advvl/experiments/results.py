@@ -31,7 +31,8 @@ def report(options: ExperimentOptions, rows: Sequence[Row], directory: OutputDir
     label = label_of(options.preset, options.seeds)
     results = [_result(name, seed, record) for (name, seed), record in records.items()]
     summary = summarise(results, baseline=rows[0].name)
-    table = f"{label}\n\n{markdown(summary, caption=_caption(options.evaluation, summary))}"
+    chance = max((record["chance"] for record in records.values() if "chance" in record), default=None)
+    table = f"{label}\n\n{markdown(summary, caption=_caption(options.evaluation, summary, chance))}"
     facts = [
         {"method": name, "seed": seed} | {key: record[key] for key in _TRAINING}
         for (name, seed), record in records.items()
@@ -40,12 +41,13 @@ def report(options: ExperimentOptions, rows: Sequence[Row], directory: OutputDir
         "label": label,
         "configuration": json.loads(json.dumps(identity(options)), parse_constant=str),  # an infinite radius
         "threads": options.threads,
+        "chance": chance,
         "seconds_of_last_call": seconds,
         **to_json(summary, results),
         "training": facts,
     }
     write_text(directory / "results.md", table)
-    write_bytes(directory / "accuracy_against_radius.png", curve_png(summary, title=label))
+    write_bytes(directory / "accuracy_against_radius.png", curve_png(summary, title=label, chance=chance))
     write_json(directory / "results.json", document)
     return table
 
@@ -54,12 +56,6 @@ def label_of(preset: str, seeds: Sequence[int]) -> str:
     """Say what kind of run it is."""
     count = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
     return f"Quick demo, {count}: not evidence" if preset == "demo" else f"Preset {preset}, {count}"
-
-
-def duration(seconds: float) -> str:
-    """Write seconds as minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s"
 
 
 def _result(method: str, seed: int, record: Mapping[str, Any]) -> RunResult:
@@ -75,15 +71,17 @@ def _result(method: str, seed: int, record: Mapping[str, Any]) -> RunResult:
     )
 
 
-def _caption(attack: EvaluationOptions, summary: Report) -> str:
+def _caption(attack: EvaluationOptions, summary: Report, chance: float | None) -> str:
     """Say what the numbers rest on: examples, attacks, seeds."""
     attacked = [count for condition, count in summary.examples.items() if condition.modality]
     examples = f"{summary.examples[Condition()]} {attack.split} examples"
     seeds = f"seed{'s' * (len(summary.seeds) > 1)} {', '.join(map(str, summary.seeds))}"
     if not attacked:
         return f"Clean: {examples}; attacked: none; {seeds}."
+    which = "all of them" if attacked[0] == summary.examples[Condition()] else f"the first {attacked[0]} of them"
+    constant = "" if chance is None else f"One constant answer would score {100 * chance:.1f} %.\n"
     return (
-        f"Clean: {examples}; attacked: the first {attacked[0]} of them; {seeds}.\n"
-        f"Attacks: L2 PGD on one modality at a time, {attack.steps} steps of {attack.step_fraction:g} of the radius, "
+        f"Clean: {examples}; attacked: {which}; {seeds}.\n{constant}"
+        f"Attacks: L2 PGD on one modality at a time, {attack.steps} steps of {attack.step_fraction:g} of the radius,\n"
         f"restarts: {attack.restarts}, objectives: {', '.join(attack.objectives)}; the worst of all counts."
     )

@@ -12,13 +12,13 @@ killed run does again only what has no record, from its last checkpoint:
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Generic
 
@@ -26,14 +26,16 @@ from accelerate import Accelerator  # type: ignore[import-untyped]
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from advvl.adapters.registry import adapt
-from advvl.errors import CheckpointError
-from advvl.evaluation.protocol import attacked_scores
+from advvl.errors import CheckpointError, missing_extra
+from advvl.evaluation.protocol import attacked_scores, constant_score
 from advvl.experiments.devices import accelerator_on, device_of, reproducible
 from advvl.experiments.experiment import Data, Experiment, Options, Row, Setup, Task
 from advvl.experiments.jobs import work_through
-from advvl.experiments.outputs import OutputDirectory, claim, released_if_empty
-from advvl.experiments.results import duration, label_of, report
-from advvl.files import read_json, write_json
+from advvl.experiments.outputs import OutputDirectory, claimed
+from advvl.experiments.progress import Progress, counted, duration
+from advvl.experiments.records import check_records, read_record, sha256, start_of
+from advvl.experiments.results import label_of, report
+from advvl.files import only_writer, read_json, write_json
 from advvl.fit.loop import fit
 from advvl.fit.options import LoopOptions
 from advvl.fit.schedules import updates_per_epoch
@@ -47,11 +49,12 @@ def run(experiment: Experiment[Options, Data], options: Options, *, progress: bo
         progress: show bars in a terminal; elsewhere say what begins and what is done.
 
     Raises:
-        OutputDirectoryError: the output directory is another configuration's, or holds results that are neither to be
-            taken up (`resume`) nor to be lost (`overwrite`).
-        ConfigurationError: a device that is not there.
-        CheckpointError: a file to start from that is not there or does not fit.
+        OutputDirectoryError: the output directory is another configuration's, is written by another process, cannot be
+            written, or holds results that are neither to be taken up (`resume`) nor to be lost (`overwrite`).
+        ConfigurationError: a device that is not there; a row whose start is neither there nor to be trained.
+        CheckpointError: a file to start from that is not there or does not fit; a model's file that is not the recorded one.
         DataError: files of the experiment's that are not what their formats say.
+        MissingExtraError: the plot or the data need a package that is not installed.
     """
     began = time.monotonic()
     rows = experiment.rows(options)
@@ -59,23 +62,38 @@ def run(experiment: Experiment[Options, Data], options: Options, *, progress: bo
         if isinstance(row.start, Path) and not row.start.is_file():
             raise CheckpointError(f"expected a file at {str(row.start)!r}, got none; check --checkpoint")
     device_of(options.device)
-    with released_if_empty(options):
-        directory = claim(options)
+    attacked = [row for row in rows if row.stage == "finetune"]
+    if attacked and find_spec("matplotlib") is None:
+        raise missing_extra("matplotlib", "report")
+    with claimed(options) as directory:
         if experiment.prepare is not None:
             experiment.prepare(options, directory)
         tasks = tasks_of(rows, options.seeds)
-        label = label_of(options.preset, options.seeds)
-        print(f"{label}; {len(tasks)} models to train, {options.jobs} at a time, in {directory.path}", flush=True)
-        work_through(open_worker, tasks, experiment, options, directory, progress, jobs=options.jobs)
-    attacked = [row for row in rows if row.stage == "finetune"]
-    if attacked:
-        print("\n" + report(options, attacked, directory, time.monotonic() - began))
-    trained = sum(read_json(directory / task.record)["seconds"] for task in tasks)
+        check_records(directory, tasks)
+        if options.jobs > 1:
+            _rehearse(experiment, options, directory, tasks)
+        label, count = label_of(options.preset, options.seeds), counted(len(tasks), "model")
+        print(f"{label}; {count} to train, {options.jobs} at a time, in {directory.path}", flush=True)
+        state = Progress.of(directory, tasks)
+        work_through(open_worker, tasks, experiment, options, directory, state, progress, jobs=options.jobs)
+        if attacked:
+            print("\n" + report(options, attacked, directory, time.monotonic() - began))
+        trained = sum(read_json(directory / task.record)["seconds"] for task in tasks)
     print(
-        f"this call took {duration(time.monotonic() - began)}; the updates of all {len(tasks)} models, whichever call "
-        f"did them, {duration(trained)}; everything is in {directory.path}",
+        f"this call took {duration(time.monotonic() - began)}; the updates of {count}, whichever call did them, "
+        f"{duration(trained)}; everything is in {directory.path}",
         flush=True,
     )
+
+
+def _rehearse(
+    experiment: Experiment[Options, Data], options: Options, directory: OutputDirectory, tasks: Sequence[Task]
+) -> None:
+    """Make one model of those that begin at a given file, before several processes find that the file does not fit."""
+    left = [task for task in tasks if not (directory / task.record).exists()]
+    given = next((task for task in left if isinstance(task.row.start, Path)), None)
+    if given is not None:
+        experiment.set_up(options, experiment.data(options, directory), given, start_of(directory, given))
 
 
 def tasks_of(rows: Sequence[Row], seeds: Sequence[int]) -> list[Task]:
@@ -90,25 +108,30 @@ def tasks_of(rows: Sequence[Row], seeds: Sequence[int]) -> list[Task]:
 
 @contextmanager
 def open_worker(
-    index: int, experiment: Experiment[Options, Data], options: Options, directory: OutputDirectory, progress: bool
+    index: int,
+    experiment: Experiment[Options, Data],
+    options: Options,
+    directory: OutputDirectory,
+    state: Progress,
+    progress: bool,
 ) -> Iterator[Callable[[Task], None]]:
     """Open the data and find the device; then a function that does one task after another."""
     with reproducible(threads=options.threads):
         data, accelerator = experiment.data(options, directory), accelerator_on(options.device)
         terminal = sys.stderr.isatty()  # in a log, bars are a mess: lines then say what begins and what is done
-        worker = Worker(experiment, options, directory, data, accelerator, progress and terminal, index)
-
-        def handle(task: Task) -> None:
-            if not (directory / task.record).exists():
-                with announced(task.name, when=progress and not terminal):
-                    worker.work(task)
-
-        yield handle
+        lines = state if progress and not terminal else None
+        yield Worker(experiment, options, directory, data, accelerator, progress and terminal, index, lines).see_to
 
 
 @dataclass(frozen=True)
 class Worker(Generic[Options, Data]):
-    """All that the tasks of one process share; `index` is its number among those that share the work."""
+    """All that the tasks of one process share.
+
+    Arguments:
+        bars: show progress bars.
+        index: the number of this process among those that share the work.
+        lines: of which run to say what begins and what is done; None: say nothing.
+    """
 
     experiment: Experiment[Options, Data]
     options: Options
@@ -117,6 +140,14 @@ class Worker(Generic[Options, Data]):
     accelerator: Accelerator
     bars: bool
     index: int
+    lines: Progress | None = None
+
+    def see_to(self, task: Task) -> None:
+        """Do a task that has no record; if another worker does it now, wait for that."""
+        with only_writer(self.directory / task.weights, wait=True):
+            if not (self.directory / task.record).exists():
+                with announced(task.name, self.lines):
+                    self.work(task)
 
     def work(self, task: Task) -> None:
         """Train a task's model from where a killed run left it, attack it, and write its file and its record."""
@@ -125,8 +156,8 @@ class Worker(Generic[Options, Data]):
         checkpoint, weights = self.directory / task.checkpoint, self.directory / task.weights
         record: dict[str, Any] = self._train(task, setup, checkpoint)
         self.experiment.save(setup.model, weights)
-        record["start"] = None if start is None else {"file": start.name, "sha256": _sha256(start)}
-        record["sha256"] = _sha256(weights)
+        record["start"] = None if start is None else {"file": start.name, "sha256": sha256(start)}
+        record["sha256"] = sha256(weights)
         if setup.test is not None:
             record["scores"] = attacked_scores(
                 adapt(setup.model, setup.sites),
@@ -135,19 +166,23 @@ class Worker(Generic[Options, Data]):
                 device=self.accelerator.device,
                 seed=task.seed,
             )
+            record["chance"] = constant_score(setup.test, self.options.evaluation)
         write_json(self.directory / task.record, record)
         checkpoint.unlink(missing_ok=True)
 
     def _start(self, task: Task) -> Path | None:
-        """Return the weights at which the task begins, once they are there if another worker trains them now."""
+        """Return the weights at which the task begins, waiting for them if another worker trains them now.
+
+        Raises:
+            CheckpointError: they are not there, or not what their record says.
+        """
         start = task.row.start
-        if not isinstance(start, Row):
-            return start
-        wanted = Task(task.seed, start)
-        trained_here = {row.key for row in self.experiment.rows(self.options)}
-        while start.key in trained_here and not (self.directory / wanted.record).exists():
-            time.sleep(0.1)
-        return self.directory / wanted.weights
+        if isinstance(start, Row):
+            wanted = Task(task.seed, start)
+            if start.key in {row.key for row in self.experiment.rows(self.options)}:
+                self.see_to(wanted)  # done, unless a record was lost
+            read_record(self.directory, wanted)
+        return start_of(self.directory, task)
 
     def _train(self, task: Task, setup: Setup, checkpoint: Path) -> dict[str, Any]:
         """Fit the model; say how it went, and return that for the record."""
@@ -181,15 +216,12 @@ class Worker(Generic[Options, Data]):
 
 
 @contextmanager
-def announced(what: str, *, when: bool) -> Iterator[None]:
-    """Say on standard error that something begins and, once it is done, how long it took; only `when` that is wanted."""
-    if when:
+def announced(what: str, run: Progress | None) -> Iterator[None]:
+    """Say on standard error that something begins and, once it is done, how long it took and how far its run is."""
+    if run is not None:
         print(f"{what}: started", file=sys.stderr, flush=True)
     began = time.monotonic()
     yield
-    if when:
-        print(f"{what}: done in {duration(time.monotonic() - began)}", file=sys.stderr, flush=True)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    if run is not None:
+        took = duration(time.monotonic() - began)
+        print(f"{what}: done in {took}; {run.now()}", file=sys.stderr, flush=True)

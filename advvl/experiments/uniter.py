@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from advvl.data.digits.corpus import DigitsConfig, DigitsCorpus, digits_corpus
-from advvl.errors import CheckpointError, ConfigurationError
+from advvl.data.digits.scans import load_digit_images
+from advvl.errors import CheckpointError
 from advvl.experiments.experiment import Experiment, Setup, Task, seeded
 from advvl.experiments.outputs import OutputDirectory
 from advvl.experiments.uniter_options import PRESETS, UniterOptions, UniterSize
@@ -22,6 +23,16 @@ from advvl.tasks.uniter.vqa import UniterForVQA
 
 ADVERSARIAL_TASKS: Final = ("mlm", "itm")
 """The pre-training tasks that stage one perturbs; regressing masked regions is learnt the plain way (VILLA, §3.2)."""
+
+
+def prepare(options: UniterOptions, directory: OutputDirectory) -> None:
+    """Find out whether the scans are there before worker processes are started.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+    del options, directory
+    load_digit_images()
 
 
 def open_corpus(options: UniterOptions, directory: OutputDirectory) -> DigitsCorpus:
@@ -40,11 +51,6 @@ def set_up(options: UniterOptions, corpus: DigitsCorpus, task: Task, start: Path
     if isinstance(task.row.start, Path):
         load_given(model, start)
     else:
-        if not start.exists():
-            raise ConfigurationError(
-                f"expected stage one of seed {task.seed} at {str(start)!r}, got none; run --stage pretrain or --stage all, "
-                "or give --checkpoint"
-            )
         load_start(model, start)
     return Setup(model, corpus.train, options.finetune, getattr(corpus, options.evaluation.split))
 
@@ -92,5 +98,11 @@ def load_given(model: UniterForVQA, path: Path) -> None:
 
 
 UNITER: Final = Experiment(
-    UniterOptions, data=open_corpus, rows=rows_of, set_up=set_up, presets=PRESETS, save=save_checkpoint
+    UniterOptions,
+    data=open_corpus,
+    rows=rows_of,
+    set_up=set_up,
+    presets=PRESETS,
+    prepare=prepare,
+    save=save_checkpoint,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from advvl.checks import at_least, choice, choices, fraction, not_negative, positive, positive_or_infinite
 from advvl.errors import ConfigurationError
@@ -14,7 +14,7 @@ from advvl.fit.options import OptimizerOptions
 
 Preset = Literal["demo", "evidence"]
 Part = Literal["pretrain", "finetune", "all"]
-Method = Literal["standard", "freelb", "villa"]
+Method = Literal["standard", "equal-compute", "freelb", "villa", "pre-training", "both-stages"]
 Order = Literal["in turn", "together"]
 
 
@@ -23,6 +23,11 @@ class UniterSize:
     """The UNITER that is trained from scratch; a checkpoint has to be of this size.
 
     Arguments:
+        hidden_size: width of the hidden states.
+        num_hidden_layers: layers of the encoder.
+        num_attention_heads: heads of a layer; they divide hidden_size.
+        intermediate_size: width inside the feed-forward blocks.
+        dropout: probability of dropping a hidden state or an attention weight.
         initializer_range: standard deviation of new weights. The published 0.02 is for a width of 768; in a
             narrow model it makes words small, and training slow.
     """
@@ -47,6 +52,7 @@ class AdversaryOptions:
 
     Arguments:
         steps: K, passes for each modality in turn, or for both together.
+        modalities: perturb words and regions in turn, or together.
         text_step, image_step: L2 length of one ascent step.
         text_radius, image_radius: L2 radius of the ball, per example; infinite: no ball.
         kl_weight: of the symmetric KL divergence between clean and perturbed answers; 0: none.
@@ -81,8 +87,8 @@ class UniterOptions(ExperimentOptions):
     output: str = field(default="runs/villa_uniter", metadata=own("directory of results"))
     stage: Part = field(default="all", metadata=own("which half of the experiment to run"))
     methods: tuple[Method, ...] = field(
-        default=("standard", "freelb", "villa"),
-        metadata=own("fine-tuning methods; may be repeated", flags=("--method",)),
+        default=get_args(Method),
+        metadata=own("rows of the table, after standard; may be repeated", flags=("--method",)),
     )
     checkpoint: str | None = field(
         default=None, metadata={"help": "UNITER checkpoint to fine-tune instead of pre-training"}
@@ -109,10 +115,11 @@ class UniterOptions(ExperimentOptions):
 
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "demo": {
-        "data": {"test_questions": 1000},
-        "pretrain": {"epochs": 6},
-        "finetune": {"epochs": 8},
-        "evaluation": {"restarts": 1, "examples": 200},
+        "methods": ("standard", "villa", "both-stages"),
+        "data": {"train_questions": 2000, "test_questions": 400},
+        "pretrain": {"epochs": 3},
+        "finetune": {"epochs": 50},
+        "evaluation": {"radii": (0.5,), "restarts": 1, "examples": 400},
     },
     "evidence": {"seeds": (0, 1, 2, 3, 4), "finetune": {"epochs": 50}, "evaluation": {"examples": 500}},
 }

@@ -14,25 +14,27 @@ from advvl.training import AdversarialTraining
 
 
 def rows_of(options: UniterOptions) -> list[Row]:
-    """Return the rows of the chosen methods, and the stages one that they start from unless a checkpoint is given.
+    """Return the rows of the chosen methods, and the stages one that they start from.
 
-    "standard, equal compute" has as many more updates as make it cost what VILLA's fine-tuning costs.
+    "standard, equal compute" has as many more updates as make it cost what VILLA's fine-tuning costs. Rows that start from
+    adversarial pre-training are left out where a checkpoint is given.
     """
     plainly = _pretrained("standard", None)
     adversarially = _pretrained("adversarial", options.pretrain_adversary)
     start = plainly if options.checkpoint is None else Path(options.checkpoint)
-    rows: list[Row] = []
-    if "standard" in options.methods:
-        more = update_cost(options.villa) / update_cost(None)
-        rows += [_row("standard", None, start), _row("standard, equal compute", None, start, updates=more)]
-    if "freelb" in options.methods:
-        rows += [_row("freelb", options.freelb, start)]
-    if "villa" in options.methods:
-        rows += [_row("villa", options.villa, start)]
-    if options.checkpoint is None and "standard" in options.methods:
-        rows += [_row("villa pre-training, standard", None, adversarially, file="adversarial-standard")]
-    if options.checkpoint is None and "villa" in options.methods:
-        rows += [_row("villa pre-training, villa", options.villa, adversarially, file="adversarial-villa")]
+    more = update_cost(options.villa) / update_cost(None)
+    known = {
+        "standard": _row("standard", None, start),
+        "equal-compute": _row("standard, equal compute", None, start, updates=more),
+        "freelb": _row("FreeLB", options.freelb, start),
+        "villa": _row("VILLA", options.villa, start),
+    }
+    if options.checkpoint is None:
+        known |= {
+            "pre-training": _row("VILLA, stage one only", None, adversarially, file="adversarial-standard"),
+            "both-stages": _row("VILLA, both stages", options.villa, adversarially, file="adversarial-villa"),
+        }
+    rows = [row for name, row in known.items() if name in options.methods]
     starts = [stage for stage in (adversarially, plainly) if any(row.start is stage for row in rows)]
     return [
         *(starts if options.stage != "finetune" else []),

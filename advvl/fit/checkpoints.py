@@ -8,20 +8,28 @@ has a state to keep. Files are whole or absent (`advvl.files`), and are read run
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
-from advvl.checks import at_least, choice
+from advvl.checks import at_least, check_functions, choice, instance
 from advvl.errors import CheckpointError, ConfigurationError, OutputDirectoryError
-from advvl.files import differences, read_torch, remove_temporaries, write_torch
+from advvl.files import differences, only_writer, read_torch, remove_temporaries, write_torch, writing_to
+from advvl.runtime.processes import check_agreement
 
 FORMAT: Final = 2
 _NAME: Final = re.compile(r"update-(\d+)\.pt")
+
+_ENTRIES: Final[Mapping[str, Any]] = {
+    **dict.fromkeys(("run", "scores", "model", "optimizer"), Mapping),
+    **{"done": int, "seconds": int | float, "losses": Tensor, "skipped": tuple},
+}
 
 Best = Literal["highest", "lowest"]
 Evaluate = Callable[[nn.Module], float]
@@ -53,6 +61,8 @@ class Checkpoints:
     best: Best = "highest"
 
     def __post_init__(self) -> None:
+        instance((str, os.PathLike), self, "directory")
+        check_functions(evaluate=self.evaluate)
         at_least(1, self, "keep_last", "every")
         at_least(0, self, "keep_best")
         choice(self, "best", Best)
@@ -96,7 +106,7 @@ class Checkpoints:
         return self.evaluate is not None and (update % self.every == 0 or update == updates)
 
     def open(self, *, resume: bool) -> None:
-        """Before a run: refuse a directory with another's files, and remove what a killed writer left.
+        """Refuse a directory with another run's files, and remove what killed writers left; before a run.
 
         Raises:
             OutputDirectoryError: there are checkpoints, and they are not to be resumed from.
@@ -108,14 +118,27 @@ class Checkpoints:
             )
         remove_temporaries(Path(self.directory))
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from the directory, which is made if missing; see `advvl.files.only_writer`."""
+        with writing_to(self.directory):
+            Path(self.directory).mkdir(parents=True, exist_ok=True)
+        with only_writer(self.directory):
+            yield
+
     def write(self, state: Mapping[str, Any]) -> None:
         """Write a run's state under its number of updates, and remove the checkpoints that are no longer kept."""
         write_torch(Path(self.directory) / f"update-{state['done']:08d}.pt", dict(state))
+        self.tidy(state["scores"])
+
+    def tidy(self, scores: Mapping[int, float]) -> None:
+        """Remove the checkpoints that are not kept at these scores: a run killed after writing one leaves the one before."""
         files = self.files()
-        kept = {*list(files)[-self.keep_last :], *self.top(state["scores"])}
-        for update, path in files.items():
-            if update not in kept:
-                path.unlink(missing_ok=True)
+        kept = {*list(files)[-self.keep_last :], *self.top(scores)}
+        with writing_to(self.directory):
+            for update, path in files.items():
+                if update not in kept:
+                    path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -138,9 +161,43 @@ class OneFile:
 
     def open(self, *, resume: bool) -> None:
         del resume
+        if self.path.is_dir():
+            raise OutputDirectoryError(
+                f"expected a file or nothing at {str(self.path)!r}, got a directory; give Checkpoints(directory=…)"
+            )
+        remove_temporaries(self.path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        with only_writer(self.path):
+            yield
 
     def write(self, state: Mapping[str, Any]) -> None:
         write_torch(self.path, dict(state))
+
+    def tidy(self, scores: Mapping[int, float]) -> None:
+        del scores
+
+
+@contextmanager
+def sole_run(store: Checkpoints | OneFile | None, *, main: bool) -> Iterator[None]:
+    """Keep other runs from the checkpoints of this one; the main process holds the lock, and all hear of a refusal.
+
+    Raises:
+        OutputDirectoryError: another process writes them, or they cannot be written.
+        ConfigurationError: the same, in the other processes of this run.
+    """
+    refusal: OutputDirectoryError | None = None
+    with ExitStack() as held:
+        if store is not None and main:
+            try:
+                held.enter_context(store.locked())
+            except OutputDirectoryError as error:
+                refusal = error
+        check_agreement("access to the checkpoints", str(refusal))
+        if refusal is not None:
+            raise refusal
+        yield
 
 
 def read_checkpoint(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,6 +221,11 @@ def read_checkpoint(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(
             f"expected a checkpoint of format {FORMAT} in {str(path)!r}, got format {version}, written by {other} advvl; "
             f"resume with that, or {advice}"
+        )
+    wrong = [name for name, kind in _ENTRIES.items() if not isinstance(state.get(name), kind)]
+    if wrong:
+        raise CheckpointError(
+            f"expected a whole checkpoint in {str(path)!r}, got one without a usable {', '.join(wrong)}; {advice}"
         )
     if state["run"] != run:
         raise CheckpointError(

@@ -3,15 +3,58 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
+from pathlib import Path
+from types import NoneType, SimpleNamespace
 from typing import Any
 
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from accelerate.utils import DistributedType  # type: ignore[import-untyped]
+from torch import nn
 
+from advvl.checks import at_least, check_each, check_functions, check_seed, flag, instance
 from advvl.errors import ConfigurationError
-from advvl.fit.options import LoopOptions
+from advvl.fit.checkpoints import Checkpoints
+from advvl.fit.options import LoopOptions, OptimizerOptions
 from advvl.runtime.processes import process_count
 from advvl.training import AdversarialTraining
+
+
+def check_arguments(**arguments: Any) -> None:
+    """Check the types of all arguments of `fit`, and that there is something to train and to train on.
+
+    Raises:
+        ConfigurationError: an argument of another type, a source without examples, a model without trainable parameters.
+    """
+    given = SimpleNamespace(**arguments)
+    instance(nn.Module, given, "model")
+    check_each(given, ("source",), _is_source, "a BatchSource, with len() and batch(indices, generator)")
+    instance(OptimizerOptions, given, "options")
+    check_seed(given.seed)
+    if given.updates is not None:
+        at_least(1, given, "updates")
+    instance((AdversarialTraining, NoneType), given, "method")
+    check_each(given, ("adversarial_tasks",), _are_tasks, "a collection of names, or None")
+    check_functions(target=given.target, optimizer=given.optimizer, count=given.count)
+    instance((Accelerator, NoneType), given, "accelerator")
+    instance((Path, Checkpoints, NoneType), given, "checkpoint")
+    flag(given, "resume")
+    instance((LoopOptions, NoneType), given, "loop")
+    if len(given.source) < 1:
+        raise ConfigurationError("expected a source of at least 1 example, got none")
+    if not any(parameter.requires_grad for parameter in given.model.parameters()):
+        raise ConfigurationError(
+            "expected a model with parameters to train, got none that requires a gradient; unfreeze some"
+        )
+
+
+def _is_source(value: Any) -> bool:
+    return hasattr(value, "__len__") and callable(getattr(value, "batch", None))
+
+
+def _are_tasks(value: Any) -> bool:
+    whole = isinstance(value, Collection) and not isinstance(value, str)
+    return value is None or (whole and all(isinstance(name, str) for name in value))
 
 
 def check_accelerator(accelerator: Accelerator, batch_size: int, loop: LoopOptions) -> None:

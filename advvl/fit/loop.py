@@ -25,9 +25,8 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from advvl.adapters.base import Adapter
 from advvl.adapters.registry import adapt
 from advvl.data.source import BatchSource
-from advvl.errors import ConfigurationError
-from advvl.fit.checkpoints import Checkpoints, OneFile
-from advvl.fit.checks import check_accelerator, check_method
+from advvl.fit.checkpoints import Checkpoints, OneFile, sole_run
+from advvl.fit.checks import check_accelerator, check_arguments, check_method
 from advvl.fit.options import LoopOptions, OptimizerOptions
 from advvl.fit.runs import Run
 from advvl.fit.schedules import parameter_groups, updates_per_epoch
@@ -108,13 +107,29 @@ def fit(
     global random number generators are left as found.
 
     Raises:
-        ConfigurationError: processes that disagree on what they run; a run that cannot be, see `advvl.fit.checks`.
+        ConfigurationError: an argument of another type; processes that disagree on what they run; a run that cannot be,
+            see `advvl.fit.checks`.
         NonFiniteError: a loss or gradient that is not finite; it names the update and its examples.
         CheckpointError: a `checkpoint` of another run or version.
-        OutputDirectoryError: a directory that holds checkpoints, without `resume`.
+        OutputDirectoryError: a directory that holds checkpoints, without `resume`; checkpoints that another run writes now,
+            or that cannot be written.
     """
-    if len(source) < 1:
-        raise ConfigurationError("expected a source of at least 1 example, got none")
+    check_arguments(
+        model=model,
+        source=source,
+        options=options,
+        seed=seed,
+        updates=updates,
+        method=method,
+        adversarial_tasks=adversarial_tasks,
+        target=target,
+        optimizer=optimizer,
+        accelerator=accelerator,
+        count=count,
+        checkpoint=checkpoint,
+        resume=resume,
+        loop=loop,
+    )
     if updates is None:
         updates = options.epochs * updates_per_epoch(len(source), options.batch_size)
     accelerator, loop = accelerator or Accelerator(), loop or LoopOptions()
@@ -158,7 +173,8 @@ def fit(
         adversary=adversary,
     )
     run = Run(updater, store, identity)
-    with deferred_signals() as caught, _global_randomness_restored():
+    sole = sole_run(store, main=accelerator.is_main_process)
+    with sole, deferred_signals() as caught, _global_randomness_restored():
         if resume:
             run.resume()
         _advance(run, caught)

@@ -28,7 +28,11 @@ class OptimizerOptions:
     """AdamW, its schedule over all updates, and the gradient's clipping; a checkpoint belongs to one set of these.
 
     Arguments:
+        epochs: passes over the examples.
         batch_size: examples in an update, over all processes and micro-batches.
+        learning_rate: the highest of the schedule.
+        weight_decay: of all parameters but biases and normalisations.
+        schedule: the learning rate's way over the updates; see `advvl.fit.schedules.schedule`.
         warmup: fraction of the updates in which the rate rises.
         clip: largest L2 norm of the whole gradient; infinite: none.
         betas: decay of the gradient's running mean and of its square's.

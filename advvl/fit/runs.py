@@ -140,6 +140,8 @@ class Run:
             updater.adversary.state.load_state_dict(send_to_device(carried, accelerator.device))
         self.done, self.seconds, self.losses = state["done"], state["seconds"], state["losses"].tolist()
         (self.skipped, self.in_a_row), self.scores = state["skipped"], state["scores"]
+        if self.store is not None and accelerator.is_main_process:
+            self.store.tidy(self.scores)
 
 
 def _gathered(accelerator: Accelerator, value: Mapping[str, Any]) -> list[Any] | None:

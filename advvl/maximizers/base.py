@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from advvl.checks import is_choice
 from advvl.errors import ConfigurationError
 from advvl.maximizers.probes import Probes
 from advvl.perturbers.base import Perturber
@@ -72,6 +73,11 @@ class InnerMaximizer(ABC):
         """Parameter updates in one step."""
         return 1
 
+    @property
+    def moves(self) -> int | None:
+        """Ascent steps that each modality takes in one batch; None: not known."""
+        return None
+
     def check(self, perturber: Perturber) -> None:
         """Raise ConfigurationError if this maximiser makes no sense with `perturber`."""
         del perturber
@@ -110,7 +116,7 @@ def check_count(name: str, value: int) -> None:
 
 
 def check_order(order: str) -> None:
-    if order not in get_args(Order):
+    if not is_choice(order, get_args(Order)):
         raise ConfigurationError(f"expected modalities to be one of {get_args(Order)}, got {order!r}")
 
 

@@ -41,6 +41,10 @@ class FreeLB(InnerMaximizer):
         check_count("steps", self.steps)
         check_order(self.modalities)
 
+    @property
+    def moves(self) -> int:
+        return self.steps - 1
+
     def check(self, perturber: Perturber) -> None:
         if self.steps == 1 and some_pass_starts_at_zero(perturber, self.modalities):
             raise ConfigurationError(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from advvl.checks import flag, is_choice
 from advvl.errors import ConfigurationError, ShapeError
 from advvl.maximizers.base import AscentState, InnerMaximizer, Order, check_count, check_order, turns_of
 from advvl.maximizers.probes import Feedback, Probe, Probes
@@ -40,8 +41,13 @@ class PGD(InnerMaximizer):
     def __post_init__(self) -> None:
         check_count("steps", self.steps)
         check_order(self.modalities)
-        if self.keep not in ("last", "best"):
+        flag(self, "early_stop")
+        if not is_choice(self.keep, ("last", "best")):
             raise ConfigurationError(f"expected keep to be 'last' or 'best', got {self.keep!r}")
+
+    @property
+    def moves(self) -> int:
+        return self.steps
 
     def probes(
         self, perturber: Perturber, *, generator: torch.Generator | None = None, state: AscentState | None = None
@@ -95,13 +101,22 @@ def _rows(
     picked = {}
     for modality, delta in yes.items():
         place = places[modality]
-        rows = chosen if place.owners is None else chosen[place.owners]
-        if rows.shape != delta.shape[:1]:
+        owners, rows = place.owners, chosen
+        if owners is not None:
+            if owners.numel() and int(owners.max()) >= len(chosen):
+                raise ShapeError(
+                    f"expected one loss or verdict for each sample of {modality!r}, got {len(chosen)}, and rows of sample "
+                    f"{int(owners.max())}; give a loss per sample, or move all rows"
+                )
+            rows = chosen[owners]
+        packed = place.packed(delta)
+        if rows.shape != packed.shape[:1]:
             raise ShapeError(
-                f"expected one loss or verdict for each of the {delta.shape[0]} rows of {modality!r}, got "
+                f"expected one loss or verdict for each of the {packed.shape[0]} rows of {modality!r}, got "
                 f"{tuple(rows.shape)}; give Site(…, examples=…) or rows=…, or move all rows"
             )
-        picked[modality] = torch.where(rows.reshape(-1, *[1] * (delta.ndim - 1)), delta, no[modality])
+        rows = rows.reshape(-1, *[1] * (packed.ndim - 1))
+        picked[modality] = torch.where(rows, packed, place.packed(no[modality])).view_as(delta)
     return picked
 
 

@@ -1,5 +1,8 @@
 """Models' tensors in files: read whatever they are called, checked in full, written back whole; no code is run.
 
+A file's tensors are checked before anything is compared, copied or printed: a file of a kilobyte can hold a tensor that
+claims terabytes.
+
 A kind of model names its tensors by a `Naming`: UNITER's and LXMERT's are in the `checkpoint` files of their folders.
 """
 
@@ -17,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from advvl.checks import shown
 from advvl.errors import CheckpointError, ConfigurationError, more
 from advvl.files import read_torch, write_safetensors, write_torch
 from advvl.runtime.names import without_wrappers
@@ -24,6 +28,10 @@ from advvl.runtime.names import without_wrappers
 _BUFFERS = ("position_ids", "token_type_ids")
 _MOST_PADDING = 64  # more rows than any alignment adds are another vocabulary, unless they are zero
 _SHOWN = 8
+_DTYPES = (
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool),
+)
 
 
 @dataclass(frozen=True)
@@ -57,12 +65,13 @@ def read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
     """The named tensors of a `.safetensors` or PyTorch file, on the CPU.
 
     Raises:
-        CheckpointError: a file that is missing, truncated, or more than tensors.
+        CheckpointError: a file that is missing, truncated, or more than tensors; a tensor that is not dense, or larger
+            than what is stored of it.
     """
     if Path(path).suffix != ".safetensors":
         return _tensors(read_torch(path), path)
     try:
-        return load_file(path)
+        return _tensors(load_file(path), path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"expected a whole safetensors file at {str(path)!r}, got {error}; check the path, or fetch it again"
@@ -158,10 +167,29 @@ def _tensors(value: Any, path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
     for name, tensor in value.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(
-                f"expected names and tensors in {str(path)!r}, got a {type(tensor).__name__} at {name!r}; "
+                f"expected names and tensors in {str(path)!r}, got a {type(tensor).__name__} at {shown(name)}; "
                 "save the state dict alone"
             )
+        if fault := _unusable(tensor):
+            raise CheckpointError(
+                f"expected dense tensors of plain numbers in {str(path)!r}, got {shown(name)} {fault}; "
+                "save the state dict of the model in memory"
+            )
     return value
+
+
+def _unusable(tensor: Tensor) -> str:
+    """Return the reason why a tensor can be neither compared nor copied, judged without reading it; empty: it can."""
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return f"of layout {tensor.layout}"
+    if tensor.is_meta:
+        return "on the meta device, without values"
+    if tensor.dtype not in _DTYPES:
+        return f"of {tensor.dtype}"
+    stored = tensor.untyped_storage().nbytes()
+    if tensor.numel() * tensor.element_size() > stored:
+        return f"of shape {tuple(tensor.shape)} over {stored} bytes"
+    return ""
 
 
 def _renamed(found: Mapping[str, Tensor], naming: Naming, problems: list[str]) -> dict[str, Tensor]:
@@ -194,6 +222,8 @@ def _misfits(present: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> I
             yield f"{name}: expected {wanted.dtype}, found {value.dtype}"
         elif wanted.is_meta:
             yield f"{name}: expected a model with memory to load into, found one on the meta device"
+        elif not (finite := value.isfinite()).all():
+            yield f"{name}: expected finite numbers, found {int((~finite).sum())} of {value.numel()} that are not"
         elif not _agree(value, present[first]):
             yield f"{name} and {first}: expected one tied tensor, found two that differ"
 

@@ -20,6 +20,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from advvl.checks import is_choice
 from advvl.errors import ConfigurationError, ShapeError
 from advvl.ops import _cpu, _reference
 from advvl.ops._types import Backend, Box, Implementation, Move, Norm, Per, Region, Rows, Rule, Stepped
@@ -202,7 +203,7 @@ _BACKENDS: Mapping[str, Callable[[], Implementation]] = {
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
+    if not is_choice(value, choices):
         raise ConfigurationError(f"expected {name} to be one of {choices}, got {value!r}")
 
 

@@ -27,11 +27,14 @@ class RowCheck:
         """Look at the gradients themselves: a perturber of the user's own may change what it moves along."""
         for modality, gradient in gradients.items():
             place = places[modality]
-            largest = _largest(place.masked(gradient))
+            largest, mask = _largest(place.packed(place.masked(gradient))), place.packed_mask
             bad = ~largest.isfinite()
             still = bad | (largest == 0)
-            if place.mask is not None:
-                still = still & place.mask.flatten(1).any(1) if place.mask.ndim > 1 else still & place.mask
+            if place.groups is not None:  # a sample moves as a whole
+                moved = place.by_sample((~still).long())
+                still = moved[place.groups] == 0
+            if mask is not None:
+                still = still & mask.flatten(1).any(1) if mask.ndim > 1 else still & mask
             first = modality not in self.still
             self.nonfinite[modality] = bad if first else self.nonfinite[modality] | bad
             self.still[modality] = still if first else self.still[modality] & still

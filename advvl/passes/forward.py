@@ -119,6 +119,8 @@ class Passes:
         with self._prefix(tuple(deltas), binding) if self._reuse else nullcontext():
             outputs = self.adapter.forward(self.batch)
         binding.end_forward(partial(self.adapter.why_silent, batch=self.batch))
+        for modality in binding.placed.keys() - self.places.keys():
+            self.adapter.check_axes(modality, binding.placed[modality].place.x)
         self.places.update({modality: placed.place for modality, placed in binding.placed.items()})
         self.effective.update(survived(binding.placed, self.perturber))
         return Pass(outputs, binding)
@@ -183,7 +185,7 @@ class Passes:
         if first:
             self._positions[modality] = read_positions(modality, self.adapter.sites[modality], self.batch, x)
         place, delta = Place(x.detach(), *self._positions[modality]), deltas[modality]
-        if first and modality not in self._inside and (box := self.perturber.box(modality)) is not None:
+        if first and modality not in self._inside and (box := self.perturber.box(modality, place.x)) is not None:
             check_inside(modality, place, box)
             self._inside.add(modality)
         if isinstance(delta, Start):

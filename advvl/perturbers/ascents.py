@@ -15,14 +15,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from advvl.checks import is_number
+from advvl.checks import is_choice, is_number
 from advvl.errors import ConfigurationError
 from advvl.ops import Box
 from advvl.perturbers.balls import Ball, Linf
 from advvl.perturbers.base import Memory, Moved, Perturber
+from advvl.perturbers.pixels import Normalised
 from advvl.perturbers.places import Place
 from advvl.perturbers.rules import Direction, StatefulRule
-from advvl.perturbers.starts import Start, Zero
+from advvl.perturbers.starts import Carried, Given, Start, Zero
 
 
 class StepMemory(NamedTuple):
@@ -53,13 +54,15 @@ class Ascent:
             `Momentum(…)` or `Adam(…)`. None: the sign in attacks under Linf, normalised elsewhere.
         box: (low, high) bounds of the perturbed tensor itself, for pixels, which have to be inside; one outside stays
             outside by what the ball does not allow, and an `Attack` refuses it.
+        pixels: the normalisation behind the tensor at the site: ball, step size, start and box are in pixels, the
+            perturbation in the units of the tensor all the same.
         floor: published guard under the gradient's norm (1e-8 in VILLA and FreeLB); 0: a gradient of any size
             steps as far as any other.
-        allow_zero_step: accept a step size of 0, with which nothing ever moves.
+        allow_zero_step: accept a step size or a radius of 0, with which nothing ever moves.
 
     Raises:
-        ConfigurationError: a negative, NaN, infinite or (unless allowed) zero step size; a negative floor; an empty
-            box; an unknown rule.
+        ConfigurationError: a negative, NaN, infinite or (unless allowed) zero step size; a radius of 0 (unless allowed); a
+            negative floor; an empty box; an unknown rule.
 
     With `relative` in the ball, step size and start are in the unit of its radius.
     """
@@ -70,6 +73,7 @@ class Ascent:
     start: Start = Zero()  # noqa: RUF009 - frozen, and the same for all
     rule: Literal["normalised", "sign"] | StatefulRule | None = None
     box: Box | None = None
+    pixels: Normalised | None = None
     floor: float = 0.0
     allow_zero_step: bool = False
 
@@ -85,20 +89,34 @@ class Ascent:
                 "expected a step size above 0, got 0, with which the perturbation never moves; "
                 "pass allow_zero_step=True if that is meant"
             )
-        if not isinstance(self.rule, StatefulRule) and self.rule not in (None, "normalised", "sign"):
+        if getattr(self.ball, "radius", None) == 0 and not self.allow_zero_step:
+            raise ConfigurationError(
+                "expected a radius above 0, got 0; pass math.inf for no bound (adv_max_norm 0 of the releases), or "
+                "allow_zero_step=True"
+            )
+        if not isinstance(self.rule, StatefulRule) and not (self.rule is None or is_choice(self.rule, _RULES)):
             raise ConfigurationError(
                 f"expected rule to be 'normalised', 'sign', None or a rule such as Momentum(), got {self.rule!r}"
             )
         if not is_number(self.floor) or not (0 <= self.floor < math.inf):
             raise ConfigurationError(f"expected a floor of 0 or more, got {self.floor!r}")
+        if self.pixels is not None and not isinstance(self.pixels, Normalised):
+            raise ConfigurationError(f"expected pixels as a Normalised(mean, std), got {self.pixels!r}")
         if self.box is not None and not _is_box(self.box):
             raise ConfigurationError(f"expected a box (low, high) with low < high, got {self.box!r}")
 
     def begin(self, start: Start, place: Place, generator: torch.Generator | None) -> Tensor:
         """The first perturbation at `place`, inside the ball and the box, zero at masked positions."""
-        first = start.make(self.ball, place, generator)
-        # zero is in every ball, and a box moves no entry away from it
-        return first if isinstance(start, Zero) else self.ball.project(first, place, box=self.box)
+        if isinstance(start, Zero):
+            return start.make(
+                self.ball, place, generator
+            )  # zero is in every ball, and a box moves no entry away from it
+        if self.pixels is None:
+            return self.ball.project(start.make(self.ball, place, generator), place, box=self.box)
+        if isinstance(start, Given | Carried):  # in the units of the tensor at the site
+            start = replace(start, delta=self.pixels.lengths(start.delta))
+        inner = replace(self, pixels=None)
+        return self.pixels.per_pixel(inner.begin(start, self._in_pixels(place), generator))
 
     def step(self, delta: Tensor, grad: Tensor, place: Place, memory: StepMemory = StepMemory()) -> AscentStep:  # noqa: B008
         """One ascent step and the projection after it; `memory` is what the last step returned.
@@ -106,6 +124,8 @@ class Ascent:
         Raises:
             ConfigurationError: a schedule that gives no step size of 0 or more.
         """
+        if self.pixels is not None:
+            delta, grad, place = self.pixels.lengths(delta), self.pixels.per_pixel(grad), self._in_pixels(place)
         if isinstance(self.rule, StatefulRule):
             way = self.rule.direction(grad, memory.state, self.ball, place)
         else:
@@ -113,11 +133,33 @@ class Ascent:
         stepped = self.ball.step(
             delta, way.along, place, step_size=self._size(memory.steps), rule=way.rule, floor=self.floor, box=self.box
         )
-        return AscentStep(stepped.delta, StepMemory(memory.steps + 1, way.state))
+        moved = stepped.delta if self.pixels is None else self.pixels.per_pixel(stepped.delta)
+        return AscentStep(moved, StepMemory(memory.steps + 1, way.state))
+
+    def norms(self, delta: Tensor, place: Place) -> Tensor:
+        """The norm of every row of `delta` in the units of the ball: `(B,)` per sample, `(B, T)` per token."""
+        if self.pixels is None:
+            return self.ball.norms(delta, place)
+        return self.ball.norms(self.pixels.lengths(delta), place)
+
+    def bounds(self, x: Tensor) -> tuple[float | Tensor, float | Tensor] | None:
+        """The box in the units of the tensor `x` at the site, broadcastable against it."""
+        return self.box if self.box is None or self.pixels is None else self.pixels.bounds(self.box, x)
+
+    def _in_pixels(self, place: Place) -> Place:
+        return place if self.pixels is None else replace(place, x=self.pixels.pixels(place.x))
 
     def for_attack(self) -> Ascent:
         """The same, with the rule that None stands for in an attack."""
         return replace(self, rule="sign") if self.rule is None and isinstance(self.ball, Linf) else self
+
+    def falls_short(self, moves: int) -> bool:
+        """True if so many moves from the clean tensor cannot reach the edge of the ball."""
+        radius = getattr(self.ball, "radius", math.inf)
+        known = not isinstance(self.rule, StatefulRule) and (self.rule != "sign" or isinstance(self.ball, Linf))
+        if not known or callable(self.step_size) or radius == math.inf:
+            return False
+        return isinstance(self.start, Zero) and moves * self.step_size < radius * (1 - 1e-6)
 
     def for_part(self, weight: float) -> Ascent:
         """The same for a part of a batch; see `Perturber.for_part`."""
@@ -160,8 +202,8 @@ class EmbeddingPerturber(Perturber):
     def starts(self) -> dict[str, Start]:
         return {modality: ascent.start for modality, ascent in self.ascents.items()}
 
-    def box(self, modality: str) -> Box | None:
-        return self.ascents[modality].box
+    def box(self, modality: str, x: Tensor) -> tuple[float | Tensor, float | Tensor] | None:
+        return self.ascents[modality].bounds(x)
 
     def begin(self, modality: str, start: Start, place: Place, generator: torch.Generator | None) -> Tensor:
         return self.ascents[modality].begin(start, place, generator)
@@ -182,9 +224,7 @@ class EmbeddingPerturber(Perturber):
         return Moved(moved, kept)
 
     def norms(self, deltas: Mapping[str, Tensor], places: Mapping[str, Place]) -> dict[str, Tensor]:
-        return {
-            modality: self.ascents[modality].ball.norms(delta, places[modality]) for modality, delta in deltas.items()
-        }
+        return {modality: self.ascents[modality].norms(delta, places[modality]) for modality, delta in deltas.items()}
 
     def for_attack(self) -> EmbeddingPerturber:
         return self._with({modality: ascent.for_attack() for modality, ascent in self.ascents.items()})
@@ -196,6 +236,9 @@ class EmbeddingPerturber(Perturber):
         other = copy.copy(self)  # a subclass stays what it is
         other.ascents = ascents
         return other
+
+
+_RULES = ("normalised", "sign")
 
 
 def _is_size(value: object) -> bool:

@@ -11,11 +11,10 @@ from abc import ABC, abstractmethod
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from advvl import ops
-from advvl.checks import is_number
+from advvl.checks import is_choice, is_number
 from advvl.errors import ConfigurationError
 from advvl.ops import Box, Norm, Per, Rule, Stepped
 from advvl.perturbers.places import Place as Place
@@ -77,9 +76,9 @@ class _NormBall(Ball):
             raise ConfigurationError(f"expected a radius as a number (math.inf: no bound), got {self.radius!r}")
         if not self.radius >= 0:  # NaN fails too
             raise ConfigurationError(f"expected a radius of 0 or more (math.inf: no bound), got {self.radius!r}")
-        if self.per not in get_args(Per):
+        if not is_choice(self.per, get_args(Per)):
             raise ConfigurationError(f"expected per to be one of {get_args(Per)}, got {self.per!r}")
-        if not isinstance(self.relative, bool) and self.relative not in get_args(Relative):
+        if not isinstance(self.relative, bool) and not is_choice(self.relative, get_args(Relative)):
             raise ConfigurationError(
                 f"expected relative to be a bool or one of {get_args(Relative)}, got {self.relative!r}"
             )
@@ -95,50 +94,56 @@ class _NormBall(Ball):
         floor: float = 0.0,
         box: Box | None = None,
     ) -> Stepped:
-        return ops.step_and_project(
-            delta,
-            grad,
+        stepped = ops.step_and_project(
+            place.packed(delta),
+            place.packed(grad),
             step_size=step_size,
             radius=self.radius,
             norm=self.norm,
             rule=rule,
             per=self.per,
-            mask=place.mask,
-            segments=place.segments,
+            mask=place.packed_mask,
+            segments=place.groups,
             unit=self._units(place),
-            x=place.x if box else None,
+            x=place.packed(place.x) if box else None,
             box=box,
             floor=floor,
         )
+        return stepped._replace(delta=stepped.delta.view_as(delta))
 
     def project(self, delta: Tensor, place: Place, *, box: Box | None = None) -> Tensor:
         return ops.project(
-            delta,
+            place.packed(delta),
             radius=self.radius,
             norm=self.norm,
             per=self.per,
-            mask=place.mask,
-            segments=place.segments,
+            mask=place.packed_mask,
+            segments=place.groups,
             unit=self._units(place),
-            x=place.x if box else None,
+            x=place.packed(place.x) if box else None,
             box=box,
-        )
+        ).view_as(delta)
 
     def norms(self, delta: Tensor, place: Place) -> Tensor:
-        return ops.norms(delta, norm=self.norm, per=self.per, mask=place.mask, segments=place.segments)
+        rows = place.packed(delta)
+        found = ops.norms(rows, norm=self.norm, per=self.per, mask=place.packed_mask, segments=place.groups)
+        return place.of_samples(found) if self.per == "sample" else found.view(delta.shape[:-1])
 
     def unit(self, place: Place) -> Tensor | float:
         units = self._units(place)
-        return 1.0 if units is None else place.spread(units, self.per).to(delta_dtype(place.x))
+        if units is None:
+            return 1.0
+        units = units.view(place.x.shape[:-1]) if self.per == "token" else units
+        return place.spread(units, self.per).to(delta_dtype(place.x))
 
     def _units(self, place: Place) -> Tensor | None:
-        """The unit of each row, as `ops` takes it; None: 1."""
+        """The unit of each row, as `ops` takes it of packed tensors; None: 1."""
         if not self.relative:
             return None
         means = place.mean_norms(over_batch=self.relative == "batch")
         if self.per == "sample":
             return means
-        return place.spread(means, "sample").expand(*place.x.shape[:-1], 1).squeeze(-1)
+        return place.packed(place.spread(means, "sample").expand(*place.x.shape[:-1], 1).squeeze(-1))
 
 
 @dataclass(frozen=True)
@@ -162,12 +167,10 @@ class L2(_NormBall):
         x = place.x
         if self.per == "token":
             return magnitude / math.sqrt(max(x.shape[-1], 1)) * self.unit(place)
-        real = place.mask if place.mask is not None else x.new_ones(x.shape[:1])
-        length = real.flatten(1).sum(1) if real.ndim > 1 else real
-        length = length.to(delta_dtype(x))
-        if place.segments is not None:
-            length = torch.zeros_like(length).index_add(0, place.segments, length)
-        entries = (length * math.prod(x.shape[real.ndim :])).clamp(min=1)
+        packed, mask = place.packed(x), place.packed_mask
+        real = x.new_ones(packed.shape[:1]) if mask is None else mask
+        length = place.by_sample((real.flatten(1).sum(1) if real.ndim > 1 else real).to(delta_dtype(x)))
+        entries = (length * math.prod(packed.shape[real.ndim :])).clamp(min=1)
         return place.spread(magnitude / entries.sqrt(), "sample") * self.unit(place)
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from advvl.errors import ShapeError
-from advvl.ops import Box
 from advvl.perturbers.places import Place
 from advvl.perturbers.starts import Start
 
@@ -36,9 +35,9 @@ class Perturber(ABC):
     def starts(self) -> dict[str, Start]:
         """Where each modality begins."""
 
-    def box(self, modality: str) -> Box | None:
-        """The bounds of a modality's perturbed tensor, which an attack holds its input to; None: no bounds."""
-        del modality
+    def box(self, modality: str, x: Tensor) -> tuple[float | Tensor, float | Tensor] | None:
+        """The bounds of a modality's perturbed tensor, broadcastable against that at its site, `x`; None: no bounds."""
+        del modality, x
         return None
 
     def for_attack(self) -> Perturber:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from advvl.checks import is_number
+from advvl.checks import is_choice, is_number
 from advvl.errors import ConfigurationError
 from advvl.ops import Rule
 from advvl.perturbers.balls import Ball, Linf
@@ -73,7 +73,7 @@ class Momentum(StatefulRule):
     def __post_init__(self) -> None:
         if not is_number(self.decay) or not (0 <= self.decay < math.inf):
             raise ConfigurationError(f"expected a finite decay of 0 or more, got {self.decay!r}")
-        if self.of not in ("gradient", "sign"):
+        if not is_choice(self.of, ("gradient", "sign")):
             raise ConfigurationError(f"expected of to be 'gradient' or 'sign', got {self.of!r}")
 
     def direction(self, grad: Tensor, state: Tensor | None, ball: Ball, place: Place) -> Direction:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from advvl.errors import ConfigurationError, ShapeError
-from advvl.ops import Box
 from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
 from advvl.perturbers.base import Memory, Moved, Perturber
 from advvl.perturbers.places import Place
@@ -49,8 +48,8 @@ class UniversalPerturber(Perturber):
     def starts(self) -> dict[str, Start]:
         return self._given.starts()
 
-    def box(self, modality: str) -> Box | None:
-        return self._given.box(modality)
+    def box(self, modality: str, x: Tensor) -> tuple[float | Tensor, float | Tensor] | None:
+        return self._given.box(modality, x)
 
     def for_attack(self) -> UniversalPerturber:
         return UniversalPerturber(**self._given.for_attack().ascents)
@@ -83,8 +82,8 @@ class UniversalPerturber(Perturber):
                 f"expected a perturbation of {modality!r} of shape {(1, *x.shape[1:])} for all samples, got "
                 f"{tuple(delta.shape)}; make it for tensors of this length"
             )
-        moved, box, real = x + delta, self.box(modality), place.real(x.ndim)
-        moved = (moved if box is None else moved.clamp(*box)).to(x.dtype)
+        moved, box, real = x + delta, self.box(modality, x), place.real(x.ndim)
+        moved = (moved if box is None else moved.clamp(*box)).to(x.dtype)  # type: ignore[arg-type]
         return moved if real is None else torch.where(real, moved, x)
 
 

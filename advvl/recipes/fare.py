@@ -6,9 +6,8 @@ from torch import nn
 
 from advvl.maximizers.pgd import PGD
 from advvl.passes.objective import Objective
-from advvl.perturbers.ascents import EmbeddingPerturber
 from advvl.perturbers.starts import Uniform
-from advvl.recipes.parts import image_embedding, steepest
+from advvl.recipes.parts import image_embedding, perturber_at, steepest
 from advvl.regularizers.base import Readout
 from advvl.regularizers.distance import SquaredDistance
 from advvl.regularizers.references import Frozen
@@ -32,5 +31,5 @@ def fare(
     """
     ascent = steepest("linf", radius, step_size=step_size, start=Uniform(radius), box=box)
     distance = SquaredDistance(reads=reads, reference=Frozen.copy_of(model))
-    perturber, objective = EmbeddingPerturber(**{modality: ascent}), Objective(task=0.0)
+    perturber, objective = perturber_at(modality, ascent), Objective(task=0.0)
     return AdversarialTraining(perturber, PGD(steps), distance, teach=objective)

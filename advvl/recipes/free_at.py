@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from advvl.maximizers.free_at import FreeAT
-from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
+from advvl.perturbers.ascents import Ascent
 from advvl.perturbers.balls import Linf
+from advvl.recipes.parts import perturber_at
 from advvl.training import AdversarialTraining
 
 
@@ -21,4 +22,4 @@ def free_at(
     Shafahi et al., "Adversarial Training for Free!", NeurIPS 2019. `step` needs `update=` and, to carry, `state=`.
     """
     ascent = Ascent(Linf(radius), step_size=radius, rule="sign", box=box)
-    return AdversarialTraining(EmbeddingPerturber(**{modality: ascent}), FreeAT(replays, carry=carry))
+    return AdversarialTraining(perturber_at(modality, ascent), FreeAT(replays, carry=carry))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from advvl.checks import is_number
 from advvl.maximizers.base import Order
 from advvl.maximizers.freelb import FreeLB
 from advvl.ops import Norm
@@ -29,7 +30,7 @@ def freelb(
     counts moves instead: `--adv-steps s` is `steps=s+1` here.
     """
     steps_of = {"text": 1e-1} if step_sizes is None else step_sizes
-    start: Start = Uniform(init_magnitude) if init_magnitude else Zero()
+    start: Start = Zero() if is_number(init_magnitude) and init_magnitude == 0 else Uniform(init_magnitude)
     return AdversarialTraining(
         perturber_of(steps_of, ball_of(norm, radius), start), FreeLB(steps, modalities), dropout=dropout
     )

@@ -8,6 +8,7 @@ from typing import get_args
 from torch import Tensor
 
 from advvl.adapters.outputs import Outputs, field
+from advvl.checks import is_choice, shown
 from advvl.errors import ConfigurationError
 from advvl.ops import Box, Norm
 from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
@@ -18,13 +19,13 @@ PUBLISHED_FLOOR = 1e-8  # under the gradient's norm, in VILLA's and FreeLB's cod
 
 
 def ball_of(norm: Norm, radius: float) -> Ball:
-    if norm not in get_args(Norm):
+    if not is_choice(norm, get_args(Norm)):
         raise ConfigurationError(f"expected norm to be one of {get_args(Norm)}, got {norm!r}")
     return L2(radius) if norm == "l2" else Linf(radius)
 
 
 def perturber_of(step_sizes: dict[str, float], ball: Ball, start: Start) -> EmbeddingPerturber:
-    if not isinstance(step_sizes, Mapping):
+    if not isinstance(step_sizes, Mapping) or not all(isinstance(name, str) for name in step_sizes):
         raise ConfigurationError(
             f'expected step_sizes as a mapping from modality to step size, as in {{"text": 0.1}}, got {step_sizes!r}'
         )
@@ -34,6 +35,13 @@ def perturber_of(step_sizes: dict[str, float], ball: Ball, start: Start) -> Embe
             for modality, step_size in step_sizes.items()
         }
     )
+
+
+def perturber_at(modality: str, ascent: Ascent) -> EmbeddingPerturber:
+    """Return the perturber of one modality."""
+    if not isinstance(modality, str):
+        raise ConfigurationError(f"expected modality to be a text, got {shown(modality)}")
+    return EmbeddingPerturber(**{modality: ascent})
 
 
 def steepest(norm: Norm, radius: float, *, step_size: float, start: Start, box: Box | None = None) -> Ascent:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from advvl.maximizers.pgd import PGD
 from advvl.ops import Norm
-from advvl.perturbers.ascents import EmbeddingPerturber
 from advvl.perturbers.starts import Uniform
-from advvl.recipes.parts import steepest
+from advvl.recipes.parts import perturber_at, steepest
 from advvl.training import AdversarialTraining
 
 
@@ -24,4 +23,4 @@ def pgd(
     Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018.
     """
     ascent = steepest(norm, radius, step_size=step_size, start=Uniform(radius), box=box)
-    return AdversarialTraining(EmbeddingPerturber(**{modality: ascent}), PGD(steps))
+    return AdversarialTraining(perturber_at(modality, ascent), PGD(steps))

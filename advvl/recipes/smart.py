@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from advvl.maximizers.pgd import PGD
 from advvl.passes.objective import Objective
-from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
+from advvl.perturbers.ascents import Ascent
 from advvl.perturbers.balls import Linf
 from advvl.perturbers.starts import Normal
+from advvl.recipes.parts import perturber_at
 from advvl.regularizers.kl import SymmetricKL
 from advvl.regularizers.references import Averaged
 from advvl.training import AdversarialTraining
@@ -29,5 +30,5 @@ def smart(
     """
     ascent = Ascent(Linf(radius, per="token"), step_size=step_size, start=Normal(radius))
     proximal = () if bregman is None else (SymmetricKL(bregman_weight, reference=bregman, on="clean"),)
-    perturber, penalties = EmbeddingPerturber(**{modality: ascent}), (SymmetricKL(weight), *proximal)
+    perturber, penalties = perturber_at(modality, ascent), (SymmetricKL(weight), *proximal)
     return AdversarialTraining(perturber, PGD(steps), penalties, clean_weight=1.0, teach=Objective(task=0.0))

@@ -11,9 +11,8 @@ from advvl.adapters.injection import Batch
 from advvl.adapters.outputs import Outputs
 from advvl.maximizers.pgd import PGD
 from advvl.passes.objective import Loss, Objective
-from advvl.perturbers.ascents import EmbeddingPerturber
 from advvl.perturbers.starts import Uniform
-from advvl.recipes.parts import image_embedding, steepest
+from advvl.recipes.parts import image_embedding, perturber_at, steepest
 from advvl.training import AdversarialTraining
 
 
@@ -48,4 +47,4 @@ def tecoa(
     """
     ascent = steepest("linf", radius, step_size=step_size, start=Uniform(radius), box=box)
     objective = Objective(loss=zero_shot_loss(text_features, scale=scale, reads=reads))
-    return AdversarialTraining(EmbeddingPerturber(**{modality: ascent}), PGD(steps), teach=objective)
+    return AdversarialTraining(perturber_at(modality, ascent), PGD(steps), teach=objective)

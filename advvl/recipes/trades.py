@@ -5,9 +5,8 @@ from __future__ import annotations
 from advvl.maximizers.pgd import PGD
 from advvl.ops import Norm
 from advvl.passes.objective import Objective
-from advvl.perturbers.ascents import EmbeddingPerturber
 from advvl.perturbers.starts import Normal
-from advvl.recipes.parts import steepest
+from advvl.recipes.parts import perturber_at, steepest
 from advvl.regularizers.kl import KL
 from advvl.training import AdversarialTraining
 
@@ -28,5 +27,5 @@ def trades(
     mode, here the model is in one mode throughout; its start is not brought into the box before the first step.
     """
     ascent = steepest(norm, radius, step_size=step_size, start=Normal(1e-3), box=box)
-    perturber, objective = EmbeddingPerturber(**{modality: ascent}), Objective(task=0.0)
+    perturber, objective = perturber_at(modality, ascent), Objective(task=0.0)
     return AdversarialTraining(perturber, PGD(steps), KL(beta), clean_weight=1.0, teach=objective)

@@ -6,9 +6,10 @@ from typing import Literal
 
 from advvl.maximizers.pgd import PGD
 from advvl.passes.objective import Objective
-from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
+from advvl.perturbers.ascents import Ascent
 from advvl.perturbers.balls import L2
 from advvl.perturbers.starts import Normal
+from advvl.recipes.parts import perturber_at
 from advvl.regularizers.kl import KL
 from advvl.training import AdversarialTraining
 
@@ -30,6 +31,6 @@ def vat(
     direction has entries of standard deviation `xi` instead of a norm of 1e-6, whose effect fp32 rounds away.
     """
     ascent = Ascent(L2(radius), step_size=_FAR * radius, start=Normal(xi))
-    perturber, objective = EmbeddingPerturber(**{modality: ascent}), Objective(task=0.0)
+    perturber, objective = perturber_at(modality, ascent), Objective(task=0.0)
     penalty = KL(weight, detach_clean=True)
     return AdversarialTraining(perturber, PGD(1), penalty, clean_weight=task_weight, dropout=dropout, teach=objective)

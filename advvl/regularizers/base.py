@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from advvl.checks import is_number
+from advvl.checks import is_choice, is_number
 from advvl.errors import ConfigurationError, ShapeError
 from advvl.regularizers.references import Reference
 
@@ -59,8 +59,12 @@ class Weighted(Regularizer):
 
     Its penalty is zero at equality; gradients flow into the clean branch unless the other side is a reference.
 
+    Arguments:
+        axis: of the classes or features of what is read; all other axes are those of rows. None: the last; tensors of four
+            axes or more, such as a segmentation's `(B, C, H, W)`, need it said.
+
     Raises:
-        ConfigurationError: a weight that is not above 0.
+        ConfigurationError: a weight that is not above 0, an axis that is no whole number.
     """
 
     weight: float = 1.0
@@ -68,8 +72,11 @@ class Weighted(Regularizer):
     reads: Readout | None = None
     reference: Reference | None = None
     on: Side = "perturbed"
+    axis: int | None = None
 
     def __post_init__(self) -> None:
+        if self.axis is not None and type(self.axis) is not int:
+            raise ConfigurationError(f"expected the axis of the classes as a whole number, or None, got {self.axis!r}")
         if not is_number(self.weight) or not 0 < self.weight < math.inf:
             raise ConfigurationError(
                 f"expected a finite weight above 0, got {self.weight!r}; for no regulariser pass regularizer=None"
@@ -84,14 +91,36 @@ class Weighted(Regularizer):
         return True
 
 
-def check_sides(clean: Tensor, perturbed: Tensor, mask: Tensor | None, what: str) -> None:
-    """Raise ShapeError unless both sides have one shape and the mask is one of their rows."""
-    if clean.shape != perturbed.shape:
-        raise ShapeError(
-            f"expected clean and perturbed {what} of one shape, got {tuple(clean.shape)} and {tuple(perturbed.shape)}"
-        )
+def sides(
+    clean: Tensor, perturbed: Tensor, mask: Tensor | None, what: str, *, axis: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Both sides with their classes or features on the last axis; of one number a row, `(B,)`, on an axis of one.
+
+    Arguments:
+        clean, perturbed: of one shape.
+        mask: the rows that count, of that shape without `axis`; None: all.
+        what: what the sides are, for messages.
+        axis: of the classes or features; None: the last, of up to three axes.
+
+    Raises:
+        ShapeError: sides of two shapes, an axis that they lack or that is not known, or a mask that is not one of rows.
+    """
+    shape = tuple(clean.shape)
+    if shape != perturbed.shape:
+        raise ShapeError(f"expected clean and perturbed {what} of one shape, got {shape} and {tuple(perturbed.shape)}")
     if not clean.ndim:
         raise ShapeError(f"expected {what} with one row or more and a last axis, got a single number; leave its axes")
+    if axis is None and clean.ndim > 3:
+        raise ShapeError(
+            f"expected the axis of the classes for {what} of {shape}, got None; pass axis=1 for (B, C, …), as of a "
+            "segmentation, or axis=-1"
+        )
+    if axis is not None and not -clean.ndim <= axis < clean.ndim:
+        raise ShapeError(f"expected {what} with an axis {axis}, got {shape}; correct axis=…")
+    if clean.ndim == 1:
+        clean, perturbed = clean.unsqueeze(-1), perturbed.unsqueeze(-1)
+    elif axis is not None:
+        clean, perturbed = clean.movedim(axis, -1), perturbed.movedim(axis, -1)
     if mask is not None and mask.shape != clean.shape[:-1]:
         raise ShapeError(f"expected a mask of shape {tuple(clean.shape[:-1])}, got {tuple(mask.shape)}")
     if mask is not None and mask.is_floating_point():
@@ -99,6 +128,7 @@ def check_sides(clean: Tensor, perturbed: Tensor, mask: Tensor | None, what: str
             f"expected a mask of bool or 0/1, True or 1 for rows that count, got {mask.dtype}; "
             "compare an additive mask with 0, as in mask == 0"
         )
+    return clean, perturbed
 
 
 def check_regularizer(regularizer: object) -> None:
@@ -113,7 +143,7 @@ def check_regularizer(regularizer: object) -> None:
         raise ConfigurationError(
             f"expected a reference such as Frozen.copy_of(model), or None, got {type(regularizer.reference).__name__}"
         )
-    if regularizer.on not in get_args(Side):
+    if not is_choice(regularizer.on, get_args(Side)):
         raise ConfigurationError(f"expected on to be one of {get_args(Side)}, got {regularizer.on!r}")
     if regularizer.on == "clean" and regularizer.reference is None:
         raise ConfigurationError("expected a reference for on='clean', got None: the clean pass equals itself")

@@ -13,8 +13,9 @@ from typing import get_args
 
 from torch import Tensor
 
+from advvl.checks import is_choice
 from advvl.errors import ConfigurationError, ShapeError
-from advvl.regularizers.base import Weighted, check_sides
+from advvl.regularizers.base import Weighted, sides
 from advvl.regularizers.divergences import Direction, Head, Kind, divergences
 
 
@@ -25,7 +26,7 @@ class _Divergence(Weighted):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.head not in get_args(Head):
+        if not is_choice(self.head, get_args(Head)):
             raise ConfigurationError(f"expected head to be one of {get_args(Head)}, got {self.head!r}")
 
     @property
@@ -33,11 +34,12 @@ class _Divergence(Weighted):
         return super().through_clean and not self.detach_clean
 
     def __call__(self, clean: Tensor, perturbed: Tensor, mask: Tensor | None = None) -> Tensor:
-        check_sides(clean, perturbed, mask, "logits")
+        given = tuple(clean.shape)
+        clean, perturbed = sides(clean, perturbed, mask, "logits", axis=self.axis)
         if self.head == "softmax" and clean.shape[-1:] == (1,):
             raise ShapeError(
-                f"expected logits of two classes or more for head='softmax', got {tuple(clean.shape)}; for "
-                "one score per row pass head='sigmoid'"
+                f"expected two classes or more for head='softmax', got {given}; use SquaredDistance() for regression, "
+                "head='sigmoid' for yes/no"
             )
         clean = clean.detach() if self.detach_clean else clean
         mask = None if mask is None else mask.bool()
@@ -61,7 +63,8 @@ class KL(_Divergence):
         head: `"softmax"` over the last axis, or `"sigmoid"`: one Bernoulli variable a class, summed over classes.
         detach_clean: let no gradient into the clean branch (VAT); False: into both (TRADES, VILLA).
         direction: `"clean||perturbed"` is Σ q (log q − log p) with q clean (VAT, TRADES).
-        reads, reference, on: as `Regularizer` says; the last axis of what is read is that of the classes.
+        reads, reference, on: as `Regularizer` says.
+        axis: of the classes in what is read; None: the last, of up to three axes. A segmentation's is 1.
 
     Raises:
         ConfigurationError: a weight that is not above 0, an unknown head or direction.
@@ -71,7 +74,7 @@ class KL(_Divergence):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.direction not in get_args(Direction):
+        if not is_choice(self.direction, get_args(Direction)):
             raise ConfigurationError(f"expected direction to be one of {get_args(Direction)}, got {self.direction!r}")
 
     @property
@@ -87,7 +90,8 @@ class SymmetricKL(_Divergence):
         weight: factor of the penalty (VILLA: 1.0 to 1.5).
         head: `"softmax"` over the last axis, also where the task loss is sigmoid, as released; or `"sigmoid"`.
         detach_clean: let no gradient into the clean branch (not what VILLA's released code does).
-        reads, reference, on: as `Regularizer` says; the last axis of what is read is that of the classes.
+        reads, reference, on: as `Regularizer` says.
+        axis: of the classes in what is read; None: the last, of up to three axes. A segmentation's is 1.
 
     Raises:
         ConfigurationError: a weight that is not above 0, an unknown head.

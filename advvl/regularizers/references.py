@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from advvl.checks import is_number
 from advvl.errors import ConfigurationError
 from advvl.runtime.names import without_frameworks
 from advvl.runtime.states import kept_modes, kept_requires_grad
@@ -60,11 +61,16 @@ class Averaged(Reference):
         model: the model that trains; its weights are copied as the average's first.
         decay: of the average, per update.
 
+    Raises:
+        ConfigurationError: something else than a model; a decay out of its range.
+
     Source: torch.optim.swa_utils.AveragedModel, with buffers averaged too; mean teachers (SMART's Bregman term).
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.99) -> None:
-        if not 0 <= decay < 1:
+        if not isinstance(model, nn.Module):
+            raise ConfigurationError(f"expected a model (nn.Module) to average, got {type(model).__name__}")
+        if not is_number(decay) or not 0 <= decay < 1:
             raise ConfigurationError(f"expected a decay in [0, 1), got {decay!r}")
         average = AveragedModel(without_frameworks(model), multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
         self.average: AveragedModel = average.eval().requires_grad_(False)

@@ -612,16 +612,18 @@ def test_a_loss_function_that_gives_no_loss_is_told_so(loss: Any, got: str) -> N
 @pytest.mark.parametrize(
     ("rows", "got"),
     [
-        (lambda batch: torch.zeros(4, dtype=torch.long), r"\(4,\) of torch.int64"),
-        (lambda batch: torch.zeros(15, 1, dtype=torch.long), r"\(15, 1\) of torch.int64"),
-        (lambda batch: torch.zeros(15), r"\(15,\) of torch.float32"),
-        (lambda batch: torch.zeros(15, dtype=torch.bool), r"\(15,\) of torch.bool"),
+        (torch.zeros(4, dtype=torch.long), r"sample of each row or position of \(15, 8\), got \(4,\); give"),
+        (torch.zeros(15, 1, dtype=torch.long), r"sample of each row .* of \(15, 8\), got \(15, 1\); give"),
+        (torch.zeros(15, 8, dtype=torch.long), r"sample of each row .* of \(15, 8\), got \(15, 8\); give"),
+        (torch.zeros(15), r"whole numbers, got torch.float32; give"),
+        (torch.zeros(15, dtype=torch.bool), r"whole numbers, got torch.bool; give"),
+        (torch.arange(-1, 14), "numbers of 0 or more, got -1; count from 0, and leave padding to the mask"),
     ],
-    ids=["too few", "two axes", "float", "mask"],
+    ids=["too few", "two axes", "entries", "float", "mask", "negative"],
 )
-def test_rows_that_do_not_fit_are_refused(rows: Any, got: str) -> None:
-    target = Adapter(Flat().double(), {"text": Site("words", rows=rows)})
-    refused(target, toy_batch(), rf"the sample, .* of the 15 rows of \(15, 8\), got {got}; give", error=ShapeError)
+def test_rows_that_do_not_fit_are_refused(rows: Tensor, got: str) -> None:
+    target = Adapter(Flat().double(), {"text": Site("words", rows=lambda batch: rows)})
+    refused(target, toy_batch(), rf"expected rows of 'text' as .*{got}", error=ShapeError)
 
 
 class Flat(Pooled):

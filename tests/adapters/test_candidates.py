@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any
 
 import pytest
@@ -80,12 +81,20 @@ def test_a_list_reads_as_a_table() -> None:
         "bert.embeddings.word_embeddings:output  (…, 16)  word embedding\n"
         "bert.encoder.layer.0:output             (…, 16)  hidden layer 0 of 1"
     )
-    assert str(sites(model, batch)) == (
-        "site                                    shape       what\n"
-        "bert.embeddings.word_embeddings:output  (2, 5, 16)  word embedding\n"
-        "bert.encoder.layer.0:output             (2, 5, 16)  hidden layer 0 of 1"
+    lines = str(sites(model, batch)).splitlines()
+    assert re.split("  +", lines[0]) == ["site", "shape", "norm per token", "norm per row", "what"]
+    assert re.fullmatch(
+        r"bert\.embeddings\.word_embeddings:output  \(2, 5, 16\)  [\d.]+ +[\d.]+ +word embedding", lines[1]
     )
     assert str(sites(model)[0]) == "bert.embeddings.word_embeddings:output  (…, 16)  word embedding"
+
+
+def test_the_norms_are_those_of_the_tensor_at_the_site() -> None:
+    model, batch = family("BERT")
+    x = model.get_input_embeddings()(batch["input_ids"]).detach()
+    found = sites(model, batch)[0]
+    assert found.token_norm == pytest.approx(float(x.norm(dim=-1).mean()))
+    assert found.row_norm == pytest.approx(float(x.flatten(1).norm(dim=1).mean()))
 
 
 def test_a_model_with_an_image_lists_its_tower_its_projector_and_its_layers() -> None:

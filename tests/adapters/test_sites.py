@@ -412,6 +412,7 @@ def test_hooks_are_gone_after_close_and_close_may_be_called_twice() -> None:
     assert hooks(target.model) == 0
 
 
+@pytest.mark.slow
 def test_hooks_are_gone_with_the_adapter() -> None:
     model = ToyModel()
     target = Adapter(model, toy_sites())
@@ -647,6 +648,7 @@ def test_a_loss_of_two_axes_is_refused() -> None:
         Attack(perturber("x"), PGD(1))(target, torch.ones(4, 3))
 
 
+@pytest.mark.slow
 def test_an_adapter_goes_on_through_a_wrapper_that_came_later() -> None:
     target = toy()
     wrapper = Wrapper(target.model, "module")

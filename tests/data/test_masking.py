@@ -28,6 +28,7 @@ def texts(lengths: list[int]) -> Tensor:
     return ids
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(1, 13), min_size=1, max_size=9), st.integers(0, 2**32), st.floats(0, 1))
 def test_masked_words(lengths: list[int], seed: int, probability: float) -> None:
     ids = texts(lengths)
@@ -40,6 +41,7 @@ def test_masked_words(lengths: list[int], seed: int, probability: float) -> None
     assert not bool(torch.isin(corrupted[chosen], torch.tensor([PAD, CLS, SEP])).any())
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=9), st.integers(0, 2**32), st.floats(0, 1))
 def test_masked_regions(counts: list[int], seed: int, probability: float) -> None:
     num_bbs = torch.tensor(counts)

@@ -14,6 +14,7 @@ def draws(indices: list[int], seed: int = 0) -> RowDraws:
     return RowDraws.of(indices, torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=9), st.integers(0, 2**32), st.integers(0, 40), st.data())
 def test_a_rows_draws_depend_on_no_other_row_and_on_no_padding(
     indices: list[int], seed: int, width: int, data: st.DataObject

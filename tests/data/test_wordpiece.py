@@ -97,3 +97,18 @@ def test_what_is_not_berts_vocabulary_is_refused(tmp_path: Path, name: str, cont
         (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=re.escape(name)):
         load_bert_tokenizer(tmp_path / name)
+
+
+WORDS = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\na\nb\n"
+
+
+def test_a_word_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    """The model would have fewer rows than the largest id asks for."""
+    (tmp_path / "vocab.txt").write_text(WORDS)
+    with pytest.raises(DataError, match=r"7 tokens with the ids 0\.\.6 .*none with id 5; is line 6 there twice"):
+        load_bert_tokenizer(tmp_path / "vocab.txt")
+    vocabulary = {token: number for number, token in enumerate(WORDS.split())}
+    Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    for load in (load_bert_tokenizer, load_tokenizer):
+        with pytest.raises(DataError, match="none with id 5"):
+            load(tmp_path / "tokenizer.json")

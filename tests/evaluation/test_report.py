@@ -11,7 +11,7 @@ import torch
 from matplotlib import image
 
 from advvl.errors import DataError, MissingExtraError
-from advvl.evaluation.report import curve_figure, curve_png, markdown, to_json
+from advvl.evaluation.report import curve_figure, curve_png, headline, markdown, to_json
 from advvl.evaluation.statistics import difference_interval, mean_interval, paired_interval, proportion_interval
 from advvl.evaluation.summary import Condition, Report, RunResult, summarise
 
@@ -73,7 +73,7 @@ def test_with_one_seed_intervals_are_over_examples_and_differences_paired_by_exa
 def test_the_text_says_what_stars_and_intervals_without_width_do_not_say() -> None:
     text = markdown(summarise(THREE_SEEDS, baseline="standard"), caption="From 50 examples.")
     assert text.startswith("From 50 examples.\n\nAccuracy")
-    assert "not corrected for the number of cells (4)" in text
+    assert "Not corrected for the number of cells (5)" in text
     assert "one cell in 20" in text
     assert "paired by seed, t-interval" in text
     assert "An interval without width says" in text  # every seed's text accuracy is the same
@@ -92,20 +92,20 @@ def test_a_radius_of_zero_holds_the_clean_scores_of_the_examples_that_were_attac
 
 def test_the_table_shows_every_accuracy_with_its_interval() -> None:
     text = markdown(summarise(THREE_SEEDS, baseline="standard"))
-    lines = text.splitlines()
-    head = next(line for line in lines if "ms per update" in line)
-    columns = [cell.strip() for cell in head.strip("|").split("|")]
-    assert columns == [
-        "method", "clean", "image PGD, radius 0.25", "image PGD, radius 0.5", "text PGD, radius 1", "ms per update",
+    lines = [line.strip("|").split("|") for line in text.split("Difference")[0].splitlines() if line.startswith("| ")]
+    assert all(len("|".join(line)) <= 98 for line in lines)
+    width = len(lines) // 2  # two tables, one after the other
+    joined = [[cell.strip() for cell in [*lines[i], *lines[i + width][1:]]] for i in range(width)]
+    assert joined[0] == [
+        "method", "clean", "clean, 40", "image 0.25", "image 0.5", "text 1", "ms per update",
     ]  # fmt: skip
-    villa = next(line for line in lines if line.startswith("| villa"))
+    cells = joined[-1]
     low, high = (100 * end for end in (mean_interval([0.5, 0.55, 0.6]).low, mean_interval([0.5, 0.55, 0.6]).high))
-    cells = [cell.strip() for cell in villa.strip("|").split("|")]
     assert cells[0] == "villa"
-    assert cells[3] == f"55.0 [{low:.1f}, {high:.1f}]"
-    assert cells[5].startswith("51.0 [")
+    assert cells[4] == f"55.0 [{low:.1f}, {high:.1f}]"
+    assert cells[6].startswith("51.0 [")
     assert all("[" in cell for cell in cells[1:])
-    assert len({len(line) for line in lines[2:6]}) == 1
+    assert len({sum(map(len, line)) for line in lines[:width]}) == 1
     assert "95 % interval" in text
     assert "3 seeds" in text
 
@@ -190,23 +190,39 @@ def test_the_figure_is_a_picture_of_two_panels_that_is_not_empty(results: list[R
     assert len({tuple(colour) for colour in pixels[::3, ::3].reshape(-1, pixels.shape[2]).round(2).tolist()}) > 10
 
 
-def test_in_the_figure_every_point_stands_in_its_radius_column_and_whole_on_the_paper() -> None:
-    """Six methods that agree, at 0 too: no point hides another, is cut, or reaches into another radius's column."""
+def test_in_the_figure_the_radius_is_to_scale_and_every_point_whole_on_the_paper() -> None:
+    """Six methods that agree, at 0 too: no point hides another or is cut, and each stands nearest to its own radius."""
     same = {"image": {0.25: scores(20), 0.5: scores(5), 1.0: scores(0)}}
     results = [RunResult.of(f"method {i}", 0, clean=scores(40), attacked=same) for i in range(6)]
-    figure = curve_figure(summarise(results, baseline="method 0"), title="Six")
+    figure = curve_figure(summarise(results, baseline="method 0"), title="Six", chance=0.25)
     (panel,) = figure.axes
     lines = [container.lines[0] for container in panel.containers]
-    columns = [[line.get_xdata()[column] for line in lines] for column in range(4)]
-    for column, places in enumerate(columns):
-        assert len({round(place, 3) for place in places}) == 6
-        assert all(abs(place - column) < 0.5 for place in places)
-    assert [label.get_text() for label in panel.get_xticklabels()] == ["0", "0.25", "0.5", "1"]
-    assert panel.get_xlim() == (-0.5, 3.5)
+    radii = [0.0, 0.25, 0.5, 1.0]
+    for column, radius in enumerate(radii):
+        places = [line.get_xdata()[column] for line in lines]
+        assert len({round(place, 6) for place in places}) == 6
+        assert all(abs(place - radius) < 0.03 for place in places)
+    assert panel.get_xticks().tolist() == radii
+    assert panel.get_xlim()[0] < -0.02
     assert panel.get_ylim()[0] < -1
+    chance = next(line for line in panel.get_lines() if str(line.get_label()).startswith("chance"))
+    assert list(chance.get_ydata()) == [25, 25]
     assert len({(line.get_marker(), line.get_linestyle()) for line in lines}) == 6
     assert "50 test examples" in panel.get_xlabel()
     assert "bars: 95 % Wilson interval over test examples" in figure.get_suptitle()
+
+
+def test_an_accuracy_and_its_interval_stay_between_0_and_1() -> None:
+    runs = [RunResult.of("a", seed, clean=scores(right), attacked={}) for seed, right in enumerate([0, 0, 5])]
+    interval = summarise(runs, baseline="a").rows[0].accuracy[CLEAN]
+    assert interval.low == 0
+
+
+def test_the_headline_says_both_numbers_their_difference_and_whether_it_is_sure() -> None:
+    text = markdown(summarise(THREE_SEEDS, baseline="standard"))
+    assert "villa against standard: 92.0 % against 82.0 %, +10.0 [+10.0, +10.0] points;\nunder attack (image" in text
+    worse = [run("VILLA", 1, 41, image={0.5: 12}, text={}), run("standard", 1, 40, image={0.5: 12}, text={})]
+    assert headline(summarise(worse, baseline="standard")).count("which may be none") == 2
 
 
 def test_without_an_attack_there_is_no_figure() -> None:

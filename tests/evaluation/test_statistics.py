@@ -29,6 +29,7 @@ def test_the_interval_of_a_mean_agrees_with_scipy(count: int, confidence: float)
     assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_mean_covers_the_truth_as_often_as_it_says() -> None:
     samples = np.random.default_rng(0).normal(1.0, 3.0, (4000, 4))
     covered = np.mean([low <= 1.0 <= high for low, high in map(_ends, samples)])

@@ -15,6 +15,7 @@ import yaml
 
 from advvl.errors import ConfigurationError
 from advvl.evaluation.protocol import EvaluationOptions
+from advvl.experiments import plain_yaml
 from advvl.experiments.config import Layer, build, fingerprint, identity, leaves, plain, read_yaml, to_yaml
 from advvl.experiments.flags import parse
 from advvl.experiments.options import DataOptions
@@ -142,6 +143,112 @@ def test_a_file_that_is_not_plain_yaml_options_is_refused(text: str, message: st
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"absent\.yaml"):
         read_yaml(tmp_path / "absent.yaml")
+
+
+BOMB = "[&a [x,x],&b [*a,*a],&c [*b,*b]]"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param(f"inner: {{kinds: {BOMB}}}", "found an alias", id="aliases"),
+        pytest.param(f"- {BOMB}", "found an alias", id="aliases-in-a-list"),
+        pytest.param("inner: &i {<<: *i}", "found an alias", id="itself"),
+        pytest.param("count: 1\ncount: 2", "found 'count' more than once", id="twice"),
+        pytest.param(
+            "inner: {rate: 1}\nname: x\ninner: {on: true}", "found 'inner' more than once", id="section-twice"
+        ),
+        pytest.param("inner: {rate: 1, rate: 2}", "found 'rate' more than once", id="twice-inside"),
+        pytest.param("count: 010", r"expected count to be a whole number, got '010' \(str\)", id="octal"),
+        pytest.param("count: 0x10", "got '0x10'", id="hexadecimal"),
+        pytest.param("count: 0b10", "got '0b10'", id="binary"),
+        pytest.param("count: 1:30", r"got '1:30' \(str\)", id="sexagesimal"),
+        pytest.param(
+            "inner: {rate: 1:30.5}", "expected inner.rate to be a number, got '1:30.5'", id="sexagesimal-float"
+        ),
+        pytest.param("count: 1_000", "got '1_000'", id="underscore"),
+        pytest.param("count: 2026-01-01", r"got '2026-01-01' \(str\)", id="date"),
+        pytest.param("inner: {on: yes}", r"expected inner.on to be true or false, got 'yes' \(str\)", id="yes"),
+        pytest.param("inner: {on: off}", "got 'off'", id="off"),
+        pytest.param("count: " + "9" * 5000, "got '999.*9'", id="digits"),
+        pytest.param("count: !!int abc", "a tag that does not fit", id="tag"),
+        pytest.param("[" * 5000, "nested too deep", id="deep"),
+        pytest.param("{[1, 2]: 3}", "expected YAML in", id="list-as-key"),
+    ],
+)
+def test_yaml_that_means_something_else_than_it_seems_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        build(Outer, read_yaml(written(tmp_path, text)))
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("text", ["010", "1:30", "yes", "no", "2026-01-01", "0x10", "~x", "1_000", "+"])
+def test_a_text_without_quotes_stays_a_text(text: str, tmp_path: Path) -> None:
+    assert build(Outer, read_yaml(written(tmp_path, f"name: {text}"))).name == text
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("true", True), ("False", False), ("~", None), ("null", None), ("", None), ("-3", -3), ("0", 0), ("+7", 7)),
+        *(("1e3", 1000.0), ("-.5", -0.5), ("1.", 1.0), (".inf", math.inf), ("-.INF", -math.inf), ("2E-3", 0.002)),
+    ],
+)
+def test_scalars_are_those_of_yaml_1_2(text: str, value: object, tmp_path: Path) -> None:
+    found = read_yaml(written(tmp_path, f"x: {text}")).values["x"]
+    assert (type(found), found) == (type(value), value)
+
+
+def test_a_file_without_an_end_is_not_read_to_its_end() -> None:
+    with pytest.raises(ConfigurationError, match="at most 1048576 bytes in '/dev/zero', got more"):
+        read_yaml("/dev/zero")
+
+
+def test_what_is_written_is_read_back_here_and_by_readers_of_yaml_1_1(tmp_path: Path) -> None:
+    values = {
+        "a": "010",
+        "b": "yes",
+        "c": "1:30",
+        "d": 0.002,
+        "e": 1e-7,
+        "f": math.inf,
+        "g": None,
+        "h": "",
+        "i": "2e-3",
+    }
+    values |= {"j": "~", "k": [1, -2], "l": True, "m": "2026-01-01", "n": "<<", "o": "é: [", "p": 1e22}
+    text = plain_yaml.dump(values | {"q": [values["k"], values["k"]]})
+    assert read_yaml(written(tmp_path, text)).values == yaml.safe_load(text) == values | {"q": [[1, -2], [1, -2]]}
+
+
+def test_a_list_is_no_preset(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"expected a preset, got \['small'\]"):
+        parse(Chosen, ["--config", written(tmp_path, "preset: [small]")], presets={"small": {}})
+
+
+@dataclass(frozen=True)
+class Described:
+    """A dataclass whose docstring says what its fields are.
+
+    Arguments:
+        first, second: of two,
+            on two lines: and a colon.
+        third: alone.
+
+    Raises:
+        ConfigurationError: never.
+    """
+
+    first: int = 1
+    second: int = 2
+    third: int = field(default=3, metadata={"help": "of its own"})
+    fourth: int = 4
+
+
+def test_a_field_is_described_by_its_metadata_or_by_the_docstring() -> None:
+    said = {leaf.name: leaf.metadata.get("help") for leaf in leaves(Described)}
+    both = "of two, on two lines: and a colon."
+    assert said == {"first": both, "second": both, "third": "of its own", "fourth": None}
 
 
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ def test_every_method_has_its_rows_and_stage_one_rows_of_its_own() -> None:
         ("standard pre-training", None),
         ("standard", "standard pre-training"),
         ("standard, equal compute", "standard pre-training"),
-        ("freelb", "standard pre-training"),
-        ("villa", "standard pre-training"),
-        ("villa pre-training, standard", "adversarial pre-training"),
-        ("villa pre-training, villa", "adversarial pre-training"),
+        ("FreeLB", "standard pre-training"),
+        ("VILLA", "standard pre-training"),
+        ("VILLA, stage one only", "adversarial pre-training"),
+        ("VILLA, both stages", "adversarial pre-training"),
     ]
     assert [row.key for row in rows_of(UniterOptions(methods=("freelb",)))] == ["pretrained-standard", "freelb"]
 
@@ -37,7 +37,9 @@ def test_a_half_of_the_experiment_is_the_rows_of_its_stage() -> None:
 
 def test_a_given_checkpoint_replaces_stage_one_and_its_rows() -> None:
     rows = rows_of(UniterOptions(methods=("standard", "villa"), checkpoint="there/c.pt"))
-    assert started(rows) == [("standard", "c.pt"), ("standard, equal compute", "c.pt"), ("villa", "c.pt")]
+    assert started(rows) == [("standard", "c.pt"), ("VILLA", "c.pt")]
+    every = rows_of(UniterOptions(checkpoint="there/c.pt"))
+    assert [row.key for row in every] == ["standard", "standard-equal-compute", "freelb", "villa"]
 
 
 def test_files_are_called_as_the_table_has_it_in_hyphens() -> None:
@@ -78,7 +80,7 @@ def test_equal_compute_takes_as_many_updates_as_cost_what_villas_cost() -> None:
     rows = {row.name: row for row in rows_of(UniterOptions(villa=villa))}
     assert rows["standard"].updates == 1
     assert rows["standard, equal compute"].updates == 16 / 3
-    assert rows["standard, equal compute"].cost == rows["villa"].cost == 16
+    assert rows["standard, equal compute"].cost == rows["VILLA"].cost == 16
 
 
 def test_each_row_perturbs_as_its_own_options_say() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,11 +18,15 @@ import advvl.experiments.runner
 import advvl.models.uniter.checkpoint
 from advvl.errors import CheckpointError, ConfigurationError, OutputDirectoryError
 from advvl.experiments.config import fingerprint, plain
-from advvl.experiments.experiment import Row
+from advvl.experiments.experiment import Row, Task
+from advvl.experiments.outputs import OutputDirectory
+from advvl.experiments.progress import Progress
+from advvl.experiments.records import sha256
 from advvl.experiments.runner import run, tasks_of
 from advvl.experiments.uniter import UNITER
 from advvl.experiments.uniter_options import UniterOptions
 from advvl.experiments.uniter_rows import rows_of
+from advvl.files import only_writer, write_json
 from advvl.models.uniter.checkpoint import save_checkpoint
 from advvl.models.uniter.model import UniterConfig, UniterModel
 from advvl.training import AdversarialTraining
@@ -77,14 +82,18 @@ def test_the_table_has_every_row_and_says_that_one_seed_is_no_evidence(
     assert table in said
     assert "Quick demo, one seed: not evidence" in table
     assert all(f"| {row.name} " in table for row in ROWS)
-    assert "image PGD, radius 0.5" in table
-    assert "text PGD, radius 0.5" in table
+    heads = next(line for line in table.splitlines() if line.startswith("| method"))
+    assert [cell.strip() for cell in heads.strip("|").split("|")][1:4] == ["clean", "clean, 12", "image 0.5"]
+    assert "VILLA against standard: " in table
+    assert all(len(line) <= 100 for line in table.splitlines() if line.startswith("|"))
+    assert 0 < json.loads((whole / "results.json").read_text())["chance"] < 1
     assert "Clean: 24 test examples; attacked: the first 12 of them; seed 0.\n" in table
     attacks = tiny(whole).evaluation
-    assert f"{attacks.steps} steps of {attacks.step_fraction:g} of the radius, restarts: {attacks.restarts}" in table
+    said_attack = f"{attacks.steps} steps of {attacks.step_fraction:g} of the radius,\nrestarts: {attacks.restarts}"
+    assert said_attack in table
     assert f"objectives: {', '.join(attacks.objectives)}" in table
     assert "this call took 0 min" in said
-    assert f"the updates of all {len(MODELS)} models, whichever call did them, 0 min" in said
+    assert f"the updates of {len(MODELS)} models, whichever call did them, 0 min" in said
 
 
 def test_results_say_what_the_records_say(whole: Path) -> None:
@@ -232,7 +241,7 @@ def test_a_given_checkpoint_replaces_stage_one(whole: Path, tmp_path: Path) -> N
     """One that this wrote, given back, makes the very models that stage one would have led to."""
     output, given = tmp_path / "out", whole / "seed-0" / "pretrained-standard.safetensors"
     quietly(tiny(output, checkpoint=str(given), methods=["standard", "villa"]))
-    assert {path.stem for path in output.glob("seed-0/*.json")} == {"standard", "standard-equal-compute", "villa"}
+    assert {path.stem for path in output.glob("seed-0/*.json")} == {"standard", "villa"}
     for name in ("standard", "villa"):
         model = Path("seed-0", f"{name}.safetensors")
         assert (output / model).read_bytes() == (whole / model).read_bytes()
@@ -262,7 +271,7 @@ def test_stage_one_comes_before_its_rows_and_long_work_before_short(tmp_path: Pa
     assert [task.seed for task in tasks] == [0] * 8 + [1] * 8
     names = [task.row.name for task in tasks[:8]]
     assert names[:2] == ["adversarial pre-training", "standard pre-training"]
-    assert names[5:] == ["standard", "villa pre-training, villa", "villa pre-training, standard"]
+    assert names[5:] == ["standard", "VILLA, both stages", "VILLA, stage one only"]
 
 
 @pytest.mark.parametrize(
@@ -295,8 +304,8 @@ def test_in_a_log_lines_say_what_begins_and_ends_and_no_bar_is_drawn(
     (output / "seed-0" / "villa.json").unlink()
     run(UNITER, tiny(output, resume=True), progress=True)
     begun, done = capsys.readouterr().err.splitlines()
-    assert begun == "seed 0, villa: started"
-    assert done.startswith("seed 0, villa: done in 0 min ")
+    assert begun == "seed 0, VILLA: started"
+    assert re.fullmatch(r"seed 0, VILLA: done in 0 min \d\d s; 8 of 8 models", done)
 
 
 def test_how_a_run_is_made_is_not_part_of_what_the_directory_holds(whole: Path, tmp_path: Path) -> None:
@@ -304,3 +313,122 @@ def test_how_a_run_is_made_is_not_part_of_what_the_directory_holds(whole: Path, 
     options = replace(tiny(whole), seeds=(0, 1, 2), jobs=7, threads=2, resume=True, preset="evidence", device="auto")
     assert plain(options) != plain(tiny(whole))
     assert fingerprint(options) == fingerprint(tiny(whole))
+
+
+def flip(path: Path) -> None:
+    """Damage a file as a bad disk does: one bit, and nothing that its format would notice."""
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 0x40
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("name", ["pretrained-standard", "villa"])
+def test_a_model_that_is_not_the_recorded_one_is_refused(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(whole, output)
+    flip(output / "seed-0" / f"{name}.safetensors")
+    trained = calls(monkeypatch, RUNNER, "fit")
+    with pytest.raises(
+        CheckpointError, match=rf"{name}\.safetensors' with the recorded SHA-256 .*{name}\.json' to train"
+    ):
+        quietly(tiny(output, resume=True))
+    (output / "seed-0" / f"{name}.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=rf"{name}.* SHA-256 .*, got no file; remove"):
+        quietly(tiny(output, resume=True))
+    assert trained() == 0
+
+
+def test_a_model_that_began_from_another_stage_one_is_refused(whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(whole, output)
+    weights, path = (output / "seed-0" / f"pretrained-standard.{kind}" for kind in ("safetensors", "json"))
+    flip(weights)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": sha256(weights)}))
+    with pytest.raises(CheckpointError, match=r"to begin from .*pretrained-standard\.safetensors' as it is, got"):
+        quietly(tiny(output, resume=True))
+
+
+def test_a_damaged_record_is_named(whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(whole, output)
+    (output / "seed-0" / "villa.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"with a sha256 in .*villa\.json', got none; remove it to train again"):
+        quietly(tiny(output, resume=True))
+
+
+def test_stage_one_without_its_record_is_not_fine_tuned_from(whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(whole, output)
+    (output / "seed-0" / "pretrained-standard.json").unlink()
+    with pytest.raises(ConfigurationError, match="--stage pretrain"):
+        quietly(tiny(output, stage="finetune", resume=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_record_that_is_lost_in_the_middle_of_a_run_does_not_make_it_wait_for_ever(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """Lost once, stage one is trained again, to the same bits; lost each time, the run ends with an error."""
+    write, lost = advvl.experiments.runner.write_json, []
+
+    def losing(path: Path, value: object) -> None:
+        write(path, value)
+        if path.name == "pretrained-standard.json" and len(lost) < times:
+            lost.append(path)
+            path.unlink()
+
+    monkeypatch.setattr(RUNNER, "write_json", losing)
+    output = tmp_path / "out"
+    if times == 1:
+        quietly(tiny(output, methods=["standard"]))
+        assert bits(whole)["standard"] == (output / "seed-0" / "standard.safetensors").read_bytes()
+    else:
+        with pytest.raises(CheckpointError, match=r"pretrained-standard\.json"):
+            quietly(tiny(output, methods=["standard"]))
+    assert len(lost) == times
+
+
+def test_a_second_run_in_the_same_folder_is_refused(whole: Path) -> None:
+    before = sorted(whole.rglob("*"))
+    with (
+        only_writer(whole),
+        pytest.raises(OutputDirectoryError, match=r"no other process to write .*, got one at work"),
+    ):
+        quietly(tiny(whole, resume=True))
+    assert sorted(whole.rglob("*")) == before
+
+
+def test_a_checkpoint_that_does_not_fit_is_found_before_the_first_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RUNNER, "work_through", lambda *_, **__: pytest.fail("workers were started"))
+    given = tmp_path / "official.safetensors"
+    save_checkpoint(UniterModel(UniterConfig.tiny()), given)
+    with pytest.raises(CheckpointError, match=r"--checkpoint takes pretrained-\*"):
+        quietly(tiny(tmp_path / "out", checkpoint=str(given), jobs=2))
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_one_model_is_one_model(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = whole / "seed-0" / "pretrained-standard.safetensors"
+    quietly(tiny(tmp_path / "out", checkpoint=str(given), methods=["villa"]))
+    said = capsys.readouterr().out
+    assert "; 1 model to train, 1 at a time" in said
+    assert "; the updates of 1 model, whichever call did them" in said
+
+
+def test_progress_says_how_many_of_how_many_and_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = OutputDirectory.claim(tmp_path, {})
+    tasks = [Task(0, Row(name, update_cost=cost)) for name, cost in (("a", 1), ("b", 2), ("c", 3), ("d", 4))]
+    write_json(directory / tasks[0].record, {})
+    progress = replace(Progress.of(directory, tasks), began=1000.0)
+    monkeypatch.setattr("time.time", lambda: 1100.0)
+    assert progress.now() == "1 of 4 models"
+    write_json(directory / tasks[1].record, {})  # 2 of the 9 that are left took 100 seconds
+    assert progress.now() == "2 of 4 models, about 5 min 50 s left"
+    for task in tasks:
+        write_json(directory / task.record, {})
+    assert progress.now() == "4 of 4 models"

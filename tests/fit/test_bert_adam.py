@@ -61,6 +61,7 @@ ROWS = st.integers(1, 4).flatmap(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(ROWS, st.floats(0, 1), st.floats(0, 0.5), st.tuples(st.floats(0, 0.99), st.floats(0, 0.9999)))
 def test_it_is_the_rule_written_out(
@@ -185,6 +186,7 @@ def test_the_schedule_is_the_rate_of_each_update() -> None:
     np.testing.assert_allclose([p.item() for p in parameters], expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(2, 300))
 def test_the_house_schedule_is_never_zero_and_differs_by_one_updates_rise_at_most(updates: int) -> None:

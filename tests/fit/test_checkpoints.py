@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 
 from advvl.errors import CheckpointError, ConfigurationError, OutputDirectoryError
 from advvl.files import read_torch, write_torch
-from advvl.fit.checkpoints import FORMAT, Checkpoints, OneFile, read_checkpoint
+from advvl.fit.checkpoints import FORMAT, Checkpoints, OneFile, read_checkpoint, sole_run
 
 RUN = {"options": {"clip": 1.0}, "seed": 3}
 
 
 def state(done: int, scores: dict[int, float] | None = None) -> dict[str, Any]:
-    return {"format": FORMAT, "run": RUN, "done": done, "scores": scores or {}, "model": {"w": torch.ones(3) * done}}
+    made = {"format": FORMAT, "run": RUN, "done": done, "scores": scores or {}, "model": {"w": torch.ones(3) * done}}
+    return made | {"optimizer": {}, "seconds": 1.5, "losses": torch.zeros(done), "skipped": (0, 0)}
 
 
 def constant(model: object) -> float:
@@ -107,10 +108,9 @@ def test_a_kill_at_any_moment_leaves_the_last_written_one_whole_and_the_rest_fol
         assert found in (written, written + 1)
         assert store.latest() == files.get(found)
         store.open(resume=True)
+        store.tidy({update: score for update, score in SCORES.items() if update <= found})  # as a resumed run does
         write_all(store, start=found + 1)
-        assert set(kept) <= set(store.files())
-        if found < 8:  # else nothing was left to write, and an old one to drop may have stayed
-            assert sorted(os.listdir(store.directory)) == [f"update-{done:08d}.pt" for done in kept]
+        assert sorted(os.listdir(store.directory)) == [f"update-{done:08d}.pt" for done in kept]
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -243,3 +243,35 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, content: Any) -> No
     file = write_torch(tmp_path / "run.pt", content)
     with pytest.raises(CheckpointError, match=r"checkpoint of a run in .*run\.pt', got something else"):
         read_checkpoint(file, RUN)
+
+
+@pytest.mark.parametrize("missing", ["model", "optimizer", "losses", "run"])
+def test_a_checkpoint_that_lacks_an_entry_is_refused(tmp_path: Path, missing: str) -> None:
+    file = write_torch(tmp_path / "run.pt", state(3) | {missing: None})
+    with pytest.raises(CheckpointError, match=f"without a usable {missing}; start"):
+        read_checkpoint(file, RUN)
+
+
+def test_a_directory_in_the_place_of_a_file_is_refused_before_the_run(tmp_path: Path) -> None:
+    with pytest.raises(OutputDirectoryError, match=r"got a directory; give Checkpoints\(directory="):
+        OneFile(tmp_path).open(resume=False)
+
+
+def test_what_killed_writers_left_of_one_file_is_removed_when_it_is_opened(tmp_path: Path) -> None:
+    (tmp_path / ".advvl-run.pt-abc.partial").write_bytes(b"half")
+    (tmp_path / ".advvl-other.pt-abc.partial").write_bytes(b"half")
+    OneFile(tmp_path / "run.pt").open(resume=True)
+    assert os.listdir(tmp_path) == [".advvl-other.pt-abc.partial"]
+
+
+@pytest.mark.parametrize("kind", ["directory", "file"])
+def test_a_second_run_on_the_same_checkpoints_is_refused(tmp_path: Path, kind: str) -> None:
+    store = Checkpoints(directory=tmp_path / "new") if kind == "directory" else OneFile(tmp_path / "new" / "run.pt")
+    with sole_run(store, main=True), sole_run(None, main=True), sole_run(store, main=False):
+        store.write(state(1))
+        store.open(resume=True)
+        with pytest.raises(OutputDirectoryError, match="no other process"):
+            sole_run(store, main=True).__enter__()
+    with sole_run(store, main=True):
+        assert store.latest() is not None
+    assert len(os.listdir(tmp_path / "new")) == 1

@@ -23,6 +23,7 @@ from accelerate.utils import DistributedType
 from support.spawn import environment
 from torch import Tensor, nn
 
+import advvl
 import advvl.fit.checks
 import advvl.fit.loop
 from advvl import (
@@ -962,3 +963,69 @@ def test_time_is_that_of_the_updates_summed_over_resumptions(tmp_path: Path, mon
     result = run(toy(), checkpoint=file, resume=True)
     assert result.seconds == UPDATES
     assert result.seconds_per_update == 1.0
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "a part of an update": ({"updates": 2.5}, "expected updates to be a whole number of 1 or more, got 2.5"),
+    "fewer than no updates": ({"updates": -5}, "expected updates to be a whole number of 1 or more, got -5"),
+    "no seed": ({"seed": None}, "expected seed to be a whole number below .*, got None"),
+    "a seed in letters": ({"seed": "x"}, "expected seed to be a whole number below .*, got 'x'"),
+    "a checkpoint as text": ({"checkpoint": "run.pt"}, "expected checkpoint to be of type Path or Checkpoints or None"),
+    "a recipe that was not called": (
+        {"method": advvl.villa},
+        "expected method to be of type AdversarialTraining or None",
+    ),
+    "no options": ({"options": None}, "expected options to be of type OptimizerOptions, got None"),
+    "tasks as text": ({"adversarial_tasks": "mlm"}, "expected adversarial_tasks to be a collection of names, or None"),
+    "a count": ({"count": 3}, "expected count as a function, or None"),
+    "an optimiser that was made": ({"optimizer": torch.optim.SGD([torch.zeros(1)])}, "optimizer as a function"),
+    "a device": ({"accelerator": "cpu"}, "expected accelerator to be of type Accelerator or None, got 'cpu'"),
+    "resume in letters": ({"resume": "no"}, "expected resume to be True or False, got 'no'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_an_argument_of_another_type_is_refused_before_the_first_batch(case: str) -> None:
+    wrong, said = WRONG[case]
+    source = Source()
+    with pytest.raises(ConfigurationError, match=said):
+        run(toy(), source, **wrong)
+    assert not source.asked
+
+
+def test_what_is_no_model_and_no_source_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="expected model to be of type Module"):
+        run(lambda x: x)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"expected source to be a BatchSource, with len\(\) and batch"):
+        fit(toy(), [1, 2], options=OPTIONS, seed=0)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="got none that requires a gradient; unfreeze some"):
+        run(toy().requires_grad_(False))
+
+
+@pytest.mark.parametrize("place", ["folder", "file/run.pt"])
+def test_a_checkpoint_that_cannot_be_written_is_found_before_the_first_update(tmp_path: Path, place: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    source = Source()
+    with pytest.raises(OutputDirectoryError):
+        run(toy(), source, checkpoint=tmp_path / place)
+    assert not source.asked
+
+
+def test_a_run_keeps_a_second_one_from_its_checkpoints(tmp_path: Path) -> None:
+    def second() -> None:
+        with pytest.raises(OutputDirectoryError, match="no other process"):
+            run(toy(), checkpoint=tmp_path / "run.pt", resume=True)
+
+    run(toy(), Source(at={3: second}), checkpoint=tmp_path / "run.pt", checkpoint_seconds=0.0)
+    assert os.listdir(tmp_path) == ["run.pt"]
+
+
+def test_a_resumed_run_that_has_nothing_left_to_do_removes_what_a_kill_left(tmp_path: Path) -> None:
+    store = Checkpoints(directory=tmp_path)
+    run(toy(), checkpoint=store)
+    (latest,) = store.files().values()
+    stale = tmp_path / "update-00000003.pt"
+    stale.write_bytes(latest.read_bytes())
+    run(toy(), checkpoint=store, resume=True)
+    assert list(store.files().values()) == [latest]

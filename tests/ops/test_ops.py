@@ -146,6 +146,7 @@ def cases(
 # --- law 1: inside the ball, in the storage dtype ---
 
 
+@pytest.mark.slow
 @repeatable
 @given(case=cases())
 def test_a_projected_row_is_inside_the_ball_in_its_storage_dtype(on: On, case: Case) -> None:
@@ -246,6 +247,7 @@ def test_a_long_packed_sample_is_inside_too(on: On, dtype: torch.dtype) -> None:
             assert torch.equal(on.project(projected, radius=radius, segments=segments), projected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("entries", [1, 2, 3, 17])
 def test_a_step_that_storage_would_round_out_of_the_ball_stays_inside(on: On, dtype: torch.dtype, entries: int) -> None:
@@ -408,6 +410,7 @@ def test_a_zero_perturbation_stays_zero(on: On, norm: str, per: str, dtype: torc
     assert torch.equal(on.project(zero, radius=radius, norm=norm, per=per), zero)
 
 
+@pytest.mark.slow
 @repeatable
 @given(case=cases())
 def test_without_a_radius_nothing_is_projected(on: On, case: Case) -> None:
@@ -551,6 +554,7 @@ def test_packed_rows_move_like_the_padded_ones_they_are(on: On, norm: str, dtype
 # --- law 4: what a projection is ---
 
 
+@pytest.mark.slow
 @repeatable
 @given(case=cases())
 def test_projecting_twice_is_projecting_once_to_the_bit(on: On, case: Case) -> None:
@@ -902,6 +906,7 @@ def test_the_cpu_steps_as_defined(case: Case, rule: str, relative: float, floor:
     assert_agree(got, expected, reach=case.radius)
 
 
+@pytest.mark.slow
 @each_norm
 @each_per
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])

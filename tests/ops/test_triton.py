@@ -53,6 +53,7 @@ def test_the_kernels_pass_these_tests_under_the_interpreter() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="what is interpreted is not compiled")
 @pytest.mark.parametrize("longest", [0, 2**14], ids=["blocks", "rows"])
 @pytest.mark.parametrize("norm", ["l2", "linf"])

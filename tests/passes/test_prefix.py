@@ -76,6 +76,7 @@ def attacked(
     return result, model.runs, model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("maximizer", [PGD(4), PGD(4, keep="best"), FreeLB(4)], ids=repr)
 @pytest.mark.parametrize("site", ["c", "c:input", "d:input", "lower.1", Site("again", firing=0)], ids=str)
 @pytest.mark.parametrize("kind", [Deep, Overwrites])

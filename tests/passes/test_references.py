@@ -332,6 +332,7 @@ def state_of(model: nn.Module) -> list[Any]:
     return [flags, modes]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 @pytest.mark.parametrize("kind", TUNED)
 def test_an_adapter_switched_off_is_the_base_model_without_a_second_copy(kind: str) -> None:

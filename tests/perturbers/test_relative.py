@@ -65,6 +65,7 @@ def test_a_start_is_in_the_same_unit(kind: type, per: str, over: bool | str, sta
     assert bf16.dtype == torch.float32
 
 
+@pytest.mark.slow
 @each_kind
 @each_per
 @each_over

@@ -120,6 +120,7 @@ def test_masked_positions_are_zero_in_perturbation_and_memory(rule: StatefulRule
         assert state.shape != WHOLE.x.shape or not state[beyond].any()
 
 
+@pytest.mark.slow
 @each_rule
 @each_ball
 @pytest.mark.parametrize("bad", [math.inf, math.nan], ids=str)

@@ -83,7 +83,7 @@ def test_a_box_clips_the_tensor_of_every_sample_and_its_gradient() -> None:
     assert torch.equal(moved, (x + delta).clamp(0, 1))
     moved.sum().backward()
     torch.testing.assert_close(delta.grad, (x + 0.4 < 1).double().sum(0, keepdim=True))
-    assert universal(box=(0.0, 1.0)).box("text") == (0.0, 1.0)
+    assert universal(box=(0.0, 1.0)).box("text", torch.zeros(2, 3, 4)) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 2), (1, 4, 2), (1, 5)], ids=str)

@@ -73,3 +73,17 @@ def test_a_reference_has_no_gradient_to_get(make: type[SquaredDistance]) -> None
     assert make(2.0, reads="a.module") == make(2.0, reads="a.module") != make(2.0, reads="another")
     with pytest.raises(TypeError):
         make(1.0, "softmax", False, "clean||perturbed", "a.module")  # the three are said by name
+
+
+def test_scores_of_a_regression_are_compared_row_by_row() -> None:
+    clean, perturbed = torch.tensor([30.0, -20.0]), torch.tensor([50.0, -40.0])
+    assert SquaredDistance()(clean, perturbed).item() == 400.0
+    assert SquaredDistance()(clean[:, None], perturbed[:, None]).item() == 400.0
+    assert SquaredDistance()(clean, perturbed, torch.tensor([True, False])).item() == 400.0
+
+
+def test_features_may_come_first() -> None:
+    clean, perturbed = CLEAN.T.view(1, 2, 1, 2), PERTURBED.T.view(1, 2, 1, 2)
+    assert SquaredDistance(axis=1)(clean, perturbed).item() == SquaredDistance()(CLEAN, PERTURBED).item()
+    with pytest.raises(ShapeError, match=r"axis of the classes for embeddings of \(1, 2, 1, 2\), got None"):
+        SquaredDistance()(clean, perturbed)

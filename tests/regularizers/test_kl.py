@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -228,3 +229,36 @@ def test_one_class_has_no_softmax_to_compare(make: type[Regularizer]) -> None:
     with pytest.raises(ShapeError, match="two classes or more for head='softmax'"):
         make()(one, one)
     assert make(head="sigmoid")(one, -one) > 0
+
+
+@each_head
+@each_kind
+def test_classes_may_come_first(make: Any, head: str) -> None:
+    clean, perturbed = logits(2, 3, 4, 5, seed=1), logits(2, 3, 4, 5, seed=2)
+    mask = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(3)) > 0.5
+    for counts in (None, mask):
+        found = make(head=head, axis=1)(clean, perturbed, counts)
+        moved = make(head=head, axis=-1)(clean.movedim(1, -1), perturbed.movedim(1, -1), counts)
+        torch.testing.assert_close(found, moved, rtol=1e-14, atol=0)
+
+
+@each_kind
+def test_the_axis_of_the_classes_of_a_segmentation_has_to_be_said(make: Any) -> None:
+    with pytest.raises(ShapeError, match=r"axis of the classes for logits of \(2, 3, 4, 5\), got None; pass axis=1"):
+        make()(logits(2, 3, 4, 5, seed=1), logits(2, 3, 4, 5, seed=2))
+    with pytest.raises(ShapeError, match=r"expected logits with an axis 2, got \(2, 3\); correct"):
+        make(axis=2)(logits(2, 3, seed=1), logits(2, 3, seed=2))
+    with pytest.raises(ConfigurationError, match="axis of the classes as a whole number, or None, got True"):
+        make(axis=True)
+
+
+@each_kind
+def test_one_score_a_row_is_one_yes_or_no_a_row(make: Any) -> None:
+    clean, perturbed = logits(6, seed=1), logits(6, seed=2)
+    flat, column = make(head="sigmoid")(clean, perturbed), make(head="sigmoid")(clean[:, None], perturbed[:, None])
+    assert torch.equal(flat, column)
+    mask = torch.tensor([1, 0, 0, 1, 1, 0]).bool()
+    assert torch.equal(make(head="sigmoid")(clean, perturbed, mask), make(head="sigmoid")(clean[mask], perturbed[mask]))
+    for shape in ((6,), (6, 1)):
+        with pytest.raises(ShapeError, match=r"two classes .* got \(6,( 1)?\); use SquaredDistance\(\) for regression"):
+            make()(clean.view(shape), perturbed.view(shape))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ class Family:
         embeds: whether the model takes `inputs_embeds` in the place of `input_ids`, alone.
         idle: the words that nothing depends on, by the batch and the mask of real ones.
         coupled: what makes rows depend on each other.
-        leaks: why padding matters to it all the same.
+        leaks: modality to why its padding matters all the same.
         notes: what else to know of a modality.
     """
 
@@ -56,7 +57,7 @@ class Family:
     embeds: bool = False
     idle: Callable[[Fields, Tensor], Tensor] | None = None
     coupled: str = ""
-    leaks: str = ""
+    leaks: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
 
     def model(self) -> Any:
@@ -122,10 +123,25 @@ def paligemma() -> Fields:
 
 
 def several_pictures() -> Fields:
-    """One picture and two, filled up with a blank one."""
-    pixels = torch.rand(2, 2, 3, 8, 8)
+    """One picture and two, filled up with a blank one; the last picture is of half the height."""
+    pixels, mask = torch.rand(2, 2, 3, 8, 8), torch.ones(2, 2, 8, 8, dtype=torch.long)
     pixels[0, 1] = 0
-    return with_tokens(1, pixels)
+    mask[1, 1, 4:] = 0
+    return with_tokens(1, pixels, pixel_attention_mask=mask)
+
+
+def uneven_pictures(**more: Any) -> Fields:
+    """Pictures as patches: three by three of them, and two by two, filled up."""
+    mask = torch.tensor([[1] * 9, [1] * 4 + [0] * 5])
+    patches, shapes = torch.rand(2, 9, 48), torch.tensor([[3, 3], [2, 2]])
+    return {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shapes, **more}
+
+
+def long_words(length: int, second: int, **more: Any) -> Fields:
+    """So many words in either text; the length is no multiple of a window or block."""
+    ids = torch.randint(3, 46, (2, length))
+    ids[1, second:] = 0
+    return {"input_ids": ids, "attention_mask": (ids > 0).long(), **more}
 
 
 def tiled_pictures() -> Fields:
@@ -365,6 +381,57 @@ FAMILIES = [
         embeds=True,
     ),
     Family("BERT", lambda: hf.BertForMultipleChoice(hf.BertConfig(**WORDS)), chosen),
+    Family(
+        "Longformer",
+        lambda: hf.LongformerForSequenceClassification(hf.LongformerConfig(**WORDS, **CLASSES, attention_window=[8])),
+        lambda: classed(partial(long_words, 13, 4)),
+        notes={"text": "the model pads to windows"},
+    ),
+    Family(
+        "BigBird",
+        lambda: hf.BigBirdForSequenceClassification(
+            hf.BigBirdConfig(
+                **WORDS | {"max_position_embeddings": 64},
+                **CLASSES,
+                attention_type="block_sparse",
+                block_size=4,
+                num_random_blocks=1,
+            )
+        ),
+        lambda: classed(partial(long_words, 37, 12)),
+        notes={"text": "the model pads to blocks"},
+    ),
+    Family(
+        "LED",
+        lambda: hf.LEDForConditionalGeneration(
+            hf.LEDConfig(
+                **{name: size for name, size in BART.items() if name != "max_position_embeddings"},
+                **ENDS,
+                decoder_start_token_id=2,
+                attention_window=[8],
+                max_encoder_position_embeddings=32,
+                max_decoder_position_embeddings=32,
+            )
+        ),
+        # a window of padding alone makes its gradients NaN in float64
+        lambda: long_words(13, 12, labels=torch.tensor([[1, 5, 6, 2], [1, 8, 2, -100]])),
+        notes={"text": "the encoder's words; the model pads to windows"},
+    ),
+    Family(
+        "BigBird-Pegasus",
+        lambda: hf.BigBirdPegasusForConditionalGeneration(
+            hf.BigBirdPegasusConfig(
+                **BART | {"max_position_embeddings": 64},
+                **ENDS,
+                decoder_start_token_id=2,
+                attention_type="block_sparse",
+                block_size=4,
+                num_random_blocks=1,
+            )
+        ),
+        lambda: long_words(37, 12, labels=torch.tensor([[1, 5, 6, 2], [1, 8, 2, -100]])),
+        notes={"text": "the encoder's words; the model pads to blocks"},
+    ),
     Family("MPNet", lambda: hf.MPNetForSequenceClassification(hf.MPNetConfig(**WORDS, **CLASSES)), classed),
     Family("GPT-2", lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2, **ENDS)), next_words, embeds=True, idle=last_word),
     Family("Llama", lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**WORDS)), next_words, embeds=True, idle=last_word),
@@ -448,6 +515,15 @@ FAMILIES = [
         notes={"text": "the last position is always real: the text is read there"},
     ),
     Family(
+        "SigLIP 2",
+        lambda: hf.Siglip2ForImageClassification(
+            hf.Siglip2Config(
+                vision_config=LAYERS | {"num_patches": 16, "patch_size": 4}, text_config=WORDS, num_labels=3
+            )
+        ),
+        lambda: classed(uneven_pictures),
+    ),
+    Family(
         "ViLT",
         lambda: hf.ViltForQuestionAnswering(hf.ViltConfig(**WORDS, image_size=8, patch_size=4, **CLASSES)),
         lambda: padded_pictures(labels=torch.eye(3)[:2]),
@@ -504,7 +580,7 @@ FAMILIES = [
             | {"labels": torch.tensor([[5, 6, 2], [7, 2, -100]])}
         ),
         logits=False,
-        leaks="answers attend to padded words, whose mask transformers 5.23 drops",
+        leaks={"text": "answers attend to padded words, whose mask transformers 5.23 drops"},
         notes={"text": "the question's words; no logits"},
     ),
     Family(
@@ -539,6 +615,7 @@ FAMILIES = [
         ),
         several_pictures,
         idle=last_word,
+        leaks={"image": "padded patches go into the image's tokens"},
     ),
     Family("Qwen2-VL", qwen2_vl, packed, idle=last_word),
     Family("Qwen2.5-VL", qwen2_5_vl, packed, idle=last_word),

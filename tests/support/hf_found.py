@@ -156,7 +156,7 @@ def table() -> str:
             where, shape = target.sites[modality], tuple(site.place.x.shape)
             packed = ["packed"] if site.place.segments is not None else []
             packed += ["a row for each choice"] if site.place.examples is not None else []
-            said = [family.notes.get(modality, ""), family.leaks if modality == "text" else ""]
+            said = [family.notes.get(modality, ""), family.leaks.get(modality, "")]
             notes = [*filter(None, said), *coupled, *packed]
             name = [family.name, f"`{type(target.model).__name__}`"] if not first else ["", ""]
             lines.append(

@@ -8,6 +8,7 @@ from advvl.experiments.config import Layer, build
 from advvl.experiments.uniter_options import UniterOptions
 
 VALUES = {
+    "methods": ["standard", "equal-compute", "freelb", "villa", "pre-training", "both-stages"],
     "threads": 1,
     "jobs": 1,
     "device": "cpu",
@@ -22,7 +23,14 @@ VALUES = {
     "pretrain": {"epochs": 2, "batch_size": 16},
     "finetune": {"epochs": 2, "batch_size": 16},
     "villa": {"steps": 2},
-    "evaluation": {"radii": [0.5, 1.0], "steps": 2, "restarts": 1, "examples": 12, "batch_size": 8},
+    "evaluation": {
+        "radii": [0.5, 1.0],
+        "steps": 2,
+        "step_fraction": 0.5,
+        "restarts": 1,
+        "examples": 12,
+        "batch_size": 8,
+    },
 }
 
 

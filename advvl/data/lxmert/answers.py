@@ -15,6 +15,7 @@ from typing import Final, Literal
 
 from torch import Tensor
 
+from advvl.checks import shown
 from advvl.data.lxmert.questions import read_json, text_in, wrong_field
 from advvl.data.targets import soft_targets
 from advvl.data.whereabouts import within
@@ -103,13 +104,15 @@ def read_answers(
     listed = read_json(label2ans, list, "the list of answers")
     for number, answer in enumerate(listed):
         if not isinstance(answer, str):
-            raise DataError(f"{label2ans}, entry {number}: expected an answer, got {answer!r}; check which file it is")
+            raise DataError(
+                f"{label2ans}, entry {number}: expected an answer, got {shown(answer)}; check which file it is"
+            )
     numbered = read_json(ans2label, dict, "the numbers of answers")
     for answer, number in numbered.items():
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(listed):
             raise DataError(
                 f"{ans2label}: expected a whole number in 0..{len(listed) - 1} for {answer!r}, as {label2ans} has "
-                f"{len(listed)} answers, got {number!r}; are the files of one task?"
+                f"{len(listed)} answers, got {shown(number)}; are the files of one task?"
             )
         if listed[number] != answer:
             raise DataError(
@@ -144,7 +147,7 @@ def read_pretraining_answers(
     for number, entry in enumerate(read_json(path, list, "the list of pre-training's answers")):
         with within(f"{path}, entry {number}"):
             if not isinstance(entry, dict):
-                raise DataError(f"expected an object with named fields, got {repr(entry)[:80]}; check which file it is")
+                raise DataError(f"expected an object with named fields, got {shown(entry)}; check which file it is")
             answer, sets = text_in(entry, "ans"), entry.get("dsets")
             if not isinstance(sets, list) or not all(isinstance(name, str) for name in sets):
                 raise wrong_field("dsets", "a list of data sets", entry)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from advvl.checks import shown
 from advvl.errors import DataError
 
 COLUMNS: Final = (
@@ -40,6 +41,9 @@ TOLERANCE: Final = 1e-5
 
 SCALAR: Final = 4
 """Bytes of a feature."""
+
+_MOST_DIGITS: Final = 9
+"""Digits of a whole number: those of an image a million pixels wide, and of more regions than a line can hold."""
 
 _NEVER_IN_AN_ID: Final = '\t\r\n"'
 
@@ -71,7 +75,8 @@ class Regions:
     def __post_init__(self) -> None:
         if not self.image_id or set(self.image_id) & set(_NEVER_IN_AN_ID):
             raise DataError(
-                f"column img_id: expected a text without tabs, line ends and quotes, got {self.image_id!r}; rename the image"
+                f"column img_id: expected a text without tabs, line ends and quotes, got {shown(self.image_id)}; "
+                "rename the image"
             )
         for column, size in (("img_h", self.height), ("img_w", self.width)):
             if size < 1:
@@ -147,6 +152,7 @@ def parse_head(columns: Sequence[bytes]) -> tuple[str, int]:
         DataError: as `parse_line`.
     """
     count = _count(columns)
+    _numbers(columns[3], "objects_id", "<i8", count, 1)  # as many as it says, before anything is made for each
     return _image(columns, torch.zeros(count, 1)).image_id, count
 
 
@@ -193,9 +199,10 @@ def _text(field: bytes, column: str) -> str:
 
 
 def _whole(field: bytes, column: str) -> int:
-    if not field.isdigit():
+    if not field.isdigit() or len(field) > _MOST_DIGITS:
         raise DataError(
-            f"column {column}: expected a whole number, got {field[:40]!r}; are the columns in their order?"
+            f"column {column}: expected a whole number of at most {_MOST_DIGITS} digits, got {field[:40]!r}; are the "
+            "columns in their order?"
         )
     return int(field)
 

@@ -7,15 +7,15 @@ Further fields are not read. Source: the published code of Tan & Bansal, "LXMERT
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from advvl.checks import shown
 from advvl.data.whereabouts import within
 from advvl.errors import DataError
-from advvl.files import write_json
+from advvl.files import parse_json, write_json
 
 T = TypeVar("T")
 
@@ -113,8 +113,7 @@ def read_json(path: str | os.PathLike[str], kind: type[T], what: str) -> T:
         DataError: a file that is missing, is no JSON, or holds another kind of value.
     """
     try:
-        with open(path, encoding="utf-8") as stream:
-            found = json.load(stream, object_pairs_hook=_once)
+        found = parse_json(path)
     except OSError as error:
         raise DataError(f"expected {what} at {str(path)!r}, got {error}; check the path") from error
     except ValueError as error:  # of JSON, of UTF-8, of what stands twice
@@ -138,17 +137,8 @@ def text_in(entry: Mapping[str, Any], name: str) -> str:
 
 def wrong_field(name: str, wanted: str, entry: Mapping[str, Any]) -> DataError:
     """The error for an entry's field that is not what it must be."""
-    shown = repr(entry[name])[:80] if name in entry else f"none among {', '.join(map(str, entry)) or 'no fields'}"
-    return DataError(f"field {name!r}: expected {wanted}, got {shown}; correct the entry, or check which file it is")
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entry = dict(pairs)
-    if len(entry) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} more than once in an object")
-    return entry
+    found = shown(entry[name]) if name in entry else f"none among {', '.join(map(str, entry)) or 'no fields'}"
+    return DataError(f"field {name!r}: expected {wanted}, got {found}; correct the entry, or check which file it is")
 
 
 def _read_list(
@@ -158,7 +148,7 @@ def _read_list(
     for number, entry in enumerate(read_json(path, list, "a list of questions")):
         with within(f"{path}, entry {number}"):
             if not isinstance(entry, dict):
-                raise DataError(f"expected an object with named fields, got {repr(entry)[:80]}; check which file it is")
+                raise DataError(f"expected an object with named fields, got {shown(entry)}; check which file it is")
             item = make(entry)
             if key(item) in made:
                 raise wrong_field(name, "one that no entry before has", entry)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final, NamedTuple
 
+from advvl.checks import is_whole, shown
 from advvl.data.lxmert.lines import (
     HEAD,
     Regions,
@@ -31,6 +32,7 @@ from advvl.files import replacing
 NUM_BOXES: Final = 36
 _BLOCK: Final = 8192  # bytes: more than a line of 36 regions has before its features
 _LONGEST_HEAD: Final = 1 << 24  # bytes: a file without lines is not read into memory whole
+_LONGEST_LINE: Final = 1 << 28  # bytes: hundreds of times a line of 36 regions
 
 
 class LineSpan(NamedTuple):
@@ -103,8 +105,8 @@ def open_regions(
         ConfigurationError: a number below 1.
     """
     for name, value in (("num_boxes", num_boxes), ("limit", limit)):
-        if value is not None and value < 1:
-            raise ConfigurationError(f"expected {name} of 1 or more, or None, got {value!r}")
+        if value is not None and (not is_whole(value) or value < 1):
+            raise ConfigurationError(f"expected {name} to be a whole number of 1 or more, or None, got {shown(value)}")
     file = Path(path)
     places: dict[str, LineSpan] = {}
     feature_dim: int | None = None
@@ -123,8 +125,8 @@ def open_regions(
                     )
                 if image_id in places:
                     raise DataError(
-                        f"column img_id: expected every image once, got {image_id!r}, which line {places[image_id].line} "
-                        "has too; leave one of them out"
+                        f"column img_id: expected every image once, got {shown(image_id)}, which line "
+                        f"{places[image_id].line} has too; leave one of them out"
                     )
                 end = offset + sum(len(column) + 1 for column in columns) + encoded_length(count, feature_dim)
                 after = _end_of_line(stream, end, size)
@@ -166,7 +168,12 @@ def write_regions(path: str | os.PathLike[str], images: Iterable[Regions]) -> No
 
 def _line(stream: IO[bytes], offset: int) -> bytes:
     stream.seek(offset)
-    return stream.readline().rstrip(b"\r\n")
+    line = stream.readline(_LONGEST_LINE)
+    if len(line) == _LONGEST_LINE:
+        raise DataError(
+            f"expected lines of fewer than {_LONGEST_LINE} bytes, got a longer one; are line feeds missing?"
+        )
+    return line.rstrip(b"\r\n")
 
 
 def _head(stream: IO[bytes], offset: int) -> list[bytes]:

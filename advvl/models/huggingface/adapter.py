@@ -2,16 +2,16 @@
 
 "text" is the output of the word embedding, that of the encoder where there are two. "image" is the output of the module
 that embeds the patches, as they go into the vision encoder. "image_tokens" is what a projector gives to the language model.
-What these accessors do not say is in `_OWN`.
+What these accessors do not say is in `known`.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,107 +23,105 @@ from advvl.adapters.injection import Batch, Site
 from advvl.adapters.outputs import Outputs, field, read_logits, run
 from advvl.errors import ConfigurationError, DataError, SiteError, more
 from advvl.models.huggingface import fields
-
-
-@dataclass(frozen=True)
-class _Own:
-    """Facts about a class that its accessors do not say.
-
-    Arguments:
-        image: the module, below the model of this class, where an image is perturbed, and whether at its output or input.
-        mask: from that module and the batch to its mask of real positions.
-        words: from the batch, and tokens whose embedding is replaced, to the mask of real words.
-        firing: the forward of its parts that counts, where there are several.
-        no_logits: what it calls its logits instead.
-        refused: why its words cannot be perturbed.
-    """
-
-    image: str = ""
-    at: Literal["output", "input"] = "output"
-    mask: Callable[[nn.Module, Batch], Tensor] | None = None
-    words: Callable[..., Tensor] | None = None
-    firing: int | None = None
-    no_logits: str = ""
-    refused: str = ""
-
-
-_OWN = {
-    "BridgeTowerVisionModel": _Own("visual.embeddings"),
-    # its patches are drawn, in random order, after they are embedded: only before that is a position always the same patch
-    "ViltModel": _Own("embeddings.patch_embeddings", mask=fields.patch_mask),
-    "XLNetModel": _Own(refused="embeds words as (T, B, D), whose rows are no samples"),
-    "VisualBertModel": _Own("embeddings.visual_projection", at="input", mask=fields.region_mask),
-    "SiglipTextModel": _Own(words=fields.text_mask_to_the_end),
-    "Siglip2TextModel": _Own(words=fields.text_mask_to_the_end),
-    "BridgeTowerForContrastiveLearning": _Own(no_logits="embeddings of text, image and both"),
-    # the second forward, on masked inputs, is the one that all losses but the contrastive one are of
-    "FlavaForPreTraining": _Own(firing=1),
-}
+from advvl.models.huggingface.known import known, lengthened
+from advvl.models.huggingface.packing import samples, separates_by_position
 
 
 def huggingface_adapter(model: nn.Module) -> Adapter:
     """The adapter of a `PreTrainedModel`, wrapped or not; modalities "text", "image", "image_tokens", as far as it has them.
 
-
     Raises:
         SiteError: neither words nor patches are found, or several vision towers, or words that cannot be perturbed.
     """
     inner = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
+    if known(inner).for_each_image:
+        raise SiteError(
+            f"expected a model that runs its parts once, got {type(inner).__name__}, which runs them for each image; "
+            f"give sites with firing{more('several-firings')}"
+        )
     names = {part: name for name, part in inner.named_modules()}
     text, (tower, image) = _text(inner), _image(inner, names)
-    tokens = fields.placeholders(inner.config)
+    tokens, by_position = fields.placeholders(inner.config), separates_by_position(inner)
     sites: dict[str, Site] = {}
     if text is not None:
-        words = (_own(part).words for part in _parts(inner) if text in part.modules())
-        mask = next(filter(None, words), fields.text_mask)
-        sites["text"] = Site(names[text], mask=partial(mask, void=tokens))
+        sites["text"] = replace(
+            _words(inner, names[text], text, tokens), rows=partial(samples, by_position=by_position)
+        )
     if tower is not None and image is not None:
         sites["image"] = image
         if text is not None and tokens:
-            of_patches, of_tokens = _rows(inner, tokens)
+            of_patches, of_tokens = _rows(inner, tokens, by_position=by_position)
             sites["image"] = replace(image, rows=of_patches)
             if (projector := _projector(inner, tower, text)) is not None:
                 sites["image_tokens"] = Site(names[projector], rows=of_tokens)
-    own = _own(inner)
-    examples = fields.choices if type(inner).__name__.endswith("ForMultipleChoice") else None
-    sites = {name: replace(site, firing=own.firing, examples=examples) for name, site in sites.items()}
     if not sites:
         raise SiteError(
             f"expected a model that says where it embeds words or images, got {type(inner).__name__}; "
             f"pass sites=…, from those of advvl.sites(model){more('no-sites')}"
         )
+    own = known(inner)
+    if own.firing is not None:
+        sites = {name: replace(site, firing=own.firing) for name, site in sites.items()}
+    if type(inner).__name__.endswith("ForMultipleChoice"):
+        sites = {name: replace(site, examples=fields.choices) for name, site in sites.items()}
     logits = partial(_no_logits, are=own.no_logits) if own.no_logits else _logits
+    if not own.no_logits and _gives_spans(inner):
+        logits = _spans
     return Adapter(model, sites, call=_call, logits=logits, positions=fields.positions(inner))
 
 
-def _text(model: PreTrainedModel) -> nn.Embedding | None:
+def _words(model: PreTrainedModel, name: str, text: nn.Module, tokens: frozenset[int]) -> Site:
+    """The site of the words, with their mask."""
+    mask: Callable[..., Tensor] = partial(fields.text_mask, void=tokens)
+    firing = None
+    for part in _parts(model):
+        if text in part.modules():
+            own = known(part)
+            mask = partial(own.words, void=tokens) if own.words else mask
+            mask = lengthened(mask, part, own.lengthened) if own.lengthened else mask
+            firing = firing if own.firing is None else own.firing
+    return Site(name, mask=mask, firing=firing)
+
+
+def _text(model: PreTrainedModel) -> nn.Module | None:
     """The word embedding: the model's own, or that of the first of its parts that has one.
 
     Raises:
         SiteError: words that cannot be perturbed.
     """
     for part in _parts(model):
-        if refused := _own(part).refused:
+        if refused := known(part).refused:
             raise SiteError(
                 f"expected words as (B, T, D) at the site of 'text', got {type(model).__name__}, which {refused}; "
                 "take another model, or embed its words outside"
             )
     outer = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model
-    return next((found for part in _parts(outer) if isinstance(found := _embedding(part), nn.Embedding)), None)
+    found = ((part, _embedding(part)) for part in _parts(outer))
+    return next((words for part, words in found if words is not None and _of_words(part, words)), None)
+
+
+def _of_words(part: PreTrainedModel, embedding: nn.Module) -> bool:
+    """True of a table of vectors, of whatever class, and of what wraps one, as PEFT does."""
+    words = getattr(part.config.get_text_config(), "vocab_size", None)
+    tables = [p for p in embedding.parameters() if p.ndim == 2 and len(p) == words]
+    inside = list(embedding.modules())
+    projects = any(isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) for module in inside)  # patches
+    return bool(tables) or (not projects and any(isinstance(module, nn.Embedding) for module in inside))
 
 
 def _image(model: PreTrainedModel, names: Mapping[nn.Module, str]) -> tuple[PreTrainedModel, Site] | tuple[None, None]:
     """The part that sees images, and where it is perturbed."""
     found: dict[str, tuple[PreTrainedModel, Site]] = {}
     for part in _parts(model):
-        own, prefix = _own(part), f"{names[part]}." if names[part] else ""
+        own, prefix = known(part), f"{names[part]}." if names[part] else ""
         patches = _embedding(part)
         if own.image:
             name, module = prefix + own.image, part.get_submodule(own.image)
             found[name] = part, Site(name, own.at, mask=partial(own.mask, module) if own.mask else None)
-        elif patches is not None and not isinstance(patches, nn.Embedding) and "image" in _modalities(part):
+        elif patches is not None and not _of_words(part, patches) and "image" in _modalities(part):
             name = prefix + outermost(part, names[patches].removeprefix(prefix))
-            found[name] = part, Site(name)  # the innermost part of several that are perturbed in one place
+            site = Site(name, mask=_patch_mask(model, part))
+            found[name] = part, site  # the innermost part of several that are perturbed in one place
     if len(found) > 1:
         raise SiteError(
             f"expected one vision tower in {type(model).__name__}, got {len(found)}, embedded at "
@@ -132,19 +130,31 @@ def _image(model: PreTrainedModel, names: Mapping[nn.Module, str]) -> tuple[PreT
     return next(iter(found.values())) if found else (None, None)
 
 
+def _patch_mask(model: PreTrainedModel, tower: PreTrainedModel) -> Callable[[Batch], Tensor] | None:
+    """The mask of real patches, where a model takes one and its vision tower heeds it."""
+    taken, heeded = (inspect.signature(part.forward).parameters for part in (model, tower))
+    name = next((name for name in ("pixel_attention_mask", "pixel_mask") if name in taken), None)
+    if name is None or not {"patch_attention_mask", "pixel_attention_mask", "attention_mask"} & set(heeded):
+        return None
+    vision: Any = getattr(tower.config, "vision_config", tower.config)
+    return partial(fields.image_mask, name=name, patch=vision.patch_size)
+
+
 Rows = Callable[[Batch], Tensor]
 
 
-def _rows(model: PreTrainedModel, tokens: frozenset[int]) -> tuple[Rows, Rows]:
+def _rows(model: PreTrainedModel, tokens: frozenset[int], *, by_position: bool) -> tuple[Rows, Rows]:
     """The sample of each row of the embedded patches and of the projected tokens: packed ones, or images, or tiles."""
     taken = inspect.signature(model.forward).parameters
     if "image_grid_thw" not in taken:
         tiled = next((part for part in _parts(model) if isinstance(part, LlavaNextModel)), None)
         filled = fields.filled_image_rows if "pixel_attention_mask" in taken else fields.image_rows
-        of_images = partial(filled if tiled is None else partial(fields.tile_rows, tiled), tokens=tokens)
+        read = filled if tiled is None else partial(fields.tile_rows, tiled)
+        of_images = partial(read, tokens=tokens, by_position=by_position)
         return of_images, of_images
     merged = model.config.vision_config.spatial_merge_size**2  # patches a token
-    return partial(fields.packed_rows, tokens=tokens, each=merged), partial(fields.packed_rows, tokens=tokens)
+    of_tokens = partial(fields.packed_rows, tokens=tokens, by_position=by_position)
+    return partial(of_tokens, each=merged), of_tokens
 
 
 def _projector(model: PreTrainedModel, tower: PreTrainedModel, text: nn.Module) -> nn.Module | None:
@@ -163,20 +173,16 @@ def _projector(model: PreTrainedModel, tower: PreTrainedModel, text: nn.Module) 
     return merger if isinstance(merger, nn.Module) else None
 
 
-def _own(part: PreTrainedModel) -> _Own:
-    return next((_OWN[cls.__name__] for cls in type(part).__mro__ if cls.__name__ in _OWN), _Own())
-
-
 def _parts(model: nn.Module) -> Iterator[PreTrainedModel]:
     return (part for part in model.modules() if isinstance(part, PreTrainedModel))
 
 
 def _embedding(part: PreTrainedModel) -> nn.Module | None:
     try:
-        found: nn.Module | None = part.get_input_embeddings()
+        found: object = part.get_input_embeddings()
     except (NotImplementedError, AttributeError):  # it says that it has none of its own
         return None
-    return found
+    return found if isinstance(found, nn.Module) else None  # Perceiver gives a parameter
 
 
 def _modalities(part: PreTrainedModel) -> tuple[str, ...]:
@@ -213,6 +219,20 @@ def _logits(outputs: Outputs) -> Tensor:
         if isinstance(start, Tensor) and isinstance(end, Tensor):
             return torch.stack([start, end], 1)
     return read_logits(outputs)
+
+
+def _gives_spans(model: PreTrainedModel) -> bool:
+    """True of a model whose answer is a span of its words: it takes where that starts and ends."""
+    return "start_positions" in inspect.signature(model.forward).parameters
+
+
+def _spans(outputs: Outputs) -> Tensor:
+    """Start and end as two rows `(B, 2, T)`, also of a tuple (`return_dict=False`), which has both after the loss."""
+    if isinstance(outputs, tuple | list):
+        scores = [found for found in outputs if isinstance(found, Tensor) and found.ndim == 2][:2]
+        if len(scores) == 2 and scores[0].shape == scores[1].shape:
+            return torch.stack(scores, 1)
+    return _logits(outputs)
 
 
 def _no_logits(outputs: Outputs, *, are: str) -> Tensor:

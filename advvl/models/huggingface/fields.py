@@ -19,20 +19,22 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 from advvl.adapters.injection import Batch
 from advvl.errors import ConfigurationError, SiteError, more
+from advvl.models.huggingface.packing import attended, row_samples, samples
 
 
 def placeholders(config: PreTrainedConfig) -> frozenset[int]:
-    """The ids of tokens whose embedding the model replaces by that of an image or a video."""
-    names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+    """The ids of tokens whose embedding the model replaces by that of an image, a video or a sound."""
+    names = [f"{of}_token_{kind}" for of in _REPLACED for kind in ("id", "index")]
     found = (getattr(config, name, None) for name in names)
     return frozenset(token for token in found if isinstance(token, int))
 
 
+_REPLACED = ("image", "video", "audio", "speech")
+
+
 def text_mask(batch: Batch, *, void: Collection[int] = ()) -> Tensor:
     """The real words, `(B, T)`, or `(B·C, T)` of C choices: all attended to, but tokens whose embedding is replaced."""
-    ids, mask = batch["input_ids"], batch.get("attention_mask")
-    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-    return (real & ~_among(ids, void)).flatten(0, -2)
+    return (attended(batch) & ~_among(batch["input_ids"], void)).flatten(0, -2)
 
 
 def text_mask_to_the_end(batch: Batch, *, void: Collection[int] = ()) -> Tensor:
@@ -64,45 +66,73 @@ def patch_mask(embeddings: nn.Module, batch: Batch) -> Tensor:
     return F.interpolate(real[:, None].float(), size=grid).bool().expand(-1, len(weight), -1, -1)
 
 
-def packed_rows(batch: Batch, *, tokens: Collection[int], each: int = 1) -> Tensor:
+def image_mask(batch: Batch, *, name: str, patch: int) -> Tensor:
+    """The patches `(N, P)` that have a real pixel, of the images that the model keeps; those of SigLIP 2 come as patches.
+
+    Arguments:
+        batch: with `pixel_values` `(N, P, D)`, `(N, C, H, W)` or `(B, images, C, H, W)`.
+        name: of the field with the mask: of patches `(N, P)`, or of pixels, `pixel_values` without C.
+        patch: side of a patch, in pixels.
+    """
+    pixels, mask = batch["pixel_values"], batch.get(name)
+    if pixels.ndim == 3:
+        given: Tensor = pixels.new_ones(pixels.shape[:2]) if mask is None else mask
+        return given.bool()
+    real = torch.ones_like(pixels.select(-3, 0)) if mask is None else mask
+    if pixels.ndim == 5:
+        real = real[pixels.flatten(2).any(2)]
+    return F.max_pool2d(real.float(), patch).flatten(1).bool()
+
+
+def packed_rows(batch: Batch, *, tokens: Collection[int], by_position: bool = False, each: int = 1) -> Tensor:
     """The sample of each packed row, `(N,)`; a placeholder token stands for `each` rows."""
-    counts = _among(batch["input_ids"], tokens).sum(1)
-    return torch.arange(len(counts), device=counts.device).repeat_interleave(each * counts)
+    return _token_samples(batch, tokens, by_position=by_position).repeat_interleave(each)
 
 
-def image_rows(batch: Batch, *, tokens: Collection[int]) -> Tensor:
+def image_rows(batch: Batch, *, tokens: Collection[int], by_position: bool = False) -> Tensor:
     """The sample of each image of `pixel_values (N, …)`, `(N,)`; all images have as many placeholder tokens.
 
     Raises:
         SiteError: they do not, or the fields do not say their number.
     """
-    counts, images = _among(batch["input_ids"], tokens).sum(1), len(batch["pixel_values"])
     if batch["pixel_values"].ndim > 4 or batch.get("image_sizes") is not None:
         raise SiteError(
             f"expected pixel_values (images, C, H, W) of images of one size, got {tuple(batch['pixel_values'].shape)}"
             f"{' with image_sizes' if batch.get('image_sizes') is not None else ''}; {_BY_HAND}"
         )
-    total = counts.sum()
-    if (total == 0).item():
-        return torch.arange(images, device=counts.device)
-    if (counts * images % total).any():
+    return _by_tokens(batch, tokens, len(batch["pixel_values"]), by_position=by_position)
+
+
+def _by_tokens(batch: Batch, tokens: Collection[int], images: int, *, by_position: bool) -> Tensor:
+    found = _token_samples(batch, tokens, by_position=by_position)
+    if not len(found):
+        return torch.arange(images, device=found.device)
+    of_images = found.view(images, -1) if images and len(found) % images == 0 else None
+    if of_images is None or (of_images != of_images[:, :1]).any():
         raise SiteError(
-            f"expected image tokens that are the same number for each of {images} images, got {counts.tolist()} in the "
-            f"samples; {_BY_HAND}"
+            f"expected image tokens that are the same number for each of {images} images, got "
+            f"{found.bincount(minlength=len(batch['input_ids'])).tolist()} in the samples; {_BY_HAND}"
         )
-    return torch.arange(len(counts), device=counts.device).repeat_interleave(counts * images // total)
+    return of_images[:, 0]
 
 
-def filled_image_rows(batch: Batch, *, tokens: Collection[int]) -> Tensor:
+def _token_samples(batch: Batch, tokens: Collection[int], *, by_position: bool) -> Tensor:
+    """The sample of each placeholder token, in their order."""
+    return row_samples(batch, by_position=by_position)[_among(batch["input_ids"], tokens)]
+
+
+def filled_image_rows(batch: Batch, *, tokens: Collection[int], by_position: bool = False) -> Tensor:
     """The sample of each image of Idefics' `(B, images, C, H, W)`, `(N,)`, blank ones, which the model leaves out, aside."""
     pixels = batch["pixel_values"]
     if pixels.ndim != 5:
-        return image_rows(batch, tokens=tokens)
+        return image_rows(batch, tokens=tokens, by_position=by_position)
     filled: Tensor = pixels.flatten(2).any(2)
-    return filled.nonzero()[:, 0]
+    if samples(batch, by_position=by_position) is None:
+        return filled.nonzero()[:, 0]
+    return _by_tokens(batch, tokens, int(filled.sum()), by_position=by_position)
 
 
-def tile_rows(model: LlavaNextModel, batch: Batch, *, tokens: Collection[int]) -> Tensor:
+def tile_rows(model: LlavaNextModel, batch: Batch, *, tokens: Collection[int], by_position: bool = False) -> Tensor:
     """The sample of each tile that LLaVA-Next cuts its images into, `(N,)`, as many as `image_sizes` say.
 
     The number of tokens of an image of each size says which sample an image belongs to.
@@ -110,7 +140,9 @@ def tile_rows(model: LlavaNextModel, batch: Batch, *, tokens: Collection[int]) -
     Raises:
         SiteError: the placeholder tokens of the samples are not those of whole images.
     """
-    counts, sizes, config = _among(batch["input_ids"], tokens).sum(1), batch["image_sizes"], model.config
+    of_tokens = _token_samples(batch, tokens, by_position=by_position)
+    counts = of_tokens.bincount(minlength=len(batch["input_ids"]))
+    sizes, config = batch["image_sizes"], model.config
     vision: Any = config.vision_config
     side = vision.image_size
     tiles = [image_size_to_num_patches(size, config.image_grid_pinpoints, side) for size in sizes]
@@ -178,7 +210,7 @@ def _positions(batch: Batch, *, mask: str | None, shift: bool) -> Tensor | None:
         real = labels != -100
         return F.pad(real[:, 1:], (0, 1)) if shift else real
     if labels is None and mask is not None and batch.get(mask) is not None:
-        real = batch[mask].bool()
+        real = attended(batch) if mask == "attention_mask" else batch[mask].bool()
         return F.pad(real[:, :-1] & real[:, 1:], (0, 1)) if shift else real
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 
 from torch import Tensor, nn
 from transformers.models.lxmert.modeling_lxmert import (
@@ -15,6 +16,7 @@ from transformers.models.lxmert.modeling_lxmert import (
 
 from advvl.adapters.base import Adapter, Outputs
 from advvl.adapters.injection import Batch, Site
+from advvl.adapters.outputs import field, read_logits
 from advvl.errors import ConfigurationError, DataError, SiteError, more
 from advvl.models.lxmert.layout import examples, region_mask, text_mask
 
@@ -48,7 +50,8 @@ def lxmert_adapter(model: nn.Module) -> Adapter:
         return model(**{name: value for name, value in batch.items() if name in taken})
 
     pretraining = isinstance(inner, LxmertForPreTraining)
-    logits = _word_scores if pretraining else _answer_scores if isinstance(inner, LxmertForQuestionAnswering) else None
+    named = {LxmertForPreTraining: "prediction_logits", LxmertForQuestionAnswering: "question_answering_score"}
+    logits = next((partial(_scores, name=name) for kind, name in named.items() if isinstance(inner, kind)), None)
     return Adapter(model, sites, call=call, logits=logits, positions=_masked_words if pretraining else None)
 
 
@@ -68,14 +71,10 @@ def lxmert_sites(model: nn.Module) -> dict[str, Site]:
     }
 
 
-def _answer_scores(outputs: Outputs) -> Tensor:
-    scores: Tensor = outputs.question_answering_score
-    return scores
-
-
-def _word_scores(outputs: Outputs) -> Tensor:
-    scores: Tensor = outputs.prediction_logits
-    return scores
+def _scores(outputs: Outputs, *, name: str) -> Tensor:
+    """The scores of this name; of a tuple (`return_dict=False`) those that it begins with, after the loss."""
+    found = field(outputs, name)
+    return found if isinstance(found, Tensor) else read_logits(outputs)
 
 
 def _masked_words(batch: Batch) -> Tensor:

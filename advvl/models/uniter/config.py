@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
 from transformers import BertConfig
 
+from advvl.checks import at_least, not_negative
 from advvl.errors import ConfigurationError
+from advvl.files import parse_json
 
 BOX_DIM = 7  # x1, y1, x2, y2, width, height (all over the image's), area
 
@@ -37,17 +38,13 @@ class UniterConfig(BertConfig):  # type: ignore[no-untyped-call]
         kwargs.setdefault("attn_implementation", "sdpa")
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         sizes = ("vocab_size", "img_dim", "img_label_dim", "hidden_size", "num_hidden_layers", "num_attention_heads")
-        for name in sizes:
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ConfigurationError(f"expected {name} to be a whole number of 1 or more, got {value!r}")
+        at_least(1, self, *sizes)
         if self.hidden_size % self.num_attention_heads:
             raise ConfigurationError(
                 f"expected hidden_size to be a multiple of num_attention_heads={self.num_attention_heads}, "
                 f"got {self.hidden_size}"
             )
-        if not self.itm_ot_lambda >= 0:
-            raise ConfigurationError(f"expected itm_ot_lambda to be 0 or more, got {self.itm_ot_lambda!r}")
+        not_negative(self, "itm_ot_lambda")
         if self._attn_implementation not in ("eager", "sdpa"):
             raise ConfigurationError(
                 f"expected attn_implementation to be 'eager' or 'sdpa', got {self._attn_implementation!r}"
@@ -92,8 +89,7 @@ class UniterConfig(BertConfig):  # type: ignore[no-untyped-call]
             ConfigurationError: the file is missing, or is not a JSON object.
         """
         try:
-            with open(json_file, encoding="utf-8") as stream:
-                values = json.load(stream)
+            values = parse_json(json_file)
         except (OSError, ValueError) as error:
             raise ConfigurationError(
                 f"expected a UNITER configuration in JSON at {str(json_file)!r}, got {error}"

@@ -20,8 +20,8 @@ def transport_distance(
 ) -> Tensor:
     """The least mean cosine distance at which the vectors of each `x` can be moved onto those of `y`: `(B,)`.
 
-    Each vector of a set has the same mass. Gradients flow through the costs, not through the plan, as published
-    (Chen et al., ECCV 2020, word-region alignment). Computed in float32 at least.
+    Each vector of a set has the same mass; the distance from or to an empty set is 0. Gradients flow through the costs,
+    not through the plan, as published (Chen et al., ECCV 2020, word-region alignment). Computed in float32 at least.
 
     Arguments:
         x, y: `(B, M, H)` and `(B, N, H)`.
@@ -51,10 +51,15 @@ def cosine_costs(x: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def transport_plan(costs: Tensor, x_mask: Tensor, y_mask: Tensor, *, beta: float, iterations: int) -> Tensor:
-    """The share of each x that goes to each y, `(B, M, N)`: rows sum to 1/m, columns to 1/n over m and n real vectors."""
+    """The share of each x that goes to each y, `(B, M, N)`: rows sum to 1/m, columns to 1/n over m and n real vectors.
+
+    Nothing goes from or to an empty set.
+    """
+    both = (x_mask.any(1) & y_mask.any(1))[:, None]
+    x_mask, y_mask = x_mask & both, y_mask & both
     plan = (x_mask[:, :, None] & y_mask[:, None]).to(costs.dtype)
     x_real, y_real = x_mask.to(costs.dtype)[:, :, None], y_mask.to(costs.dtype)[:, None]
-    m, n = x_real.sum(1, keepdim=True), y_real.sum(2, keepdim=True)
+    m, n = x_real.sum(1, keepdim=True).clamp(min=1), y_real.sum(2, keepdim=True).clamp(min=1)
     kernel, rows = torch.exp(-costs / beta), x_real / m
     for _ in range(iterations):
         proximal = kernel * plan

@@ -191,6 +191,7 @@ def test_a_batch_depends_on_indices_and_generator_alone(corpus: DigitsCorpus) ->
     assert len({corpus.pretrain.batch(INDICES, generator(seed))["task"] for seed in range(20)}) == 3
 
 
+@pytest.mark.slow
 def test_tasks_come_as_often_as_they_are_named(corpus: DigitsCorpus) -> None:
     source = replace(corpus.pretrain, tasks=("itm", "itm", "mrc-kl"))
     drawn = generator()

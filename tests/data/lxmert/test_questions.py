@@ -108,6 +108,7 @@ STATEMENTS = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(questions=QUESTIONS)
 @settings(max_examples=30, deadline=None)
 def test_questions_are_the_same_after_their_file(
@@ -118,6 +119,7 @@ def test_questions_are_the_same_after_their_file(
     assert read_questions(path) == questions
 
 
+@pytest.mark.slow
 @given(statements=STATEMENTS)
 @settings(max_examples=30, deadline=None)
 def test_sentences_are_the_same_after_their_file(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,6 +63,7 @@ def images(draw: st.DrawFn) -> Regions:
     )
 
 
+@pytest.mark.slow
 @given(image=images())
 @settings(max_examples=60, deadline=None)
 def test_an_image_is_the_same_bits_after_its_line(image: Regions) -> None:
@@ -195,8 +197,19 @@ MALFORMED: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
     "an id that is not UTF-8": (change("img_id", b"\xff\xfe"), "column img_id: expected UTF-8"),
     "an id in quotes": (change("img_id", b'"image"'), "column img_id: expected a text without"),
     "no height": (change("img_h", b"0"), "column img_h: expected a number of pixels of 1 or more, got 0"),
-    "a width in letters": (change("img_w", b"wide"), "column img_w: expected a whole number, got b'wide'"),
-    "a number with a sign": (change("num_boxes", b"-36"), "column num_boxes: expected a whole number, got b'-36'"),
+    "a width in letters": (
+        change("img_w", b"wide"),
+        "column img_w: expected a whole number of at most 9 digits, got b'wide'",
+    ),
+    "a number with a sign": (change("num_boxes", b"-36"), "column num_boxes: expected a whole number .*got b'-36'"),
+    "more regions than memory": (
+        change("num_boxes", b"999999999"),
+        "column objects_id: expected 7999999992 bytes.*got 288",
+    ),
+    "a number beyond all": (change("num_boxes", b"9" * 30), "column num_boxes: .* of at most 9 digits, got b'9{30}'"),
+    "a number of thousands of digits": (change("num_boxes", b"9" * 5000), "column num_boxes: .*got b'9{40}'"),
+    "a height of hundreds of digits": (change("img_h", b"9" * 400), "column img_h: .*got b'9{40}'"),
+    "an id as long as a book": (change("img_id", b'"' * 10**6), "column img_id: .*\\.\\.\\."),
     "no regions": (change("num_boxes", b"0"), "column num_boxes: expected 1 or more, got 0"),
     "another number of regions": (change("num_boxes", b"35"), "column objects_id: expected 280 bytes.*got 288"),
     "ids that are not base64": (change("objects_id", b"#" * 384), "column objects_id: expected base64, got 384 char"),
@@ -357,3 +370,23 @@ def test_images_are_drawn_one_by_one_and_the_file_is_there_at_the_end(tmp_path: 
 def test_regions_of_another_shape_or_type_are_refused(changes: dict[str, torch.Tensor]) -> None:
     with pytest.raises(DataError, match=r"column .*: expected"):
         replace(regions("a", 2), **changes)
+
+
+def test_regions_are_counted_before_anything_is_made_for_them(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = change("num_boxes", b"999999999")(lines(path)[0])
+    path.write_bytes(b"\t".join(found) + b"\n")
+    monkeypatch.setattr(torch, "zeros", lambda *_: pytest.fail("made for the regions that a file claims"))
+    with pytest.raises(DataError, match="objects_id"):
+        open_regions(path, num_boxes=None)
+
+
+def test_a_line_without_an_end_is_not_read_into_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("advvl.data.lxmert.regions._LONGEST_LINE", 1000)
+    with pytest.raises(DataError, match="line 1: expected lines of fewer than 1000 bytes, got a longer one"):
+        open_regions(path)
+
+
+@pytest.mark.parametrize("wrong", [{"num_boxes": 0}, {"num_boxes": "36"}, {"limit": 1.5}, {"limit": True}], ids=str)
+def test_numbers_that_are_none_are_refused(path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=f"expected {next(iter(wrong))} to be a whole number of 1 or more"):
+        open_regions(path, **wrong)

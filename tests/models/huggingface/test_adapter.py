@@ -28,7 +28,7 @@ from support.hf_families import (
 )
 from support.hf_found import CHECKS, PAGE, Seen, failure, seen, with_table
 from support.wrappers import Wrapper
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advvl import (
@@ -90,12 +90,12 @@ def test_a_family_works(check: str, index: int) -> None:
 @families()
 def test_what_the_mask_leaves_out_does_not_matter(index: int) -> None:
     target, batch, sites = found(index)
-    if FAMILIES[index].leaks:
-        assert sites["text"].gradient[~sites["text"].mask].any(), "it is mended; take back what is said of it"
-        return
-    logits = FAMILIES[index].logits
+    logits, leaks = FAMILIES[index].logits, FAMILIES[index].leaks
     clean = outcome(target, batch, {}, logits=logits)
     for modality, site in sites.items():
+        if modality in leaks:
+            assert site.gradient[~site.mask].any(), "it no longer leaks; take back what is said of it"
+            continue
         beyond = outcome(target, batch, {modality: torch.where(site.mask, 0.0, 100.0).double()}, logits=logits)
         for ours, expected in zip(beyond, clean, strict=True):
             torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
@@ -111,7 +111,7 @@ def test_every_position_in_the_mask_matters(index: int) -> None:
         if modality == "text" and idle is not None:
             expected = expected & ~idle(batch, expected)
         matters = site.gradient != 0 if site.mask.ndim == 4 else site.gradient.any(-1)
-        assert torch.equal(matters if not FAMILIES[index].leaks else matters & expected, expected), modality
+        assert torch.equal(matters & expected if modality in FAMILIES[index].leaks else matters, expected), modality
     assert all(site.mask.any() for site in sites.values())
 
 
@@ -490,6 +490,99 @@ def test_of_two_vision_towers_one_has_to_be_named() -> None:
         SiteError, match=r"one vision tower in Twice, got 2, .* embeddings, other.embeddings; say which"
     ):
         adapt(Twice(hf.ViTConfig(**PATCHES)))
+
+
+class Table(nn.Module):
+    """A word embedding that is no nn.Embedding."""
+
+    def __init__(self, words: nn.Embedding) -> None:
+        super().__init__()
+        self.weight = words.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
+
+
+class LowRank(nn.Module):
+    """A word embedding with something of low rank added, as PEFT wraps it."""
+
+    def __init__(self, words: nn.Embedding) -> None:
+        super().__init__()
+        self.base_layer = words
+        self.a = nn.Parameter(torch.randn(words.num_embeddings, 2))
+        self.b = nn.Parameter(torch.randn(2, words.embedding_dim))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.base_layer(ids) + self.a[ids] @ self.b
+
+
+class Projected(nn.Sequential):
+    """A word embedding and a projection."""
+
+    def __init__(self, words: nn.Embedding) -> None:
+        super().__init__(words, nn.Linear(words.embedding_dim, words.embedding_dim))
+
+
+@families(which=lambda family: "BLIP" not in family.name)
+@pytest.mark.parametrize("kind", [Table, LowRank, Projected])
+def test_a_word_embedding_of_another_class_is_found(kind: type[nn.Module], index: int) -> None:
+    model = FAMILIES[index].model()
+    before = {modality: site.module for modality, site in adapt(model).sites.items()}
+    if "text" in before:
+        where, _, last = before["text"].rpartition(".")
+        owner = model.get_submodule(where)
+        setattr(owner, last, kind(getattr(owner, last)))
+        assert {modality: site.module for modality, site in adapt(model).sites.items()} == before
+
+
+def test_a_model_whose_embedding_is_no_module_is_refused() -> None:
+    sizes = {"num_latents": 4, "d_latents": 16, "d_model": 16, "num_blocks": 1, "num_self_attends_per_block": 1}
+    heads = {"num_self_attention_heads": 2, "num_cross_attention_heads": 2}
+    model = hf.PerceiverForSequenceClassification(
+        hf.PerceiverConfig(**sizes, **heads, vocab_size=60, max_position_embeddings=7)
+    )
+    with pytest.raises(SiteError, match="expected a model that says where it embeds words or images, got Perceiver"):
+        adapt(model)
+
+
+def test_a_word_embedding_that_was_replaced_after_adapt_says_so() -> None:
+    model = bert()
+    target = adapt(model)
+    model.resize_token_embeddings(60)
+    model.set_input_embeddings(nn.Embedding(60, 16).double())
+    with pytest.raises(SiteError, match="no longer holds the Embedding that was adapted; adapt it again"):
+        Attack(climb(), PGD(1))(target, classed())
+
+
+def test_a_model_that_runs_once_for_each_image_takes_a_site_for_each_firing() -> None:
+    config = hf.ViltConfig(**WORDS, image_size=8, patch_size=4, num_labels=2, modality_type_vocab_size=3, num_images=2)
+    torch.manual_seed(0)
+    model = hf.ViltForImagesAndTextClassification(config).eval()
+    with pytest.raises(SiteError, match=r"runs its parts once, got ViltForImagesAndText.*; give sites with firing"):
+        adapt(model)
+    place = "vilt.embeddings.patch_embeddings"
+    target = adapt(model, {"first": Site(place, firing=0), "second": Site(place, firing=1)})
+    masks = torch.ones(2, 2, 8, 8, dtype=torch.long)
+    batch = classed(words) | {"pixel_values": torch.rand(2, 2, 3, 8, 8), "pixel_mask": masks}
+    batch["labels"] = torch.tensor([0, 1])
+    assert set(Attack(climb("first", "second"), PGD(2))(target, batch).deltas) == {"first", "second"}
+
+
+def test_sounds_take_the_place_of_words_too() -> None:
+    config = hf.LlamaConfig(**WORDS)
+    config.audio_token_id, config.video_token_index = 7, 8
+    assert fields.placeholders(config) == {7, 8}
+    assert fields.text_mask(words(), void={7, 8}).int().tolist() == [[1, 1, 1, 0, 1], [1, 0, 1, 0, 0]]
+
+
+def test_start_and_end_of_a_tuple_are_compared_both() -> None:
+    model = hf.BertForQuestionAnswering(hf.BertConfig(**WORDS)).double().eval()
+    spans = {"start_positions": torch.tensor([1, 0]), "end_positions": torch.tensor([2, 1])}
+    target = adapt(model)
+    for batch in (words(), words(**spans)):
+        named, bare = target.forward(batch), target.forward(batch | {"return_dict": False})
+        assert torch.equal(target.logits(bare), target.logits(named))
+        assert target.logits(bare).shape == (2, 2, 5)
 
 
 # --- hidden layers ---

@@ -283,7 +283,7 @@ def test_pooled_vectors_of_pairs_are_two_of_an_example() -> None:
 def test_examples_that_fit_no_row_are_refused() -> None:
     target = adapt(build(LxmertForNLVR2), {"pooled": Site("lxmert.pooler", examples=lambda batch: torch.arange(3))})
     with pytest.raises(
-        ShapeError, match=r"expected examples of 'pooled' to be the example, .* of the 6 rows .* got \(3,\)"
+        ShapeError, match=r"expected examples of 'pooled' as the example of each of the 6 rows .* got \(3,\)"
     ):
         Attack(EmbeddingPerturber(pooled=Ascent(L2(0.5), step_size=0.3)), PGD(1))(target, nlvr2_batch())
 
@@ -323,3 +323,19 @@ def test_a_wrapped_model_is_adapted(kind: type[nn.Module]) -> None:
 def test_one_lxmert_is_expected(count: int) -> None:
     with pytest.raises(SiteError, match=f"expected one LxmertModel in ModuleList, got {count}"):
         lxmert_adapter(nn.ModuleList(build(LxmertModel) for _ in range(count)))
+
+
+@pytest.mark.parametrize("kind", [LxmertForQuestionAnswering, LxmertForPreTraining, LxmertForVQA, LxmertForNLVR2])
+@pytest.mark.parametrize("by", ["batch", "configuration"])
+def test_outputs_as_a_tuple_are_read_like_named_ones(kind: type[nn.Module], by: str) -> None:
+    batch, model = KINDS[kind](), build(kind)
+    method = AdversarialTraining(EmbeddingPerturber(text=Ascent(L2(), step_size=0.3)), FreeLB(2), SymmetricKL())
+    expected = method.step(adapt(model), batch)
+    if by == "configuration":
+        model.config.return_dict = False
+    else:
+        batch = batch | {"return_dict": False}
+    found = method.step(adapt(model), batch)
+    assert torch.equal(found.loss, expected.loss)
+    assert torch.equal(found.regularization, expected.regularization)
+    assert found.regularization > 0

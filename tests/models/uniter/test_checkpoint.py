@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from support.golden_cases import tensors
 from support.uniter_batches import uniter_batch
 from torch import Tensor, nn
 
-from advvl.errors import CheckpointError, ConfigurationError
+from advvl.errors import CheckpointError, ConfigurationError, OutputDirectoryError
 from advvl.models.uniter.checkpoint import PRETRAINING_HEADS, load_checkpoint, official_name, save_checkpoint
 from advvl.models.uniter.model import UniterConfig, UniterModel
 from advvl.tasks.uniter.pretraining import UniterForPretraining
@@ -293,7 +294,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     path = save_checkpoint(vqa(1), tmp_path / "model.pt")
     whole = path.read_bytes()
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no space")))
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(OutputDirectoryError, match="no space"):
         save_checkpoint(vqa(2), path)
     assert path.read_bytes() == whole
     assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
@@ -312,3 +313,62 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 def test_official_names(name: str, official: str) -> None:
     assert official_name(name) == official
     assert official_name(official) == official
+
+
+BIAS = "vqa_output.3.bias"
+CLAIMS: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
+    "a vocabulary of terabytes": (
+        lambda state: {**state, WORDS: torch.zeros(1, 1).expand(10**11, 48)},
+        r"word_embeddings.*' of shape \(100000000000, 48\) over 4 bytes",
+    ),
+    "terabytes under two names of one tensor": (
+        lambda state: {f"{prefix}.a": torch.zeros(1).expand(10**11) for prefix in ("uniter", "bert")},
+        r"'uniter\.a' of shape",
+    ),
+    "a view of fewer numbers": (
+        lambda state: {**state, BIAS: torch.as_strided(torch.zeros(4), (3, 2), (1, 1))},
+        r"'vqa_output\.3\.bias' of shape \(3, 2\) over 16 bytes",
+    ),
+    "sparse": (
+        lambda state: {**state, BIAS: state[BIAS].to_sparse()},
+        r"vqa_output\.3\.bias' of layout torch.sparse_coo",
+    ),
+    "without values": (lambda state: {**state, BIAS: state[BIAS].to("meta")}, "on the meta device"),
+    "8 bits": (lambda state: {**state, BIAS: state[BIAS].to(torch.float8_e4m3fn)}, "of torch.float8_e4m3fn"),
+    "complex": (lambda state: {**state, BIAS: state[BIAS].to(torch.complex64)}, "of torch.complex64"),
+    "a key as long as a book": (lambda state: {("x" * 10**6,): state[BIAS]}, r"'x+\.\.\."),  # type: ignore[dict-item]
+}
+
+
+@pytest.mark.parametrize("case", CLAIMS)
+def test_a_tensor_is_judged_before_it_is_read(tmp_path: Path, case: str) -> None:
+    """What it claims to hold is neither made nor compared: a file of some kilobytes is refused at once."""
+    spoil, said = CLAIMS[case]
+    model = vqa()
+    before = values(model)
+    path = saved(tmp_path, spoil(model.state_dict()))
+    with pytest.raises(CheckpointError, match=said) as caught:
+        load_checkpoint(model, path)
+    assert len(str(caught.value)) < 1000
+    same(values(model), before)
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, number: float, name: str) -> None:
+    broken, model = vqa(1), vqa(2)
+    before = values(model)
+    with torch.no_grad():
+        broken.get_parameter(BIAS)[1:3] = number
+    save_checkpoint(broken, tmp_path / name)
+    with pytest.raises(
+        CheckpointError, match=r"vqa_output\.3\.bias: expected finite numbers, found 2 of 5 that are not"
+    ):
+        load_checkpoint(model, tmp_path / name)
+    same(values(model), before)
+
+
+def test_a_configuration_that_names_a_size_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"hidden_size": 48, "hidden_size": 96}')
+    with pytest.raises(ConfigurationError, match="'hidden_size' more than once"):
+        UniterConfig.from_json_file(tmp_path / "config.json")

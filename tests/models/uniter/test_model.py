@@ -26,6 +26,7 @@ def tiny(**overrides: Any) -> UniterModel:
     return UniterModel(UniterConfig.tiny(initializer_range=0.2, **overrides)).double().eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "parameters", "names"),
     [

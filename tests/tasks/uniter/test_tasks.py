@@ -327,3 +327,17 @@ def test_a_model_says_which_fields_it_takes(kind: Any) -> None:
         if parameter.kind is parameter.KEYWORD_ONLY
     }
     assert kind.fields == named - ({"img_masks"} if kind is UniterForVQA else set())
+
+
+@pytest.mark.parametrize(("words", "boxes"), [(0, 3), (2, 0), (0, 0)])
+def test_an_empty_set_is_at_no_distance_and_leaves_the_other_rows_alone(words: int, boxes: int) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 4, 8).double().requires_grad_(), torch.randn(2, 3, 8).double()
+    x_mask, y_mask = torch.ones(2, 4).bool(), torch.ones(2, 3).bool()
+    x_mask[1, words:], y_mask[1, boxes:] = False, False
+    found = transport_distance(x, y, x_mask, y_mask)
+    torch.testing.assert_close(found[0], transport_distance(x[:1], y[:1], x_mask[:1], y_mask[:1])[0])
+    assert found[1] == 0
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    assert gradient[0].any()
+    assert not gradient[1].any()

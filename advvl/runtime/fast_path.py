@@ -1,0 +1,37 @@
+"""torch's fast path through its own attention layers, off while tensors inside them are looked at or changed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+_LOCK = threading.Lock()
+_OFF = [0]  # how many contexts keep it off, in all threads
+_BEFORE = [True]
+
+
+@contextmanager
+def no_fast_path(model: nn.Module) -> Iterator[None]:
+    """Run torch's transformer layers as written: in eval mode without gradients they may fuse, and nest their tensors."""
+    if not any(isinstance(module, _FUSED) for module in model.modules()):
+        yield
+        return
+    with _LOCK:
+        if _OFF[0] == 0:
+            _BEFORE[0] = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
+        _OFF[0] += 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _OFF[0] -= 1
+            if _OFF[0] == 0:
+                torch.backends.mha.set_fastpath_enabled(_BEFORE[0])
+
+
+_FUSED = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)

@@ -1,0 +1,209 @@
+"""Bad arguments: every public entry point takes them or refuses them in words of its own, never in a raw error.
+
+A call that is right is repeated with each of its arguments replaced by each of these values.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.toy import ToyModel, perturber, toy, toy_batch, toy_sites
+
+import advvl
+from advvl import (
+    KL,
+    L2,
+    PGD,
+    Adam,
+    AdversarialTraining,
+    Ascent,
+    AscentState,
+    Attack,
+    Averaged,
+    Decay,
+    EmbeddingPerturber,
+    FreeAT,
+    FreeLB,
+    Frozen,
+    Given,
+    Linf,
+    Momentum,
+    Normal,
+    Normalised,
+    Objective,
+    Site,
+    SquaredDistance,
+    SymmetricKL,
+    Uniform,
+    UniversalPerturber,
+)
+from advvl.errors import AdvVLError
+from advvl.evaluation.loaders import AttackedLoader, attack_loader
+from advvl.evaluation.robustness import WorstCase, clean_scores, robustness_curve
+
+VALUES: list[Any] = [
+    None, True, 0, 1, -1, 2**70, 1.5, -0.0, math.nan, math.inf, -math.inf, "", "text", "nan", b"x", (), [], {}, [1, "a"],
+    {"a": 1}, {1: 2}, object(), object, len, torch.tensor(1.0), torch.zeros(2, 3), torch.tensor([]), np.float32(0.5),
+    np.array([1, 2]), 1j, range(3), ("text", "image"),
+]  # fmt: skip
+
+L2_TEXT = {"text": Ascent(L2(1.0), step_size=0.5)}
+SIZES = {"text": 0.1, "image": 0.1}
+
+
+def method() -> AdversarialTraining:
+    return AdversarialTraining(perturber(), FreeLB(2))
+
+
+def curve_batch() -> dict[str, Any]:
+    return toy_batch() | {"targets": torch.eye(4, dtype=torch.float64)[:3]}
+
+
+def scored(batch: Any) -> dict[str, Any]:
+    return {name: value for name, value in batch.items() if name != "targets"}
+
+
+def scoring() -> Any:
+    return advvl.adapt(ToyModel().double(), toy_sites(), call=lambda model, batch: model(**scored(batch)))
+
+
+CALLS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
+    "L2": (L2, lambda: {"radius": 1.0, "per": "sample", "relative": False}),
+    "Linf": (Linf, lambda: {"radius": 1.0, "per": "token", "relative": "row"}),
+    "Uniform": (Uniform, lambda: {"magnitude": 0.1}),
+    "Normal": (Normal, lambda: {"scale": 0.1}),
+    "Given": (Given, lambda: {"delta": torch.zeros(2, 3)}),
+    "Decay": (Decay, lambda: {"first": 0.1, "rate": 0.5}),
+    "Momentum": (Momentum, lambda: {"decay": 0.9}),
+    "Adam": (Adam, dict),
+    "Normalised": (Normalised, lambda: {"mean": (0.5,), "std": (0.2,), "axis": 1}),
+    "Ascent": (
+        Ascent,
+        lambda: (
+            {"ball": L2(1.0), "step_size": 0.1, "start": Uniform(0.1), "rule": "sign", "box": (0, 1), "floor": 0.0}
+            | {"pixels": None, "allow_zero_step": False}
+        ),
+    ),
+    "EmbeddingPerturber": (EmbeddingPerturber, lambda: dict(L2_TEXT)),
+    "UniversalPerturber": (UniversalPerturber, lambda: dict(L2_TEXT)),
+    "PGD": (PGD, lambda: {"steps": 2, "modalities": "together", "keep": "last", "early_stop": False}),
+    "FreeLB": (FreeLB, lambda: {"steps": 2, "modalities": "together"}),
+    "FreeAT": (FreeAT, lambda: {"replays": 2, "carry": True}),
+    "KL": (KL, lambda: {"weight": 1.0, "reads": None, "reference": None, "on": "perturbed", "head": "softmax"}),
+    "SymmetricKL": (SymmetricKL, lambda: {"weight": 1.0, "head": "softmax", "detach_clean": False}),
+    "SquaredDistance": (SquaredDistance, lambda: {"weight": 1.0, "reads": "mix", "reference": None}),
+    "Frozen": (Frozen, lambda: {"model": ToyModel()}),
+    "Averaged": (Averaged, lambda: {"model": ToyModel(), "decay": 0.9}),
+    "Objective": (Objective, lambda: {"task": 1.0, "penalty": 1.0, "loss": None}),
+    "Site": (
+        Site,
+        lambda: {"module": "words", "at": "output", "mask": None, "rows": None, "firing": None, "examples": None},
+    ),
+    "adapt": (
+        advvl.adapt,
+        lambda: {
+            "model": ToyModel(),
+            "sites": toy_sites(),
+            "call": None,
+            "logits": None,
+            "positions": None,
+            "loss": None,
+        },
+    ),
+    "sites": (advvl.sites, lambda: {"model": ToyModel().double(), "batch": toy_batch(), "call": None}),
+    "AdversarialTraining": (
+        AdversarialTraining,
+        lambda: (
+            {"perturber": perturber(), "maximizer": FreeLB(2), "regularizer": SymmetricKL(), "clean_weight": 0.0}
+            | {"dropout": "fresh", "track_stats": "all", "nonfinite": "raise", "teach": Objective(), "climb": None}
+        ),
+    ),
+    "step": (
+        lambda **given: method().step(**given),
+        lambda: (
+            {"model": toy(), "batch": toy_batch(), "loss": None, "backward": None, "update": None, "sync": None}
+            | {"generator": None, "state": None, "correct": None, "trace": None}
+        ),
+    ),
+    "AscentState": (AscentState, lambda: {"deltas": {}}),
+    "load_state_dict": (AscentState().load_state_dict, lambda: {"state": {"deltas": {}}}),
+    "Attack": (
+        Attack,
+        lambda: (
+            {"perturber": perturber(), "maximizer": PGD(2), "loss": None, "correct": None, "train_mode": False}
+            | {"end_pass": True, "seed": 0}
+        ),
+    ),
+    "attack": (lambda **given: Attack(perturber(), PGD(1))(**given), lambda: {"model": toy(), "batch": toy_batch()}),
+    "inject": (lambda **given: toy().inject(**given).__enter__(), lambda: {"deltas": {}}),
+    "villa": (advvl.villa, lambda: {"step_sizes": SIZES, "steps": 2, "radius": 1.0, "kl_weight": 1.0}),
+    "freelb": (advvl.freelb, lambda: {"step_sizes": SIZES, "steps": 2, "radius": 1.0, "init_magnitude": 0.1}),
+    "free_at": (advvl.free_at, lambda: {"radius": 0.1, "replays": 2, "box": None}),
+    "pgd": (advvl.pgd, lambda: {"radius": 0.1, "step_size": 0.1, "steps": 2, "box": (0, 1)}),
+    "trades": (advvl.trades, lambda: {"radius": 0.1, "step_size": 0.1, "box": None}),
+    "vat": (advvl.vat, dict),
+    "smart": (advvl.smart, dict),
+    "neftune": (advvl.neftune, dict),
+    "WorstCase": (WorstCase, lambda: {"steps": 2, "step_fraction": 0.5, "restarts": 1, "objectives": ("margin",)}),
+    "robustness_curve": (
+        robustness_curve,
+        lambda: (
+            {"target": scoring(), "batches": [curve_batch()], "modality": "image", "radii": (0.1,)}
+            | {"attacks": WorstCase(steps=1, restarts=1), "seed": 0, "targets": None}
+        ),
+    ),
+    "clean_scores": (clean_scores, lambda: {"target": scoring(), "batches": [curve_batch()], "targets": None}),
+    "attack_loader": (
+        attack_loader,
+        lambda: (
+            {"attack": Attack(perturber(), PGD(1)), "model": toy(), "loader": [toy_batch()], "place": None}
+            | {"progress": False}
+        ),
+    ),
+    "AttackedLoader.load": (AttackedLoader.load, lambda: {"path": "nowhere"}),
+}
+
+
+FUNCTIONS = {
+    "loss",
+    "backward",
+    "update",
+    "sync",
+    "correct",
+    "trace",
+    "call",
+    "logits",
+    "positions",
+    "place",
+    "targets",
+}
+
+
+def raw_errors(call: Callable[..., Any], given: Callable[[], dict[str, Any]]) -> list[str]:
+    """The bad values of single arguments that end in an error that is none of ours."""
+    found = []
+    for name in given():
+        for value in VALUES:
+            if name in FUNCTIONS and callable(value):
+                continue  # the caller's own, and so are its errors
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    call(**(given() | {name: value}))
+            except AdvVLError:
+                pass
+            except Exception as error:
+                found.append(f"{name}={value!r}: {type(error).__name__}: {str(error)[:80]}")
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", CALLS)
+def test_a_bad_argument_is_refused_in_words(entry: str) -> None:
+    assert not raw_errors(*CALLS[entry])
