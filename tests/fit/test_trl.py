@@ -118,24 +118,26 @@ def trainer_of(folder: Path, method: AdversarialTraining, *, lora: bool = False,
     )
 
 
+def joined(part: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """One batch of the rows of several, padded to the longest."""
+    padding = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+    rows = {name: [row for batch in part for row in batch[name]] for name in padding}
+    return {
+        name: nn.utils.rnn.pad_sequence(rows[name], batch_first=True, padding_value=value)
+        for name, value in padding.items()
+    }
+
+
 def plain_loop(
     method: AdversarialTraining, batches: list[Any], start: dict[str, Tensor], *, lora: bool, window: int
 ) -> list[dict[str, Tensor]]:
-    """The same in a loop of one's own, with the loss of transformers: a mean over all words of the window."""
+    """The same in a loop of one's own over batches as large as a window."""
     model: LlamaForCausalLM | PeftModel = get_peft_model(llama(), LORA) if lora else llama()
     model.load_state_dict(start)
     target, optimizer = adapt(model.train()), torch.optim.SGD(model.parameters(), lr=0.1)
     found = []
     for first in range(0, len(batches), window):
-        part = batches[first : first + window]
-        words = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in part)
-
-        def loss(outputs: Any, batch: Any, words: int = words) -> Tensor:
-            logits, labels = outputs.logits[:, :-1], batch["labels"][:, 1:]
-            return window * F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / words
-
-        for batch in part:
-            method.step(target, batch, loss=loss, backward=lambda total: (total / window).backward())
+        method.step(target, joined(batches[first : first + window]))
         found.append(gradients(model))
         optimizer.step()
         optimizer.zero_grad()
