@@ -75,7 +75,7 @@ class Attack:
     Arguments:
         perturber: starts and moves the perturbations.
         maximizer: decides which passes are run; its parameter weights and updates play no part.
-        loss: from outputs and batch to what is maximised, one a row `(B,)` (their sum is differentiated) or a scalar;
+        loss: from outputs and batch to what is maximised, one per row `(B,)` (their sum is differentiated) or a scalar;
             None: the model's own loss.
         correct: from outputs and batch to the rows still classified correctly, `(B,)` bool.
         train_mode: attack the model in the modes it is in, not in eval mode; its buffers are put back all the same.

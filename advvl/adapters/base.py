@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from advvl.adapters.positions import check_axes
 from advvl.checks import check_functions
 from advvl.errors import ConfigurationError, ShapeError, SiteError, more
 from advvl.perturbers.places import Place
-from advvl.runtime.fast_path import no_fast_path
+from advvl.runtime.fast_path import has_fast_path, no_fast_path
 from advvl.runtime.names import find, unwrapped
 
 
@@ -69,7 +69,9 @@ class Adapter:
         self.replay_verified = False  # whether replayed randomness was seen to give the same logits
         self.boxes_verified: set[str] = set()  # modalities whose tensor was seen inside its box in training
         self.masks_verified: set[str] = set()  # modalities seen to matter at the positions that their mask calls real
+        self._axes_verified: set[tuple[str, int]] = set()  # modalities, by axes, whose samples were seen to come first
         self.updates_verified = False  # whether parameters were seen to wait for the last backward of a step
+        self._has_fast_path = has_fast_path(model)
         self._holder = Holder()
         modules = {modality: find(model, site.module) for modality, site in self.sites.items()}
         self._perturbed = tuple(modules.values())
@@ -150,7 +152,7 @@ class Adapter:
             )
         self._holder.binding = binding
         try:
-            with no_fast_path(self.model):
+            with no_fast_path() if self._has_fast_path else nullcontext():
                 yield binding
         finally:
             self._holder.binding = before
@@ -203,10 +205,13 @@ class Adapter:
 
     def check_axes(self, modality: str, x: Tensor) -> None:
         """Raise ShapeError if the tensor at a modality's site has samples on its second axis, as layers of torch may."""
+        if (modality, x.ndim) in self._axes_verified:
+            return
         module = dict(zip(self.sites, self._perturbed, strict=True))[modality]
         path = next((name for name, other in self.model.named_modules() if other is module), "")
         parts = path.split(".")
         check_axes(modality, x, [self.model.get_submodule(".".join(parts[:end])) for end in range(len(parts) + 1)])
+        self._axes_verified.add((modality, x.ndim))
 
     def check_modalities(self, modalities: Mapping[str, Any] | tuple[str, ...]) -> None:
         """Raise SiteError if one of these modalities has no site here."""

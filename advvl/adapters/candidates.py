@@ -22,7 +22,7 @@ from advvl.adapters.injection import Batch, Site
 from advvl.adapters.outputs import Outputs, run
 from advvl.checks import check_functions
 from advvl.errors import ConfigurationError
-from advvl.runtime.fast_path import no_fast_path
+from advvl.runtime.fast_path import has_fast_path, no_fast_path
 from advvl.runtime.randomness import preserved
 from advvl.runtime.states import kept_buffers, kept_modes
 
@@ -216,7 +216,8 @@ def _seen(
         stack.enter_context(preserved(model))
         stack.enter_context(kept_modes(model))
         stack.enter_context(kept_buffers(model))
-        stack.enter_context(no_fast_path(model))
+        if has_fast_path(model):
+            stack.enter_context(no_fast_path())
         for name, module in modules.items():
             handle = module.register_forward_hook(partial(look, name), with_kwargs=True)
             stack.callback(handle.remove)

@@ -27,7 +27,7 @@ from advvl.adapters.registry import adapt
 from advvl.data.source import BatchSource
 from advvl.fit.checkpoints import Checkpoints, OneFile, sole_run
 from advvl.fit.checks import check_accelerator, check_arguments, check_method
-from advvl.fit.options import LoopOptions, OptimizerOptions
+from advvl.fit.options import LoopOptions, OptimizerOptions, loop_of
 from advvl.fit.runs import Run
 from advvl.fit.schedules import parameter_groups, updates_per_epoch
 from advvl.fit.shares import Count
@@ -80,6 +80,7 @@ def fit(
     checkpoint: Path | Checkpoints | None = None,
     resume: bool = False,
     loop: LoopOptions | None = None,
+    **named: Any,
 ) -> FitResult:
     """Train `model` in place; it ends on the accelerator's device, in training mode.
 
@@ -102,6 +103,7 @@ def fit(
             read by all.
         resume: take up the latest state in `checkpoint` if there is one; otherwise the run starts over and replaces it.
         loop: micro-batches, updates that are not finite, time between checkpoints, progress; None: `LoopOptions()`.
+        named: single options of `LoopOptions` by name, in the place of those in `loop`, as in `accumulate=4`.
 
     On SIGINT or SIGTERM in any process the update is finished, the state saved, and `SystemExit` raised in all. The
     global random number generators are left as found.
@@ -114,6 +116,7 @@ def fit(
         OutputDirectoryError: a directory that holds checkpoints, without `resume`; checkpoints that another run writes now,
             or that cannot be written.
     """
+    loop = loop_of(loop, named)
     check_arguments(
         model=model,
         source=source,
@@ -132,7 +135,7 @@ def fit(
     )
     if updates is None:
         updates = options.epochs * updates_per_epoch(len(source), options.batch_size)
-    accelerator, loop = accelerator or Accelerator(), loop or LoopOptions()
+    accelerator = accelerator or Accelerator()
     check_accelerator(accelerator, min(options.batch_size, len(source)), loop)
     if method is not None:
         check_method(method, accelerator, loop)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 from advvl.checks import (
     at_least,
@@ -16,8 +17,10 @@ from advvl.checks import (
     not_negative,
     positive,
     positive_or_infinite,
+    shown,
     text,
 )
+from advvl.errors import ConfigurationError
 
 Schedule = Literal["one-cycle", "linear", "warmup-linear"]
 Nonfinite = Literal["raise", "skip"]
@@ -95,3 +98,18 @@ class LoopOptions:
         )
         flag(self, "progress")
         text(self, "description")
+
+
+def loop_of(loop: object, named: Mapping[str, Any]) -> LoopOptions:
+    """The options of a loop, with single ones replaced by name.
+
+    Raises:
+        ConfigurationError: something else than options, an unknown name, or a value out of its range.
+    """
+    if loop is not None and not isinstance(loop, LoopOptions):
+        raise ConfigurationError(f"expected loop as LoopOptions(…), or None, got {shown(loop)}")
+    known = [option.name for option in fields(LoopOptions)]
+    for name in named:
+        if name not in known:
+            raise ConfigurationError(f"expected an argument of fit or an option of its loop, {known}, got {name!r}")
+    return replace(loop or LoopOptions(), **named)

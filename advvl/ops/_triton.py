@@ -29,7 +29,7 @@ _LONGEST = 16_384  # entries of the longest row that one program holds, beside i
 _TILE = 1024  # entries of a program of several short rows
 _BLOCK = 4096  # entries of a block of a long row; up to four times that once a row has more than _BLOCKS of them
 _BLOCKS = 128
-_WAVE = 512  # programs that judge rows, about, and one a row at least: what a large GPU runs at once
+_WAVE = 512  # programs that judge rows, about, and one per row at least: what a large GPU runs at once
 _TRUSTED = 0.25  # of (||d|| + a||h||)^2: where the algebra gives the norm; see `_kernels`
 _NEVER = 2.0
 # Whether multiply and add may be fused. Not where rows are moved: they are rounded as under the interpreter, and a long one

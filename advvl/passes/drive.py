@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from advvl.maximizers.probes import Feedback, Probe, Probes
 from advvl.passes.backward import input_gradients
 from advvl.passes.forward import Pass, Passes
-from advvl.passes.scaling import has_half, wide_losses
+from advvl.passes.scaling import wide_losses
 
 
 def drive(probes: Probes, answer: Callable[[Probe], Feedback]) -> tuple[Mapping[str, Tensor], Feedback]:
@@ -32,18 +32,18 @@ def drive(probes: Probes, answer: Callable[[Probe], Feedback]) -> tuple[Mapping[
 
 def ascend(passes: Passes, probe: Probe) -> Feedback:
     """Answer a probe of an attack: one forward, and the gradients of the perturbations alone."""
-    model = passes.adapter.model
-    with torch.enable_grad() if probe.delta_gradients else torch.no_grad(), wide_losses(model):
+    graph = torch.enable_grad() if probe.delta_gradients else torch.no_grad()
+    with graph, wide_losses(passes.adapter.model) if passes.in_half else nullcontext():
         run = passes.forward(probe.deltas, wants=probe.delta_gradients)
         losses, task = passes.task(run)
         run.binding.begin_backward()
         gradients = {}
         if probe.delta_gradients:
-            gradients = input_gradients(task, run, passes, scales=_is_in_half(model, run, passes))
+            gradients = input_gradients(task, run, passes, scales=passes.in_half or _has_half_logits(run, passes))
         return passes.feedback(run, losses, gradients)
 
 
-def _is_in_half(model: nn.Module, run: Pass, passes: Passes) -> bool:
-    """True if some of a backward is in fp16; under autocast the logits show it."""
+def _has_half_logits(run: Pass, passes: Passes) -> bool:
+    """True if autocast has some of the backward in fp16, as the logits show."""
     logits = passes.logits_if_any(run.outputs)
-    return has_half(model) or (logits is not None and logits.dtype == torch.float16)
+    return logits is not None and logits.dtype == torch.float16

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -98,6 +98,11 @@ class Passes:
 
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
+
+    @cached_property
+    def in_half(self) -> bool:
+        """True if the model has weights in fp16."""
+        return any(parameter.dtype == torch.float16 for parameter in self.adapter.model.parameters())
 
     def forward(self, deltas: Mapping[str, Tensor | Start], *, wants: bool) -> Pass:
         """Run the model under `deltas`, which stay bound until the next forward.

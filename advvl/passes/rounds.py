@@ -260,7 +260,7 @@ class Rounds:
 _CHECKPOINTED = (
     "expected the site of {modality!r} outside any activation-checkpointed region, but it was run again in a backward "
     "that covers both the clean and the last perturbed pass, as one under DDP, with sync=… or with modules sharded each by "
-    "itself does, where it cannot be told which of them it belongs to; checkpoint only layers above the site, or train "
+    "itself does, where nothing says which of them it belongs to; checkpoint only layers above the site, or train "
     "without a regulariser through the clean branch"
 )
 

@@ -6,8 +6,8 @@ batch nor the way in which a model reduces its loss decides which rows move. Los
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -24,19 +24,9 @@ _FIRST, _STEP, _LEAST, _MOST = 2.0**15, 2.0**12, 2.0**-21, 2.0**87
 _FAINT = 2.0**-6  # below this entry, largest of a row, digits are lost in fp16
 
 
-def has_half(model: nn.Module) -> bool:
-    """True if a model has weights in fp16."""
-    return any(parameter.dtype == torch.float16 for parameter in model.parameters())
-
-
-@contextmanager
-def wide_losses(model: nn.Module) -> Iterator[None]:
-    """Have torch's loss functions compute in fp32 within, if the model is in fp16; not inside compiled modules."""
-    if not has_half(model) or any(map(is_compiled, model.modules())):
-        yield
-        return
-    with _WideLosses():
-        yield
+def wide_losses(model: nn.Module) -> AbstractContextManager[object]:
+    """Have torch's loss functions compute in fp32 within, for a model in fp16; not inside compiled modules."""
+    return nullcontext() if any(map(is_compiled, model.modules())) else _WideLosses()
 
 
 class _WideLosses(TorchFunctionMode):

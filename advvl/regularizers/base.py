@@ -94,7 +94,7 @@ class Weighted(Regularizer):
 def sides(
     clean: Tensor, perturbed: Tensor, mask: Tensor | None, what: str, *, axis: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Both sides with their classes or features on the last axis; of one number a row, `(B,)`, on an axis of one.
+    """Both sides with their classes or features on the last axis; of one number per row, `(B,)`, on an axis of one.
 
     Arguments:
         clean, perturbed: of one shape.

@@ -224,7 +224,7 @@ def _softmax_rows(a: Tensor, b: Tensor, kind: Kind) -> Tensor:
 
 
 def _shrunk_gap(a: Tensor, b: Tensor) -> Tensor:
-    """a − b less a number a row, times SHRINK; each side's maximum comes off first: an offset of its own costs no digits."""
+    """a − b less a number per row, times SHRINK; each side's maximum comes off first, so that an offset costs no digits."""
     a, b = (torch.add(x.amax(-1, keepdim=True).mul_(-SHRINK), x, alpha=SHRINK) for x in (a, b))
     return a.sub_(b)
 

@@ -14,12 +14,14 @@ _OFF = [0]  # how many contexts keep it off, in all threads
 _BEFORE = [True]
 
 
+def has_fast_path(model: nn.Module) -> bool:
+    """True if a model holds layers of torch that may fuse, and nest their tensors, in eval mode without gradients."""
+    return any(isinstance(module, _FUSED) for module in model.modules())
+
+
 @contextmanager
-def no_fast_path(model: nn.Module) -> Iterator[None]:
-    """Run torch's transformer layers as written: in eval mode without gradients they may fuse, and nest their tensors."""
-    if not any(isinstance(module, _FUSED) for module in model.modules()):
-        yield
-        return
+def no_fast_path() -> Iterator[None]:
+    """Run torch's transformer layers as written."""
     with _LOCK:
         if _OFF[0] == 0:
             _BEFORE[0] = torch.backends.mha.get_fastpath_enabled()
