@@ -10,6 +10,7 @@ from torch import Tensor
 from advvl.adapters.base import Adapter
 from advvl.adapters.injection import Batch
 from advvl.errors import ConfigurationError
+from advvl.fit.shares import of_part
 from advvl.training import AdversarialTraining
 
 
@@ -43,7 +44,7 @@ class AdversarialModule:
         del args, kwargs
         factor = loss.detach()
         with self._lightning.trainer.precision_plugin.forward_context():
-            report = self.method.step(
+            report = of_part(self.method, 1 / self._lightning.trainer.accumulate_grad_batches).step(
                 self.target, self._batch, backward=lambda total: torch.autograd.backward(total * factor)
             )
         self._lightning.log("train_loss", report.loss)

@@ -60,18 +60,21 @@ class _WholeHead:
 
 
 def _of_labels(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """The fields of TRL's `FusedCausalLMOutput`: of each next word, 0 where it has no label (-100).
+    """The fields of TRL's `FusedCausalLMOutput` at temperature 1: of each next word, 0 where it has no label (-100).
 
     Arguments:
         logits: `(B, T, V)`, longer where PEFT puts virtual tokens before the words.
         labels: `(B, T)`.
     """
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    log_probs = logits[:, -labels.shape[1] : -1].to(wide).log_softmax(-1)
+    scores = logits[:, -labels.shape[1] : -1].to(torch.promote_types(logits.dtype, torch.float32))
+    log_probs = scores.log_softmax(-1)
     mask = labels[:, 1:] != -100
     words = labels[:, 1:].clamp(min=0)
-    chosen = log_probs.gather(-1, words.unsqueeze(-1)).squeeze(-1).masked_fill(~mask, 0)
-    with torch.no_grad():
-        entropy = -(log_probs.exp() * log_probs).sum(-1).masked_fill(~mask, 0)
-        top = (log_probs.argmax(-1) == words) & mask
-    return {"log_probs": chosen, "entropy": entropy, "is_top1": top, "label_mask": mask}
+    found = {
+        "log_probs": log_probs.gather(-1, words.unsqueeze(-1)).squeeze(-1),
+        "entropy": -(log_probs.exp() * log_probs).sum(-1),
+        "log_sum_sq_probs": (2 * log_probs.detach()).logsumexp(-1),
+        "mean_logits": scores.detach().mean(-1),
+    }
+    fields = {name: value.masked_fill(~mask, 0) for name, value in found.items()}
+    return {**fields, "is_top1": (log_probs.argmax(-1) == words) & mask, "label_mask": mask}

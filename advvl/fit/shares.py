@@ -11,7 +11,6 @@ from torch import Tensor
 
 from advvl.data.source import BatchSource
 from advvl.errors import ConfigurationError, DataError
-from advvl.passes.objective import Objective
 from advvl.training import AdversarialTraining
 
 Count = Callable[[Mapping[str, Any]], "int | Tensor"]
@@ -66,22 +65,25 @@ class Share:
         return loss * (self.counted / self.weight)
 
     def method(self, whole: AdversarialTraining) -> AdversarialTraining:
-        """Return the method that does to this part what `whole` does to all of the batch.
-
-        Its penalty is weighed like the loss, and its perturber takes the gradients for those of a mean over all rows.
-        """
-        if self.weight == 1:
-            return whole
-        method = replace(whole, perturber=whole.perturber.for_part(self.weight))
-        if not self.compared:  # over rows, or of nothing, which is 0
-            return method
-        factor = self.compared / self.weight
-        climb = None if whole.climb is None else _penalised(whole.climb, factor)
-        return replace(method, teach=_penalised(whole.teach, factor), climb=climb)
+        """Return the method that does to this part what `whole` does to all of the batch."""
+        penalty = 1.0 if self.compared is None else self.compared / self.weight
+        return of_part(whole, self.weight, penalty=penalty)
 
 
-def _penalised(objective: Objective, factor: float) -> Objective:
-    return replace(objective, penalty=objective.penalty * factor)
+def of_part(method: AdversarialTraining, weight: float, *, penalty: float = 1.0) -> AdversarialTraining:
+    """Return the method that does to a part of a batch what `method` does to the whole.
+
+    Arguments:
+        weight: of the part's mean among those of all parts; perturbers take gradients for those of the whole.
+        penalty: what the part's penalty weighs beside a mean over rows; of one over nothing it does not matter.
+    """
+    if weight == 1:
+        return method
+    method = replace(method, perturber=method.perturber.for_part(weight))
+    if penalty in (0, 1):
+        return method
+    climb = None if method.climb is None else replace(method.climb, penalty=method.climb.penalty * penalty)
+    return replace(method, teach=replace(method.teach, penalty=method.teach.penalty * penalty), climb=climb)
 
 
 def cut(

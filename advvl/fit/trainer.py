@@ -22,6 +22,7 @@ from advvl.adapters.registry import adapt
 from advvl.errors import ConfigurationError
 from advvl.fit.outputs import kept_outputs
 from advvl.fit.records import MethodRecord
+from advvl.fit.shares import of_part
 from advvl.maximizers.free_at import FreeAT
 from advvl.maximizers.pgd import PGD
 from advvl.runtime.processes import check_agreement
@@ -118,10 +119,11 @@ class AdversarialTrainer(Trainer):
         """Return the objective on one batch, whose gradient the parameters have got.
 
         Trainer expects a mean over the batch, which it divides by the window of gradient accumulation, or this batch's
-        part of a mean over all of it. Regularisers give the first, so here the task's loss is brought to that as well.
+        part of a mean over all of it. Here both parts of the objective are brought to the first.
         """
         window = self.current_gradient_accumulation_steps
-        parts = window if self._gives_parts(num_items_in_batch) else 1
+        gives_parts = self._gives_parts(num_items_in_batch)
+        parts = window if gives_parts else 1
         counted = num_items_in_batch
         if parts > 1 and not self._counts_seen and counted is not None:
             counted = torch.as_tensor(counted, dtype=torch.float64).requires_grad_()  # to see if the loss depends on it
@@ -134,7 +136,9 @@ class AdversarialTrainer(Trainer):
                 _warn_unless_counted(found, cast("Tensor", counted))
             return found * parts
 
-        report = self.method.step(
+        processes = int(self.accelerator.num_processes)
+        penalty = window * self._share(inputs, num_items_in_batch) if gives_parts else 1.0
+        report = of_part(self.method, 1 / (window * processes), penalty=penalty).step(
             self._through(model),
             inputs,
             loss=loss,
@@ -145,6 +149,15 @@ class AdversarialTrainer(Trainer):
         self._note(report, window)
         self._batch += 1
         return (report.loss / parts).requires_grad_()  # a leaf: the backward that follows has nothing left to do
+
+    def _share(self, inputs: Batch, num_items_in_batch: Tensor | int | None) -> float:
+        """Return this batch's share of the window's predictions that regularisers compare; of rows, all have the same."""
+        window, compared = self.current_gradient_accumulation_steps, [one.reads for one in self.method.regularizers]
+        positions = self.target.positions(inputs) if compared and not any(compared) else None
+        if positions is None or num_items_in_batch is None:
+            return 1 / window
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return float(positions.sum()) * processes / max(float(num_items_in_batch), 1.0)
 
     def _gives_parts(self, num_items_in_batch: Tensor | int | None) -> bool:
         """Return True if `compute_loss` divides by the number of items in the whole window, as Trainer judges it."""

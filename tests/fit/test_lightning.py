@@ -129,6 +129,17 @@ def test_accumulation_and_clipping_are_lightnings() -> None:
         torch.testing.assert_close(value, weights[key], rtol=1e-9, atol=1e-12)
 
 
+def test_a_floor_counts_as_for_the_whole_window() -> None:
+    """Whose batches are of rows alike in length, so that they make one batch."""
+    text = Ascent(L2(), step_size=0.3, floor=0.05)
+    method = AdversarialTraining(EmbeddingPerturber(text=text), FreeLB(3))
+    module = trained(Automatic(method), accumulate_grad_batches=4)
+    whole = {name: torch.cat([batch[name] for batch in batches()]) for name in toy_batch()}
+    other = Module(method)
+    method.step(other.target, whole)
+    close_gradients(module.updates, [gradients(other.model)])
+
+
 def test_bf16_is_that_of_autocast() -> None:
     method = METHODS["villa"]
 

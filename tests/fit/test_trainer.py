@@ -158,7 +158,7 @@ def plain_loop(
     **options: Any,
 ) -> list[dict[str, Tensor]]:
     """The same in a loop of one's own."""
-    target = adapt(model.train(), sites or toy_sites())
+    target = adapt(model.train(), toy_sites() if isinstance(model, ToyModel) else sites)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     found = []
     for update, first in enumerate(range(0, len(data), window)):
@@ -213,24 +213,21 @@ def sentences() -> list[dict[str, Tensor]]:
     ]
 
 
-TOKENS = {"text": "model.embed_tokens"}
-COUNTED = 10 + 6 + 2  # tokens to predict in the batches
-
-
-def token_loss(outputs: Any, batch: Any) -> Tensor:
-    """As much of the mean over the three batches' tokens as to be averaged over the batches."""
-    labels = batch["labels"][:, 1:].flatten()
-    summed = F.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels, reduction="sum")
-    return summed / COUNTED * 3
+def joined(data: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([batch[name] for batch in data]) for name in data[0]}
 
 
 @pytest.mark.parametrize("regularizer", [None, SymmetricKL(2.0)], ids=["task", "penalty"])
-def test_tokens_count_alike_in_all_batches_of_a_window(tmp_path: Path, regularizer: SymmetricKL | None) -> None:
-    """The task's loss is the mean over the window's tokens, the penalty the mean of its batches'."""
-    method = AdversarialTraining(TEXT, FreeLB(2), regularizer)
-    data, options = sentences(), {"method": method, "sites": TOKENS}
-    expected = plain_loop(language_model(), data, method, window=3, sites=TOKENS, loss=token_loss)
-    found = trained(tmp_path, language_model(), rows_of(data), options=options, gradient_accumulation_steps=3)
+@pytest.mark.parametrize("floor", [0.0, 0.02])
+def test_a_window_is_the_batch_of_all_its_rows(tmp_path: Path, floor: float, regularizer: SymmetricKL | None) -> None:
+    """Means are over the window's tokens, of which its batches have ever fewer, and a floor counts as for the whole."""
+    perturber = EmbeddingPerturber(text=Ascent(L2(), step_size=0.3, floor=floor))
+    method = AdversarialTraining(perturber, FreeLB(2), regularizer)
+    data, options = sentences(), {"method": method}
+    expected = plain_loop(language_model(), [joined(data)], method, sites=None)
+    found = trained(
+        tmp_path, language_model(), rows_of(data), options=options | {"sites": None}, gradient_accumulation_steps=3
+    )
     close_gradients(found, expected, torch.float32)  # transformers takes the loss in that
 
 
@@ -584,14 +581,11 @@ def test_the_log_has_the_objective_and_its_parts(tmp_path: Path) -> None:
 def test_the_log_of_a_loss_that_is_a_mean_over_the_window(tmp_path: Path) -> None:
     method, data = AdversarialTraining(TEXT, FreeLB(2), SymmetricKL(20.0)), sentences()
     args = arguments(tmp_path, gradient_accumulation_steps=3)
-    trainer = AdversarialTrainer(
-        model=language_model(), args=args, train_dataset=rows_of(data), method=method, sites=TOKENS
-    )
+    trainer = AdversarialTrainer(model=language_model(), args=args, train_dataset=rows_of(data), method=method)
     trainer.train()
-    target = adapt(language_model().train(), TOKENS)
-    reports = [method.step(target, batch, loss=token_loss) for batch in data]
+    report = method.step(adapt(language_model().train()), joined(data))
     for name in ("loss", "task_loss", "regularization"):
-        mean = torch.stack([getattr(report, name) for report in reports]).mean().item()
+        mean = float(getattr(report, name))
         assert trainer.state.log_history[0][name] == pytest.approx(mean, rel=1e-5), name
 
 

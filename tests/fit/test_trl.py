@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from support.compare import close_gradients
 from tokenizers import Tokenizer, models
+from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from advvl import L2, AdversarialTraining, Ascent, EmbeddingPerturber, FreeLB, Site, SymmetricKL, adapt, freelb
@@ -118,24 +120,26 @@ def trainer_of(folder: Path, method: AdversarialTraining, *, lora: bool = False,
     )
 
 
+def joined(part: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """One batch of the rows of several, padded to the longest."""
+    padding = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+    rows = {name: [row for batch in part for row in batch[name]] for name in padding}
+    return {
+        name: nn.utils.rnn.pad_sequence(rows[name], batch_first=True, padding_value=value)
+        for name, value in padding.items()
+    }
+
+
 def plain_loop(
     method: AdversarialTraining, batches: list[Any], start: dict[str, Tensor], *, lora: bool, window: int
 ) -> list[dict[str, Tensor]]:
-    """The same in a loop of one's own, with the loss of transformers: a mean over all words of the window."""
+    """The same in a loop of one's own over batches as large as a window."""
     model: LlamaForCausalLM | PeftModel = get_peft_model(llama(), LORA) if lora else llama()
     model.load_state_dict(start)
     target, optimizer = adapt(model.train()), torch.optim.SGD(model.parameters(), lr=0.1)
     found = []
     for first in range(0, len(batches), window):
-        part = batches[first : first + window]
-        words = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in part)
-
-        def loss(outputs: Any, batch: Any, words: int = words) -> Tensor:
-            logits, labels = outputs.logits[:, :-1], batch["labels"][:, 1:]
-            return window * F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / words
-
-        for batch in part:
-            method.step(target, batch, loss=loss, backward=lambda total: (total / window).backward())
+        method.step(target, joined(batches[first : first + window]))
         found.append(gradients(model))
         optimizer.step()
         optimizer.zero_grad()
@@ -186,10 +190,50 @@ def test_a_second_forward_without_gradients_needs_a_site_that_says_which_counts(
     close_gradients(seen.updates, plain_loop(method, trainer.seen, start, lora=False, window=1))
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_perturbation_that_vanishes_leaves_what_a_trainer_of_preferences_does(tmp_path: Path, name: str) -> None:
+    """TRL's DPOTrainer, whose loss is of pairs, and whose batches have no labels."""
+
+    class AdversarialDPO(AdversarialTrainer, DPOTrainer):
+        pass
+
+    pairs = [
+        {"prompt": "w5 w6", "chosen": " w7 w8 w9", "rejected": " w10"},
+        {"prompt": "w9", "chosen": " w3", "rejected": " w4 w4"},
+    ]
+    tiny = EmbeddingPerturber(text=Ascent(L2(), step_size=1e-7))
+
+    def run(kind: type[DPOTrainer], **options: Any) -> list[dict[str, Tensor]]:
+        args = DPOConfig(
+            output_dir=str(tmp_path),
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            disable_tqdm=True,
+            save_strategy="no",
+            max_steps=1,
+            per_device_train_batch_size=2,
+            dataloader_pin_memory=False,
+        )
+        words = tokenizer()
+        words.backend_tokenizer.pre_tokenizer = Whitespace()
+        seen, data = Gradients(), Dataset.from_list(pairs)
+        models = {"model": llama(), "ref_model": llama()}
+        kind(**models, args=args, train_dataset=data, processing_class=words, callbacks=[seen], **options).train()
+        return seen.updates
+
+    found = run(AdversarialDPO, method=replace(METHODS[name], perturber=tiny))
+    (plain,) = run(DPOTrainer)
+    assert plain["model.embed_tokens.weight"].any()
+    for key, gradient in plain.items():
+        torch.testing.assert_close(found[0][key], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
+
+
 def test_a_fused_head_gives_the_same_fields_beside_whole_logits() -> None:
     model = llama().double()
     plain = llama().double()
-    add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+    fields = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
+    add_fused_lm_head(model, outputs=fields)
     ids = torch.randint(3, WORDS, (2, 7), generator=torch.Generator().manual_seed(1))
     labels = ids.clone()
     labels[0, :4] = -100
@@ -201,7 +245,7 @@ def test_a_fused_head_gives_the_same_fields_beside_whole_logits() -> None:
     assert kept == [whole]
     assert torch.equal(whole.logits, plain(ids).logits)
     assert torch.equal(whole.label_mask, fused.label_mask)
-    for field in ("log_probs", "entropy", "is_top1"):
+    for field in fields:
         torch.testing.assert_close(
             whole[field] if field in whole else getattr(whole, field), fused[field], check_dtype=False
         )
