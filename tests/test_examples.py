@@ -187,8 +187,8 @@ def test_the_help_keeps_its_lines_and_shows_what_presets_change(capsys: pytest.C
     assert description in said
     words = " ".join(said.split())
     assert "number of seeds, 0 to N-1 (default 1; 5 by preset evidence)" in words
-    assert "(default 2000; 1000 by preset demo)" in words
-    assert "None: all of them. (200 by preset demo; 500 by preset evidence)" in words
+    assert "(default 2000; 400 by preset demo)" in words
+    assert "None: all of them. (400 by preset demo; 500 by preset evidence)" in words
     assert "written to configuration.yaml in the output directory" in words
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from accelerate.utils import send_to_device  # type: ignore[import-untyped]
+from torch import Tensor
 
 from advvl.adapters.base import Adapter
 from advvl.checks import at_least, choice, choices, increasing, positive
@@ -87,8 +88,15 @@ def attacked_scores(
                 modality=modality,
                 radii=radii,
                 attacks=attacks,
-                rows=take_rows,
+                rows=_cut,
                 seed=derive_seed(seed, "attack", modality),
             )
             scores[modality] = {str(radius): row.tolist() for radius, row in zip(radii, curve.scores, strict=True)}
     return scores
+
+
+def _cut(batch: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
+    """Take some rows of a batch; UNITER's `position_ids` have one row, which is that of all examples."""
+    positions = batch.get("position_ids")
+    shared = isinstance(positions, Tensor) and len(positions) == 1
+    return take_rows(batch, rows, whole=("position_ids",) if shared else ())
