@@ -42,7 +42,8 @@ class AttackResult:
         unmoved: modality to the rows `(B,)`, bool, with real positions that no gradient moved: zero or not finite in every
             pass. Their verdict says nothing about robustness.
         effective: modality to ‖cast(x+δ)−x‖/‖δ‖ of its last pass, `(B,)`, where the model is in half precision.
-        owners: modality to the example of each row of its perturbation `(N,)`, where a row is not an example.
+        owners: modality to the example of each row of its perturbation `(N,)`, where a row is not an example; of packed
+            texts that of each position `(B·T,)`, which `nonfinite` and `unmoved` then go by too.
     """
 
     deltas: Mapping[str, Tensor]

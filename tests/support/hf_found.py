@@ -81,7 +81,8 @@ def said_of_mask(target: Adapter, modality: str, batch: Fields) -> str:
         return "all"
     fields = [name for name in batch if "mask" in name and not torch.equal(mask(batch), mask(batch | {name: None}))]
     every = "input_ids" in batch and modality == "text" and (batch["input_ids"] == IMAGE).any()
-    return ", ".join([*(f"`{name}`" for name in fields), *(["no image tokens"] if every else [])])
+    said = [*(f"`{name}`" for name in fields), *(["no image tokens"] if every else [])]
+    return ", ".join(said) or "`image_sizes`"
 
 
 def check_forward(family: Family) -> None:

@@ -53,7 +53,7 @@ def huggingface_adapter(model: nn.Module) -> Adapter:
             of_patches, of_tokens = _rows(inner, tokens, by_position=by_position)
             sites["image"] = replace(image, rows=of_patches)
             if (projector := _projector(inner, tower, text)) is not None:
-                sites["image_tokens"] = Site(names[projector], rows=of_tokens)
+                sites["image_tokens"] = Site(names[projector], mask=_token_mask(inner), rows=of_tokens)
     if not sites:
         raise SiteError(
             f"expected a model that says where it embeds words or images, got {type(inner).__name__}; "
@@ -164,6 +164,11 @@ def _rows(model: PreTrainedModel, tokens: frozenset[int], *, by_position: bool) 
     merged = model.config.vision_config.spatial_merge_size**2  # patches a token
     of_tokens = partial(fields.packed_rows, tokens=tokens, by_position=by_position)
     return partial(of_tokens, each=merged), of_tokens
+
+
+def _token_mask(model: PreTrainedModel) -> Callable[[Batch], Tensor] | None:
+    tiled = next((part for part in _parts(model) if isinstance(part, LlavaNextModel)), None)
+    return None if tiled is None else partial(fields.tile_mask, tiled)
 
 
 def _projector(model: PreTrainedModel, tower: PreTrainedModel, text: nn.Module) -> nn.Module | None:

@@ -84,6 +84,13 @@ def image_mask(batch: Batch, *, name: str, patch: int) -> Tensor:
     return F.max_pool2d(real.float(), patch).flatten(1).bool()
 
 
+def pixel_mask(batch: Batch, *, name: str) -> Tensor:
+    """The real pixels, of the shape of `pixel_values` `(…, C, H, W)`; without a mask of this name `(…, H, W)` all."""
+    pixels, mask = batch["pixel_values"], batch.get(name)
+    real: Tensor = torch.ones_like(pixels) if mask is None else mask.unsqueeze(-3).expand(pixels.shape)
+    return real.bool()
+
+
 def flat_patch_mask(batch: Batch, *, given: bool) -> Tensor:
     """The real patches `(B, N)` of Pix2Struct's `flattened_patches`: the `attention_mask`, or all that are not zero.
 
@@ -153,12 +160,7 @@ def tile_rows(model: LlavaNextModel, batch: Batch, *, tokens: Collection[int], b
     """
     of_tokens = _token_samples(batch, tokens, by_position=by_position)
     counts = of_tokens.bincount(minlength=len(batch["input_ids"]))
-    sizes, config = batch["image_sizes"], model.config
-    vision: Any = config.vision_config
-    side = vision.image_size
-    tiles = [image_size_to_num_patches(size, config.image_grid_pinpoints, side) for size in sizes]
-    blank = [torch.zeros(count, (side // vision.patch_size) ** 2, 1) for count in tiles]
-    _, lengths = model.pack_image_features(blank, sizes, "default", image_newline=torch.zeros(1))  # type: ignore[no-untyped-call]
+    tiles, _, lengths = _tiles(model, batch)
     stops, ends = counts.cumsum(0), lengths.to(counts.device).cumsum(0)  # of samples and of images
     if stops[-1] != ends[-1] or not torch.isin(stops[counts > 0], ends).all():
         raise SiteError(
@@ -166,6 +168,26 @@ def tile_rows(model: LlavaNextModel, batch: Batch, *, tokens: Collection[int], b
             "give both fields of one call of the processor"
         )
     return torch.searchsorted(stops, ends).repeat_interleave(torch.tensor(tiles, device=counts.device))
+
+
+def tile_mask(model: LlavaNextModel, batch: Batch) -> Tensor:
+    """The features `(tiles, P)` of LLaVA-Next's tiles that become tokens: those of padding around an image are cut off."""
+    tiles, kept, _ = _tiles(model, batch)
+    vision: Any = model.config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    return torch.isin(torch.arange(1, sum(tiles) * patches + 1, dtype=kept.dtype), kept).view(-1, patches)
+
+
+def _tiles(model: LlavaNextModel, batch: Batch) -> tuple[list[int], Tensor, Tensor]:
+    """The tiles of each image, the features that become tokens, numbered from 1 through all tiles, and tokens an image."""
+    sizes = batch["image_sizes"]
+    vision: Any = model.config.vision_config
+    side, patches = vision.image_size, (vision.image_size // vision.patch_size) ** 2
+    tiles = [image_size_to_num_patches(size, model.config.image_grid_pinpoints, side) for size in sizes]
+    numbers = torch.arange(1, sum(tiles) * patches + 1, dtype=torch.float64).view(-1, patches, 1)
+    newline = torch.zeros(1, dtype=numbers.dtype)
+    kept, lengths = model.pack_image_features(numbers.split(tiles), sizes, "default", image_newline=newline)  # type: ignore[no-untyped-call]
+    return tiles, torch.cat(tuple(kept)).flatten(), lengths
 
 
 _BY_HAND = "say what to perturb yourself, with rows=… for the sample of each image"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +16,9 @@ from advvl.adapters.base import Adapter
 from advvl.adapters.injection import Site
 from advvl.adapters.outputs import Outputs
 from advvl.errors import ConfigurationError
+from advvl.models.huggingface import fields
 from advvl.models.huggingface.adapter import huggingface_adapter
+from advvl.runtime.names import unwrapped
 
 
 class Normalize(nn.Module):
@@ -77,5 +81,8 @@ def pixel_adapter(model: nn.Module) -> Adapter:
     inner.close()
     sites = {modality: replace(site, module=f"model.{site.module}") for modality, site in inner.sites.items()}
     patches = sites.get("image", Site(""))
-    sites["image"] = Site("normalize", at="input", rows=patches.rows, examples=patches.examples)
+    taken = inspect.signature(unwrapped(outer.model).forward).parameters
+    name = next((name for name in ("pixel_attention_mask", "pixel_mask") if name in taken), None)
+    mask = None if name is None else partial(fields.pixel_mask, name=name)
+    sites["image"] = Site("normalize", at="input", mask=mask, rows=patches.rows, examples=patches.examples)
     return Adapter(model, sites, call=inner.call, logits=inner.logits, positions=inner.positions)

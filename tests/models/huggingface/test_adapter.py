@@ -268,6 +268,22 @@ def test_tiles_of_half_an_image_are_refused(lengths: list[int]) -> None:
         target.sites["image"].rows(batch)
 
 
+def test_features_that_are_cut_off_with_the_padding_of_an_image_stay_zero() -> None:
+    """Of an image that is much wider than high nothing is left but the whole of it, made square."""
+    family = next(family for family in FAMILIES if family.name == "LLaVA-NeXT")
+    target, batch = family.adapter(), family.fields()
+    batch["image_sizes"] = torch.tensor([[2, 16], [16, 16], [16, 8]])
+    lengths = [4], [4 + 4 * 5, 4 + 4 * 3]
+    rows = [[*(word for n in own for word in [*[IMAGE] * n, 5]), 2] for own in lengths]
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    batch |= {"input_ids": ids, "attention_mask": (ids > 0).long()}
+    batch["labels"] = ids.masked_fill((ids == 0) | (ids == IMAGE), -100)
+    mask = target.sites["image_tokens"].mask(batch)
+    assert (~mask).nonzero().tolist() == [[tile, patch] for tile in (1, 2) for patch in range(4)]
+    site = seen(target, batch)["image_tokens"]
+    assert torch.equal(site.gradient.any(-1), mask)
+
+
 def test_all_tiles_of_a_sample_share_a_ball() -> None:
     index = next(i for i, family in enumerate(FAMILIES) if family.name == "LLaVA-NeXT")
     target, batch, sites = found(index)

@@ -16,11 +16,13 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
+    ViltConfig,
+    ViltForQuestionAnswering,
     ViTConfig,
     ViTForImageClassification,
 )
 
-from advvl import PGD, Ascent, Attack, EmbeddingPerturber, Linf, PassTrace, Site, adapt, fare, tecoa
+from advvl import L2, PGD, Ascent, Attack, EmbeddingPerturber, Linf, PassTrace, Site, Uniform, adapt, fare, tecoa
 from advvl.errors import ConfigurationError
 from advvl.models.huggingface.pixels import PixelInput
 
@@ -179,3 +181,21 @@ def test_a_model_of_another_library_has_its_pixels_alone() -> None:
             return pixel_values.flatten(1)
 
     assert set(adapt(PixelInput(Flat(), MEAN, STD)).sites) == {"image"}
+
+
+def test_padded_pixels_stay_zero() -> None:
+    sizes = {name: VISION[name] for name in VISION if name != "projection_dim"}
+    torch.manual_seed(0)
+    model = PixelInput(ViltForQuestionAnswering(ViltConfig(**sizes, vocab_size=20, num_labels=3)), [0.5] * 3, [0.5] * 3)
+    mask = torch.ones(2, 8, 8, dtype=torch.long)
+    mask[1, 4:] = 0
+    given = {
+        "input_ids": torch.tensor([[1, 5, 2], [1, 7, 2]]),
+        "pixel_values": torch.rand(2, 3, 8, 8) * mask[:, None],
+        "labels": torch.eye(3)[:2],
+    }
+    ascent = EmbeddingPerturber(image=Ascent(L2(0.5), step_size=0.3, start=Uniform(0.5)))
+    found = Attack(ascent, PGD(2))(adapt(model), given | {"pixel_mask": mask}).deltas["image"]
+    assert not found[1, :, 4:].any()
+    assert found[1, :, :4].all()
+    assert Attack(ascent, PGD(2))(adapt(model), given).deltas["image"].all()  # without a mask all pixels are real
