@@ -147,7 +147,15 @@ class Passes:
         return losses, found if losses is None else self._reduce(losses)
 
     def check_rows(self, run: Pass, losses: Tensor | None) -> None:
-        check_rows(run.places, losses, partial(self.logits_if_any, run.outputs))
+        check_rows(run.places, losses, partial(self._logits_of_rows, run.outputs))
+
+    def _logits_of_rows(self, outputs: Outputs) -> Tensor | None:
+        """The logits, if they have a row per sample as far as is known: positions say that they are of entries."""
+        try:
+            entries = self.adapter.positions(self.batch) is not None
+        except ConfigurationError:  # of a model whose positions nobody knows
+            entries = False
+        return None if entries else self.logits_if_any(outputs)
 
     def comparable(self, outputs: Outputs) -> Tensor:
         """The logits, or the loss of a model that gives nothing else: they show if a pass was repeated."""
