@@ -84,20 +84,20 @@ class Rounds:
             run = self._forward(probe.deltas, wants=probe.delta_gradients)
             value = self._value(run, clean, probe)
             gradients = self._differentiate(value, run, clean, probe)
+        if probe.update and not self._is_last(probe, clean):
+            self._finish(clean)
         self._record(probe.weight, run, value, gradients)
         feedback = self.passes.feedback(run, value.losses, gradients)
         if probe.update:
-            self._end(clean)
+            self._end()
         return feedback
 
     def _is_last(self, probe: Probe, clean: CleanBranch) -> bool:
         """True if the backward of this pass is the round's last: what it leaves is reduced, and then updated by."""
         return probe.update and (self.one_graph or not clean.needs_backward)
 
-    def _end(self, clean: CleanBranch) -> None:
-        """End a round: the clean graph's backward, and the update."""
-        if clean.needs_backward and not self.one_graph:
-            self._finish(clean)
+    def _end(self) -> None:
+        """End a round: refuse numbers that are not finite, then update."""
         self._clean = None
         if self.replay is not None:
             self.replay.forget()
