@@ -144,7 +144,7 @@ def memory_table() -> str:
         totals = [fixed[0] + kept[0], fixed[0] + kept[1], fixed[1] + kept[0]]
         cells = [f"{value / GB:.1f}" for value in (*fixed, *kept, *totals)]
         lines.append([str(gpus), f"{share:,}", f"{tokens:,} x {math.ceil(share / tokens)}", *cells])
-    heads = ["GPUs", "tokens a GPU", "in batches of", "DDP", "FSDP2", "FSDP2, a reduction a pass", "graphs"]
+    heads = ["GPUs", "tokens per GPU", "in batches of", "DDP", "FSDP2", "FSDP2, one reduction per pass", "graphs"]
     heads += ["graphs, checkpointed", "DDP in all", "DDP, checkpointed", "FSDP2 in all"]
     return table(heads, lines)
 

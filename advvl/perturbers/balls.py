@@ -94,39 +94,41 @@ class _NormBall(Ball):
         floor: float = 0.0,
         box: Box | None = None,
     ) -> Stepped:
+        (rows, gradient, x), mask, segments = place.for_ops(delta, grad, place.x)
         stepped = ops.step_and_project(
-            place.packed(delta),
-            place.packed(grad),
+            rows,
+            gradient,
             step_size=step_size,
             radius=self.radius,
             norm=self.norm,
             rule=rule,
             per=self.per,
-            mask=place.packed_mask,
-            segments=place.groups,
+            mask=mask,
+            segments=segments,
             unit=self._units(place),
-            x=place.packed(place.x) if box else None,
+            x=x if box else None,
             box=box,
             floor=floor,
         )
         return stepped._replace(delta=stepped.delta.view_as(delta))
 
     def project(self, delta: Tensor, place: Place, *, box: Box | None = None) -> Tensor:
+        (rows, x), mask, segments = place.for_ops(delta, place.x)
         return ops.project(
-            place.packed(delta),
+            rows,
             radius=self.radius,
             norm=self.norm,
             per=self.per,
-            mask=place.packed_mask,
-            segments=place.groups,
+            mask=mask,
+            segments=segments,
             unit=self._units(place),
-            x=place.packed(place.x) if box else None,
+            x=x if box else None,
             box=box,
         ).view_as(delta)
 
     def norms(self, delta: Tensor, place: Place) -> Tensor:
-        rows = place.packed(delta)
-        found = ops.norms(rows, norm=self.norm, per=self.per, mask=place.packed_mask, segments=place.groups)
+        (rows,), mask, segments = place.for_ops(delta)
+        found = ops.norms(rows, norm=self.norm, per=self.per, mask=mask, segments=segments)
         return place.of_samples(found) if self.per == "sample" else found.view(delta.shape[:-1])
 
     def unit(self, place: Place) -> Tensor | float:

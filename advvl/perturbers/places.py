@@ -60,6 +60,10 @@ class Place:
         mask = self.mask if self.mask.ndim > 1 else self.mask.unsqueeze(1).expand(self.segments.shape)
         return self.packed(mask)
 
+    def for_ops(self, *values: Tensor) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+        """Values of the shape of `x` with the mask and the segments, all as `ops` takes them."""
+        return [self.packed(value) for value in values], self.packed_mask, self.groups
+
     def of_samples(self, groups: Tensor) -> Tensor:
         """A value for each group, `(N,)`, by the number of its sample; 0 for samples without rows. Reads the device."""
         if self.segments is None or self.groups is None or not self.groups.numel():

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from advvl import L2, PGD, Adapter, AdversarialTraining, Ascent, Attack, EmbeddingPerturber, FreeLB, Site, sites
 from advvl.errors import ShapeError
-from advvl.runtime.fast_path import no_fast_path
+from advvl.runtime.fast_path import has_fast_path, no_fast_path
 
 PERTURBER = EmbeddingPerturber(text=Ascent(L2(0.5), step_size=0.3))
 CALLS = [
@@ -126,16 +126,15 @@ def test_a_forward_under_given_perturbations_does_not_nest() -> None:
 
 def test_the_fast_path_is_off_for_models_that_have_it_and_as_found_afterwards() -> None:
     enabled = torch.backends.mha.get_fastpath_enabled
-    with no_fast_path(nn.Linear(2, 2)):
-        assert enabled()
-    with no_fast_path(Nested(True)):
-        with no_fast_path(Nested(True)):
+    assert [has_fast_path(model) for model in (nn.Linear(2, 2), Nested(True))] == [False, True]
+    with no_fast_path():
+        with no_fast_path():
             assert not enabled()
         assert not enabled()
     assert enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with pytest.raises(RuntimeError), no_fast_path(Nested(True)):
+        with pytest.raises(RuntimeError), no_fast_path():
             raise RuntimeError
         assert not enabled()
     finally:
