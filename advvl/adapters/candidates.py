@@ -194,7 +194,7 @@ def _seen(
         if isinstance(value, Tensor) and value.is_floating_point()
     }
     shapes: dict[tuple[str, str], str] = {}
-    norms: dict[tuple[str, str], tuple[float, float]] = {}
+    norms: dict[tuple[str, str], tuple[float | None, float]] = {}
     wanted = {(candidate.module, candidate.at) for candidate in candidates}
     runs: Counter[tuple[str, str]] = Counter()
     taken: dict[str, Candidate] = {}
@@ -205,12 +205,12 @@ def _seen(
         for at, x in (("input", first), ("output", given)):
             if isinstance(x, Tensor) and x.is_floating_point():
                 if (name, at) in wanted and (name, at) not in norms:
-                    norms[name, at] = _norms(x)
+                    norms[name, at] = _norms(x, batch)
                 shapes.setdefault((name, at), _shape(x))
                 runs[name, at] += 1
         if first is not None and _identity(first) in fields and not any(module.children()):
             what = f"takes the batch's {fields[_identity(first)]!r}"
-            taken.setdefault(name, Candidate(name, "input", what, _shape(first), *_norms(first)))
+            taken.setdefault(name, Candidate(name, "input", what, _shape(first), *_norms(first, batch)))
 
     with ExitStack() as stack:
         stack.enter_context(preserved(model))
@@ -236,12 +236,16 @@ def _seen(
     return sorted(found, key=lambda candidate: names.index(candidate.module))
 
 
-def _norms(x: Tensor) -> tuple[float, float]:
-    """The mean L2 norms of the positions and of the rows of a tensor `(B, …)`; padding counts."""
-    x = x.reshape(1) if x.ndim == 0 else x
-    tokens = torch.linalg.vector_norm(x.detach(), dim=-1, dtype=torch.float64)
-    rows = torch.linalg.vector_norm(tokens.reshape(len(x), -1), dim=1) if x.numel() else tokens.new_zeros(1)
-    return float(tokens.mean()) if x.numel() else 0.0, float(rows.mean())
+def _norms(x: Tensor, batch: Batch) -> tuple[float | None, float]:
+    """The mean L2 norms of the positions, None of images, and of the rows of a tensor `(B, …)`, without padded words."""
+    x = x.detach().reshape(1, -1) if x.ndim < 2 else x.detach()
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    tokens = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
+    real = mask.bool() if isinstance(mask, Tensor) and mask.shape == tokens.shape else torch.ones_like(tokens).bool()
+    if not real.any():
+        return 0.0, 0.0
+    rows = torch.linalg.vector_norm((tokens * real).flatten(1) if tokens.ndim > 1 else tokens.unsqueeze(1), dim=1)
+    return float(tokens[real].mean()) if x.ndim < 4 else None, float(rows.mean())
 
 
 def _identity(x: Tensor) -> tuple[int, torch.Size]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from advvl.adapters.base import Adapter, Outputs, check_model
 from advvl.adapters.injection import Batch, Site
 from advvl.checks import check_functions
-from advvl.errors import SiteError, more
+from advvl.errors import AdvVLError, SiteError, more
 from advvl.runtime.names import unwrapped
 
 _REGISTRY: dict[str, str] = {
@@ -47,7 +47,8 @@ def adapt(
 
     Arguments:
         model: of a registered class, of transformers, or any other with its sites.
-        sites: modality to site, or to the name of a module; in the place of those that are known.
+        sites: modality to site, or to the name of a module; in the place of those that are known. What else is known of a
+            registered class, its call, logits, positions and loss, stays.
         call, logits, positions, loss, pure: as `Adapter` takes them; in the place of a registered adapter's own.
 
     Raises:
@@ -57,23 +58,39 @@ def adapt(
     check_model(model)
     check_functions(call=call, logits=logits, positions=positions, loss=loss)
     options = {"call": call, "logits": logits, "positions": positions, "loss": loss}
-    if sites is not None:
-        return Adapter(model, sites, pure=pure, **options)  # type: ignore[arg-type]
-    inner = unwrapped(model)
-    for cls in type(inner).__mro__:
+    if sites is None:
+        adapter = _registered(model)
+    else:
+        try:
+            known = _registered(model)
+        except AdvVLError:  # its own sites are not found: those given may be
+            known = None
+        if known is not None:
+            known.close()
+            kept = {name: getattr(known, name) for name in options}
+            options = kept | {name: option for name, option in options.items() if option is not None}
+        return Adapter(model, sites, pure=pure or (known is not None and known.pure), **options)  # type: ignore[arg-type]
+    if adapter is not None:
+        for name, option in options.items():
+            if option is not None:
+                setattr(adapter, name, option)
+        adapter.pure = adapter.pure or pure
+        return adapter
+    raise SiteError(
+        f"expected a model with a registered adapter, got {type(unwrapped(model)).__name__}; "
+        f"pass sites=…, from those of advvl.sites(model){more('no-sites')}"
+    )
+
+
+def _registered(model: nn.Module) -> Adapter | None:
+    """The adapter that the model's class is registered with, if it is."""
+    for cls in type(unwrapped(model)).__mro__:
         factory = _REGISTRY.get(f"{cls.__module__}.{cls.__qualname__}")
         if factory is not None:
             module, _, function = factory.partition(":")
             adapter: Adapter = getattr(importlib.import_module(module), function)(model)
-            for name, option in options.items():
-                if option is not None:
-                    setattr(adapter, name, option)
-            adapter.pure = adapter.pure or pure
             return adapter
-    raise SiteError(
-        f"expected a model with a registered adapter, got {type(inner).__name__}; "
-        f"pass sites=…, from those of advvl.sites(model){more('no-sites')}"
-    )
+    return None
 
 
 @contextmanager

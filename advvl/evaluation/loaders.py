@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -134,7 +134,7 @@ def attack_loader(
     if not isinstance(attack, Attack):
         raise ConfigurationError(f"expected an Attack(…), got {type(attack).__name__}; it comes before the model")
     check_functions(place=place)
-    if not isinstance(loader, Iterable) or isinstance(loader, Tensor):
+    if not isinstance(loader, Iterable) or isinstance(loader, Tensor | Mapping | str):
         raise DataError(f"expected a loader of batches, got {type(loader).__name__}; of one batch pass [batch]")
     results = []
     with adapted(model) as adapter:

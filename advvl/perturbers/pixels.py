@@ -81,7 +81,7 @@ class Normalised:
         if x.ndim <= self.axis or x.shape[self.axis] != len(self.mean):
             raise ConfigurationError(
                 f"expected {len(self.mean)} channels in axis {self.axis} of the tensor at the site, got {tuple(x.shape)}; "
-                "perturb pixel_values, or name their axis"
+                "give a mean for each, or perturb the site that takes pixel_values, by sites(model, batch)"
             )
         shape = [1] * x.ndim
         shape[self.axis] = len(self.mean)

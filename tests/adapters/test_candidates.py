@@ -89,6 +89,18 @@ def test_a_list_reads_as_a_table() -> None:
     assert str(sites(model)[0]) == "bert.embeddings.word_embeddings:output  (…, 16)  word embedding"
 
 
+def test_padded_words_do_not_count_in_the_norms_and_pixels_have_no_token() -> None:
+    model, batch = family("BERT")
+    mask = torch.ones_like(batch["input_ids"])
+    mask[:, 2:] = 0
+    x = model.get_input_embeddings()(batch["input_ids"]).detach()[:, :2]
+    found = sites(model, batch | {"attention_mask": mask})[0]
+    assert found.token_norm == pytest.approx(float(x.norm(dim=-1).mean()))
+    assert found.row_norm == pytest.approx(float(x.flatten(1).norm(dim=1).mean()))
+    pictures = nn.Sequential(nn.Conv2d(3, 4, 1))
+    assert sites(pictures, torch.ones(2, 3, 4, 4))[0].token_norm is None
+
+
 def test_the_norms_are_those_of_the_tensor_at_the_site() -> None:
     model, batch = family("BERT")
     x = model.get_input_embeddings()(batch["input_ids"]).detach()

@@ -44,6 +44,7 @@ from advvl import (
     Site,
     SymmetricKL,
     adapt,
+    villa,
 )
 from advvl.errors import ConfigurationError, DataError, SiteError
 from advvl.models.huggingface import fields
@@ -638,3 +639,21 @@ def test_a_hidden_layer_is_attacked_and_trained(make: Any, module: str, batch: A
         assert not result.deltas["hidden"][~fields_["attention_mask"].bool()].any()
     AdversarialTraining(climb("hidden"), FreeLB(2), SymmetricKL(1.0)).step(target, fields_)
     assert all(parameter.grad is not None for parameter in model.get_input_embeddings().parameters())
+
+
+def test_with_sites_of_ones_own_what_is_known_of_the_model_stays() -> None:
+    """Else a regulariser would compare a decoder's padding and prompt too."""
+    torch.manual_seed(0)
+    config = hf.LlamaConfig(
+        vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = hf.LlamaForCausalLM(config).eval()
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    ids = torch.randint(3, 20, (2, 5))
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+    known = adapt(model)
+    own = adapt(model, {"text": Site("model.embed_tokens", mask=lambda batch: batch["attention_mask"])})
+    found = [villa(step_sizes={"text": 0.5}).step(target, batch).regularization for target in (known, own)]
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    free = adapt(model, own.sites, positions=lambda batch: None)
+    assert villa(step_sizes={"text": 0.5}).step(free, batch).regularization != found[0]
