@@ -26,7 +26,7 @@ from advvl.perturbers.base import Perturber
 from advvl.runtime.names import unwrapped
 from advvl.runtime.randomness import preserved
 from advvl.runtime.reductions import no_sync
-from advvl.runtime.states import kept_buffers, kept_modes, kept_weights, only_user
+from advvl.runtime.states import kept_buffers, kept_modes, kept_weights, only_user, renormalised
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,8 +39,9 @@ class AttackResult:
             an end pass.
         correct: `(B,)` bool there, or None where nothing judges and without an end pass.
         nonfinite: modality to the rows `(B,)`, bool, whose gradient was not finite in some pass, in which they did not move.
-        unmoved: modality to the rows `(B,)`, bool, with real positions that no gradient moved: zero or not finite in every
-            pass. Their verdict says nothing about robustness.
+        unmoved: modality to the rows `(B,)`, bool, with real positions that no gradient moved, zero or not finite in every
+            pass, or whose perturbation half precision swallowed. Their verdict says nothing about robustness.
+        moved: modality to the rows `(B,)`, bool, that some gradient moved; rows of padding alone are in neither.
         effective: modality to ‖cast(x+δ)−x‖/‖δ‖ of its last pass, `(B,)`, where the model is in half precision.
         owners: modality to the example of each row of its perturbation `(N,)`, where a row is not an example; of packed
             texts that of each position `(B·T,)`, which `nonfinite` and `unmoved` then go by too.
@@ -51,6 +52,7 @@ class AttackResult:
     correct: Tensor | None
     nonfinite: Mapping[str, Tensor] = field(default_factory=dict)
     unmoved: Mapping[str, Tensor] = field(default_factory=dict)
+    moved: Mapping[str, Tensor] = field(default_factory=dict)
     effective: Mapping[str, Tensor] = field(default_factory=dict)
     owners: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -125,7 +127,8 @@ class Attack:
         """
         with adapted(model) as adapter, ExitStack() as stack:
             inner = unwrapped(adapter.model)
-            shares = not self.train_mode and not any(module.training for module in inner.modules())
+            changes = any(module.training for module in inner.modules()) or bool(renormalised(inner))
+            shares = not self.train_mode and not changes
             stack.enter_context(only_user(inner, shares=shares))
             for kept in (preserved, kept_modes, kept_buffers, kept_weights):
                 stack.enter_context(kept(adapter.model))
@@ -155,6 +158,7 @@ class Attack:
 
             deltas, last = drive(self.maximizer.probes(self.perturber, generator=self._generator), answer)
             rows = passes.rows
+            rows.swallowed(passes.effective)
             owners = {modality: place.owners for modality, place in passes.places.items()}
             return AttackResult(
                 deltas,
@@ -162,6 +166,7 @@ class Attack:
                 last.correct,
                 nonfinite=rows.nonfinite,
                 unmoved=rows.still,
+                moved=rows.moved,
                 effective=passes.effective,
                 owners={modality: of for modality, of in owners.items() if of is not None},
             )

@@ -22,7 +22,9 @@ from advvl import (
     EmbeddingPerturber,
     FreeLB,
     Linf,
+    Site,
     Uniform,
+    UniversalPerturber,
     adapt,
 )
 from advvl.errors import ConfigurationError, NonFiniteError, WeakAttackWarning
@@ -258,3 +260,62 @@ def test_an_attack_that_would_switch_modes_beside_another_is_refused() -> None:
 
     with pytest.raises(ConfigurationError, match="one thread on a ToyModel"):
         beside(attacked)
+
+
+# --- found by trying: siblings of the above ---
+
+
+def test_a_model_whose_lower_part_is_kept_serves_other_threads_as_it_is() -> None:
+    """A declared pure model computes what lies below a site once: for the attack's own passes alone."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Identity(), nn.Linear(6, 3)).eval()
+    batches, clean = [randn(3, 4, seed=seed, dtype=torch.float32) for seed in (0, 1)], []
+    expected = model(batches[1]).detach()
+
+    def call(model: nn.Module, batch: Tensor) -> Tensor:
+        outputs = model(batch)
+        thread = threading.Thread(target=lambda: clean.append(model(batches[1]).detach()))
+        thread.start()
+        thread.join()
+        return outputs
+
+    target = adapt(model, {"hidden": "2"}, call=call, loss=lambda outputs, batch: outputs.square().sum(1), pure=True)
+    Attack(EmbeddingPerturber(hidden=Ascent(L2(1.0), step_size=0.5)), PGD(3))(target, batches[0])
+    assert len(clean) > 2
+    assert all(torch.equal(one, expected) for one in clean)
+
+
+def test_rows_whose_perturbation_half_precision_swallows_count_as_unmoved() -> None:
+    x = torch.full((2, 16), 1024.0)
+    x[1] = 0.01
+    target = adapt(
+        nn.Sequential(nn.Identity(), nn.Linear(16, 3, bias=False)).to(torch.bfloat16),
+        {"image": "0"},
+        loss=lambda outputs, batch: outputs.float().square().sum(1),
+    )
+    result = Attack(l2(0.1), PGD(2))(target, x.bfloat16())
+    assert result.unmoved["image"].tolist() == [True, False]
+
+
+def test_padding_beside_a_row_without_a_gradient_moves_no_example() -> None:
+    """Two images per example: one whose gradient vanishes, and an empty slot."""
+    mask = torch.tensor([[True], [False], [True], [False]]).expand(4, 5)
+    batch = {"x": randn(4, 5, 6, dtype=torch.float32), "mask": mask, "of": torch.tensor([0, 0, 1, 1])}
+    target = adapt(
+        nn.Sequential(nn.Identity()),
+        {"image": Site("0", mask=lambda batch: batch["mask"], examples=lambda batch: batch["of"])},
+        call=lambda model, batch: model(batch["x"]),
+        logits=lambda outputs: outputs.flatten(1)[::2, :3],
+        loss=lambda outputs, batch: (outputs * torch.tensor([0.0, 0, 1, 1])[:, None, None]).flatten(1).sum(1)[::2],
+    )
+    result = Attack(l2(), PGD(2))(target, batch)
+    still, moved = (result.of_examples("image", rows["image"], 2) for rows in (result.unmoved, result.moved))
+    assert (still & ~moved).tolist() == [True, False]
+
+
+def test_one_perturbation_for_a_batch_works_in_fp16_with_a_mask() -> None:
+    model = ToyModel().half().eval()
+    batch = toy_batch(dtype=torch.float16)
+    result = Attack(UniversalPerturber(image=Ascent(L2(1.0), step_size=0.5)), PGD(2))(adapt(model, toy_sites()), batch)
+    assert result.deltas["image"].shape[0] == 1
+    assert result.deltas["image"].norm() > 0.1

@@ -32,6 +32,11 @@ def read_positions(
             f"expected a mask of {modality!r} of bool or of whole numbers 0/1, got {mask.dtype}; "
             f"pass mask.bool(), or of an additive mask mask == 0{more('masks')}"
         )
+    if mask is not None and mask.is_cpu and mask.dtype != torch.bool and (mask < 0).any():
+        raise ShapeError(
+            f"expected a mask of {modality!r} of 0 and 1, got negative numbers, as an additive mask has; pass "
+            f"mask == 0{more('masks')}"
+        )
     if mask is not None and tuple(mask.shape) != tuple(x.shape[: mask.ndim]):
         raise ShapeError(
             f"expected a mask of {modality!r} over the leading axes of {tuple(x.shape)}, got "

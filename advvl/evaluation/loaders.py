@@ -23,7 +23,7 @@ from advvl.files import write_safetensors
 
 _FORMAT: Final = "advvl attacks 1"
 _ROWS: Final = ("losses", "correct")
-_MAPPINGS: Final = ("deltas", "nonfinite", "unmoved", "effective", "owners")
+_MAPPINGS: Final = ("deltas", "nonfinite", "unmoved", "moved", "effective", "owners")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class AttackedLoader:
         for batch, result in enumerate(self.results):
             rows = {name: value for name in _ROWS if (value := getattr(result, name)) is not None}
             held = {f"{name}/{m}": x for name in _MAPPINGS for m, x in getattr(result, name).items()}
-            tensors |= {f"{batch}/{name}": value for name, value in (rows | held).items()}
+            # cloned: modalities may share a tensor, which the format does not hold
+            tensors |= {f"{batch}/{name}": value.clone() for name, value in (rows | held).items()}
         return write_safetensors(path, tensors, metadata={"advvl": json.dumps([_FORMAT, len(self.results)])})
 
     @classmethod
@@ -84,11 +85,11 @@ class AttackedLoader:
             with safe_open(os.fspath(path), "pt") as file:
                 found = json.loads((file.metadata() or {}).get("advvl", "null"))
                 held = {name: file.get_tensor(name) for name in file.keys()} if _is_ours(found) else None  # noqa: SIM118
-        except (OSError, TypeError, SafetensorError, json.JSONDecodeError) as error:
+        except (OSError, TypeError, RecursionError, SafetensorError, json.JSONDecodeError) as error:
             raise DataError(
                 f"expected a whole file of attacks at {str(path)!r}, got {error}; check the path"
             ) from error
-        if held is None:
+        if held is None or found[1] > len(held):
             raise DataError(f"expected a file that AttackedLoader.save wrote, got {str(path)!r}; check the path")
         fields: list[dict[str, Any]] = [{name: {} for name in _MAPPINGS} for _ in range(found[1])]
         for name, tensor in held.items():

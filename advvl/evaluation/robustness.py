@@ -244,7 +244,7 @@ def _worst_scores(
     rows: Rows | None,
 ) -> tuple[Tensor, Tensor]:
     """The worst score of each row within each radius, `(R, B)`, and the rows with a score left that never moved."""
-    worst, found, still = clean.clone(), [], []
+    worst, found, stuck = clean.clone(), [], []
     every = torch.arange(len(worst), device=worst.device)
     for r, radius in enumerate(radii):
         unmoved, nonfinite = torch.ones_like(clean, dtype=torch.bool), torch.zeros_like(clean, dtype=torch.bool)
@@ -270,9 +270,12 @@ def _worst_scores(
                         f"expected rows to give the {len(run)} rows asked for, got {len(watch.lowest)}; cut each field"
                     )
                 worst[run] = torch.minimum(worst[run], watch.lowest)
-                moved, bad = ~result.unmoved[modality], result.nonfinite[modality]
-                unmoved[run] &= ~result.of_examples(modality, moved, len(run))
-                nonfinite[run] |= result.of_examples(modality, bad, len(run))
+                still, moved, bad = (
+                    result.of_examples(modality, rows_of[modality], len(run))
+                    for rows_of in (result.unmoved, result.moved, result.nonfinite)
+                )
+                unmoved[run] &= still & ~moved
+                nonfinite[run] |= bad
         unmoved &= worst > 0
         if (unmoved & nonfinite).any():
             numbers = (unmoved & nonfinite).nonzero().flatten().tolist()
@@ -281,8 +284,8 @@ def _worst_scores(
                 f"{more('not-finite')}"
             )
         found.append(worst.clone())
-        still.append(unmoved)
-    return torch.stack(found), torch.stack(still)
+        stuck.append(unmoved)
+    return torch.stack(found), torch.stack(stuck)
 
 
 def _clean_scores(target: Adapter, batch: Batch, targets: Targets) -> Tensor:

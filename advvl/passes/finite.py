@@ -17,11 +17,13 @@ class RowCheck:
     Attributes:
         nonfinite: modality to the rows `(B,)`, bool, whose gradient was not finite in some pass.
         still: modality to the rows with real positions whose gradient was zero or not finite in every pass.
+        moved: modality to the rows that some gradient moved.
     """
 
     def __init__(self) -> None:
         self.nonfinite: dict[str, Tensor] = {}
         self.still: dict[str, Tensor] = {}
+        self.moved: dict[str, Tensor] = {}
 
     def see(self, gradients: Mapping[str, Tensor], places: Mapping[str, Place]) -> None:
         """Look at the gradients themselves: a perturber of the user's own may change what it moves along."""
@@ -33,11 +35,21 @@ class RowCheck:
             if place.groups is not None:  # a sample moves as a whole
                 moved = place.by_sample((~still).long())
                 still = moved[place.groups] == 0
+            moving = ~still
             if mask is not None:
                 still = still & mask.flatten(1).any(1) if mask.ndim > 1 else still & mask
             first = modality not in self.still
             self.nonfinite[modality] = bad if first else self.nonfinite[modality] | bad
             self.still[modality] = still if first else self.still[modality] & still
+            self.moved[modality] = moving if first else self.moved[modality] | moving
+
+    def swallowed(self, effective: Mapping[str, Tensor]) -> None:
+        """Count rows as still whose perturbation the cast to half precision left nothing of, `effective` `(B,)`."""
+        for modality, share in effective.items():
+            if modality in self.still and share.shape == self.still[modality].shape:
+                none = (share == 0) & self.moved[modality]
+                self.still[modality] = self.still[modality] | none
+                self.moved[modality] = self.moved[modality] & ~none
 
     def check(self, loss: Tensor | None) -> None:
         """Raise NonFiniteError if anything was not finite, naming modality and rows; one read from the device."""

@@ -8,6 +8,7 @@ outputs back instead of running them. Where this pays is a site in a hidden laye
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -117,9 +118,9 @@ def _versions(leaves: list[Any]) -> list[int]:
 
 @contextmanager
 def _replaced(module: nn.Module, answer: Callable[[], Any]) -> Iterator[None]:
-    """Have the module give this answer."""
-    before = module.__dict__.get("forward")
-    module.forward = lambda *args, **kwargs: answer()
+    """Have the module give this answer, in this thread."""
+    before, original, thread = module.__dict__.get("forward"), module.forward, threading.get_ident()
+    module.forward = lambda *args, **kwargs: answer() if threading.get_ident() == thread else original(*args, **kwargs)
     try:
         yield
     finally:

@@ -84,8 +84,11 @@ class _Rows:
     def of(cls, gradient: Tensor | None, place: Place, scale: float) -> _Rows:
         if gradient is None or not gradient.numel():
             return cls(gradient, torch.ones(0))
-        gradient = place.masked(gradient)
-        return cls(gradient / scale, torch.linalg.vector_norm(gradient.flatten(1), torch.inf, dim=1))
+        largest = torch.linalg.vector_norm(place.masked(gradient).flatten(1), torch.inf, dim=1)
+        if len(largest) != len(gradient):  # one perturbation for all rows
+            largest = largest.amax(0, keepdim=True)
+        real = place.mask if place.mask is not None and len(place.mask) == len(gradient) else None
+        return cls((gradient if real is None else place.masked(gradient)) / scale, largest)
 
     def wanting(self, *, up: bool) -> bool:
         return bool(self._wanting(up=up).any())

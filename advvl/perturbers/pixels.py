@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advvl.checks import is_number
+from advvl.checks import is_number, is_whole
 from advvl.errors import ConfigurationError
 from advvl.perturbers.places import delta_dtype
 
@@ -24,7 +24,7 @@ class Normalised:
 
     Arguments:
         mean, std: of each channel `(C,)`, in the units of the pixels.
-        axis: of the channels in the tensor at the site; 1 in `(B, C, H, W)`.
+        axis: of the channels in the tensor at the site; None: 1, as in `(B, C, H, W)`, of up to four axes.
 
     Raises:
         ConfigurationError: a mean and a finite deviation above 0 that are not there for each channel.
@@ -32,7 +32,7 @@ class Normalised:
 
     mean: Sequence[float]
     std: Sequence[float]
-    axis: int = 1
+    axis: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -44,13 +44,19 @@ class Normalised:
             raise ConfigurationError(
                 f"expected a mean and a standard deviation above 0 for each channel, got {self.mean!r} and {self.std!r}"
             )
-        if isinstance(self.axis, bool) or not isinstance(self.axis, int) or self.axis < 1:
+        if self.axis is not None and (not is_whole(self.axis) or self.axis < 1):
             raise ConfigurationError(f"expected the axis of the channels, 1 or more, got {self.axis!r}")
 
     @classmethod
     def of(cls, processor: Any) -> Normalised:
         """The normalisation of an image processor of transformers, or of a processor that holds one."""
         inner = getattr(processor, "image_processor", processor)
+        rescales = abs(255 * getattr(inner, "rescale_factor", 1 / 255) - 1) < 1e-3
+        if not rescales or not all(getattr(inner, does, True) for does in ("do_normalize", "do_rescale")):
+            raise ConfigurationError(
+                "expected a processor that rescales pixels by 1/255 and normalises them, got one that does not; "
+                "give mean and std"
+            )
         try:
             return cls(inner.image_mean, inner.image_std)
         except AttributeError as error:
@@ -78,13 +84,16 @@ class Normalised:
         return low, high
 
     def _spread(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if x.ndim <= self.axis or x.shape[self.axis] != len(self.mean):
+        axis = 1 if self.axis is None else self.axis
+        if self.axis is None and x.ndim > 4:
+            raise ConfigurationError(f"expected the axis of the channels of {tuple(x.shape)}, got none; give axis=…")
+        if x.ndim <= axis or x.shape[axis] != len(self.mean):
             raise ConfigurationError(
-                f"expected {len(self.mean)} channels in axis {self.axis} of the tensor at the site, got {tuple(x.shape)}; "
-                "give a mean for each, or perturb the site that takes pixel_values, by sites(model, batch)"
+                f"expected {len(self.mean)} channels in axis {axis} of the tensor at the site, got {tuple(x.shape)}; "
+                "give a mean for each, or perturb what takes pixel_values"
             )
         shape = [1] * x.ndim
-        shape[self.axis] = len(self.mean)
+        shape[axis] = len(self.mean)
         mean, std = (torch.tensor(v, dtype=delta_dtype(x), device=x.device) for v in (self.mean, self.std))
         return mean.view(shape), std.view(shape)
 

@@ -118,21 +118,25 @@ def remembered_buffers(model: nn.Module) -> Callable[[], None]:
     before = [
         (
             module,
-            {name: (buffer, _owned(buffer).clone()) for name, buffer in module.named_buffers(recurse=False)},
-            _plain(module),
+            dict(module._buffers),
+            set(module._non_persistent_buffers_set),
+            {name: _owned(buffer).clone() for name, buffer in module._buffers.items() if buffer is not None},
+            _plain(module) if module._buffers else {},
         )
         for module in model.modules()
-        if module._buffers
     ]
 
     def put_back() -> None:
-        for module, buffers, plain in before:
-            for name, (buffer, value) in buffers.items():
+        for module, buffers, not_saved, values, plain in before:
+            for name, value in values.items():
                 # By `data`, which counts as no change: a graph that is alive may have saved a buffer for its backward.
-                _owned(buffer.data).copy_(value)
-                setattr(module, name, buffer)
-            for name, value in plain.items():
-                setattr(module, name, value)
+                _owned(buffers[name].data).copy_(value)  # type: ignore[union-attr]
+            if buffers or module._buffers:  # one may have been replaced, filled or registered
+                module._buffers.clear()
+                module._buffers.update(buffers)
+                module._non_persistent_buffers_set = not_saved
+            for name, number in plain.items():
+                setattr(module, name, number)
 
     return put_back
 

@@ -27,7 +27,7 @@ def attack(**options: Any) -> Attack:
 def alike(ours: AttackResult, theirs: AttackResult) -> None:
     for name in ("losses", "correct"):
         same(getattr(ours, name), getattr(theirs, name))
-    for name in ("deltas", "nonfinite", "unmoved", "effective", "owners"):
+    for name in ("deltas", "nonfinite", "unmoved", "moved", "effective", "owners"):
         assert getattr(ours, name).keys() == getattr(theirs, name).keys()
         for modality, tensor in getattr(ours, name).items():
             same(tensor, getattr(theirs, name)[modality])

@@ -150,3 +150,16 @@ def test_what_is_no_normalisation_is_refused(mean: Any, std: Any) -> None:
 def test_a_tensor_of_other_channels_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"expected 3 channels in axis 1 .*got \(2, 4, 3\)"):
         NORMALISED.pixels(torch.zeros(2, 4, 3))
+
+
+@pytest.mark.parametrize("given", [{"do_normalize": False}, {"do_rescale": False}, {"rescale_factor": 1 / 127.5}])
+def test_a_processor_that_does_something_else_is_refused(given: Any) -> None:
+    with pytest.raises(ConfigurationError, match="rescales pixels by 1/255"):
+        Normalised.of(SimpleNamespace(image_mean=list(MEAN), image_std=list(STD), **given))
+
+
+def test_channels_of_several_images_want_their_axis() -> None:
+    images = torch.zeros(2, 3, 3, 4, 4)
+    with pytest.raises(ConfigurationError, match="give axis"):
+        NORMALISED.pixels(images)
+    assert Normalised(MEAN, STD, axis=2).pixels(images)[0, 0, :, 0, 0].tolist() == pytest.approx(MEAN)

@@ -56,6 +56,19 @@ def test_a_buffer_that_was_replaced_comes_back_with_the_numbers_beside_it() -> N
     assert model.length == 4
 
 
+def test_a_buffer_that_was_empty_or_not_there_is_so_again() -> None:
+    model = nn.Sequential(nn.Module(), nn.Module())
+    model[0].register_buffer("cache", None)
+    with kept_buffers(model):
+        model[0].cache = torch.ones(2)
+        model[1].register_buffer("late", torch.ones(2), persistent=False)
+    assert model[0].cache is None
+    assert not hasattr(model[1], "late")
+    assert not model.state_dict()
+    model[1].register_buffer("late", torch.ones(2))
+    assert "1.late" in model.state_dict()
+
+
 def test_an_expanded_buffer_comes_back() -> None:
     model = nn.Module()
     model.register_buffer("scale", torch.ones(1, 1).expand(4, 6))

@@ -18,6 +18,7 @@ from advvl.adapters.outputs import Outputs
 from advvl.errors import ConfigurationError
 from advvl.models.huggingface import fields
 from advvl.models.huggingface.adapter import huggingface_adapter
+from advvl.perturbers.pixels import Normalised
 from advvl.runtime.names import unwrapped
 
 
@@ -64,9 +65,13 @@ class PixelInput(nn.Module):
 
     @classmethod
     def like(cls, processor: Any, model: nn.Module) -> PixelInput:
-        """Normalise as an image processor does; what to feed is then `processor(images, do_normalize=False)`."""
-        processor = getattr(processor, "image_processor", processor)
-        return cls(model, processor.image_mean, processor.image_std)
+        """Normalise as an image processor does; what to feed is then `processor(images, do_normalize=False)`.
+
+        Raises:
+            ConfigurationError: a processor that does not normalise.
+        """
+        normalised = Normalised.of(processor)
+        return cls(model, normalised.mean, normalised.std)
 
     def forward(self, pixel_values: Tensor, **inputs: Any) -> Outputs:
         return self.model(pixel_values=self.normalize(pixel_values), **inputs)
