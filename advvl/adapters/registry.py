@@ -48,7 +48,7 @@ def adapt(
     Arguments:
         model: of a registered class, of transformers, or any other with its sites.
         sites: modality to site, or to the name of a module; in the place of those that are known. What else is known of a
-            registered class, its call, logits, positions and loss, stays.
+            registered class, its call, logits (with their positions) and loss, stays.
         call, logits, positions, loss, pure: as `Adapter` takes them; in the place of a registered adapter's own.
 
     Raises:
@@ -67,7 +67,8 @@ def adapt(
             known = None
         if known is not None:
             known.close()
-            kept = {name: getattr(known, name) for name in options}
+            theirs = set(options) if logits is None else set(options) - {"positions"}  # positions are of known logits
+            kept = {name: getattr(known, name) for name in theirs}
             options = kept | {name: option for name, option in options.items() if option is not None}
         return Adapter(model, sites, pure=pure or (known is not None and known.pure), **options)  # type: ignore[arg-type]
     if adapter is not None:
