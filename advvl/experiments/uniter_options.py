@@ -89,7 +89,9 @@ class UniterOptions(ExperimentOptions):
     stage: Part = field(default="all", metadata=own("which half of the experiment to run"))
     methods: tuple[Method, ...] = field(
         default=get_args(Method),
-        metadata=own("rows of the table, after standard; may be repeated", flags=("--method",)),
+        metadata=own(
+            "rows of the table; the first is what others are compared with; may be repeated", flags=("--method",)
+        ),
     )
     checkpoint: str | None = field(
         default=None, metadata={"help": "UNITER checkpoint to fine-tune instead of pre-training"}
@@ -109,6 +111,11 @@ class UniterOptions(ExperimentOptions):
         choice(self, "stage", Part)
         choices(self, "methods", Method)
         instance((str, NoneType), self, "checkpoint")
+        if self.checkpoint is not None and set(self.methods) <= {"pre-training", "both-stages"}:
+            raise ConfigurationError(
+                f"expected a method that starts from the checkpoint, got {', '.join(self.methods)}, which start from "
+                "pre-training; leave one out"
+            )
         if self.checkpoint is not None and self.stage == "pretrain":
             raise ConfigurationError(
                 "expected stage finetune or all with a checkpoint, got pretrain, which it replaces; leave one out"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -131,7 +131,7 @@ def remembered_buffers(model: nn.Module) -> Callable[[], None]:
             for name, value in values.items():
                 # By `data`, which counts as no change: a graph that is alive may have saved a buffer for its backward.
                 _owned(buffers[name].data).copy_(value)  # type: ignore[union-attr]
-            if buffers or module._buffers:  # one may have been replaced, filled or registered
+            if _differ(dict(module._buffers), buffers):  # one was replaced, filled or registered
                 module._buffers.clear()
                 module._buffers.update(buffers)
                 module._non_persistent_buffers_set = not_saved
@@ -139,6 +139,10 @@ def remembered_buffers(model: nn.Module) -> Callable[[], None]:
                 setattr(module, name, number)
 
     return put_back
+
+
+def _differ(found: Mapping[str, Tensor | None], before: Mapping[str, Tensor | None]) -> bool:
+    return found.keys() != before.keys() or any(found[name] is not buffer for name, buffer in before.items())
 
 
 def _plain(module: nn.Module) -> dict[str, Any]:

@@ -386,6 +386,7 @@ def test_every_preset_is_a_configuration(name: str) -> None:
         pytest.param(lambda: EvaluationOptions(objectives=()), id="no-objective"),
         pytest.param(lambda: EvaluationOptions(examples=0), id="no-examples"),
         pytest.param(lambda: UniterOptions(methods=("villa", "villa")), id="method-twice"),
+        pytest.param(lambda: UniterOptions(methods=("both-stages",), checkpoint="c.pt"), id="no-row-of-a-checkpoint"),
         pytest.param(lambda: UniterOptions(seeds=()), id="no-seed"),
         pytest.param(lambda: UniterOptions(output=""), id="no-output"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from support.draws import randn
 from torch import Tensor, nn
@@ -67,6 +68,16 @@ def test_a_buffer_that_was_empty_or_not_there_is_so_again() -> None:
     assert not model.state_dict()
     model[1].register_buffer("late", torch.ones(2))
     assert "1.late" in model.state_dict()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_the_buffers_of_a_scripted_module_come_back() -> None:
+    """Its dict of buffers is none of Python's, and takes no clearing."""
+    model = nn.Sequential(torch.jit.script(nn.BatchNorm1d(3)), nn.Linear(3, 2))
+    before = model[0].running_mean.clone()
+    with kept_buffers(model):
+        model(randn(4, 3, dtype=torch.float32) + 1)
+    assert torch.equal(model[0].running_mean, before)
 
 
 def test_an_expanded_buffer_comes_back() -> None:
