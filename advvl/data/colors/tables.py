@@ -1,4 +1,4 @@
-"""The corpus's CSV files, from a folder or an archive: clicks and messages, told apart by their first line.
+"""The CSV files of the corpus, from a folder or an archive: clicks and messages, recognised by their first line.
 
 A file of clicks has 26 columns under a header that lacks three commas; longer rows have further columns, which are not
 read. Rows that cannot be read are listed, with the file, the row and the reason. Files of other kinds are left alone.
@@ -114,8 +114,8 @@ def read_tables(path: str | os.PathLike[str]) -> Tables:
                 messages.setdefault(found)
     if not clicks or not messages:
         raise DataError(
-            f"expected CSV files of clicks and of messages in {str(path)!r}, got {len(clicks)} clicks and {len(messages)} "
-            "messages; give the folder or archive of Colors in Context"
+            f"expected CSV files of Colors in Context in {str(path)!r}, got {len(clicks)} clicks, {len(messages)} messages; "
+            "name its folder or archive"
         )
     return Tables(tuple(clicks.values()), tuple(messages), tuple(skipped))
 
