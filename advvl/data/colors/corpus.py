@@ -38,8 +38,7 @@ class ColorsCorpus:
     """Rounds for training, validation and test, utterances of training games for pre-training, and what they share.
 
     Arguments:
-        train, validation, test: batches have UNITER's fields, `targets` (B, 1), the number of the colour that is meant, and
-            `obj_masks` (B, 3), which are all false: no region is padding.
+        train, validation, test: batches have UNITER's fields and `targets` (B,), the number of the colour that is meant.
         tokenizer: of the words that training games have twice or more.
         rounds: those of each part, in the order of its source.
         corpus: all that was read, with what was skipped.
@@ -88,7 +87,8 @@ def colors_corpus(path: str | os.PathLike[str]) -> ColorsCorpus:
 
 def _pairs(rounds: Sequence[Round], tokenizer: Tokenizer) -> PairSource:
     count = len(rounds)
-    ids = [[*row[: MOST_TOKENS - 1], row[-1]] if len(row) > MOST_TOKENS else row for row in _ids(rounds, tokenizer)]
+    ids = token_ids(tokenizer, (one.utterance for one in rounds))
+    ids = [[*row[: MOST_TOKENS - 1], row[-1]] if len(row) > MOST_TOKENS else row for row in ids]
     edges = torch.arange(COLORS + 1) / COLORS
     left, right, low, high = edges[:-1], edges[1:], torch.zeros(COLORS), torch.ones(COLORS)
     boxes = torch.stack([left, low, right, high, right - left, high, right - left], 1)
@@ -101,12 +101,5 @@ def _pairs(rounds: Sequence[Round], tokenizer: Tokenizer) -> PairSource:
             labels=torch.zeros(count, COLORS, 0),  # of regions: there are no classes
         ),
         torch.arange(count),
-        labels={
-            "targets": torch.tensor([[one.target] for one in rounds]).reshape(count, 1),
-            "obj_masks": torch.zeros(count, COLORS, dtype=torch.bool),
-        },
+        labels={"targets": torch.tensor([one.target for one in rounds], dtype=torch.long)},
     )
-
-
-def _ids(rounds: Sequence[Round], tokenizer: Tokenizer) -> list[list[int]]:
-    return token_ids(tokenizer, (one.utterance for one in rounds))
