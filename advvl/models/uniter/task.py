@@ -49,12 +49,25 @@ class UniterTask(nn.Module):
         del batch
         return None
 
-    def from_pretraining(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A pre-training checkpoint's tensors, by official name, as this model starts from them; others as they are.
+    def grown(self, name: str, value: Tensor) -> Tensor:
+        """A tensor of a pre-training checkpoint, by its official name, with this model's types and new words.
 
-        Types are copied from those that they start from, and new words from this model.
+        A type is copied from the one that it starts from; new words are this model's own. Others stay as they are.
         """
-        return {name: self._grown(name, value) for name, value in state.items()}
+        if name not in (TYPES, *WORDS) or not value.ndim:
+            return value
+        if name == TYPES:
+            known, all_of_them = max(self.type_rows) + 1, len(self.type_rows)
+            return value[list(self.type_rows)] if known == len(value) < all_of_them else value
+        known, own = self.config.vocab_size - self.new_words, self.state_dict().get(name)
+        if own is None or own.shape[1:] != value.shape[1:] or not known <= len(value) < len(own):
+            return value
+        return torch.cat([value[:known], own[known:].to(value)])  # rows of the file above `known` are padding
+
+    def derived(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors that a pre-training checkpoint lacks and that start from others of it, by official name."""
+        del state
+        return {}
 
     def _extended(self, config: UniterConfig) -> UniterConfig:
         types = len(self.type_rows)
@@ -69,15 +82,6 @@ class UniterTask(nn.Module):
         config.type_vocab_size = types
         config.vocab_size += self.new_words
         return config
-
-    def _grown(self, name: str, value: Tensor) -> Tensor:
-        if name == TYPES and len(value) < len(self.type_rows) and len(value) == max(self.type_rows) + 1:
-            return value[list(self.type_rows)]
-        known = self.config.vocab_size - self.new_words
-        if name in WORDS and known <= len(value) < self.config.vocab_size:  # rows above `known` are padding
-            own: Tensor = self.state_dict()[name]
-            return torch.cat([value[:known], own[known:].to(value)])
-        return value
 
 
 def answer_head(config: UniterConfig, answers: int, activation: nn.Module) -> nn.Sequential:

@@ -49,14 +49,14 @@ class UniterForRetrieval(UniterTask):
         size = _size(batch.get("sample_size"), len(words))
         return None if size == 1 else torch.arange(len(words), device=words.device) // size
 
-    def from_pretraining(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """As in the base class; the ranking head starts as pre-training's score of a match, unless the file has one."""
-        found = super().from_pretraining(state)
-        for last in ("weight", "bias"):
-            matching = found.get(f"itm_output.{last}")
-            if matching is not None and len(matching) == 2:
-                found.setdefault(f"rank_output.{last}", matching[1:].clone())
-        return found
+    def derived(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The ranking head, of a file that has none: pre-training's score of a match, copied."""
+        names = {f"rank_output.{last}": f"itm_output.{last}" for last in ("weight", "bias")}
+        return {
+            name: state[of][1:].clone()
+            for name, of in names.items()
+            if name not in state and of in state and len(state[of]) == 2
+        }
 
     def forward(self, *, sample_size: int | Tensor | None = None, **fields: Tensor) -> UniterOutput:
         """Scores of the pairs `(G, sample_size)`, and in groups of two or more each group's loss `(G,)`.
