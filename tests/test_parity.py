@@ -5,7 +5,6 @@ The optimal-transport distance is held to the exact linear programme in `test_ta
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 import torchattacks
 from support import golden_cases
 from support.golden_cases import batch, disagreements, document, kind, tensors
+from support.golden_steps import adversarial, ball, parameter_gradients
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification, LxmertConfig, LxmertForQuestionAnswering
@@ -27,15 +27,12 @@ from advvl import (
     AdversarialTraining,
     Ascent,
     Attack,
-    Ball,
     EmbeddingPerturber,
     FreeLB,
     Given,
     Linf,
     PassTrace,
     Site,
-    Start,
-    SymmetricKL,
     Zero,
     adapt,
 )
@@ -49,15 +46,6 @@ from advvl.tasks.uniter.vqa import UniterForVQA
 FREELB = sorted(document("freelb_bert", "cases"))
 VILLA = sorted(document("villa_vqa", "cases"))
 LXMERT = sorted(document("lxmert_vqa", "cases"))
-
-
-def ball(case: dict[str, Any]) -> Ball:
-    radius = case["max_norm"] or math.inf
-    return L2(radius) if case["norm"] == "l2" else Linf(radius)
-
-
-def parameter_gradients(model: torch.nn.Module) -> dict[str, Tensor]:
-    return {f"grad.{name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 def freelb(case: str) -> dict[str, Tensor]:
@@ -83,44 +71,6 @@ def freelb(case: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize("case", FREELB)
 def test_freelb_is_the_published_loop(case: str) -> None:
     assert not disagreements(freelb(case), tensors("freelb_bert", f"freelb_{case}"))
-
-
-def adversarial(
-    options: dict[str, Any], target: Adapter, inputs: dict[str, Tensor], *, shapes: dict[str, Any], loss: Any = None
-) -> dict[str, Any]:
-    """What the golden file of a case of VILLA's loop holds, from one step of ours; gradients under the model's names."""
-    in_turn = options["modality"] == "alter"
-    modalities = ("text", "image") if options["modality"] in ("both", "alter") else (options["modality"],)
-    starts: dict[str, Start] = {
-        # one step from Zero() is refused, since it would be clean; a case may have it all the same
-        m: Zero() if options["steps"] > 1 else Given(torch.zeros(shapes[m], dtype=torch.float64))
-        for m in modalities
-    }
-    perturber = EmbeddingPerturber(
-        **{m: Ascent(ball(options), step_size=options[f"lr_{m}"], start=starts[m], floor=1e-8) for m in modalities}
-    )
-    method = AdversarialTraining(
-        perturber,
-        FreeLB(options["steps"], "in turn" if in_turn else "together"),
-        SymmetricKL(options["kl_weight"]),
-    )
-    passes: list[PassTrace] = []
-    method.step(target, inputs, loss=loss, trace=passes.append)
-
-    found: dict[str, Any] = {"clean_logits": passes[0].logits} | parameter_gradients(target.model)
-    turns = len(modalities) if in_turn else 1
-    for step in range(options["steps"]):
-        group = passes[1 + step * turns : 1 + (step + 1) * turns]
-        following = passes[1 + (step + 1) * turns :]
-        for seen in group:
-            found[f"step{step}.logits" + (f"_{seen.modalities[0]}" if in_turn else "")] = seen.logits
-            found |= {f"step{step}.{m}_grad": seen.weight * g for m, g in seen.gradients.items()}
-        for seen in following[:turns]:
-            found |= {f"step{step}.{m}_delta": d for m, d in seen.deltas.items()}
-        found[f"step{step}.task_loss"] = sum(seen.task_loss for seen in group)
-        found[f"step{step}.kl_loss"] = sum(seen.regularization for seen in group) / options["kl_weight"]
-        found[f"step{step}.loss"] = sum(seen.weight * (seen.task_loss + seen.regularization) for seen in group)
-    return found
 
 
 def villa(case: str) -> dict[str, Tensor]:

@@ -40,7 +40,8 @@ class Site:
         firing: which call is perturbed, from 0, if the module runs several times in a forward; None: it runs once, and
             a module that runs more often is an error.
         examples: where the tensor has several rows of an example, each in a ball of its own (NLVR2's two images, the choices
-            of a question): from the batch to the example of each row, `(N,)`. None: a row is an example.
+            of a question): from the batch to the example of each row, `(N,)`. None, or a function that gives None: a row is
+            an example.
     """
 
     module: str
@@ -48,7 +49,7 @@ class Site:
     mask: Callable[[Batch], Tensor] | None = None
     rows: Callable[[Batch], Tensor | None] | None = None
     firing: int | None = None
-    examples: Callable[[Batch], Tensor] | None = None
+    examples: Callable[[Batch], Tensor | None] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.module, str):

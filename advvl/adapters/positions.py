@@ -188,7 +188,7 @@ def _read(
             f"expected {what} of the site of {modality!r} to find its field in the batch{got}, got no {error}; "
             f"correct the site's {what}, or give the batch that field"
         ) from error
-    if value is None and what == "rows":
+    if value is None and what != "mask":
         return None  # in this batch a row is a sample
     if not isinstance(value, Tensor):
         raise ShapeError(

@@ -16,8 +16,7 @@ from advvl.runtime.names import unwrapped
 
 _REGISTRY: dict[str, str] = {
     "advvl.models.uniter.model.UniterModel": "advvl.models.uniter.adapter:uniter_adapter",
-    "advvl.tasks.uniter.vqa.UniterForVQA": "advvl.models.uniter.adapter:uniter_adapter",
-    "advvl.tasks.uniter.pretraining.UniterForPretraining": "advvl.models.uniter.adapter:uniter_adapter",
+    "advvl.models.uniter.task.UniterTask": "advvl.models.uniter.adapter:uniter_adapter",
     "advvl.tasks.lxmert.nlvr2.LxmertForNLVR2": "advvl.models.lxmert.adapter:lxmert_adapter",
     "advvl.tasks.lxmert.vqa.LxmertForVQA": "advvl.models.lxmert.adapter:lxmert_adapter",
     "transformers.models.lxmert.modeling_lxmert.LxmertForPreTraining": "advvl.models.lxmert.adapter:lxmert_adapter",

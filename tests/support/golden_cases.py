@@ -27,8 +27,8 @@ def tensors(name: str, file: str) -> dict[str, Tensor]:
     return {key: value.bool() if value.dtype == torch.uint8 else value for key, value in loaded.items()}
 
 
-def batch(name: str) -> dict[str, Tensor]:
-    return {key.removeprefix("batch."): value for key, value in tensors(name, "batch").items()}
+def batch(name: str, file: str = "batch") -> dict[str, Tensor]:
+    return {key.removeprefix("batch."): value for key, value in tensors(name, file).items()}
 
 
 def document(name: str, file: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from advvl.adapters.injection import Batch, Site
 from advvl.errors import DataError, SiteError
 from advvl.models.uniter.layout import region_mask, text_mask
 from advvl.models.uniter.model import UniterModel
+from advvl.models.uniter.task import UniterTask
 from advvl.runtime.names import unwrapped
 
 
@@ -31,6 +32,7 @@ def uniter_adapter(model: nn.Module) -> Adapter:
         )
     prefix = f"{uniters[0]}." if uniters[0] else ""
     taken = next(fields for module in model.modules() if (fields := _fields(module)))
+    examples = next((module.examples for module in model.modules() if isinstance(module, UniterTask)), None)
 
     def call(model: nn.Module, batch: Batch) -> Outputs:
         if not isinstance(batch, Mapping):
@@ -40,8 +42,8 @@ def uniter_adapter(model: nn.Module) -> Adapter:
     return Adapter(
         model,
         {
-            "text": Site(f"{prefix}embeddings.word_embeddings", at="output", mask=text_mask),
-            "image": Site(f"{prefix}img_embeddings.img_linear", at="input", mask=region_mask),
+            "text": Site(f"{prefix}embeddings.word_embeddings", at="output", mask=text_mask, examples=examples),
+            "image": Site(f"{prefix}img_embeddings.img_linear", at="input", mask=region_mask, examples=examples),
         },
         call=call,
         positions=_compared,

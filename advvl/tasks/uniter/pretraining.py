@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from advvl.errors import ConfigurationError
 from advvl.models.uniter.model import UniterConfig, UniterModel, UniterOutput, given, initialise, region_mask, text_mask
+from advvl.models.uniter.task import UniterTask
 from advvl.tasks.uniter.itm import alignment_distances, match
 from advvl.tasks.uniter.mlm import MaskedWordHead
 from advvl.tasks.uniter.regions import FeatureRegression, RegionClassifier
@@ -16,7 +17,7 @@ from advvl.tasks.uniter.regions import FeatureRegression, RegionClassifier
 PretrainingTask = Literal["mlm", "itm", "mrfr", "mrc", "mrc-kl"]
 
 
-class UniterForPretraining(nn.Module):
+class UniterForPretraining(UniterTask):
     """UNITER and the heads of its pre-training tasks, named as in the published checkpoints.
 
     The word embeddings also score the words, and the features' projection also gives features back.
@@ -32,9 +33,8 @@ class UniterForPretraining(nn.Module):
     }
 
     def __init__(self, config: UniterConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.uniter = UniterModel(config)
+        super().__init__(config)
+        config = self.config
         self.cls = MaskedWordHead(config, self.uniter.embeddings.word_embeddings)
         self.feat_regress = FeatureRegression(config, self.uniter.img_embeddings.img_linear)
         self.region_classifier = RegionClassifier(config)
