@@ -264,6 +264,17 @@ def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path: Path, name
     assert names(tmp_path) == ["folder"]
 
 
+def test_a_directory_made_under_its_lock_stays_locked(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder"
+    with only_writer(path):
+        path.mkdir()
+        with pytest.raises(OutputDirectoryError, match="got one at work"):
+            only_writer(path).__enter__()
+    with only_writer(path):
+        pass
+    assert names(tmp_path) == ["new", "new/folder"]
+
+
 HOLDER = """
 import sys, time; from advvl.files import only_writer
 with only_writer(sys.argv[1]):
