@@ -31,6 +31,7 @@ from torch import Tensor
 
 from advvl.checks import path_of
 from advvl.errors import CheckpointError, OutputDirectoryError
+from advvl.runtime.descriptions import differing
 
 LOCK_FILE: Final = ".advvl-lock"
 """The lock in a directory that one process at a time may write."""
@@ -244,12 +245,16 @@ def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     theirs, ours = _flatten(found), _flatten(json.loads(json.dumps(expected, default=str)))
     absent = object()
     keys = [*ours, *(key for key in theirs if key not in ours)]
-    parts = [
-        f"{key} ({_shown(theirs, key)} there, {_shown(ours, key)} here)"
-        for key in keys
-        if theirs.get(key, absent) != ours.get(key, absent)
-    ]
+    parts = [_difference(key, theirs, ours) for key in keys if theirs.get(key, absent) != ours.get(key, absent)]
     return ", ".join(parts) or "its fingerprint alone (it was made by another version)"
+
+
+def _difference(key: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """A key that differs, with both values; of a text that describes an object, the fields that do."""
+    there, here = theirs.get(key), ours.get(key)
+    if isinstance(there, str) and isinstance(here, str) and here.endswith(")"):
+        return differing(there, here, key)
+    return f"{key} ({_shown(theirs, key)} there, {_shown(ours, key)} here)"
 
 
 def _shown(flat: Mapping[str, Any], key: str) -> str:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from advvl.errors import CheckpointError, OutputDirectoryError
 from advvl.experiments.outputs import OutputDirectory
 from advvl.files import (
+    differences,
     fingerprint,
     only_writer,
     read_json,
@@ -323,3 +324,9 @@ def test_json_that_no_writer_here_makes_is_refused(tmp_path: Path, text: str, sa
 def test_json_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"absent\.json"):
         read_json(tmp_path / "absent.json")
+
+
+def test_of_objects_that_differ_their_fields_are_named() -> None:
+    found, expected = ({"method": f"Method(maximizer=FreeLB(steps={steps}), note='a')", "seed": 0} for steps in (2, 3))
+    assert differences(found, expected) == "method.maximizer.steps (2 there, 3 here)"
+    assert differences({"name": "a (b)"}, {"name": "c"}) == "name ('a (b)' there, 'c' here)"
