@@ -26,7 +26,8 @@ class EvaluationOptions:
     """The attacks that measure robustness: L2 PGD on one modality at a time, the worst of all restarts and objectives.
 
     Arguments:
-        radii, text_radii: L2 radii, per example, around the image features and the word embeddings.
+        radii: L2 radii of the attacks on the image features, per example.
+        text_radii: L2 radii of the attacks on the word embeddings, per example.
         steps: ascent steps of an attack.
         step_fraction: the ascent's step size as a fraction of the radius.
         restarts: attacks from as many random starts.

@@ -770,7 +770,7 @@ def test_the_state_of_another_run_is_refused_and_told_apart(tmp_path: Path) -> N
         r"seed \(3 there, 4 here\)": {"seed": 4},
         r"updates \(12 there, 5 here\)": {"updates": 5},
         r"options\.clip \(1\.0 there, 2\.0 here\)": {"options": replace(OPTIONS, clip=2.0)},
-        r"method \('None' there, .*FreeLB": {"method": METHODS["villa"], "target": sited},
+        r"method \(None there, AdversarialTraining": {"method": METHODS["villa"], "target": sited},
         r"optimizer\.class \('AdamW' there, 'SGD' here\)": {"optimizer": sgd},
     }
     for said, other in others.items():
