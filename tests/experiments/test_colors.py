@@ -92,10 +92,10 @@ def test_an_evaluation_in_a_box_shows_the_model_nothing_but_colours(tmp_path: Pa
     model = UniterForReferringExpressions(config_of(SIZE, made))
     seen: list[tuple[float, float]] = []
 
-    def look(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    def look(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         seen.append((float(inputs[0].min()), float(inputs[0].max())))
 
-    with model.uniter.img_embeddings.img_linear.register_forward_pre_hook(look):
+    with model.uniter.img_embeddings.img_linear.register_forward_hook(look):
         robustness_curve(
             adapt(model),
             [made.test.batch(range(20))],
