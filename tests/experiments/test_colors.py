@@ -93,7 +93,7 @@ def test_an_evaluation_in_a_box_shows_the_model_nothing_but_colours(tmp_path: Pa
     seen: list[tuple[float, float]] = []
 
     def look(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        seen.append((float(inputs[0].min()), float(inputs[0].max())))
+        seen.append((float(inputs[0].detach().min()), float(inputs[0].detach().max())))
 
     with model.uniter.img_embeddings.img_linear.register_forward_hook(look):
         robustness_curve(
