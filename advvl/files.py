@@ -212,9 +212,19 @@ def parse_json(path: str | os.PathLike[str]) -> Any:
         ValueError: no UTF-8, no JSON, a key that stands twice in an object, or lists too deep for Python.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_each_once)
+        return plain_json(Path(path).read_text(encoding="utf-8"))
     except RecursionError as error:
         raise ValueError("lists or objects nested too deep") from error
+
+
+def plain_json(text: str) -> Any:
+    """Decode JSON whose objects have each key once.
+
+    Raises:
+        ValueError: no JSON, or a key that stands twice.
+        RecursionError: lists too deep for Python.
+    """
+    return json.loads(text, object_pairs_hook=_each_once)
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
