@@ -179,6 +179,7 @@ except OutputDirectoryError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_refusal_that_leaves_nothing(tmp_path: Path) -> None:
     """A limit on the size of files gives the error that a full disk gives, in the middle of a write."""
     ran = subprocess.run([sys.executable, "-c", LIMITED, tmp_path / "db"], capture_output=True, text=True)
@@ -192,6 +193,7 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
     assert list((tmp_path / "db").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> None:
     killed = "import os, sys; from advvl.data.uniter.lmdb_files import writing_lmdb\n"
     killed += "with writing_lmdb(sys.argv[1]) as file: file.put('a', b'1'); os._exit(1)"
