@@ -100,7 +100,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
                 yield stream
                 stream.flush()
                 os.fsync(descriptor)
-                os.chmod(name, 0o666 & ~_file_creation_mask())
+                os.chmod(name, 0o666 & ~file_creation_mask())
                 os.replace(name, target)
         except BaseException:
             with suppress(FileNotFoundError):
@@ -361,7 +361,8 @@ def _is_at(descriptor: int, path: str | Path) -> bool:
         return False
 
 
-def _file_creation_mask() -> int:
+def file_creation_mask() -> int:
+    """Return the process's mask of permissions (umask)."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,9 +1,9 @@
 """One update of the parameters: its batch cut over processes and micro-batches, its gradient that of the whole batch.
 
 The examples of an update are decided by the run's seed and the update's number. Part p of P, where P is the number of
-processes times that of micro-batches, takes every P-th of them from the p-th on; what is random in a part (dropout,
-adversarial starts) is drawn from generators seeded by the run, the update and the part. So four processes, two with two
-micro-batches each, and one with four do the same, but for the order of sums.
+processes times that of micro-batches, takes every P-th of them from the p-th on, or the examples that a sampler gives it;
+what is random in a part (dropout, adversarial starts) is drawn from generators seeded by the run, the update and the
+part. So four processes, two with two micro-batches each, and one with four do the same, but for the order of sums.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch import nn
 
 from advvl.adapters.base import Adapter
 from advvl.adapters.outputs import read_loss
-from advvl.data.source import BatchSource
+from advvl.data.source import BatchSource, Sampler
 from advvl.errors import ConfigurationError, NonFiniteError
 from advvl.fit.options import LoopOptions, OptimizerOptions
 from advvl.fit.schedules import examples_of, schedule
@@ -84,6 +85,7 @@ class Updater:
         model, optimizer: as `accelerator.prepare` gave them.
         updates: how many the run has, for the learning rate's schedule.
         count: how many entries a batch's scalar loss is the mean of.
+        sampler: decides the examples of each part; None: the seed and the options.
     """
 
     accelerator: Accelerator
@@ -96,6 +98,7 @@ class Updater:
     updates: int
     count: Count | None
     adversary: Adversary | None
+    sampler: Sampler | None = None
     _rates: list[float] = field(init=False)
     _number: int = 0
     _losses: list[float] = field(default_factory=list)
@@ -147,17 +150,20 @@ class Updater:
         sums: list[float] = self.accelerator.reduce(mine, "sum").tolist()
         return sums
 
-    def examples(self, number: int) -> list[int]:
-        return examples_of(number, len(self.source), self.options.batch_size, self.seed)
+    def divided(self, number: int) -> list[list[int]]:
+        """Return the examples of each part of an update."""
+        if self.sampler is not None:
+            return self.sampler.parts(number, self.seed)
+        whole = examples_of(number, len(self.source), self.options.batch_size, self.seed)
+        return [whole[part :: self.parts] for part in range(self.parts)]
 
     def _learn(self, number: int, apply: Callable[[], object]) -> float:
         self._number, self._reason = number, ""
         self._losses, self._logits = [0.0] * self.parts, [0.0] * self.parts
         shares = cut(
             self.source,
-            self.examples(number),
+            self.divided(number),
             seed=derive_seed(self.seed, "batch", number),
-            parts=self.parts,
             mine=range(self.accelerator.process_index, self.parts, self.accelerator.num_processes),
             count=self.count,
             compared=self.adversary.compared if self.adversary and self.adversary.method.regularizers else None,
@@ -238,7 +244,7 @@ class Updater:
         self._agree()
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.clip))
         if not math.isfinite(norm) and self.accelerator.scaler is None:  # a scaler skips such steps, by design
-            raise self._unusable("norm of the gradients", norm, self.examples(self._number))
+            raise self._unusable("norm of the gradients", norm, [*chain(*self.divided(self._number))])
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -253,7 +259,8 @@ class Updater:
         losses, logits = losses[: self.parts], {rows for rows in losses[self.parts :] if rows}
         bad = [part for part, loss in enumerate(losses) if not math.isfinite(loss)]
         if bad:
-            examples = [example for part in bad for example in self.examples(self._number)[part :: self.parts]]
+            parts = self.divided(self._number)
+            examples = [example for part in bad for example in parts[part]]
             raise self._unusable("loss", losses[bad[0]], examples)
         if len(logits) > 1:
             raise ConfigurationError(
