@@ -75,7 +75,7 @@ def test_rows_without_a_usable_gradient_are_flagged_and_no_others(start: float) 
     result = Attack(l2(**options), PGD(3))(classifier(), batch)
     assert result.nonfinite["image"].tolist() == [False, True, False, False]
     assert result.unmoved["image"].tolist() == [False, True, False, True]
-    assert repr(result).endswith("nonfinite={'image': 1}, unmoved={'image': 2})")
+    assert repr(result).endswith("2 of 4 unmoved in image, 1 of 4 nonfinite in image)")
 
 
 def test_a_row_that_moved_once_is_not_called_unmoved() -> None:
@@ -174,6 +174,23 @@ def test_a_loss_scale_suits_every_row_of_a_batch() -> None:
         for dtype in (torch.float32, torch.float16)
     )
     assert F.cosine_similarity(single, half).min() > 0.999
+
+
+def test_autocast_inside_the_call_is_seen_though_the_logits_are_wide() -> None:
+    def call(model: nn.Module, batch: Any) -> Any:
+        with torch.autocast("cpu", torch.float16):
+            return {"logits": model(**batch)["logits"].float()}
+
+    def loss(outputs: Any, batch: Any) -> Tensor:
+        return 1e-9 * F.cross_entropy(outputs["logits"].float(), batch["labels"], reduction="none")
+
+    x = randn(6, 16, dtype=torch.float32)
+    batch = {"x": x, "labels": Confident()(x, torch.zeros(6).long())["logits"].argmin(1)}
+    single, half = (
+        Attack(l2(0.5), PGD(1), loss=loss)(adapt(Confident(), {"image": "site"}, call=how), batch).deltas["image"]
+        for how in (None, call)
+    )
+    assert F.cosine_similarity(single, half).min() > 0.99
 
 
 # --- attacks that are weaker than their ball ---
