@@ -81,7 +81,7 @@ class AttackResult:
         for name in ("unmoved", "nonfinite"):
             counts = _counts(getattr(self, name)).items()
             parts += [
-                f"{count} {name} of {len(getattr(self, name)[modality])} in {modality}" for modality, count in counts
+                f"{count} of {len(getattr(self, name)[modality])} {name} in {modality}" for modality, count in counts
             ]
         return f"AttackResult({', '.join(parts)})"
 
