@@ -217,9 +217,10 @@ def test_an_attack_that_can_says_nothing(ascent: Ascent) -> None:
 # --- threads ---
 
 
-def beside(other: Any, call: Any = None) -> Any:
+def beside(other: Any, model: nn.Module | None = None) -> Any:
     """What `other` gives while an attack of another thread on the same model is between two of its forwards."""
-    model, ready, go, passes = ToyModel().double().eval(), threading.Event(), threading.Event(), [0]
+    model = (ToyModel() if model is None else model).double().eval()
+    ready, go, passes = threading.Event(), threading.Event(), [0]
     errors: list[Exception] = []
 
     def waits(model: nn.Module, batch: Any) -> Any:
@@ -243,7 +244,8 @@ def beside(other: Any, call: Any = None) -> Any:
     finally:
         go.set()
         thread.join()
-        assert not errors
+        for error in errors:
+            raise error
 
 
 def test_attacks_of_two_threads_on_one_model_are_apart() -> None:
@@ -269,6 +271,43 @@ def test_a_step_beside_an_attack_of_another_thread_is_refused() -> None:
 
     with pytest.raises(ConfigurationError, match="one thread on a ToyModel"):
         beside(stepped)
+
+
+class Counting(ToyModel):
+    """The toy with a buffer that every forward writes, or replaces, and the next one reads."""
+
+    def __init__(self, *, replaces: bool) -> None:
+        super().__init__()
+        self.replaces = replaces
+        self.register_buffer("calls", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, **fields: Tensor) -> dict[str, Tensor]:
+        outputs = super().forward(**fields)
+        if self.replaces:
+            self.calls = self.calls + 1
+        else:
+            self.calls += 1
+        return outputs | {"loss": outputs["loss"] * self.calls.clone()}
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_attacks_of_two_threads_on_a_model_that_writes_its_buffers_are_refused(replaces: bool) -> None:
+    model, found = Counting(replaces=replaces), []
+
+    def attacked(model: nn.Module) -> Any:
+        return Attack(perturber(ball=L2(0.5)), PGD(3))(adapt(model, toy_sites()), toy_batch(seed=1))
+
+    def refused(model: nn.Module) -> None:
+        with pytest.raises(ConfigurationError, match="whose forward writes no buffer to attack it from two threads"):
+            attacked(model)
+        found.append(True)
+
+    with pytest.raises(ConfigurationError, match="writes no buffer"):  # the other thread's, which waited
+        beside(refused, model)
+    assert found
+    assert not model.calls
+    attacked(model)  # alone it may
+    assert not model.calls
 
 
 def test_an_attack_that_would_switch_modes_beside_another_is_refused() -> None:
