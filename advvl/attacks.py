@@ -26,7 +26,7 @@ from advvl.perturbers.base import Perturber
 from advvl.runtime.names import unwrapped
 from advvl.runtime.randomness import preserved
 from advvl.runtime.reductions import no_sync
-from advvl.runtime.states import kept_buffers, kept_modes, kept_weights, only_user, renormalised
+from advvl.runtime.states import kept_buffers, kept_modes, kept_weights, only_user, renormalised, shared_buffers
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,7 +81,7 @@ class AttackResult:
         for name in ("unmoved", "nonfinite"):
             counts = _counts(getattr(self, name)).items()
             parts += [
-                f"{count} {name} of {len(getattr(self, name)[modality])} in {modality}" for modality, count in counts
+                f"{count} of {len(getattr(self, name)[modality])} {name} in {modality}" for modality, count in counts
             ]
         return f"AttackResult({', '.join(parts)})"
 
@@ -144,8 +144,9 @@ class Attack:
             changes = any(module.training for module in inner.modules()) or bool(renormalised(inner))
             shares = not self.train_mode and not changes
             stack.enter_context(only_user(inner, shares=shares))
-            for kept in (preserved, kept_modes, kept_buffers, kept_weights):
+            for kept in (preserved, kept_modes, kept_weights):
                 stack.enter_context(kept(adapter.model))
+            stack.enter_context(shared_buffers(inner) if shares else kept_buffers(adapter.model))
             if not self.train_mode:
                 adapter.model.eval()
             return self._run(adapter, batch)

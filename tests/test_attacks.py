@@ -368,7 +368,7 @@ def test_a_result_shows_shapes_losses_and_what_did_not_move() -> None:
     )
     assert repr(result) == (
         "AttackResult(text (3, 5, 8), image (3, 4, 5), mean loss 2 of 3 rows, 2 of 3 still correct, "
-        "1 unmoved of 3 in image, 2 nonfinite of 3 in text)"
+        "1 of 3 unmoved in image, 2 of 3 nonfinite in text)"
     )
     assert repr(attack(L2(1.0), PGD(1))(toy(), toy_batch())).startswith(
         "AttackResult(text (3, 5, 8), image (3, 4, 5), mean"
