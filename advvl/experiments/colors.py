@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from advvl.data.colors.corpus import CHANNELS, MOST_TOKENS, ColorsCorpus, colors_corpus
+from advvl.data.colors.corpus import CHANNELS, MOST_TOKENS, REGIONS, ColorsCorpus, colors_corpus
 from advvl.data.colors.rounds import read_rounds
+from advvl.data.sampling import TokenBuckets
+from advvl.data.uniter.sources import CaptionSource, PairSource
 from advvl.experiments.color_report import condition_table, draw_swatches
 from advvl.experiments.colors_options import PRESETS, ColorsOptions
 from advvl.experiments.experiment import Experiment, Row, Setup, Task, seeded
@@ -52,11 +54,23 @@ def set_up(options: ColorsOptions, corpus: ColorsCorpus, task: Task, start: Path
     config = config_of(options.model, corpus)
     if start is None:
         pretrained = seeded(task.seed, UniterForPretraining, config)
-        return Setup(pretrained, corpus.pretrain, options.pretrain, adversarial_tasks=ADVERSARIAL_TASKS)
+        return Setup(
+            pretrained,
+            corpus.pretrain,
+            options.pretrain,
+            adversarial_tasks=ADVERSARIAL_TASKS,
+            sampler=_buckets(corpus.pretrain, options.tokens),
+        )
     model = seeded(task.seed, UniterForReferringExpressions, config)
     load_pretrained(model, start)
     test = getattr(corpus, options.evaluation.split)
-    return Setup(model, corpus.train, options.finetune, test, boxes=BOXES)
+    sampler = _buckets(corpus.train, options.tokens)
+    return Setup(model, corpus.train, options.finetune, test, boxes=BOXES, sampler=sampler)
+
+
+def _buckets(source: PairSource | CaptionSource, tokens: int) -> TokenBuckets:
+    """Utterances have 2 to 40 tokens, half of them 4 or fewer: batches of like lengths hold four times as many."""
+    return TokenBuckets(source.texts.lengths + REGIONS, tokens)
 
 
 def config_of(size: UniterSize, corpus: ColorsCorpus) -> UniterConfig:

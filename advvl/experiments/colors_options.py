@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from advvl.checks import choice, text
+from advvl.checks import at_least, choice, text
+from advvl.data.colors.corpus import MOST_TOKENS, REGIONS
 from advvl.errors import ConfigurationError
 from advvl.evaluation.protocol import EvaluationOptions
 from advvl.experiments.options import own
@@ -25,9 +26,10 @@ class ColorsOptions(VillaOptions):
     data_dir: str = field(
         default="", metadata=own("folder or archive of the corpus's CSV files", metavar="PATH", flags=("--data-dir",))
     )
+    tokens: int = field(default=1024, metadata={"help": "tokens and colours in an update, padding included"})
     swatches: int = field(default=6, metadata=own("rounds in the picture of colours before and after the attack"))
-    finetune: OptimizerOptions = field(default_factory=lambda: OptimizerOptions(epochs=12, batch_size=128))
-    pretrain: OptimizerOptions = field(default_factory=lambda: OptimizerOptions(epochs=4, batch_size=128))
+    finetune: OptimizerOptions = field(default_factory=lambda: OptimizerOptions(epochs=12))
+    pretrain: OptimizerOptions = field(default_factory=lambda: OptimizerOptions(epochs=4))
     pretrain_adversary: AdversaryOptions = field(default_factory=lambda: AdversaryOptions(image_step=0.05))
     villa: AdversaryOptions = field(default_factory=lambda: AdversaryOptions(image_step=0.05))
     freelb: AdversaryOptions = field(
@@ -42,6 +44,8 @@ class ColorsOptions(VillaOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         choice(self, "preset", Preset)
+        at_least(MOST_TOKENS + REGIONS, self, "tokens")
+        at_least(0, self, "swatches")
         if self.data_dir == "":
             raise ConfigurationError(
                 "expected --data-dir, the folder or archive of Colors in Context (hawkrobe/reference_games), got none"

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from advvl.adapters.injection import Site
-from advvl.data.source import BatchSource
+from advvl.data.source import BatchSource, Sampler
 from advvl.experiments.options import ExperimentOptions
 from advvl.experiments.outputs import OutputDirectory
 from advvl.fit.options import OptimizerOptions
@@ -97,7 +97,7 @@ class Setup:
 
     Arguments:
         model: with the weights at which training begins.
-        train, options, optimizer, adversarial_tasks: as `fit` takes them.
+        train, options, optimizer, adversarial_tasks, sampler: as `fit` takes them.
         test: what a `"finetune"` row is attacked on.
         sites: where the model is perturbed, as `adapt` takes it; None: where its registered adapter says.
         boxes: bounds of perturbed tensors in the evaluation, by modality; None: there are none.
@@ -111,6 +111,7 @@ class Setup:
     adversarial_tasks: Collection[str] | None = None
     sites: Mapping[str, Site | str] | None = None
     boxes: Mapping[str, tuple[float, float]] | None = None
+    sampler: Sampler | None = None
 
 
 def save_tensors(model: nn.Module, path: Path) -> None:

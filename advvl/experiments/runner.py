@@ -189,12 +189,16 @@ class Worker(Generic[Options, Data]):
 
     def _train(self, task: Task, setup: Setup, checkpoint: Path) -> dict[str, Any]:
         """Fit the model; say how it went, and return that for the record."""
+        seed = derive_seed(task.seed, task.row.stage)
         usual = setup.options.epochs * updates_per_epoch(len(setup.train), setup.options.batch_size)
+        if setup.sampler is not None:
+            usual = setup.sampler.updates(setup.options.epochs, seed)
         result = fit(
             setup.model,
             setup.train,
             options=setup.options,
-            seed=derive_seed(task.seed, task.row.stage),
+            seed=seed,
+            sampler=setup.sampler,
             updates=round(usual * task.row.updates),
             method=task.row.method,
             adversarial_tasks=setup.adversarial_tasks,

@@ -19,7 +19,7 @@ from advvl.data.uniter.batching import Images, pad_texts
 from advvl.data.uniter.sources import CaptionSource, PairSource
 from advvl.data.wordpiece import build_tokenizer, replacement_range, token_ids
 
-COLORS: Final = 3
+REGIONS: Final = 3
 """Regions of a round."""
 
 CHANNELS: Final = 3
@@ -89,16 +89,16 @@ def _pairs(rounds: Sequence[Round], tokenizer: Tokenizer) -> PairSource:
     count = len(rounds)
     ids = token_ids(tokenizer, (one.utterance for one in rounds))
     ids = [[*row[: MOST_TOKENS - 1], row[-1]] if len(row) > MOST_TOKENS else row for row in ids]
-    edges = torch.arange(COLORS + 1) / COLORS
-    left, right, low, high = edges[:-1], edges[1:], torch.zeros(COLORS), torch.ones(COLORS)
+    edges = torch.arange(REGIONS + 1) / REGIONS
+    left, right, low, high = edges[:-1], edges[1:], torch.zeros(REGIONS), torch.ones(REGIONS)
     boxes = torch.stack([left, low, right, high, right - left, high, right - left], 1)
     return PairSource(
         pad_texts(ids),
         Images(
-            features=torch.tensor([one.colors for one in rounds]).reshape(count, COLORS, CHANNELS),
+            features=torch.tensor([one.colors for one in rounds]).reshape(count, REGIONS, CHANNELS),
             boxes=boxes.expand(count, -1, -1),
-            lengths=torch.full((count,), COLORS),
-            labels=torch.zeros(count, COLORS, 0),  # of regions: there are no classes
+            lengths=torch.full((count,), REGIONS),
+            labels=torch.zeros(count, REGIONS, 0),  # of regions: there are no classes
         ),
         torch.arange(count),
         labels={"targets": torch.tensor([one.target for one in rounds], dtype=torch.long)},
