@@ -36,6 +36,7 @@ def check_arguments(**arguments: Any) -> None:
         at_least(1, given, "updates")
     check_each(given, ("sampler",), _is_sampler, "a Sampler, with examples, parts(…) and updates(…), or None")
     instance((AdversarialTraining, NoneType), given, "method")
+    at_least(0, given, "adversarial_from")
     check_each(given, ("adversarial_tasks",), _are_tasks, "a collection of names, or None")
     check_functions(target=given.target, optimizer=given.optimizer, count=given.count)
     instance((Accelerator, NoneType), given, "accelerator")

@@ -74,6 +74,7 @@ def fit(
     sampler: Sampler | None = None,
     method: AdversarialTraining | None = None,
     adversarial_tasks: Collection[str] | None = None,
+    adversarial_from: int = 0,
     target: Callable[[nn.Module], Adapter] = adapt,
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
     accelerator: Accelerator | None = None,
@@ -97,6 +98,8 @@ def fit(
         method: an `advvl.AdversarialTraining`; None for the plain mean loss.
         adversarial_tasks: the batches (by their entry "task") that `method` is for, the others getting the plain step;
             None for all.
+        adversarial_from: the number of plain updates before the first that `method` does. VILLA pre-trains the plain way
+            for the first half of its updates (Gan et al., NeurIPS 2020).
         target: makes the adapter from the prepared model.
         optimizer: makes the optimiser from the model; the schedule multiplies each group's own rate. None: AdamW, by
             the options.
@@ -129,6 +132,7 @@ def fit(
         sampler=sampler,
         method=method,
         adversarial_tasks=adversarial_tasks,
+        adversarial_from=adversarial_from,
         target=target,
         optimizer=optimizer,
         accelerator=accelerator,
@@ -159,6 +163,7 @@ def fit(
         **({} if sampler is None else {"sampler": described(sampler)}),
         "method": described(method),
         "adversarial_tasks": None if adversarial_tasks is None else sorted(adversarial_tasks),
+        **({"adversarial_from": adversarial_from} if adversarial_from else {}),
         "optimizer": {"class": type(built).__name__, "groups": dict(enumerate(map(_settings, built.param_groups)))},
     }
     every = store.every if isinstance(store, Checkpoints) else 0
@@ -171,7 +176,11 @@ def fit(
         check_agreement(what, value)
     prepared, built = accelerator.prepare(model, built)
     prepared.train()
-    adversary = None if method is None else Adversary(method, adversarial_tasks, target(prepared), AscentState())
+    adversary = (
+        None
+        if method is None
+        else Adversary(method, adversarial_tasks, target(prepared), AscentState(), first=adversarial_from)
+    )
     updater = Updater(
         accelerator=accelerator,
         model=prepared,

@@ -38,12 +38,13 @@ from advvl.training import AdversarialTraining
 
 @dataclass
 class Adversary:
-    """The parts of an adversarial update: the method, the tasks it is for, the adapter, and the state it carries."""
+    """The parts of an adversarial update: the method, its tasks, the adapter, the state it carries, its first update."""
 
     method: AdversarialTraining
     tasks: Collection[str] | None
     target: Adapter
     state: AscentState
+    first: int = 0
 
     def wants(self, batch: Mapping[str, Any]) -> bool:
         return self.tasks is None or batch.get("task") in self.tasks
@@ -160,13 +161,14 @@ class Updater:
     def _learn(self, number: int, apply: Callable[[], object]) -> float:
         self._number, self._reason = number, ""
         self._losses, self._logits = [0.0] * self.parts, [0.0] * self.parts
+        adversary = self.adversary if self.adversary is not None and number >= self.adversary.first else None
         shares = cut(
             self.source,
             self.divided(number),
             seed=derive_seed(self.seed, "batch", number),
             mine=range(self.accelerator.process_index, self.parts, self.accelerator.num_processes),
             count=self.count,
-            compared=self.adversary.compared if self.adversary and self.adversary.method.regularizers else None,
+            compared=adversary.compared if adversary is not None and adversary.method.regularizers else None,
             total=self.total,
         )
         loss = 0.0
@@ -174,7 +176,7 @@ class Updater:
             last = share is shares[-1]
             _seed_everything(derive_seed(self.seed, "update", number, share.number))
             share.batch = send_to_device(share.batch, self.accelerator.device)
-            wanted = self.adversary is not None and self.adversary.wants(share.batch)
+            wanted = adversary is not None and adversary.wants(share.batch)
             learn = self._learn_adversarially if wanted else self._learn_plainly
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 mean = learn(share, apply if last else None)

@@ -845,6 +845,29 @@ def test_only_batches_of_adversarial_tasks_get_the_adversarial_step(monkeypatch:
     assert seen == ["b"] * (UPDATES // 2)
 
 
+def test_a_run_turns_adversarial_at_the_update_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it the weights are those of plain training, to the bit; a checkpoint is of no other schedule."""
+    plain, mixed = toy(), toy()
+    run(plain, updates=5)
+    calls: list[int] = []
+    step = AdversarialTraining.step
+
+    def watch(self: AdversarialTraining, model: Any, batch: Any, **arguments: Any) -> Any:
+        calls.append(1)
+        return step(self, model, batch, **arguments)
+
+    monkeypatch.setattr(AdversarialTraining, "step", watch)
+    file = tmp_path / "run.pt"
+    arguments: dict[str, Any] = {"updates": 5, "method": METHODS["villa"], "target": sited, "checkpoint": file}
+    run(mixed, adversarial_from=5, **arguments)
+    assert not calls
+    assert bits(mixed) == bits(plain)
+    run(toy(), adversarial_from=3, **arguments)
+    assert len(calls) == 2
+    with pytest.raises(CheckpointError, match="adversarial_from"):
+        run(toy(), adversarial_from=2, resume=True, **arguments)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_an_adversarial_run_stopped_and_resumed_ends_with_the_same_bits(tmp_path: Path, method: str) -> None:
     """What free adversarial training carries from batch to batch is carried over the stop."""
@@ -977,6 +1000,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no options": ({"options": None}, "expected options to be of type OptimizerOptions, got None"),
     "tasks as text": ({"adversarial_tasks": "mlm"}, "expected adversarial_tasks to be a collection of names, or None"),
+    "a start before the first": (
+        {"adversarial_from": -1},
+        "expected adversarial_from to be a whole number of 0 or more",
+    ),
     "a count": ({"count": 3}, "expected count as a function, or None"),
     "an optimiser that was made": ({"optimizer": torch.optim.SGD([torch.zeros(1)])}, "optimizer as a function"),
     "a device": ({"accelerator": "cpu"}, "expected accelerator to be of type Accelerator or None, got 'cpu'"),
