@@ -107,7 +107,7 @@ def test_villa_uniters_defaults_are_villas() -> None:
 
 @pytest.mark.parametrize("given", [("gqa", "base"), ("vqa", "huge"), (None, "base"), (["vqa"], "base")])
 def test_what_villa_did_not_release_is_refused(given: tuple[Any, Any]) -> None:
-    with pytest.raises(ConfigurationError, match="task to be one of .* and size one of"):
+    with pytest.raises(ConfigurationError, match=r"task to be one of .* and size one of"):
         villa_uniter(*given)
 
 
