@@ -66,7 +66,7 @@ def test_masks_of_uniter_re_may_be_left_to_the_lengths(case: str) -> None:
     assert torch.equal(found.loss, expected.loss)
 
 
-@pytest.mark.parametrize("head", ["mlp1", "mlp2"])
+@pytest.mark.parametrize("head", sorted({"mlp1", "mlp2"} | document("uniter_re", "eval").keys() - {"overlaps"}))
 def test_parity_with_uniter_re_in_evaluation(head: str) -> None:
     """The region of the highest score, as a box in pixels of a picture of 640x480."""
     golden, inputs = document("uniter_re", "eval")[head], batch("uniter_re", "batch")
@@ -75,13 +75,13 @@ def test_parity_with_uniter_re_in_evaluation(head: str) -> None:
     pixels = torch.tensor([640.0, 480.0, 640.0, 480.0], dtype=torch.float64)
 
     def boxes(regions: Tensor) -> Tensor:
-        return inputs["img_pos_feat"][torch.arange(4), regions][:, [0, 1, 4, 5]] * pixels
+        return inputs["img_pos_feat"][torch.arange(len(regions)), regions][:, [0, 1, 4, 5]] * pixels
 
     found, meant = boxes(picked), boxes(inputs["targets"].flatten())
     predictions = list(golden["predictions"].values())
     for ours, name in ((found, "pred_box"), (meant, "tgt_box")):
         theirs = torch.tensor([row[name] for row in predictions], dtype=torch.float64)
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-4)  # written from float32 boxes
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     for published in (False, True):
         assert region_accuracy(found, meant, published=published) == golden["log"]["valid/acc"]
 

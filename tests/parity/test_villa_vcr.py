@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from support.golden_cases import batch, disagreements, document, tensors
-from support.golden_steps import adversarial, parameter_gradients, sees_one_changed_number
+from support.golden_steps import adversarial, parameter_gradients, sees_one_changed_number, shapes_of
 from torch import Tensor
 
 from advvl import adapt
@@ -29,7 +29,7 @@ def model_of(state: str) -> UniterForVCR:
 def ours(options: dict[str, Any]) -> dict[str, Tensor]:
     model, inputs = model_of(options["state"]), batch("villa_vcr", options["batch"])
     if options["modality"] != "none":
-        return adversarial(options, adapt(model), inputs, kl_share=HALF)
+        return adversarial(options, adapt(model), inputs, shapes=shapes_of(model.config, inputs), kl_share=HALF)
     output = model(**inputs)
     loss = output.loss.mean()
     loss.backward()
