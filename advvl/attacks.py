@@ -15,7 +15,7 @@ from advvl.adapters.base import Adapter
 from advvl.adapters.injection import Batch
 from advvl.adapters.registry import adapted
 from advvl.checks import check_functions, check_seed
-from advvl.errors import WeakAttackWarning
+from advvl.errors import DataError, WeakAttackWarning
 from advvl.maximizers.base import InnerMaximizer, check_parts
 from advvl.maximizers.probes import Feedback, Probe
 from advvl.passes.drive import ascend, drive
@@ -26,7 +26,7 @@ from advvl.perturbers.base import Perturber
 from advvl.runtime.names import unwrapped
 from advvl.runtime.randomness import preserved
 from advvl.runtime.reductions import no_sync
-from advvl.runtime.states import kept_buffers, kept_modes, kept_weights, only_user, renormalised
+from advvl.runtime.states import kept_buffers, kept_modes, kept_weights, only_user, renormalised, shared_buffers
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,19 +57,33 @@ class AttackResult:
     owners: Mapping[str, Tensor] = field(default_factory=dict)
 
     def of_examples(self, modality: str, rows: Tensor, examples: int) -> Tensor:
-        """Flag the examples `(examples,)`, bool, that have a flagged row of a modality's perturbation among theirs."""
+        """Flag the examples `(examples,)`, bool, that have a flagged row of a modality's perturbation among theirs.
+
+        Raises:
+            DataError: rows of more examples than there are.
+        """
         if modality not in self.owners:
             return rows
-        return torch.zeros(examples, dtype=torch.bool, device=rows.device).index_put_(
-            (self.owners[modality][rows],), rows[rows]
-        )
+        flagged = self.owners[modality][rows]
+        if len(flagged) and int(flagged.max()) >= examples:
+            raise DataError(
+                f"expected rows of {modality!r} of {examples} examples, got one of example {int(flagged.max())}; pass the "
+                "number of examples in the batch"
+            )
+        return torch.zeros(examples, dtype=torch.bool, device=rows.device).index_put_((flagged,), rows[rows])
 
     def __repr__(self) -> str:
-        deltas = {modality: tuple(delta.shape) for modality, delta in self.deltas.items()}
-        losses, correct = (None if rows is None else tuple(rows.shape) for rows in (self.losses, self.correct))
-        counts = {name: _counts(getattr(self, name)) for name in ("nonfinite", "unmoved")}
-        flags = "".join(f", {name}={found}" for name, found in counts.items() if found)
-        return f"AttackResult(deltas={deltas}, losses={losses}, correct={correct}{flags})"
+        parts = [f"{modality} {tuple(delta.shape)}" for modality, delta in self.deltas.items()]
+        if self.losses is not None and len(self.losses):
+            parts.append(f"mean loss {float(self.losses.mean()):.4g} of {len(self.losses)} rows")
+        if self.correct is not None:
+            parts.append(f"{int(self.correct.sum())} of {len(self.correct)} still correct")
+        for name in ("unmoved", "nonfinite"):
+            counts = _counts(getattr(self, name)).items()
+            parts += [
+                f"{count} of {len(getattr(self, name)[modality])} {name} in {modality}" for modality, count in counts
+            ]
+        return f"AttackResult({', '.join(parts)})"
 
 
 class Attack:
@@ -130,8 +144,9 @@ class Attack:
             changes = any(module.training for module in inner.modules()) or bool(renormalised(inner))
             shares = not self.train_mode and not changes
             stack.enter_context(only_user(inner, shares=shares))
-            for kept in (preserved, kept_modes, kept_buffers, kept_weights):
+            for kept in (preserved, kept_modes, kept_weights):
                 stack.enter_context(kept(adapter.model))
+            stack.enter_context(shared_buffers(inner) if shares else kept_buffers(adapter.model))
             if not self.train_mode:
                 adapter.model.eval()
             return self._run(adapter, batch)

@@ -20,7 +20,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -31,6 +31,7 @@ from torch import Tensor
 
 from advvl.checks import path_of
 from advvl.errors import CheckpointError, OutputDirectoryError
+from advvl.runtime.descriptions import differing
 
 LOCK_FILE: Final = ".advvl-lock"
 """The lock in a directory that one process at a time may write."""
@@ -99,7 +100,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
                 yield stream
                 stream.flush()
                 os.fsync(descriptor)
-                os.chmod(name, 0o666 & ~_file_creation_mask())
+                os.chmod(name, 0o666 & ~file_creation_mask())
                 os.replace(name, target)
         except BaseException:
             with suppress(FileNotFoundError):
@@ -115,7 +116,7 @@ def only_writer(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator
     The lock is a file beside it, or in the directory, and is removed at the end. Missing parent directories are made.
 
     Arguments:
-        path: a directory is locked as such if it exists.
+        path: of a file, or of a directory, which need not exist yet.
         wait: wait until another process lets go; otherwise that is an error.
 
     Raises:
@@ -124,18 +125,17 @@ def only_writer(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator
     target = path_of(path)
     with writing_to(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        lock = target / LOCK_FILE if target.is_dir() else target.parent / f"{_PREFIX}{target.name}.lock"
-        descriptor = _locked(lock, wait=wait)
-    if descriptor is None:
-        raise OutputDirectoryError(
-            f"expected no other process to write {str(target)!r}, got one at work; wait for it, or choose another place"
-        )
-    try:
+    with ExitStack() as held:
+        with writing_to(target):
+            for lock in _lock_files(target):
+                descriptor = _locked(lock, wait=wait)
+                if descriptor is None:
+                    raise OutputDirectoryError(
+                        f"expected no other process to write {str(target)!r}, got one at work; wait for it, or choose "
+                        "another place"
+                    )
+                held.callback(_unlocked, lock, descriptor)
         yield
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(lock)
-        os.close(descriptor)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
@@ -212,9 +212,19 @@ def parse_json(path: str | os.PathLike[str]) -> Any:
         ValueError: no UTF-8, no JSON, a key that stands twice in an object, or lists too deep for Python.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_each_once)
+        return plain_json(Path(path).read_text(encoding="utf-8"))
     except RecursionError as error:
         raise ValueError("lists or objects nested too deep") from error
+
+
+def plain_json(text: str) -> Any:
+    """Decode JSON whose objects have each key once.
+
+    Raises:
+        ValueError: no JSON, or a key that stands twice.
+        RecursionError: lists too deep for Python.
+    """
+    return json.loads(text, object_pairs_hook=_each_once)
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -245,12 +255,16 @@ def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     theirs, ours = _flatten(found), _flatten(json.loads(json.dumps(expected, default=str)))
     absent = object()
     keys = [*ours, *(key for key in theirs if key not in ours)]
-    parts = [
-        f"{key} ({_shown(theirs, key)} there, {_shown(ours, key)} here)"
-        for key in keys
-        if theirs.get(key, absent) != ours.get(key, absent)
-    ]
+    parts = [_difference(key, theirs, ours) for key in keys if theirs.get(key, absent) != ours.get(key, absent)]
     return ", ".join(parts) or "its fingerprint alone (it was made by another version)"
+
+
+def _difference(key: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """A key that differs, with both values; of a text that describes an object, the fields that do."""
+    there, here = theirs.get(key), ours.get(key)
+    if isinstance(there, str) and isinstance(here, str) and here.endswith(")"):
+        return differing(there, here, key)
+    return f"{key} ({_shown(theirs, key)} there, {_shown(ours, key)} here)"
 
 
 def _shown(flat: Mapping[str, Any], key: str) -> str:
@@ -292,6 +306,24 @@ def _temporary(target: Path) -> tuple[int, str]:
         os.close(descriptor)  # removed before it was locked
 
 
+def _lock_files(target: Path) -> Iterator[Path]:
+    """The locks of a file or directory, each looked for when the one before is held.
+
+    A directory that was made under the lock beside it is locked there still, and in itself for those who come later.
+    """
+    beside = target.parent / f"{_PREFIX}{target.name}.lock"
+    if not target.is_dir() or beside.exists():
+        yield beside
+    if target.is_dir():
+        yield target / LOCK_FILE
+
+
+def _unlocked(lock: Path, descriptor: int) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(lock)
+    os.close(descriptor)
+
+
 def _locked(path: Path, *, wait: bool) -> int | None:
     """Open and lock the file at `path`, made if missing; None: another process has it."""
     while True:
@@ -329,7 +361,8 @@ def _is_at(descriptor: int, path: str | Path) -> bool:
         return False
 
 
-def _file_creation_mask() -> int:
+def file_creation_mask() -> int:
+    """Return the process's mask of permissions (umask)."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

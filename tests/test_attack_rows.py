@@ -75,7 +75,7 @@ def test_rows_without_a_usable_gradient_are_flagged_and_no_others(start: float) 
     result = Attack(l2(**options), PGD(3))(classifier(), batch)
     assert result.nonfinite["image"].tolist() == [False, True, False, False]
     assert result.unmoved["image"].tolist() == [False, True, False, True]
-    assert repr(result).endswith("nonfinite={'image': 1}, unmoved={'image': 2})")
+    assert repr(result).endswith("2 of 4 unmoved in image, 1 of 4 nonfinite in image)")
 
 
 def test_a_row_that_moved_once_is_not_called_unmoved() -> None:
@@ -176,6 +176,23 @@ def test_a_loss_scale_suits_every_row_of_a_batch() -> None:
     assert F.cosine_similarity(single, half).min() > 0.999
 
 
+def test_autocast_inside_the_call_is_seen_though_the_logits_are_wide() -> None:
+    def call(model: nn.Module, batch: Any) -> Any:
+        with torch.autocast("cpu", torch.float16):
+            return {"logits": model(**batch)["logits"].float()}
+
+    def loss(outputs: Any, batch: Any) -> Tensor:
+        return 1e-9 * F.cross_entropy(outputs["logits"].float(), batch["labels"], reduction="none")
+
+    x = randn(6, 16, dtype=torch.float32)
+    batch = {"x": x, "labels": Confident()(x, torch.zeros(6).long())["logits"].argmin(1)}
+    single, half = (
+        Attack(l2(0.5), PGD(1), loss=loss)(adapt(Confident(), {"image": "site"}, call=how), batch).deltas["image"]
+        for how in (None, call)
+    )
+    assert F.cosine_similarity(single, half).min() > 0.99
+
+
 # --- attacks that are weaker than their ball ---
 
 
@@ -200,9 +217,10 @@ def test_an_attack_that_can_says_nothing(ascent: Ascent) -> None:
 # --- threads ---
 
 
-def beside(other: Any, call: Any = None) -> Any:
+def beside(other: Any, model: nn.Module | None = None) -> Any:
     """What `other` gives while an attack of another thread on the same model is between two of its forwards."""
-    model, ready, go, passes = ToyModel().double().eval(), threading.Event(), threading.Event(), [0]
+    model = (ToyModel() if model is None else model).double().eval()
+    ready, go, passes = threading.Event(), threading.Event(), [0]
     errors: list[Exception] = []
 
     def waits(model: nn.Module, batch: Any) -> Any:
@@ -226,7 +244,8 @@ def beside(other: Any, call: Any = None) -> Any:
     finally:
         go.set()
         thread.join()
-        assert not errors
+        for error in errors:
+            raise error
 
 
 def test_attacks_of_two_threads_on_one_model_are_apart() -> None:
@@ -252,6 +271,43 @@ def test_a_step_beside_an_attack_of_another_thread_is_refused() -> None:
 
     with pytest.raises(ConfigurationError, match="one thread on a ToyModel"):
         beside(stepped)
+
+
+class Counting(ToyModel):
+    """The toy with a buffer that every forward writes, or replaces, and the next one reads."""
+
+    def __init__(self, *, replaces: bool) -> None:
+        super().__init__()
+        self.replaces = replaces
+        self.register_buffer("calls", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, **fields: Tensor) -> dict[str, Tensor]:
+        outputs = super().forward(**fields)
+        if self.replaces:
+            self.calls = self.calls + 1
+        else:
+            self.calls += 1
+        return outputs | {"loss": outputs["loss"] * self.calls.clone()}
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_attacks_of_two_threads_on_a_model_that_writes_its_buffers_are_refused(replaces: bool) -> None:
+    model, found = Counting(replaces=replaces), []
+
+    def attacked(model: nn.Module) -> Any:
+        return Attack(perturber(ball=L2(0.5)), PGD(3))(adapt(model, toy_sites()), toy_batch(seed=1))
+
+    def refused(model: nn.Module) -> None:
+        with pytest.raises(ConfigurationError, match="whose forward writes no buffer to attack it from two threads"):
+            attacked(model)
+        found.append(True)
+
+    with pytest.raises(ConfigurationError, match="writes no buffer"):  # the other thread's, which waited
+        beside(refused, model)
+    assert found
+    assert not model.calls
+    attacked(model)  # alone it may
+    assert not model.calls
 
 
 def test_an_attack_that_would_switch_modes_beside_another_is_refused() -> None:

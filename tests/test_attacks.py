@@ -18,6 +18,7 @@ from advvl import (
     Adapter,
     Ascent,
     Attack,
+    AttackResult,
     EmbeddingPerturber,
     FreeAT,
     FreeLB,
@@ -28,7 +29,7 @@ from advvl import (
     Uniform,
     Zero,
 )
-from advvl.errors import ConfigurationError
+from advvl.errors import ConfigurationError, DataError
 
 BALLS = [L2(0.6), Linf(0.1), L2(0.3, per="token"), Linf(0.1, per="token")]
 MAXIMIZERS = [PGD(3), PGD(2, "in turn"), PGD(3, keep="best"), PGD(3, early_stop=True), FreeLB(3), FreeLB(2, "in turn")]
@@ -354,10 +355,32 @@ def test_an_attack_shows_how_it_was_made() -> None:
     )
 
 
-def test_a_result_shows_shapes() -> None:
-    target = toy()
-    result = attack(L2(1.0), PGD(1))(target, toy_batch())
-    assert repr(result) == "AttackResult(deltas={'text': (3, 5, 8), 'image': (3, 4, 5)}, losses=(3,), correct=(3,))"
+def test_a_result_shows_shapes_losses_and_what_did_not_move() -> None:
+    rows = torch.tensor([True, False, False])
+    moved = {"text": torch.zeros(3, 5, 8), "image": torch.zeros(3, 4, 5)}
+    assert repr(AttackResult(moved, None, None)) == "AttackResult(text (3, 5, 8), image (3, 4, 5))"
+    result = AttackResult(
+        moved,
+        torch.tensor([1.0, 2.0, 3.0]),
+        ~rows,
+        nonfinite={"text": ~rows, "image": rows & ~rows},
+        unmoved={"image": rows},
+    )
+    assert repr(result) == (
+        "AttackResult(text (3, 5, 8), image (3, 4, 5), mean loss 2 of 3 rows, 2 of 3 still correct, "
+        "1 of 3 unmoved in image, 2 of 3 nonfinite in text)"
+    )
+    assert repr(attack(L2(1.0), PGD(1))(toy(), toy_batch())).startswith(
+        "AttackResult(text (3, 5, 8), image (3, 4, 5), mean"
+    )
+
+
+def test_owners_of_more_examples_than_there_are_are_refused() -> None:
+    rows = torch.tensor([False, True, True])
+    result = AttackResult({}, None, None, owners={"image": torch.tensor([5, 0, 2])})
+    assert result.of_examples("image", rows, 3).tolist() == [True, False, True]
+    with pytest.raises(DataError, match="expected rows of 'image' of 2 examples, got one of example 2"):
+        result.of_examples("image", rows, 2)
 
 
 def test_stopping_early_needs_a_judge() -> None:

@@ -60,6 +60,7 @@ def readme_names() -> dict[str, Any]:
     return {"uniter": model, "loader": [inputs], "optimizer": torch.optim.AdamW(model.parameters(), lr=1e-3)}
 
 
+@pytest.mark.filterwarnings("ignore:.*activation_checkpointing.*:FutureWarning")  # of transformers, by TRL's default
 @pytest.mark.parametrize(
     "page", [pytest.param(page, marks=[pytest.mark.slow] * (page.name in SLOW)) for page in WITH_CODE], ids=name
 )

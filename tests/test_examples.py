@@ -186,9 +186,12 @@ def test_the_help_keeps_its_lines_and_shows_what_presets_change(capsys: pytest.C
     said = capsys.readouterr().out
     assert description in said
     words = " ".join(said.split())
+    assert "L2 radii of the attacks on the image features, per example." in words
+    assert "L2 radii of the attacks on the word embeddings, per example." in words
+    assert "None" not in words
     assert "number of seeds, 0 to N-1 (default 1; 5 by preset evidence)" in words
     assert "(default 2000; 400 by preset demo)" in words
-    assert "None: all of them. (400 by preset demo; 500 by preset evidence)" in words
+    assert "none (null in YAML): all of them. (400 by preset demo; 500 by preset evidence)" in words
     assert "written to configuration.yaml in the output directory" in words
 
 

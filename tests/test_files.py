@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from advvl.errors import CheckpointError, OutputDirectoryError
 from advvl.experiments.outputs import OutputDirectory
 from advvl.files import (
+    differences,
     fingerprint,
     only_writer,
     read_json,
@@ -264,6 +265,17 @@ def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path: Path, name
     assert names(tmp_path) == ["folder"]
 
 
+def test_a_directory_made_under_its_lock_stays_locked(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder"
+    with only_writer(path):
+        path.mkdir()
+        with pytest.raises(OutputDirectoryError, match="got one at work"):
+            only_writer(path).__enter__()
+    with only_writer(path):
+        pass
+    assert names(tmp_path) == ["new", "new/folder"]
+
+
 HOLDER = """
 import sys, time; from advvl.files import only_writer
 with only_writer(sys.argv[1]):
@@ -312,3 +324,9 @@ def test_json_that_no_writer_here_makes_is_refused(tmp_path: Path, text: str, sa
 def test_json_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"absent\.json"):
         read_json(tmp_path / "absent.json")
+
+
+def test_of_objects_that_differ_their_fields_are_named() -> None:
+    found, expected = ({"method": f"Method(maximizer=FreeLB(steps={steps}), note='a')", "seed": 0} for steps in (2, 3))
+    assert differences(found, expected) == "method.maximizer.steps (2 there, 3 here)"
+    assert differences({"name": "a (b)"}, {"name": "c"}) == "name ('a (b)' there, 'c' here)"

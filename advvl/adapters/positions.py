@@ -37,6 +37,11 @@ def read_positions(
             f"expected a mask of {modality!r} of 0 and 1, got negative numbers, as an additive mask has; pass "
             f"mask == 0{more('masks')}"
         )
+    if mask is not None and mask.is_cpu and mask.dtype != torch.bool and (mask > 1).any():
+        raise ShapeError(
+            f"expected a mask of {modality!r} of 0 and 1, got numbers up to {int(mask.max())}; pass mask > 0, and "
+            f"give rows to tell packed texts apart{more('masks')}"
+        )
     if mask is not None and tuple(mask.shape) != tuple(x.shape[: mask.ndim]):
         raise ShapeError(
             f"expected a mask of {modality!r} over the leading axes of {tuple(x.shape)}, got "

@@ -28,6 +28,20 @@ class BatchSource(Protocol):
         """
 
 
+class Sampler(Protocol):
+    """The examples of each update of a training loop, deterministic given its number and a seed."""
+
+    @property
+    def examples(self) -> int:
+        """The number of examples that it draws from: that of the source."""
+
+    def parts(self, update: int, seed: int) -> list[list[int]]:
+        """Return the examples of each part of an update: of the micro-batches of all processes, as many in every update."""
+
+    def updates(self, epochs: int, seed: int) -> int:
+        """Return the number of updates in which each example has come `epochs` times."""
+
+
 @dataclass(frozen=True)
 class TensorSource:
     """Examples that lie in memory.

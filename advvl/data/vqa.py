@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from advvl.checks import is_number, shown
 from advvl.data.lxmert.answers import AnswerTable, Unknown
 from advvl.data.targets import annotator_score
-from advvl.errors import DataError
+from advvl.errors import ConfigurationError, DataError
 
 Answers = str | Sequence[str] | Mapping[str, float]
 
@@ -29,7 +32,8 @@ class VQAExample:
         size: the image's width and height in pixels.
 
     Raises:
-        DataError: no region, arrays of other shapes, numbers that are not finite, boxes that lie outside the image.
+        DataError: no region, arrays of other shapes, numbers that are not finite, boxes that are reversed or lie outside
+            the image, or are in parts of it although a size is given.
     """
 
     text: str
@@ -47,10 +51,15 @@ class VQAExample:
                 f"expected features (R, F) and boxes (R, 4) of one region or more, got {tuple(features.shape)} and "
                 f"{tuple(boxes.shape)} of {self.text!r}"
             )
+        crossed = (boxes[:, :2] > boxes[:, 2:]).any(1)
+        if crossed.any():
+            raise DataError(
+                f"expected boxes with x1 <= x2 and y1 <= y2, got {boxes[crossed][0].tolist()} of {self.text!r}; give "
+                "corners, not widths and heights"
+            )
         if self.size is not None:
-            boxes = boxes / torch.tensor([*self.size, *self.size], dtype=boxes.dtype)
-        ordered = (boxes[:, :2] <= boxes[:, 2:]).all()
-        if not ordered or boxes.min() < -1e-3 or boxes.max() > 1 + 1e-3:
+            boxes = _in_parts(boxes, self.size, self.text)
+        if boxes.min() < -1e-3 or boxes.max() > 1 + 1e-3:
             raise DataError(
                 f"expected boxes x1, y1, x2, y2 inside the image of {self.text!r}, got {boxes.min():.3g} to "
                 f"{boxes.max():.3g} of its size; give size=(width, height) for pixels"
@@ -91,6 +100,43 @@ def targets(examples: Sequence[VQAExample], table: AnswerTable, unknown: Unknown
     if any(known) != all(known):
         raise DataError(f"expected answers to all questions of a batch or to none, got {sum(known)} of {len(known)}")
     return {"targets": table.targets([example.scores for example in examples], unknown=unknown)} if all(known) else {}
+
+
+def padded_features(examples: Sequence[VQAExample]) -> Tensor:
+    """Return the features of a batch `(B, R, F)`, zero where an image has fewer regions.
+
+    Raises:
+        DataError: features of different widths.
+    """
+    widths = sorted({example.features.shape[1] for example in examples})
+    if len(widths) > 1:
+        raise DataError(
+            f"expected features of one width in a batch, got widths {widths}; extract all images with one detector"
+        )
+    return pad_sequence([example.features for example in examples], batch_first=True)
+
+
+def check_table(table: object) -> None:
+    """Raise ConfigurationError unless it is a table of answers."""
+    if not isinstance(table, AnswerTable):
+        raise ConfigurationError(
+            f"expected answers as an AnswerTable, got {shown(table)}; make one by frequent_answers(examples) or "
+            "AnswerTable(answers)"
+        )
+
+
+def _in_parts(boxes: Tensor, size: object, text: str) -> Tensor:
+    """Boxes in parts of the image's width and height, from pixels."""
+    if not isinstance(size, Sequence) or len(size) != 2 or not all(is_number(n) and 0 < n < math.inf for n in size):
+        raise DataError(
+            f"expected size as (width, height) in pixels, got {shown(size)}; leave it out if it is not known"
+        )
+    if boxes.max() <= 1 < min(size):
+        raise DataError(
+            f"expected boxes in pixels with size={tuple(size)!r}, got all in [0, 1] of {text!r}; leave size out, or give "
+            "pixels"
+        )
+    return boxes / torch.tensor([*size, *size], dtype=boxes.dtype)
 
 
 def _numbers(name: str, value: Any) -> Tensor:

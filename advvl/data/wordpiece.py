@@ -7,6 +7,7 @@ that the corpus lacks are split into letters; only what has other characters bec
 from __future__ import annotations
 
 import string
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -23,9 +24,14 @@ _NORMALIZER = normalizers.BertNormalizer(lowercase=True)
 _SPLIT = pre_tokenizers.BertPreTokenizer()
 
 
-def build_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """Build a lower-casing WordPiece tokeniser with a token for every word of `texts`; it adds [CLS] and [SEP]."""
-    words = {word for text in texts for word, _ in _SPLIT.pre_tokenize_str(_NORMALIZER.normalize_str(text))}
+def build_tokenizer(texts: Iterable[str], *, least: int = 1) -> Tokenizer:
+    """Build a lower-casing WordPiece tokeniser with a token for the words of `texts`; it adds [CLS] and [SEP].
+
+    Arguments:
+        least: times that a word has to stand there; rarer ones are split into letters, as unknown ones are.
+    """
+    counts = Counter(word for text in texts for word, _ in _SPLIT.pre_tokenize_str(_NORMALIZER.normalize_str(text)))
+    words = {word for word, count in counts.items() if count >= least}
     symbols = string.ascii_lowercase + string.digits
     pieces = [*symbols, *("##" + symbol for symbol in symbols), *sorted(words - set(symbols))]
     return _tokenizer({token: i for i, token in enumerate((*SPECIALS, *pieces))})

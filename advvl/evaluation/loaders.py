@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from advvl.adapters.base import Adapter
@@ -70,9 +71,8 @@ class AttackedLoader:
         for batch, result in enumerate(self.results):
             rows = {name: value for name in _ROWS if (value := getattr(result, name)) is not None}
             held = {f"{name}/{m}": x for name in _MAPPINGS for m, x in getattr(result, name).items()}
-            # cloned: modalities may share a tensor, which the format does not hold
-            tensors |= {f"{batch}/{name}": value.clone() for name, value in (rows | held).items()}
-        return write_safetensors(path, tensors, metadata={"advvl": json.dumps([_FORMAT, len(self.results)])})
+            tensors |= {f"{batch}/{name}": value for name, value in (rows | held).items()}
+        return write_safetensors(path, _unshared(tensors), metadata={"advvl": json.dumps([_FORMAT, len(self.results)])})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> AttackedLoader:
@@ -130,26 +130,47 @@ def attack_loader(
 
     Raises:
         SiteError, ShapeError, ConfigurationError: as the attack.
-        DataError: something that gives no batches.
+        DataError: something that gives no batches, such as a data set of single rows.
     """
     if not isinstance(attack, Attack):
         raise ConfigurationError(f"expected an Attack(…), got {type(attack).__name__}; it comes before the model")
     check_functions(place=place)
-    if not isinstance(loader, Iterable) or isinstance(loader, Tensor | Mapping | str):
-        raise DataError(f"expected a loader of batches, got {type(loader).__name__}; of one batch pass [batch]")
+    given: object = loader
+    if isinstance(given, Dataset) and not isinstance(given, IterableDataset):
+        raise _rows_alone(type(given).__name__)
+    if not isinstance(given, Iterable) or isinstance(given, Tensor | Mapping | str):
+        raise DataError(f"expected a loader of batches, got {type(given).__name__}; of one batch pass [batch]")
     results = []
     with adapted(model) as adapter:
         for batch in tqdm(loader, desc="attack", unit="batch", disable=progress is not True):
-            results.append(_on_cpu(attack(adapter, batch if place is None else place(batch)), keep_deltas))
+            placed = batch if place is None else place(batch)
+            if isinstance(placed, Mapping) and not any(isinstance(value, Tensor) for value in placed.values()):
+                raise _rows_alone(f"a {type(placed).__name__} without tensors from a {type(loader).__name__}")
+            results.append(_on_cpu(attack(adapter, placed), keep_deltas))
     if not results:
         raise DataError("expected one batch or more to attack, got none; an iterator can be used once only")
     return AttackedLoader(tuple(results))
+
+
+def _rows_alone(got: str) -> DataError:
+    return DataError(f"expected a loader of batches of tensors, got {got}; pass a DataLoader of the rows")
 
 
 def _on_cpu(result: AttackResult, keep_deltas: bool) -> AttackResult:
     rows = {name: None if (value := getattr(result, name)) is None else value.cpu() for name in _ROWS}
     held = {name: {m: tensor.cpu() for m, tensor in getattr(result, name).items()} for name in _MAPPINGS}
     return AttackResult(**rows, **(held if keep_deltas else held | {"deltas": {}}))  # type: ignore[arg-type]
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same, with a copy of each tensor whose memory an earlier one has, which the format does not hold."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return apart
 
 
 def _joined(rows: Sequence[Tensor | None]) -> Tensor | None:

@@ -26,7 +26,8 @@ class EvaluationOptions:
     """The attacks that measure robustness: L2 PGD on one modality at a time, the worst of all restarts and objectives.
 
     Arguments:
-        radii, text_radii: L2 radii, per example, around the image features and the word embeddings.
+        radii: L2 radii of the attacks on the image features, per example.
+        text_radii: L2 radii of the attacks on the word embeddings, per example.
         steps: ascent steps of an attack.
         step_fraction: the ascent's step size as a fraction of the radius.
         restarts: attacks from as many random starts.
@@ -59,18 +60,32 @@ class EvaluationOptions:
 def constant_score(source: BatchSource, options: EvaluationOptions) -> float:
     """The chance level of the attacked examples: the mean score of the one answer that is right most often."""
     attacked = len(source) if options.examples is None else min(options.examples, len(source))
-    return float(torch.as_tensor(source.batch(range(attacked), torch.Generator())["targets"]).double().mean(0).max())
+    targets = torch.as_tensor(source.batch(range(attacked), torch.Generator())["targets"])
+    if targets.ndim == 1:  # class ids
+        return float(torch.bincount(targets).max()) / attacked
+    return float(targets.double().mean(0).max())
 
 
 def attacked_scores(
-    target: Adapter, source: BatchSource, options: EvaluationOptions, *, device: torch.device, seed: int
+    target: Adapter,
+    source: BatchSource,
+    options: EvaluationOptions,
+    *,
+    device: torch.device,
+    seed: int,
+    boxes: Mapping[str, tuple[float, float]] | None = None,
 ) -> dict[str, Any]:
-    """Scores in [0, 1]: of every example "clean", of the attacked ones the worst, by modality and radius."""
+    """Scores in [0, 1]: of every example "clean", of the attacked ones the worst, by modality and radius.
+
+    Arguments:
+        boxes: bounds of the perturbed tensors, as `WorstCase` takes them.
+    """
     attacks = WorstCase(
         steps=options.steps,
         step_fraction=options.step_fraction,
         restarts=options.restarts,
         objectives=options.objectives,
+        boxes=boxes or {},
     )
     attacked = len(source) if options.examples is None else min(options.examples, len(source))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,7 +21,17 @@ from torch import Tensor
 
 from advvl.adapters.base import Adapter, Outputs
 from advvl.attacks import Attack
-from advvl.checks import at_least, check_each, check_functions, is_choice, is_number, is_whole, positive, shown
+from advvl.checks import (
+    at_least,
+    check_each,
+    check_functions,
+    instance,
+    is_choice,
+    is_number,
+    is_whole,
+    positive,
+    shown,
+)
 from advvl.errors import ConfigurationError, DataError, NonFiniteError, more
 from advvl.evaluation.objectives import OBJECTIVES, Objective, as_scores, score
 from advvl.maximizers.pgd import PGD
@@ -48,21 +58,25 @@ class WorstCase:
         step_fraction: step size as a fraction of the radius; 20 steps of 1/8 can cross the ball.
         restarts: the first starts at the clean example, the others at random inside the ball.
         objectives: names in `OBJECTIVES`, each attacked for by itself.
+        boxes: the lower and upper bound of x + δ by modality, such as (0, 1) for pixels; one that is not named has none.
 
     Raises:
-        ConfigurationError: a count below 1, a fraction that is not finite and above 0, an unknown objective.
+        ConfigurationError: a count below 1, a fraction that is not finite and above 0, an unknown objective, boxes that are
+            no mapping.
     """
 
     steps: int = 20
     step_fraction: float = 0.125
     restarts: int = 3
     objectives: tuple[str, ...] = ("cross-entropy", "margin")
+    boxes: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         at_least(1, self, "steps", "restarts")
         positive(self, "step_fraction")
         known = ", ".join(sorted(OBJECTIVES))
         check_each(self, ("objectives",), _are_objectives, f"a tuple of one or more of {known}")
+        instance(Mapping, self, "boxes")
 
 
 def _are_objectives(value: Any) -> bool:
@@ -256,7 +270,9 @@ def _worst_scores(
                 run = every if rows is None else left
                 part = batch if rows is None or len(left) == len(worst) else rows(batch, left)
                 start = Zero() if restart == 0 else Uniform(radius)
-                ascent = Ascent(L2(radius), step_size=radius * attacks.step_fraction, start=start)
+                ascent = Ascent(
+                    L2(radius), step_size=radius * attacks.step_fraction, start=start, box=attacks.boxes.get(modality)
+                )
                 watch = _ScoringLoss(target, OBJECTIVES[name], targets)
                 result = Attack(
                     EmbeddingPerturber(**{modality: ascent}),

@@ -18,7 +18,8 @@ def take_rows(batch: Mapping[str, Any], rows: Tensor, *, whole: Collection[str] 
 
     Arguments:
         rows: `(n,)`, whole numbers.
-        whole: names of fields that belong to all examples, such as `position_ids (1, L)`; they stay.
+        whole: names of fields that belong to all examples, such as `position_ids (1, L)`; they stay. Fields of mappings are
+            named with dots, as in `"text.position_ids"`.
 
     Raises:
         DataError: fields with different numbers of rows; a tensor without axes.
@@ -29,26 +30,28 @@ def take_rows(batch: Mapping[str, Any], rows: Tensor, *, whole: Collection[str] 
             f"expected a row for each example in every field, got {sizes}; "
             "name those of all: partial(take_rows, whole=(…))"
         )
-    return {name: value if name in whole else _taken(value, rows) for name, value in batch.items()}
+    return {name: _taken(value, rows, whole, name) for name, value in batch.items()}
 
 
-def _taken(value: Any, rows: Tensor) -> Any:
+def _taken(value: Any, rows: Tensor, whole: Collection[str], path: str) -> Any:
+    if path in whole:
+        return value
     if isinstance(value, Tensor):
         return value[rows.to(value.device)]
     if isinstance(value, Mapping):
-        return {name: _taken(item, rows) for name, item in value.items()}
+        return {name: _taken(item, rows, whole, f"{path}.{name}") for name, item in value.items()}
     if isinstance(value, list | tuple):
         taken = [value[row] for row in rows.tolist()]
         return taken if isinstance(value, list) else tuple(taken)
     return value
 
 
-def _sizes(batch: Mapping[str, Any], whole: Collection[str] = (), prefix: str = "") -> Iterator[tuple[str, int]]:
+def _sizes(batch: Mapping[str, Any], whole: Collection[str], prefix: str = "") -> Iterator[tuple[str, int]]:
     """The number of rows of each field, by its name; -1 for a tensor without axes."""
     for name, value in batch.items():
-        if name in whole:
+        if f"{prefix}{name}" in whole:
             continue
         if isinstance(value, Mapping):
-            yield from _sizes(value, prefix=f"{prefix}{name}.")
+            yield from _sizes(value, whole, f"{prefix}{name}.")
         elif isinstance(value, Tensor | list | tuple):
             yield f"{prefix}{name}", -1 if isinstance(value, Tensor) and not value.ndim else len(value)

@@ -33,9 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
         print("usage: advvl COMMAND [option ...]\n")
+        print("Adversarial training and attacks in the embedding space of vision-and-language models.\n\ncommands:")
         texts = {known: text for known, (text, _) in _COMMANDS.items()} | {_SITES: _SITES_TEXT}
         print("\n".join(f"  {known:14} {text}" for known, text in texts.items()))
-        print("\n  COMMAND --help lists the options of a command; --version says which advvl this is.")
+        print(
+            "\noptions:\n  --version      print the version\n  -h, --help     print this; after a command, its options"
+        )
         return 0
     if name == "--version":
         print(f"advvl {__version__}")

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from advvl.adapters.injection import Site
-from advvl.data.source import BatchSource
+from advvl.data.source import BatchSource, Sampler
 from advvl.experiments.options import ExperimentOptions
 from advvl.experiments.outputs import OutputDirectory
 from advvl.fit.options import OptimizerOptions
@@ -97,9 +97,10 @@ class Setup:
 
     Arguments:
         model: with the weights at which training begins.
-        train, options, optimizer, adversarial_tasks: as `fit` takes them.
+        train, options, optimizer, adversarial_tasks, sampler: as `fit` takes them.
         test: what a `"finetune"` row is attacked on.
         sites: where the model is perturbed, as `adapt` takes it; None: where its registered adapter says.
+        boxes: bounds of perturbed tensors in the evaluation, by modality; None: there are none.
     """
 
     model: nn.Module
@@ -109,6 +110,8 @@ class Setup:
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None
     adversarial_tasks: Collection[str] | None = None
     sites: Mapping[str, Site | str] | None = None
+    boxes: Mapping[str, tuple[float, float]] | None = None
+    sampler: Sampler | None = None
 
 
 def save_tensors(model: nn.Module, path: Path) -> None:
@@ -129,6 +132,8 @@ class Experiment(Generic[Options, Data]):
         presets: options by the name of a preset, over the defaults.
         prepare: makes files in the output directory before anything else, if they are not there.
         save: writes a model's file.
+        conclude: from the options, the rows of the table and the output directory to what is printed after the table; it
+            may write files there.
     """
 
     options: type[Options]
@@ -138,6 +143,7 @@ class Experiment(Generic[Options, Data]):
     presets: Mapping[str, Mapping[str, Any]] | None = None
     prepare: Callable[[Options, OutputDirectory], None] | None = None
     save: Callable[[nn.Module, Path], object] = save_tensors
+    conclude: Callable[[Options, Sequence[Row], OutputDirectory], str] | None = None
 
 
 def seeded(seed: int, kind: Callable[..., Model], *arguments: Any, **options: Any) -> Model:

@@ -109,9 +109,13 @@ class _Parser(argparse.ArgumentParser):
         message = f"unrecognized arguments: {' '.join(rest)}"
         name = next((text.partition("=")[0] for text in rest if text.startswith("-")), None)
         if name is not None:
-            nearest = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.0)
-            message += f"; the flag nearest to {name} is {nearest[0]}"
+            message += f"; the flag nearest to {name} is {nearest(name, self)}"
         self.error(message)
+
+
+def nearest(flag: str, parser: argparse.ArgumentParser) -> str:
+    """Return the flag of a parser that is spelt most like this one."""
+    return difflib.get_close_matches(flag, parser._option_string_actions, n=1, cutoff=0.0)[0]
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,7 +188,8 @@ def _help(leaf: Leaf, presets: Mapping[str, Mapping[str, Any]]) -> str:
         [] if any(leaf.default is nothing for nothing in (MISSING, None, False)) else [f"default {text(leaf.default)}"]
     )
     shown += [f"{text(values[leaf.name])} by preset {name}" for name, values in presets.items() if leaf.name in values]
-    return " ".join(filter(None, (leaf.metadata.get("help"), f"({'; '.join(shown)})" * bool(shown)))).replace("%", "%%")
+    said = leaf.metadata.get("help", "").replace("None:", "none (null in YAML):")
+    return " ".join(filter(None, (said, f"({'; '.join(shown)})" * bool(shown)))).replace("%", "%%")
 
 
 def _flat(nested: Mapping[str, Any], path: str = "") -> dict[str, Any]:

@@ -78,6 +78,8 @@ def run(experiment: Experiment[Options, Data], options: Options, *, progress: bo
         work_through(open_worker, tasks, experiment, options, directory, state, progress, jobs=options.jobs)
         if attacked:
             print("\n" + report(options, attacked, directory, time.monotonic() - began))
+            if experiment.conclude is not None:
+                print(experiment.conclude(options, attacked, directory))
         trained = sum(read_json(directory / task.record)["seconds"] for task in tasks)
     print(
         f"this call took {duration(time.monotonic() - began)}; the updates of {count}, whichever call did them, "
@@ -165,6 +167,7 @@ class Worker(Generic[Options, Data]):
                 self.options.evaluation,
                 device=self.accelerator.device,
                 seed=task.seed,
+                boxes=setup.boxes,
             )
             record["chance"] = constant_score(setup.test, self.options.evaluation)
         write_json(self.directory / task.record, record)
@@ -186,12 +189,16 @@ class Worker(Generic[Options, Data]):
 
     def _train(self, task: Task, setup: Setup, checkpoint: Path) -> dict[str, Any]:
         """Fit the model; say how it went, and return that for the record."""
+        seed = derive_seed(task.seed, task.row.stage)
         usual = setup.options.epochs * updates_per_epoch(len(setup.train), setup.options.batch_size)
+        if setup.sampler is not None:
+            usual = setup.sampler.updates(setup.options.epochs, seed)
         result = fit(
             setup.model,
             setup.train,
             options=setup.options,
-            seed=derive_seed(task.seed, task.row.stage),
+            seed=seed,
+            sampler=setup.sampler,
             updates=round(usual * task.row.updates),
             method=task.row.method,
             adversarial_tasks=setup.adversarial_tasks,

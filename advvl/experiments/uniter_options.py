@@ -81,11 +81,9 @@ class AdversaryOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniterOptions(ExperimentOptions):
-    """The whole experiment: pre-train, fine-tune by each method from each seed, attack, report."""
+class VillaOptions(ExperimentOptions):
+    """An experiment with VILLA on a UNITER: pre-train, fine-tune by each method from each seed, attack, report."""
 
-    preset: Preset = field(default="demo", metadata=own("values to start from, over the defaults below"))
-    output: str = field(default="runs/villa_uniter", metadata=own("directory of results"))
     stage: Part = field(default="all", metadata=own("which half of the experiment to run"))
     methods: tuple[Method, ...] = field(
         default=get_args(Method),
@@ -97,7 +95,6 @@ class UniterOptions(ExperimentOptions):
         default=None, metadata={"help": "UNITER checkpoint to fine-tune instead of pre-training"}
     )
     model: UniterSize = field(default_factory=UniterSize)
-    data: DataOptions = field(default_factory=DataOptions)
     pretrain: OptimizerOptions = field(default_factory=lambda: OptimizerOptions(epochs=12))
     pretrain_adversary: AdversaryOptions = field(default_factory=AdversaryOptions)
     villa: AdversaryOptions = field(default_factory=AdversaryOptions)
@@ -107,7 +104,6 @@ class UniterOptions(ExperimentOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choice(self, "preset", Preset)
         choice(self, "stage", Part)
         choices(self, "methods", Method)
         instance((str, NoneType), self, "checkpoint")
@@ -120,6 +116,19 @@ class UniterOptions(ExperimentOptions):
             raise ConfigurationError(
                 "expected stage finetune or all with a checkpoint, got pretrain, which it replaces; leave one out"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniterOptions(VillaOptions):
+    """Visual questions about the digits."""
+
+    preset: Preset = field(default="demo", metadata=own("values to start from, over the defaults below"))
+    output: str = field(default="runs/villa_uniter", metadata=own("directory of results"))
+    data: DataOptions = field(default_factory=DataOptions)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice(self, "preset", Preset)
 
 
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {

@@ -1,11 +1,11 @@
-"""The rows of the UNITER experiment: which model each starts from, how it is trained, and what that costs."""
+"""The rows of an experiment with VILLA on a UNITER: which model each starts from, how it is trained, and what that costs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from advvl.experiments.experiment import Row
-from advvl.experiments.uniter_options import AdversaryOptions, UniterOptions
+from advvl.experiments.uniter_options import AdversaryOptions, VillaOptions
 from advvl.maximizers.freelb import FreeLB
 from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
 from advvl.perturbers.balls import L2
@@ -13,7 +13,7 @@ from advvl.regularizers.kl import SymmetricKL
 from advvl.training import AdversarialTraining
 
 
-def rows_of(options: UniterOptions) -> list[Row]:
+def rows_of(options: VillaOptions) -> list[Row]:
     """Return the rows of the chosen methods, and the stages one that they start from.
 
     "standard, equal compute" has as many more updates as make it cost what VILLA's fine-tuning costs. Rows that start from

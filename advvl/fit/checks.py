@@ -13,6 +13,7 @@ from accelerate.utils import DistributedType  # type: ignore[import-untyped]
 from torch import nn
 
 from advvl.checks import at_least, check_each, check_functions, check_seed, flag, instance
+from advvl.data.source import BatchSource, Sampler
 from advvl.errors import ConfigurationError
 from advvl.fit.checkpoints import Checkpoints
 from advvl.fit.options import LoopOptions, OptimizerOptions
@@ -33,7 +34,9 @@ def check_arguments(**arguments: Any) -> None:
     check_seed(given.seed)
     if given.updates is not None:
         at_least(1, given, "updates")
+    check_each(given, ("sampler",), _is_sampler, "a Sampler, with examples, parts(…) and updates(…), or None")
     instance((AdversarialTraining, NoneType), given, "method")
+    at_least(0, given, "adversarial_from")
     check_each(given, ("adversarial_tasks",), _are_tasks, "a collection of names, or None")
     check_functions(target=given.target, optimizer=given.optimizer, count=given.count)
     instance((Accelerator, NoneType), given, "accelerator")
@@ -52,16 +55,21 @@ def _is_source(value: Any) -> bool:
     return hasattr(value, "__len__") and callable(getattr(value, "batch", None))
 
 
+def _is_sampler(value: Any) -> bool:
+    asked = callable(getattr(value, "parts", None)) and callable(getattr(value, "updates", None))
+    return value is None or (asked and hasattr(value, "examples"))
+
+
 def _are_tasks(value: Any) -> bool:
     whole = isinstance(value, Collection) and not isinstance(value, str)
     return value is None or (whole and all(isinstance(name, str) for name in value))
 
 
-def check_accelerator(accelerator: Accelerator, batch_size: int, loop: LoopOptions) -> None:
+def check_accelerator(accelerator: Accelerator, batch_size: int | None, loop: LoopOptions) -> None:
     """Check that every process holds all parameters, knows of the others, and gets an example of each batch.
 
     Arguments:
-        batch_size: examples in an update, over all processes.
+        batch_size: examples in an update, over all processes; None: a sampler says it.
 
     Raises:
         ConfigurationError: it does not.
@@ -83,10 +91,30 @@ def check_accelerator(accelerator: Accelerator, batch_size: int, loop: LoopOptio
             f"expected an accelerator with gradient_accumulation_steps=1, got {windows}; "
             f"give LoopOptions(accumulate={windows})"
         )
-    if batch_size < accelerator.num_processes * loop.accumulate:
+    if batch_size is not None and batch_size < accelerator.num_processes * loop.accumulate:
         raise ConfigurationError(
             f"expected an example for each of {accelerator.num_processes} processes times {loop.accumulate} micro-batches, "
             f"got {batch_size}; use fewer, or a larger batch_size"
+        )
+
+
+def check_sampler(
+    sampler: Sampler, source: BatchSource, seed: int, accelerator: Accelerator, loop: LoopOptions
+) -> None:
+    """Check that a sampler is of the source, and gives each micro-batch of each process examples of its own.
+
+    Raises:
+        ConfigurationError: it does not.
+    """
+    if sampler.examples != len(source):
+        raise ConfigurationError(
+            f"expected a sampler of the source's {len(source)} examples, got one of {sampler.examples}"
+        )
+    parts, found = accelerator.num_processes * loop.accumulate, len(sampler.parts(0, seed))
+    if found != parts:
+        raise ConfigurationError(
+            f"expected a sampler of {parts} parts, the processes times accumulate={loop.accumulate}, "
+            f"got one of {found}; change one of them"
         )
 
 

@@ -24,9 +24,9 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from advvl.adapters.base import Adapter
 from advvl.adapters.registry import adapt
-from advvl.data.source import BatchSource
+from advvl.data.source import BatchSource, Sampler
 from advvl.fit.checkpoints import Checkpoints, OneFile, sole_run
-from advvl.fit.checks import check_accelerator, check_arguments, check_method
+from advvl.fit.checks import check_accelerator, check_arguments, check_method, check_sampler
 from advvl.fit.options import LoopOptions, OptimizerOptions, loop_of
 from advvl.fit.runs import Run
 from advvl.fit.schedules import parameter_groups, updates_per_epoch
@@ -71,8 +71,10 @@ def fit(
     options: OptimizerOptions,
     seed: int,
     updates: int | None = None,
+    sampler: Sampler | None = None,
     method: AdversarialTraining | None = None,
     adversarial_tasks: Collection[str] | None = None,
+    adversarial_from: int = 0,
     target: Callable[[nn.Module], Adapter] = adapt,
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
     accelerator: Accelerator | None = None,
@@ -91,9 +93,13 @@ def fit(
         options: batch size, learning rate and so on.
         seed: everything random follows from it.
         updates: how many; None: `options.epochs` over the source.
+        sampler: decides the examples of each micro-batch, such as `advvl.data.sampling.TokenBuckets`, in the place of
+            `options.batch_size`; None: each epoch is shuffled, and cut into batches of that size.
         method: an `advvl.AdversarialTraining`; None for the plain mean loss.
         adversarial_tasks: the batches (by their entry "task") that `method` is for, the others getting the plain step;
             None for all.
+        adversarial_from: the number of plain updates before the first that `method` does. VILLA pre-trains the plain way
+            for the first half of its updates (Gan et al., NeurIPS 2020).
         target: makes the adapter from the prepared model.
         optimizer: makes the optimiser from the model; the schedule multiplies each group's own rate. None: AdamW, by
             the options.
@@ -123,8 +129,10 @@ def fit(
         options=options,
         seed=seed,
         updates=updates,
+        sampler=sampler,
         method=method,
         adversarial_tasks=adversarial_tasks,
+        adversarial_from=adversarial_from,
         target=target,
         optimizer=optimizer,
         accelerator=accelerator,
@@ -133,10 +141,14 @@ def fit(
         resume=resume,
         loop=loop,
     )
-    if updates is None:
+    if updates is None and sampler is not None:
+        updates = sampler.updates(options.epochs, seed)
+    elif updates is None:
         updates = options.epochs * updates_per_epoch(len(source), options.batch_size)
     accelerator = accelerator or Accelerator()
-    check_accelerator(accelerator, min(options.batch_size, len(source)), loop)
+    check_accelerator(accelerator, None if sampler is not None else min(options.batch_size, len(source)), loop)
+    if sampler is not None:
+        check_sampler(sampler, source, seed, accelerator, loop)
     if method is not None:
         check_method(method, accelerator, loop)
     store = OneFile(checkpoint) if isinstance(checkpoint, Path) else checkpoint
@@ -148,8 +160,10 @@ def fit(
         "updates": updates,
         "seed": seed,
         "examples": len(source),
+        **({} if sampler is None else {"sampler": described(sampler)}),
         "method": described(method),
         "adversarial_tasks": None if adversarial_tasks is None else sorted(adversarial_tasks),
+        **({"adversarial_from": adversarial_from} if adversarial_from else {}),
         "optimizer": {"class": type(built).__name__, "groups": dict(enumerate(map(_settings, built.param_groups)))},
     }
     every = store.every if isinstance(store, Checkpoints) else 0
@@ -162,7 +176,11 @@ def fit(
         check_agreement(what, value)
     prepared, built = accelerator.prepare(model, built)
     prepared.train()
-    adversary = None if method is None else Adversary(method, adversarial_tasks, target(prepared), AscentState())
+    adversary = (
+        None
+        if method is None
+        else Adversary(method, adversarial_tasks, target(prepared), AscentState(), first=adversarial_from)
+    )
     updater = Updater(
         accelerator=accelerator,
         model=prepared,
@@ -174,6 +192,7 @@ def fit(
         updates=updates,
         count=count,
         adversary=adversary,
+        sampler=sampler,
     )
     run = Run(updater, store, identity)
     sole = sole_run(store, main=accelerator.is_main_process)

@@ -12,7 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 
 from advvl.errors import CheckpointError
 from advvl.files import read_json, write_json
-from advvl.runtime.descriptions import described
+from advvl.runtime.descriptions import described, differing
 from advvl.training import AdversarialTraining
 
 FILE: Final = "advvl_method.json"
@@ -60,6 +60,6 @@ class MethodRecord(TrainerCallback):
         there = found.get("method") if isinstance(found, dict) else found
         if there != here:
             raise CheckpointError(
-                f"expected a checkpoint of this method in {str(folder)!r}, got one of {there}, not {here}; "
+                f"expected a checkpoint of this method in {str(folder)!r}, got another in {differing(str(there), here)}; "
                 "resume with that, or load its weights alone"
             )

@@ -88,29 +88,29 @@ def of_part(method: AdversarialTraining, weight: float, *, penalty: float = 1.0)
 
 def cut(
     source: BatchSource,
-    examples: Sequence[int],
+    parts: Sequence[Sequence[int]],
     *,
     seed: int,
-    parts: int,
     mine: Sequence[int],
     count: Count | None,
     compared: Count | None,
     total: Callable[..., list[float]],
 ) -> list[Share]:
-    """Cut out the parts of an update that are `mine`: part p of P has every P-th of its examples, from the p-th on.
+    """Make the parts of an update that are `mine`.
 
     Arguments:
+        parts: the examples of each part.
         seed: of each part's generator.
         count: how many entries the mean loss of a batch is over; None: nobody asks, or it is one loss per row.
         compared: how many positions a regulariser's mean is over, 0 where it is over rows; None: there is no regulariser.
         total: sums numbers over the processes.
     """
-    shares = []
+    shares, rows = [], sum(map(len, parts))
     for part in mine:
-        own = list(examples[part::parts])
+        own = list(parts[part])
         batch = source.batch(own, torch.Generator().manual_seed(seed))
-        shares.append(Share(part, own, batch, len(own) / len(examples)))
-    if parts > 1 and (count is not None or compared is not None):
+        shares.append(Share(part, own, batch, len(own) / rows))
+    if len(parts) > 1 and (count is not None or compared is not None):
         counts = [0.0 if count is None else float(count(share.batch)) for share in shares]
         positions = [0.0 if compared is None else float(compared(share.batch)) for share in shares]
         entries, empty, places = total(sum(counts), sum(number < 1 for number in counts), sum(positions))

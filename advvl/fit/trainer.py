@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -48,9 +49,20 @@ class AdversarialTrainer(Trainer):
 
     Raises:
         SiteError: a modality of the method that the model lacks; no sites for an unknown model; an adapter of another one.
-        ConfigurationError: a method or training arguments that do not go together; see `docs/loops.md`.
+        ConfigurationError: a method or training arguments that do not go together; see `docs/loops.md`. A class that
+            has before this one a trainer that does not pass `method` on.
         CheckpointError: in `train`, a checkpoint of another method.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        before = cls.__mro__[: cls.__mro__.index(AdversarialTrainer)]
+        other = next((c for c in before if not issubclass(c, AdversarialTrainer) and not _passes_keywords_on(c)), None)
+        if other is not None:
+            raise ConfigurationError(
+                f"expected AdversarialTrainer before {other.__name__}, whose __init__ takes no method, got it after; write "
+                f"class {cls.__name__}(AdversarialTrainer, {other.__name__})"
+            )
 
     def __init__(
         self,
@@ -61,6 +73,8 @@ class AdversarialTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         _check_method(method)
+        if any(isinstance(given, Adapter) for given in (*args[:1], kwargs.get("model"))):
+            raise ConfigurationError("expected a model, got its adapter; pass model=adapter.model, target=adapter")
         if target is not None and (sites is not None or kwargs.get("model_init") is not None):
             raise ConfigurationError(
                 "expected a target alone, got sites or model_init beside it; give the sites, or an adapter of the one model"
@@ -221,6 +235,13 @@ class AdversarialTrainer(Trainer):
 _SHARDED = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM, DistributedType.XLA)
 
 
+def _passes_keywords_on(cls: type) -> bool:
+    """True unless the class has an `__init__` of its own that takes no further keyword arguments."""
+    own = vars(cls).get("__init__")
+    kinds = {parameter.kind for parameter in inspect.signature(own).parameters.values()} if own is not None else set()
+    return own is None or inspect.Parameter.VAR_KEYWORD in kinds
+
+
 def _scalar(loss: object) -> Tensor:
     """Return the loss that `compute_loss` gave.
 
@@ -247,6 +268,11 @@ def _warn_unless_counted(loss: Tensor, counted: Tensor) -> None:
 
 
 def _check_method(method: object) -> None:
+    if inspect.isfunction(method):
+        name = method.__name__
+        raise ConfigurationError(
+            f"expected method as an AdversarialTraining, got the function {name}; call it: {name}(…)"
+        )
     if not isinstance(method, AdversarialTraining):
         raise ConfigurationError(f"expected method as an AdversarialTraining, got {method!r}; make one of its parts")
     maximizer = method.maximizer

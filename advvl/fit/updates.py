@@ -1,9 +1,9 @@
 """One update of the parameters: its batch cut over processes and micro-batches, its gradient that of the whole batch.
 
 The examples of an update are decided by the run's seed and the update's number. Part p of P, where P is the number of
-processes times that of micro-batches, takes every P-th of them from the p-th on; what is random in a part (dropout,
-adversarial starts) is drawn from generators seeded by the run, the update and the part. So four processes, two with two
-micro-batches each, and one with four do the same, but for the order of sums.
+processes times that of micro-batches, takes every P-th of them from the p-th on, or the examples that a sampler gives it;
+what is random in a part (dropout, adversarial starts) is drawn from generators seeded by the run, the update and the
+part. So four processes, two with two micro-batches each, and one with four do the same, but for the order of sums.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch import nn
 
 from advvl.adapters.base import Adapter
 from advvl.adapters.outputs import read_loss
-from advvl.data.source import BatchSource
+from advvl.data.source import BatchSource, Sampler
 from advvl.errors import ConfigurationError, NonFiniteError
 from advvl.fit.options import LoopOptions, OptimizerOptions
 from advvl.fit.schedules import examples_of, schedule
@@ -37,12 +38,13 @@ from advvl.training import AdversarialTraining
 
 @dataclass
 class Adversary:
-    """The parts of an adversarial update: the method, the tasks it is for, the adapter, and the state it carries."""
+    """The parts of an adversarial update: the method, its tasks, the adapter, the state it carries, its first update."""
 
     method: AdversarialTraining
     tasks: Collection[str] | None
     target: Adapter
     state: AscentState
+    first: int = 0
 
     def wants(self, batch: Mapping[str, Any]) -> bool:
         return self.tasks is None or batch.get("task") in self.tasks
@@ -84,6 +86,7 @@ class Updater:
         model, optimizer: as `accelerator.prepare` gave them.
         updates: how many the run has, for the learning rate's schedule.
         count: how many entries a batch's scalar loss is the mean of.
+        sampler: decides the examples of each part; None: the seed and the options.
     """
 
     accelerator: Accelerator
@@ -96,6 +99,7 @@ class Updater:
     updates: int
     count: Count | None
     adversary: Adversary | None
+    sampler: Sampler | None = None
     _rates: list[float] = field(init=False)
     _number: int = 0
     _losses: list[float] = field(default_factory=list)
@@ -147,20 +151,24 @@ class Updater:
         sums: list[float] = self.accelerator.reduce(mine, "sum").tolist()
         return sums
 
-    def examples(self, number: int) -> list[int]:
-        return examples_of(number, len(self.source), self.options.batch_size, self.seed)
+    def divided(self, number: int) -> list[list[int]]:
+        """Return the examples of each part of an update."""
+        if self.sampler is not None:
+            return self.sampler.parts(number, self.seed)
+        whole = examples_of(number, len(self.source), self.options.batch_size, self.seed)
+        return [whole[part :: self.parts] for part in range(self.parts)]
 
     def _learn(self, number: int, apply: Callable[[], object]) -> float:
         self._number, self._reason = number, ""
         self._losses, self._logits = [0.0] * self.parts, [0.0] * self.parts
+        adversary = self.adversary if self.adversary is not None and number >= self.adversary.first else None
         shares = cut(
             self.source,
-            self.examples(number),
+            self.divided(number),
             seed=derive_seed(self.seed, "batch", number),
-            parts=self.parts,
             mine=range(self.accelerator.process_index, self.parts, self.accelerator.num_processes),
             count=self.count,
-            compared=self.adversary.compared if self.adversary and self.adversary.method.regularizers else None,
+            compared=adversary.compared if adversary is not None and adversary.method.regularizers else None,
             total=self.total,
         )
         loss = 0.0
@@ -168,7 +176,7 @@ class Updater:
             last = share is shares[-1]
             _seed_everything(derive_seed(self.seed, "update", number, share.number))
             share.batch = send_to_device(share.batch, self.accelerator.device)
-            wanted = self.adversary is not None and self.adversary.wants(share.batch)
+            wanted = adversary is not None and adversary.wants(share.batch)
             learn = self._learn_adversarially if wanted else self._learn_plainly
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 mean = learn(share, apply if last else None)
@@ -238,7 +246,7 @@ class Updater:
         self._agree()
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.clip))
         if not math.isfinite(norm) and self.accelerator.scaler is None:  # a scaler skips such steps, by design
-            raise self._unusable("norm of the gradients", norm, self.examples(self._number))
+            raise self._unusable("norm of the gradients", norm, [*chain(*self.divided(self._number))])
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -253,7 +261,8 @@ class Updater:
         losses, logits = losses[: self.parts], {rows for rows in losses[self.parts :] if rows}
         bad = [part for part, loss in enumerate(losses) if not math.isfinite(loss)]
         if bad:
-            examples = [example for part in bad for example in self.examples(self._number)[part :: self.parts]]
+            parts = self.divided(self._number)
+            examples = [example for part in bad for example in parts[part]]
             raise self._unusable("loss", losses[bad[0]], examples)
         if len(logits) > 1:
             raise ConfigurationError(

@@ -39,11 +39,12 @@ def ascend(passes: Passes, probe: Probe) -> Feedback:
         run.binding.begin_backward()
         gradients = {}
         if probe.delta_gradients:
-            gradients = input_gradients(task, run, passes, scales=passes.in_half or _has_half_logits(run, passes))
+            in_half = passes.in_half or passes.autocasts_to_half or _has_half_logits(run, passes)
+            gradients = input_gradients(task, run, passes, scales=in_half)
         return passes.feedback(run, losses, gradients)
 
 
 def _has_half_logits(run: Pass, passes: Passes) -> bool:
-    """True if autocast has some of the backward in fp16, as the logits show."""
+    """True if autocast that began after the sites has some of the backward in fp16, as the logits show."""
     logits = passes.logits_if_any(run.outputs)
     return logits is not None and logits.dtype == torch.float16

@@ -92,6 +92,7 @@ class Passes:
         self.places: dict[str, Place] = {}  # of every modality that has been perturbed
         self.effective: dict[str, Tensor] = {}  # in half precision: what each last pass left of its perturbations
         self.rows = RowCheck()  # those that no gradient could move
+        self.autocasts_to_half = False  # whether a site fired under autocast to fp16
 
     def __enter__(self) -> Passes:
         return self
@@ -194,6 +195,7 @@ class Passes:
 
     def _begin(self, deltas: Mapping[str, Tensor | Start], wants: bool, modality: str, x: Tensor) -> Placed:
         """Make the perturbation of a modality at its site, a leaf of the graph."""
+        self.autocasts_to_half = self.autocasts_to_half or _autocasts_to_half(x.device.type)
         first = modality not in self._positions
         if first:
             self._positions[modality] = read_positions(modality, self.adapter.sites[modality], self.batch, x)
@@ -205,6 +207,11 @@ class Passes:
             with torch.no_grad():
                 delta = self.perturber.begin(modality, delta, place, self._generator)
         return Placed(place, delta if delta.requires_grad else delta.detach().requires_grad_(wants))
+
+
+def _autocasts_to_half(device_type: str) -> bool:
+    known = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return known and torch.get_autocast_dtype(device_type) == torch.float16
 
 
 def survived(placed: Mapping[str, Placed], perturber: Perturber) -> dict[str, Tensor]:

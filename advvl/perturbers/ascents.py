@@ -53,7 +53,8 @@ class Ascent:
         rule: `"normalised"` by the ball's own norm (Linf: `g / max|g|`, as published), `"sign"`, or a rule with a state,
             `Momentum(…)` or `Adam(…)`. None: the sign in attacks under Linf, normalised elsewhere.
         box: (low, high) bounds of the perturbed tensor itself, for pixels, which have to be inside; one outside stays
-            outside by what the ball does not allow, and an `Attack` refuses it.
+            outside by what the ball does not allow, and an `Attack` refuses it. An Linf radius above its width, which
+            bounds nothing and is most often one of pixels from 0 to 255, is refused.
         pixels: the normalisation behind the tensor at the site: ball, step size, start and box are in pixels, the
             perturbation in the units of the tensor all the same.
         floor: published guard under the gradient's norm (1e-8 in VILLA and FreeLB); 0: a gradient of any size
@@ -62,7 +63,7 @@ class Ascent:
 
     Raises:
         ConfigurationError: a negative, NaN, infinite or (unless allowed) zero step size; a radius of 0 (unless allowed); a
-            negative floor; an empty box; an unknown rule.
+            negative floor; an empty box, or a finite Linf radius above its width; an unknown rule.
 
     With `relative` in the ball, step size and start are in the unit of its radius.
     """
@@ -104,6 +105,17 @@ class Ascent:
             raise ConfigurationError(f"expected pixels as a Normalised(mean, std), got {self.pixels!r}")
         if self.box is not None and not _is_box(self.box):
             raise ConfigurationError(f"expected a box (low, high) with low < high, got {self.box!r}")
+        if self.box is not None and self._holds_the_box():
+            raise ConfigurationError(
+                f"expected a radius of at most the width of the box {self.box!r}, got {self.ball!r}; give both in one unit, "
+                "or math.inf for the box alone"
+            )
+
+    def _holds_the_box(self) -> bool:
+        """True of an Linf ball that is wider than the box, so that it bounds nothing, wherever the tensor is in the box."""
+        if not isinstance(self.ball, Linf) or self.ball.relative or self.box is None:
+            return False
+        return self.box[1] - self.box[0] < self.ball.radius < math.inf
 
     def begin(self, start: Start, place: Place, generator: torch.Generator | None) -> Tensor:
         """The first perturbation at `place`, inside the ball and the box, zero at masked positions."""

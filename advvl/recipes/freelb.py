@@ -15,8 +15,8 @@ from advvl.training import AdversarialTraining
 
 
 def freelb(
-    *,
     step_sizes: dict[str, float] | None = None,
+    *,
     steps: int = 3,
     init_magnitude: float = 0.0,
     radius: float = math.inf,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import get_args
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from advvl.errors import ConfigurationError
 from advvl.ops import Box, Norm
 from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
 from advvl.perturbers.balls import L2, Ball, Linf
+from advvl.perturbers.pixels import Normalised
 from advvl.perturbers.starts import Start
 
 PUBLISHED_FLOOR = 1e-8  # under the gradient's norm, in VILLA's and FreeLB's code
@@ -44,10 +45,19 @@ def perturber_at(modality: str, ascent: Ascent) -> EmbeddingPerturber:
     return EmbeddingPerturber(**{modality: ascent})
 
 
-def steepest(norm: Norm, radius: float, *, step_size: float, start: Start, box: Box | None = None) -> Ascent:
+def steepest(
+    norm: Norm,
+    radius: float,
+    *,
+    step_size: float,
+    start: Start,
+    box: Box | None = None,
+    pixels: Normalised | None = None,
+) -> Ascent:
     """An ascent by the steepest step of its norm: the gradient's sign under Linf, its direction under L2."""
     ball = ball_of(norm, radius)
-    return Ascent(ball, step_size=step_size, start=start, rule="sign" if norm == "linf" else "normalised", box=box)
+    rule: Literal["sign", "normalised"] = "sign" if norm == "linf" else "normalised"
+    return Ascent(ball, step_size=step_size, start=start, rule=rule, box=box, pixels=pixels)
 
 
 def image_embedding(outputs: Outputs) -> Tensor:

@@ -2,7 +2,9 @@
 
 Arguments that mean the same everywhere: `step_sizes`, modality to the length of one ascent step in the units of its
 embedding; `radius` of the ball, in the same units (`math.inf`: none); `norm` of ball and step, `"l2"` or `"linf"`;
-`box`, (low, high) bounds of the perturbed tensor itself, for pixels. What makes no sense raises ConfigurationError.
+`box`, (low, high) bounds of the perturbed tensor itself, for pixels; `pixels`, the `Normalised` of a processor, by which
+radius, step size and box are in pixels although the model takes normalised ones. What makes no sense raises
+ConfigurationError.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from advvl.training import AdversarialTraining
 
 
 def villa(
-    *,
     step_sizes: dict[str, float] | None = None,
+    *,
     steps: int = 3,
     radius: float = math.inf,
     kl_weight: float = 1.5,

@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+
+_LONGEST: Final = 60  # characters that a message shows of a description
 
 
 def described(value: Any) -> str:
@@ -24,6 +26,59 @@ def described(value: Any) -> str:
     functions by their names alone, modules by their structure.
     """
     return _described(value, ())
+
+
+def differing(there: str, here: str, name: str = "") -> str:
+    """Return the fields in which two descriptions differ, dotted and after `name`, each with both values.
+
+    A field that is of another kind of object, or has other fields, counts as one.
+    """
+    return ", ".join(_differing(there, here, name)) or "nothing"
+
+
+def _differing(there: str, here: str, path: str) -> list[str]:
+    if there == here:
+        return []
+    (kind, ours), (other, theirs) = _fields(here), _fields(there)
+    if not ours or kind != other or ours.keys() != theirs.keys():
+        shown = " ".join((path, f"({_short(there)} there, {_short(here)} here)")).strip()
+        return [shown]
+    return [one for name in ours for one in _differing(theirs[name], ours[name], f"{path}.{name}".lstrip("."))]
+
+
+def _fields(text: str) -> tuple[str, dict[str, str]]:
+    """Return the kind of what a description is of and the description of each field; none where it has none."""
+    whole = re.fullmatch(r"([\w.<>]*)(?:\((.*)\)|\[(.*)\]|\{(.*)\})", text, re.DOTALL)
+    if whole is None:
+        return "", {}
+    found = {}
+    for number, part in enumerate(_split("".join(filter(None, whole.groups()[1:])))):
+        named = re.match(r"(\w+)=|'(\w+)': ", part)
+        name = str(number) if named is None else named[1] or named[2]
+        found[name] = part if named is None else part[named.end() :]
+    return whole[1], found
+
+
+def _split(text: str) -> list[str]:
+    """Return the entries of a list of descriptions, which may be lists themselves or hold texts in quotes."""
+    parts, depth, quote, begin = [], 0, "", 0
+    for at, character in enumerate(text):
+        if quote:
+            quote = "" if character == quote and text[at - 1] != "\\" else quote
+        elif character in "'\"":
+            quote = character
+        elif character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        elif character == "," and not depth:
+            parts.append(text[begin:at])
+            begin = at + 2
+    return [*parts, text[begin:]]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _described(value: Any, around: tuple[int, ...]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -44,13 +45,16 @@ def only_user(model: nn.Module, *, shares: bool) -> Iterator[None]:
     thread = threading.get_ident()
     with _LOCK:
         users = _USERS.setdefault(model, {})
-        if any(other != thread and not (shares and theirs) for other, theirs in users.items()):
+        others = [user for other, user in users.items() if other != thread]
+        if any(not (shares and other.shares) for other in others):
             raise ConfigurationError(
                 f"expected one thread on a {type(model).__name__}, got two; put it in eval mode to attack it from several, "
                 f"or copy it{more('threads')}"
             )
         before = users.get(thread)
-        users[thread] = shares and before is not False
+        users[thread] = _User(shares and (before is None or before.shares), accompanied=bool(others))
+        for other in others:
+            other.accompanied = True
     try:
         yield
     finally:
@@ -58,11 +62,63 @@ def only_user(model: nn.Module, *, shares: bool) -> Iterator[None]:
             if before is None:
                 del users[thread]
             else:
+                before.accompanied |= users[thread].accompanied
                 users[thread] = before
 
 
-_USERS: WeakKeyDictionary[nn.Module, dict[int, bool]] = WeakKeyDictionary()
+@dataclass
+class _User:
+    """A thread at a model: whether it shares it, and whether another was at it too at any time."""
+
+    shares: bool
+    accompanied: bool
+
+
+_USERS: WeakKeyDictionary[nn.Module, dict[int, _User]] = WeakKeyDictionary()
 _LOCK = threading.Lock()
+
+
+@contextmanager
+def shared_buffers(model: nn.Module) -> Iterator[None]:
+    """Put every buffer back at the end as the first of several threads found it; within `only_user`.
+
+    Raises:
+        ConfigurationError: a forward wrote to one while another thread was at the model, which saw that.
+    """
+    with _LOCK:
+        kept = _KEPT.get(model) or _Kept(remembered_buffers(model))
+        kept.threads += 1
+        _KEPT[model] = kept
+    before = _versions(model)
+    try:
+        yield
+        if _USERS[model][threading.get_ident()].accompanied and _versions(model) != before:
+            raise ConfigurationError(
+                f"expected a {type(model).__name__} whose forward writes no buffer to attack it from two threads, got one "
+                f"that does; copy it{more('threads')}"
+            )
+    finally:
+        with _LOCK:
+            kept.put_back()
+            kept.threads -= 1
+            if not kept.threads:
+                del _KEPT[model]
+
+
+@dataclass
+class _Kept:
+    """The buffers that the first thread found, and the number of threads that rely on it."""
+
+    put_back: Callable[[], None]
+    threads: int = 0
+
+
+_KEPT: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
+
+
+def _versions(model: nn.Module) -> list[tuple[int, int]]:
+    """The buffers and the number of writes that each has seen; those made in inference mode do not count them."""
+    return [(id(buffer), 0 if buffer.is_inference() else buffer._version) for buffer in model.buffers()]
 
 
 @contextmanager

@@ -667,3 +667,11 @@ def test_a_wrapper_of_another_model_is_refused() -> None:
     target = toy()
     with pytest.raises(SiteError, match="does not hold its sites"):
         target.through(Wrapper(ToyModel(), "module"))
+
+
+def test_numbers_of_texts_are_no_mask() -> None:
+    sites = {"text": Site("words", mask=lambda batch: torch.tensor([[1, 1, 2, 2, 0]] * 3))}
+    with pytest.raises(
+        ShapeError, match=r"mask of 'text' of 0 and 1, got numbers up to 2; pass mask > 0, and give rows"
+    ):
+        Attack(perturber("text"), PGD(1))(Adapter(ToyModel().double(), sites), toy_batch())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,9 +168,18 @@ def test_without_answers_there_are_no_targets_and_with_some_none_is_refused() ->
             {"boxes": [[0, 0, 320, 240]]}, r"give size=\(width, height\) for pixels", id="pixels without size"
         ),
         pytest.param(
-            {"boxes": [[0.5, 0, 0.2, 1]]}, "boxes x1, y1, x2, y2 inside the image", id="corners the wrong way"
+            {"boxes": [[0.5, 0, 0.2, 1]]},
+            "x1 <= x2 and y1 <= y2, got .0.5, .*; give corners",
+            id="corners the wrong way",
         ),
         pytest.param({"boxes": [[0, 0, 800, 10]], "size": (640, 480)}, "inside the image", id="outside"),
+        pytest.param(
+            {"boxes": [[0, 0, 0.5, 1]], "size": (640, 480)},
+            r"got all in \[0, 1\] .*; leave size out",
+            id="parts with size",
+        ),
+        pytest.param({"size": 640}, r"expected size as \(width, height\) in pixels, got 640", id="one size"),
+        pytest.param({"size": (640, 0)}, r"expected size as \(width, height\) in pixels", id="no height"),
     ],
 )
 def test_what_is_no_example_is_refused(changes: dict[str, Any], said: str) -> None:
@@ -189,3 +199,14 @@ def test_the_example_is_of_20_lines_and_runs(capsys: pytest.CaptureFixture[str])
     torch.manual_seed(0)
     runpy.run_path(str(EXAMPLE), run_name="__main__")
     assert capsys.readouterr().out.count("StepReport(loss=") == 2
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_features_of_different_widths_and_answers_that_are_no_table_are_refused(name: str) -> None:
+    collate, _ = MODELS[name]()
+    with pytest.raises(DataError, match=r"features of one width in a batch, got widths \[6, 7\]"):
+        collate([example(), example(features=torch.ones(1, FEATURES + 1))])
+    with pytest.raises(
+        ConfigurationError, match=r"answers as an AnswerTable, got \['yes'\]; make one by frequent_answers"
+    ):
+        replace(collate, answers=["yes"])

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import save_file
 from support.compare import same
 from support.toy import perturber, toy, toy_batch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from advvl import L2, PGD, Attack, AttackResult, Uniform
 from advvl.errors import DataError
@@ -97,3 +99,37 @@ def test_a_missing_or_damaged_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cut").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     with pytest.raises(DataError):
         AttackedLoader.load(tmp_path / "cut")
+
+
+class Rows(Dataset[dict[str, Any]]):
+    """Single rows, as a DataLoader takes them."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {name: value[row] for name, value in toy_batch().items()}
+
+
+@pytest.mark.parametrize("loader", [Rows(), [{"ids": [1, 2], "labels": 0}]], ids=["data set", "lists"])
+def test_rows_that_are_no_batches_are_refused(loader: Any) -> None:
+    with pytest.raises(
+        DataError, match=r"expected a loader of batches of tensors, got .*; pass a DataLoader of the rows"
+    ):
+        attack_loader(attack(), toy(), loader, progress=False)
+    found = attack_loader(attack(), toy(), DataLoader(Rows(), batch_size=2), progress=False)
+    assert found.losses is not None
+    assert found.losses.shape == (2,)
+
+
+def test_only_tensors_that_share_memory_are_copied_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, own = torch.arange(6.0), torch.ones(2, 3)
+    result = AttackResult({"text": shared.view(2, 3), "image": shared.view(2, 3), "audio": own}, shared[:2], None)
+    copied: list[tuple[int, ...]] = []
+    clone = Tensor.clone
+    monkeypatch.setattr(Tensor, "clone", lambda tensor: copied.append(tuple(tensor.shape)) or clone(tensor))
+    path = AttackedLoader((result,)).save(tmp_path / "a")
+    assert sorted(copied) == [(2, 3), (2, 3)]
+    alike(AttackedLoader.load(path).results[0], result)

@@ -45,3 +45,15 @@ def test_a_field_that_is_named_belongs_to_all_examples() -> None:
 def test_a_field_of_another_length_is_refused_by_its_name(extra: dict[str, Any], said: str) -> None:
     with pytest.raises(DataError, match=said):
         take_rows({"x": X} | extra, torch.tensor([0]))
+
+
+def test_a_field_of_a_mapping_may_belong_to_all_examples() -> None:
+    batch = {
+        "text": {"ids": torch.arange(6).view(3, 2), "position_ids": torch.arange(2)[None]},
+        "labels": torch.arange(3),
+    }
+    found = take_rows(batch, torch.tensor([2]), whole=("text.position_ids",))
+    assert found["text"]["ids"].tolist() == [[4, 5]]
+    assert found["text"]["position_ids"].shape == (1, 2)
+    with pytest.raises(DataError, match=r"'text\.position_ids': 1"):
+        take_rows(batch, torch.tensor([2]), whole=("position_ids",))

@@ -35,7 +35,11 @@ def test_a_saved_model_and_a_batch_file_give_the_table(saved: Path, capsys: pyte
     [
         (["--class", "Trainer"], "from_pretrained"),
         (["--batch", "nowhere.pt"], "nowhere.pt"),
-        (["--btch", "x"], "expected advvl sites MODEL"),
+        (
+            ["--btch", "x"],
+            "MODEL [--batch FILE] [--class NAME], got --btch x; the flag nearest to --btch is --batch",
+        ),
+        (["more"], "got more"),
     ],
 )
 def test_bad_arguments_are_one_line(
@@ -52,3 +56,24 @@ def test_a_model_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str], 
     (tmp_path / "empty").mkdir()
     assert main(["sites", str(tmp_path / "empty")]) == 2
     assert "cannot load" in capsys.readouterr().err
+
+
+def test_a_hub_that_does_not_answer_is_not_asked_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def unreachable(name: str, timeout: float) -> None:
+        raise ConnectionError(name, timeout)
+
+    def load(name: str, *, local_files_only: bool) -> None:
+        asked.append(local_files_only)
+        raise OSError("not in the cache")
+
+    monkeypatch.setattr("huggingface_hub.model_info", unreachable)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", load)
+    assert main(["sites", "no-such/model"]) == 2
+    assert "'no-such/model', which is no folder here, and transformers cannot load: not in" in capsys.readouterr().err
+    monkeypatch.setattr("huggingface_hub.model_info", lambda name, timeout: None)
+    assert main(["sites", "no-such/model"]) == 2
+    assert asked == [True, False]

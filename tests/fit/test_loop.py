@@ -770,7 +770,7 @@ def test_the_state_of_another_run_is_refused_and_told_apart(tmp_path: Path) -> N
         r"seed \(3 there, 4 here\)": {"seed": 4},
         r"updates \(12 there, 5 here\)": {"updates": 5},
         r"options\.clip \(1\.0 there, 2\.0 here\)": {"options": replace(OPTIONS, clip=2.0)},
-        r"method \('None' there, .*FreeLB": {"method": METHODS["villa"], "target": sited},
+        r"method \(None there, AdversarialTraining": {"method": METHODS["villa"], "target": sited},
         r"optimizer\.class \('AdamW' there, 'SGD' here\)": {"optimizer": sgd},
     }
     for said, other in others.items():
@@ -843,6 +843,29 @@ def test_only_batches_of_adversarial_tasks_get_the_adversarial_step(monkeypatch:
     monkeypatch.setattr(AdversarialTraining, "step", watch)
     run(toy(), method=METHODS["villa"], target=sited, adversarial_tasks={"b"})
     assert seen == ["b"] * (UPDATES // 2)
+
+
+def test_a_run_turns_adversarial_at_the_update_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it the weights are those of plain training, to the bit; a checkpoint is of no other schedule."""
+    plain, mixed = toy(), toy()
+    run(plain, updates=5)
+    calls: list[int] = []
+    step = AdversarialTraining.step
+
+    def watch(self: AdversarialTraining, model: Any, batch: Any, **arguments: Any) -> Any:
+        calls.append(1)
+        return step(self, model, batch, **arguments)
+
+    monkeypatch.setattr(AdversarialTraining, "step", watch)
+    file = tmp_path / "run.pt"
+    arguments: dict[str, Any] = {"updates": 5, "method": METHODS["villa"], "target": sited, "checkpoint": file}
+    run(mixed, adversarial_from=5, **arguments)
+    assert not calls
+    assert bits(mixed) == bits(plain)
+    run(toy(), adversarial_from=3, **arguments)
+    assert len(calls) == 2
+    with pytest.raises(CheckpointError, match="adversarial_from"):
+        run(toy(), adversarial_from=2, resume=True, **arguments)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -977,6 +1000,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no options": ({"options": None}, "expected options to be of type OptimizerOptions, got None"),
     "tasks as text": ({"adversarial_tasks": "mlm"}, "expected adversarial_tasks to be a collection of names, or None"),
+    "a start before the first": (
+        {"adversarial_from": -1},
+        "expected adversarial_from to be a whole number of 0 or more",
+    ),
     "a count": ({"count": 3}, "expected count as a function, or None"),
     "an optimiser that was made": ({"optimizer": torch.optim.SGD([torch.zeros(1)])}, "optimizer as a function"),
     "a device": ({"accelerator": "cpu"}, "expected accelerator to be of type Accelerator or None, got 'cpu'"),

@@ -31,7 +31,9 @@ from torch import Tensor, nn
 import advvl.fit.loop
 from advvl import L2, AdversarialTraining, Ascent, EmbeddingPerturber, FreeAT, FreeLB, Site, SymmetricKL, Uniform, adapt
 from advvl.data.digits.corpus import DigitsConfig, digits_corpus
+from advvl.data.mixing import MixedSampler
 from advvl.data.row_draws import RowDraws
+from advvl.data.sampling import TokenBuckets
 from advvl.errors import CheckpointError, ConfigurationError, DataError, NonFiniteError
 from advvl.files import read_torch, write_torch
 from advvl.fit.checkpoints import Checkpoints
@@ -135,6 +137,10 @@ CASES: dict[str, dict[str, Any]] = {
     "villa-words": {"words": True, "count": labelled, **method(FreeLB(2)), "target": sited_in_words},
     "villa-uneven": {"options": replace(OPTIONS, batch_size=5), **method(FreeLB(3))},
 }
+BUCKETS = [
+    TokenBuckets(1 + torch.arange(n) % 7, 14, micro_batches=4, bucket=8, multiple=1) for n in (16, EXAMPLES - 16)
+]
+SAMPLED = {"sampler": MixedSampler(dict(zip("ab", BUCKETS, strict=True)), {"a": 2, "b": 1}), "updates": UPDATES}
 RANDOM = {"dropout": {"dropout": 0.3}, "starts": {"dropout": 0.3, **method(FreeLB(2), start=Uniform(0.2))}}
 CARRIED = {"dropout": 0.3, **method(FreeAT(2))}
 
@@ -249,6 +255,10 @@ def pair(rank: int, folder: Path) -> dict[str, Any]:
     r["interrupt exit"] = stopped(source=Source(at=interrupt))
 
     stopped(checkpoint=folder / "two.pt", source=Source(at=mine))  # for one process to take up
+    r["sampled"] = case(**SAMPLED, accumulate=2)
+    late = {9: kill(signal.SIGTERM)} if rank == 1 else {}
+    stopped(**SAMPLED, accumulate=2, checkpoint=folder / "sampled.pt", source=Source(at=late))
+    r["unsampled"] = error(ConfigurationError, **SAMPLED, accumulate=3)
     r["from one"] = case(checkpoint=folder / "one.pt", resume=True)
 
     other = {True: {}, False: {"seed": 4}}[rank == 0]
@@ -315,7 +325,7 @@ def trio(rank: int, folder: Path) -> dict[str, Any]:
 
 def four(rank: int, folder: Path) -> dict[str, Any]:
     del rank, folder
-    return {name: case(**arguments) for name, arguments in {**CASES, **RANDOM}.items()}
+    return {name: case(**arguments) for name, arguments in {**CASES, **RANDOM, "sampled": SAMPLED}.items()}
 
 
 def dying_in_an_update(rank: int, folder: Path) -> dict[str, Any]:
@@ -462,6 +472,41 @@ def test_each_update_has_the_examples_that_its_seed_and_number_say(folder: Path,
     for update in range(len(shares[0])):
         whole = examples_of(update, EXAMPLES, 5, 3)
         assert [share[update] for share in shares] == [whole[rank :: len(shares)] for rank in range(len(shares))]
+
+
+def parts_of(asked: list[list[list[int]]], accumulate: int) -> list[list[list[int]]]:
+    """The examples of each part of each update, from those that each process asked for."""
+    updates = range(len(asked[0]) // accumulate)
+    return [
+        [asked[part % len(asked)][update * accumulate + part // len(asked)] for part in range(len(asked) * accumulate)]
+        for update in updates
+    ]
+
+
+@pytest.mark.parametrize(("group", "accumulate"), [("pair", 2), ("four", 1)])
+def test_a_samplers_parts_are_the_same_on_any_number_of_processes(folder: Path, group: str, accumulate: int) -> None:
+    expected = case(**SAMPLED, accumulate=4)
+    results = [result["sampled"] for result in of(folder, group)]
+    parts = parts_of([result["asked"] for result in results], accumulate)
+    assert parts == parts_of([expected["asked"]], 4)
+    assert parts == [SAMPLED["sampler"].parts(update, 3) for update in range(UPDATES)]
+    for result in results:
+        assert_close(result, expected)
+
+
+def test_a_sampled_run_that_two_processes_began_is_ended_by_one(folder: Path) -> None:
+    """In the middle of an epoch, on micro-batches in the place of processes."""
+    expected = case(**SAMPLED, accumulate=4)
+    done = read_torch(folder / "sampled.pt")["done"]
+    assert 0 < done < UPDATES
+    resumed = case(**SAMPLED, accumulate=4, checkpoint=folder / "sampled.pt", resume=True)
+    assert resumed["asked"] == expected["asked"][done * 4 :]
+    assert_close(resumed, expected)
+
+
+def test_a_sampler_of_another_number_of_parts_is_refused(folder: Path) -> None:
+    for result in of(folder, "pair"):
+        assert re.search("expected a sampler of 6 parts, .* got one of 4", result["unsampled"])
 
 
 def test_pretraining_draws_one_task_for_all_and_weighs_what_it_masks(folder: Path) -> None:

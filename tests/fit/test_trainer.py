@@ -522,7 +522,9 @@ def test_a_checkpoint_of_another_method_is_not_resumed(tmp_path: Path) -> None:
     started(tmp_path, model_of(), plain).train()
     other = started(tmp_path, model_of(), AdversarialTraining(TEXT, FreeLB(3)))
     for resume in (True, str(tmp_path / "checkpoint-5")):
-        with pytest.raises(CheckpointError, match=r"of this method in .*steps=2.*not .*steps=3"):
+        with pytest.raises(
+            CheckpointError, match=r"this method .*, got another in maximizer\.steps \(2 there, 3 here\); "
+        ):
             other.train(resume_from_checkpoint=resume)
     same = AdversarialTraining(EmbeddingPerturber(text=Ascent(L2(), step_size=0.3)), FreeLB(2))
     started(tmp_path, model_of(), same).train(resume_from_checkpoint=True)
@@ -793,3 +795,16 @@ if __name__ == "__main__":
     worker(sys.argv[1])
     torch.distributed.barrier()
     os._exit(0)  # gloo's threads may abort an interpreter that winds up by itself
+
+
+def test_what_is_not_a_method_a_model_or_the_first_base_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"args": arguments(tmp_path), "train_dataset": rows_of(batches(1))}
+    with pytest.raises(ConfigurationError, match=r"got the function freelb; call it: freelb\(…\)"):
+        AdversarialTrainer(Mean(), method=advvl.freelb, **given)  # type: ignore[arg-type]
+    for args, kwargs in (((adapt(Mean(), toy_sites()),), {}), ((), {"model": adapt(Mean(), toy_sites())})):
+        with pytest.raises(ConfigurationError, match=r"got its adapter; pass model=adapter\.model, target=adapter"):
+            AdversarialTrainer(*args, method=METHODS["pgd"], **given, **kwargs)
+    with pytest.raises(ConfigurationError, match=r"write class Mine\(AdversarialTrainer, Seq2SeqTrainer\)"):
+        type("Mine", (Seq2SeqTrainer, AdversarialTrainer), {})
+    inner = type("Inner", (AdversarialTrainer, Seq2SeqTrainer), {})
+    assert issubclass(type("Outer", (inner,), {}), Seq2SeqTrainer)

@@ -262,3 +262,11 @@ def test_a_subclass_stays_what_it_is_in_an_attack() -> None:
     ours = Still(image=Ascent(Linf(0.1), step_size=0.05)).for_attack()
     assert isinstance(ours, Still)
     assert ours.ascents["image"].rule == "sign"
+
+
+def test_a_ball_that_holds_the_whole_box_is_refused() -> None:
+    for box in ((0, 1), (-1.0, 0.0)):
+        with pytest.raises(ConfigurationError, match=r"at most the width of the box .*; give both in one unit"):
+            Ascent(Linf(8), step_size=2, box=box)
+        for ball in (Linf(1.0), Linf(), Linf(2.0, relative=True), L2(8)):
+            Ascent(ball, step_size=0.1, box=box)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from advvl import (
@@ -20,10 +23,12 @@ from advvl import (
     FreeLB,
     Linf,
     Normal,
+    Normalised,
     Objective,
     SymmetricKL,
     Uniform,
     Zero,
+    fare,
     free_at,
     freelb,
     pgd,
@@ -215,3 +220,30 @@ def test_tecoa_takes_its_classes_from_the_texts() -> None:
 def test_an_unknown_norm_is_refused(recipe: Callable[[str], AdversarialTraining]) -> None:
     with pytest.raises(ConfigurationError, match=r"expected norm to be one of \('l2', 'linf'\), got 'L2'"):
         recipe("L2")
+
+
+NORMALISED = Normalised((0.5,), (0.2,))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        partial(free_at, radius=0.1),
+        partial(pgd, radius=0.1, step_size=0.1),
+        partial(trades, radius=0.1, step_size=0.1),
+        partial(fare, nn.Linear(2, 2), radius=0.1, step_size=0.1),
+        partial(tecoa, torch.eye(3), radius=0.1, step_size=0.1),
+    ],
+    ids=["free_at", "pgd", "trades", "fare", "tecoa"],
+)
+def test_a_recipe_of_pixels_takes_their_normalisation(recipe: Callable[..., AdversarialTraining]) -> None:
+    raw, normalised = (parts(recipe(box=(0, 1), pixels=pixels))[0]["image"] for pixels in (None, NORMALISED))  # type: ignore[index]
+    assert normalised == replace(raw, pixels=NORMALISED)
+
+
+@pytest.mark.parametrize("recipe", [villa, freelb])
+def test_step_sizes_may_come_first(recipe: Any) -> None:
+    assert parts(recipe(SIZES)) == parts(recipe(step_sizes=SIZES))
+    for wrong in ({"steps": SIZES}, {"radius": SIZES}, {"modalities": SIZES}, {"dropout": SIZES}, {"norm": SIZES}):
+        with pytest.raises(ConfigurationError, match="expected"):
+            recipe(**wrong)

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import advvl
-from advvl.runtime.descriptions import described
+from advvl import L2, PGD, Ascent, EmbeddingPerturber, FreeLB
+from advvl.runtime.descriptions import described, differing
 
 
 class Plain:
@@ -95,3 +96,21 @@ def test_what_holds_itself_is_described_too() -> None:
     ring.append(ring)
     assert described(ring) == "[1, …]"
     assert described([(1,), (1,)]) == "[(1), (1)]"
+
+
+def test_only_the_fields_that_differ_are_named() -> None:
+    def method(step_size: float, maximizer: Any, note: str = "a, (b") -> str:
+        ascent = Ascent(L2(), step_size=step_size)
+        return described({"note": note, "perturber": EmbeddingPerturber(text=ascent, image=ascent), "max": maximizer})
+
+    here = method(0.1, FreeLB(3))
+    assert differing(here, here) == "nothing"
+    step = "step_size (0.2 there, 0.1 here)"
+    assert differing(method(0.2, FreeLB(3)), here) == (f"perturber.ascents.text.{step}, perturber.ascents.image.{step}")
+    assert differing(method(0.1, FreeLB(4)), here) == "max.steps (4 there, 3 here)"
+    other = differing(method(0.1, PGD(2)), here)
+    assert other.startswith("max (PGD(steps=2, ")
+    assert other.endswith(" here)")
+    assert differing(method(0.1, FreeLB(3), "it's, ["), here) == "note (\"it's, [\" there, 'a, (b' here)"
+    assert differing("None", here) == f"(None there, {here[:60]}… here)"
+    assert differing(described([1, (2, 3)]), described([1, (2, 4)])) == "1.1 (3 there, 4 here)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,9 @@ def said_of_mask(target: Adapter, modality: str, batch: Fields) -> str:
     mask = target.sites[modality].mask
     if mask is None:
         return "all"
-    fields = [name for name in batch if "mask" in name and not torch.equal(mask(batch), mask(batch | {name: None}))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of padding that no mask says
+        fields = [name for name in batch if "mask" in name and not torch.equal(mask(batch), mask(batch | {name: None}))]
     every = "input_ids" in batch and modality == "text" and (batch["input_ids"] == IMAGE).any()
     said = [*(f"`{name}`" for name in fields), *(["no image tokens"] if every else [])]
     return ", ".join(said) or "`image_sizes`"

@@ -23,9 +23,10 @@ from advvl.data.digits.draws import stream
 from advvl.data.digits.questions import ALWAYS_ASKABLE, DEFAULT_FAMILIES, FAMILIES, Question, ask
 from advvl.data.digits.scans import CLASSES, GREY_LEVELS, PIXELS, DigitImages, load_digit_images, split_images
 from advvl.data.digits.scenes import BOX_DIM, MOST, Scene, box, draw_scene, images_by_digit
-from advvl.data.digits.sources import DEFAULT_TASKS, CaptionSource, QuestionSource, check_share, check_tasks
+from advvl.data.digits.sources import CaptionSource, QuestionSource
 from advvl.data.targets import soft_targets
 from advvl.data.uniter.batching import Images, pad_texts
+from advvl.data.uniter.sources import DEFAULT_TASKS, check_share, check_tasks
 from advvl.data.wordpiece import build_tokenizer, replacement_range, token_ids
 from advvl.errors import ConfigurationError
 
@@ -196,7 +197,7 @@ def _question_source(
         texts=pad_texts(token_ids(tokenizer, (question.text for question in questions))),
         images=_regions(scenes, scans),
         image_rows=torch.tensor([question.scene for question in questions]),
-        targets=soft_targets([certain_target(question.answer) for question in questions], len(ANSWERS)),
+        labels={"targets": soft_targets([certain_target(one.answer) for one in questions], len(ANSWERS))},
     )
 
 

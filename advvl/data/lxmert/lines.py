@@ -59,7 +59,8 @@ class Regions:
         features: (n, F) float32.
 
     Raises:
-        DataError: names the column that has another shape or type, a number that is not finite, or a box outside.
+        DataError: names the column that has another shape or type, a number that is not finite, a negative class, or a box
+            that is outside or reversed.
     """
 
     image_id: str
@@ -105,12 +106,23 @@ class Regions:
                 )
             if not tensor.isfinite().all():
                 raise DataError(f"column {column}: expected finite numbers, got others; extract this image again")
+            if dtype == torch.int64 and tensor.min() < 0:
+                raise DataError(
+                    f"column {column}: expected classes from 0, got {int(tensor.min())}; leave the background class out"
+                )
         parts = self.positions()
         if ((parts < -TOLERANCE) | (parts > 1 + TOLERANCE)).any():
             row = int(((parts < -TOLERANCE) | (parts > 1 + TOLERANCE)).any(dim=1).nonzero()[0])
             raise DataError(
                 f"column boxes: expected x1, y1, x2, y2 in pixels within {self.width} x {self.height} (img_w, img_h), "
                 f"got {self.boxes[row].tolist()} in region {row}; check the image's size"
+            )
+        crossed = (self.boxes[:, :2] > self.boxes[:, 2:]).any(dim=1)
+        if crossed.any():
+            row = int(crossed.nonzero()[0])
+            raise DataError(
+                f"column boxes: expected x1 <= x2 and y1 <= y2, got {self.boxes[row].tolist()} in region {row}; give "
+                "corners, not widths and heights"
             )
 
     def __len__(self) -> int:

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from advvl.data.lxmert.answers import AnswerTable, Unknown
 from advvl.data.uniter.batching import Images, join, pad_texts
-from advvl.data.vqa import VQAExample, targets
+from advvl.data.vqa import VQAExample, check_table, padded_features, targets
 from advvl.data.wordpiece import CLS, SEP
 from advvl.errors import ConfigurationError
 
@@ -29,7 +29,7 @@ class UniterCollate:
         unknown: what to do with a right answer that the table lacks.
 
     Raises:
-        ConfigurationError: a length that leaves no word.
+        ConfigurationError: a length that leaves no word; answers that are no table.
     """
 
     tokenizer: Tokenizer
@@ -40,6 +40,7 @@ class UniterCollate:
     def __post_init__(self) -> None:
         if self.length < 3:
             raise ConfigurationError(f"expected a length of 3 tokens or more, got {self.length!r}")
+        check_table(self.answers)
 
     @property
     def vocab_size(self) -> int:
@@ -50,11 +51,11 @@ class UniterCollate:
         """Return a batch of UNITER's fields, and `targets` (B, A) where answers are known.
 
         Raises:
-            DataError: answers to some of them alone; one that the table lacks.
+            DataError: answers to some of them alone; one that the table lacks; features of different widths.
         """
         texts = pad_texts([self._ids(example.text) for example in examples])
         images = Images(
-            features=pad_sequence([example.features for example in examples], batch_first=True),
+            features=padded_features(examples),
             boxes=pad_sequence([_seven(example.boxes) for example in examples], batch_first=True),
             lengths=torch.tensor([len(example.boxes) for example in examples]),
             labels=torch.zeros(len(examples), 0, 0),  # of regions, which no question asks for

@@ -24,7 +24,7 @@ from advvl.adapters.outputs import Outputs, field, read_logits, run
 from advvl.errors import ConfigurationError, DataError, SiteError, more
 from advvl.models.huggingface import fields
 from advvl.models.huggingface.known import known, lengthened
-from advvl.models.huggingface.packing import samples, separates_by_position
+from advvl.models.huggingface.packing import UnmaskedPadding, samples, separates_by_position
 
 
 def huggingface_adapter(model: nn.Module) -> Adapter:
@@ -87,7 +87,17 @@ def _words(model: PreTrainedModel, name: str, text: nn.Module, tokens: frozenset
             mask = partial(own.words, void=tokens) if own.words else mask
             mask = lengthened(mask, part, own.lengthened) if own.lengthened else mask
             firing = firing if own.firing is None else own.firing
+            pad = None if own.words else _padding(part)  # those that read padding take no mask
+            if pad is not None and "attention_mask" in inspect.signature(model.forward).parameters:
+                mask = UnmaskedPadding(mask, pad)
     return Site(name, mask=mask, firing=firing)
+
+
+def _padding(part: PreTrainedModel) -> int | None:
+    """The token of padding, unless it ends texts too."""
+    config = part.config.get_text_config()
+    pad, end = (getattr(config, f"{name}_token_id", None) for name in ("pad", "eos"))
+    return pad if isinstance(pad, int) and pad not in (end if isinstance(end, list) else [end]) else None
 
 
 def _text(model: PreTrainedModel) -> nn.Module | None:

@@ -7,7 +7,8 @@ A row may hold several texts, one after another, without padding. Such a batch s
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -30,6 +31,34 @@ def attended(batch: Batch) -> Tensor:
         return torch.ones_like(ids, dtype=torch.bool)
     found = [real.any(1) if of_pairs else real for real, of_pairs in _masks(mask, ids)]
     return torch.stack([real.expand(ids.shape) for real in found]).any(0)
+
+
+class UnmaskedPadding:
+    """The mask of words, which warns once of padding in a batch without an `attention_mask`.
+
+    On a device other than the CPU only the first batch is looked at, as that waits for the device.
+
+    Arguments:
+        mask: from the batch to the mask.
+        pad: the id that padding has.
+    """
+
+    def __init__(self, mask: Callable[[Batch], Tensor], pad: int) -> None:
+        self.mask, self.pad = mask, pad
+        self._seen = self._warned = False
+
+    def __call__(self, batch: Batch) -> Tensor:
+        if not self._warned and batch.get("attention_mask") is None:
+            ids = batch["input_ids"]
+            if (ids.is_cpu or not self._seen) and ids.shape[-1] > 1:
+                self._seen, self._warned = True, bool((ids[..., (0, -1)] == self.pad).any())
+                if self._warned:
+                    warnings.warn(
+                        f"expected an attention_mask beside padded input_ids, got none: padding (id {self.pad}) counts as "
+                        "words; give the tokenizer's",
+                        stacklevel=2,
+                    )
+        return self.mask(batch)
 
 
 def samples(batch: Batch, *, by_position: bool) -> Tensor | None:
@@ -121,6 +150,11 @@ def _masks(mask: Any, ids: Tensor) -> list[tuple[Tensor, bool]]:
                 f"mask of your own{more('packed-text')}"
             )
         of_pairs = one.ndim > ids.ndim
+        if one.is_cpu and not of_pairs and not one.is_floating_point() and (one > 1).any():
+            raise DataError(
+                f"expected attention_mask of 0 and 1, got numbers up to {int(one.max())}; give position_ids that start "
+                f"again at each text{more('packed-text')}"
+            )
         real = one > _LOWEST if of_pairs and one.is_floating_point() else one.bool()
         if of_pairs and real.ndim == 4:
             real = real.any(1)  # of any head

@@ -10,7 +10,8 @@ import torch
 from support.draws import generator
 
 from advvl.data.digits.corpus import DigitsConfig, DigitsCorpus, digits_corpus
-from advvl.data.digits.sources import TASKS, CaptionSource
+from advvl.data.digits.sources import CaptionSource
+from advvl.data.uniter.sources import TASKS
 from advvl.data.wordpiece import CLS, MASK, SEP
 from advvl.errors import ConfigurationError, DataError
 from advvl.models.uniter.model import UniterConfig

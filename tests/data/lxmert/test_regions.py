@@ -47,9 +47,10 @@ def finite(width: int) -> st.SearchStrategy[float]:
 def images(draw: st.DrawFn) -> Regions:
     count, features = draw(st.integers(1, 5)), draw(st.integers(1, 7))
     height, width = draw(st.integers(1, 5000)), draw(st.integers(1, 5000))
-    ids = arrays.arrays(np.int64, count)
+    ids = arrays.arrays(np.int64, count, elements=st.integers(0, 2**63 - 1))
     scores = arrays.arrays(np.float32, count, elements=finite(32))
-    parts = draw(arrays.arrays(np.float32, (count, 4), elements=st.floats(0, 1, width=32)))
+    corners = draw(arrays.arrays(np.float32, (count, 2, 2), elements=st.floats(0, 1, width=32)))
+    parts = np.sort(corners, axis=1).reshape(count, 4)
     return Regions(
         image_id=draw(st.text(st.characters(exclude_categories=("Cs",), exclude_characters='\t\r\n"'), min_size=1)),
         height=height,
@@ -226,6 +227,14 @@ MALFORMED: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
     "a box that is not a number": (
         change("boxes", packed("<f4", *BOXES, 0, 0, np.nan, 480)),
         "column boxes: expected finite numbers",
+    ),
+    "a box whose corners are reversed": (
+        change("boxes", packed("<f4", *BOXES, 600, 0, 40, 480)),
+        r"column boxes: expected x1 <= x2 and y1 <= y2, got \[600.0, 0.0, 40.0, 480.0\] in region 35; give corners",
+    ),
+    "a negative class": (
+        change("attrs_id", packed("<i8", *[0] * 35, -1)),
+        "column attrs_id: expected classes from 0, got -1; leave the background class out",
     ),
     "a score that is infinite": (
         change("objects_conf", packed("<f4", *[0.5] * 35, np.inf)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -277,3 +278,36 @@ def test_a_loss_for_each_packed_text_keeps_its_best() -> None:
     found = Attack(EmbeddingPerturber(text=Ascent(L2(0.3), step_size=0.3)), PGD(3, keep="best"))(target, batch)
     assert (found.losses > losses(target.forward(batch), batch)).all()
     assert found.deltas["text"].shape == (1, 14, 16)
+
+
+def test_padding_without_a_mask_is_warned_of_once() -> None:
+    target, attack = adapt(llama()), Attack(EmbeddingPerturber(text=Ascent(L2(0.3), step_size=0.3)), PGD(1))
+    batch = padded()
+    unmasked = {name: value for name, value in batch.items() if name != "attention_mask"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attack(target, batch)
+        attack(target, flat(position_ids=restarts()))
+    with pytest.warns(UserWarning, match=r"attention_mask beside padded input_ids, .*padding \(id 0\) .*tokenizer's"):
+        attack(target, unmasked)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attack(target, unmasked)
+
+
+def test_padding_that_ends_texts_too_is_none() -> None:
+    torch.manual_seed(0)
+    model = hf.LlamaForCausalLM(hf.LlamaConfig(**(WORDS | {"eos_token_id": 0}), use_cache=False)).double().eval()
+    batch = padded()
+    del batch["attention_mask"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Attack(EmbeddingPerturber(text=Ascent(L2(0.3), step_size=0.3)), PGD(1))(model, batch)
+
+
+def test_numbers_of_texts_are_no_mask() -> None:
+    batch = flat(attention_mask=torch.tensor([[1] * 4 + [2] * 7 + [3] * 3]))
+    with pytest.raises(
+        DataError, match=r"attention_mask of 0 and 1, got numbers up to 3; give position_ids that start again"
+    ):
+        Attack(EmbeddingPerturber(text=Ascent(L2(0.3), step_size=0.3)), PGD(1))(llama(), batch)

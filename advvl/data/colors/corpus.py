@@ -1,0 +1,105 @@
+"""Colors in Context for UNITER: which of three colours is meant, and utterances with their colours for pre-training.
+
+A region is a colour, its feature red, green and blue in [0, 1], so that a perturbed region in that box is a colour again.
+Regions stand in the listener's order, in three boxes side by side, which says nothing about the target.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from tokenizers import Tokenizer
+
+from advvl.data.colors.rounds import Part, Round, Rounds, read_rounds
+from advvl.data.uniter.batching import Images, pad_texts
+from advvl.data.uniter.sources import CaptionSource, PairSource
+from advvl.data.wordpiece import build_tokenizer, replacement_range, token_ids
+
+REGIONS: Final = 3
+"""Regions of a round."""
+
+CHANNELS: Final = 3
+"""Numbers of a region's feature."""
+
+MOST_TOKENS: Final = 40
+"""Of an utterance, [CLS] and [SEP] included; 1 round in 400 has more, and loses the rest."""
+
+PRETRAINING_TASKS: Final = ("mlm", "mlm", "itm", "mrfr")
+
+_LEAST: Final = 2  # times that training games have a word that gets a token of its own
+
+
+@dataclass(frozen=True, eq=False)
+class ColorsCorpus:
+    """Rounds for training, validation and test, utterances of training games for pre-training, and what they share.
+
+    Arguments:
+        train, validation, test: batches have UNITER's fields and `targets` (B,), the number of the colour that is meant.
+        tokenizer: of the words that training games have twice or more.
+        rounds: those of each part, in the order of its source.
+        corpus: all that was read, with what was skipped.
+    """
+
+    train: PairSource
+    validation: PairSource
+    test: PairSource
+    pretrain: CaptionSource
+    tokenizer: Tokenizer
+    rounds: dict[Part, tuple[Round, ...]]
+    corpus: Rounds
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens."""
+        return int(self.tokenizer.get_vocab_size())
+
+
+def colors_corpus(path: str | os.PathLike[str]) -> ColorsCorpus:
+    """Read the corpus from the folder or archive of its CSV files; games are split, never rounds.
+
+    Raises:
+        DataError: the files are not there, or no round can be made of them.
+    """
+    corpus = read_rounds(path)
+    rounds: dict[Part, tuple[Round, ...]] = {
+        "train": corpus.part("train"),
+        "validation": corpus.part("validation"),
+        "test": corpus.part("test"),
+    }
+    tokenizer = build_tokenizer((one.utterance for one in rounds["train"]), least=_LEAST)
+    sources = {name: _pairs(part, tokenizer) for name, part in rounds.items()}
+    train = sources["train"]
+    captions = CaptionSource(
+        train.texts,
+        train.images,
+        train.image_rows,
+        replacements=replacement_range(tokenizer),
+        tasks=PRETRAINING_TASKS,
+    )
+    return ColorsCorpus(
+        train, sources["validation"], sources["test"], captions, tokenizer=tokenizer, rounds=rounds, corpus=corpus
+    )
+
+
+def _pairs(rounds: Sequence[Round], tokenizer: Tokenizer) -> PairSource:
+    count = len(rounds)
+    ids = token_ids(tokenizer, (one.utterance for one in rounds))
+    ids = [[*row[: MOST_TOKENS - 1], row[-1]] if len(row) > MOST_TOKENS else row for row in ids]
+    edges = torch.arange(REGIONS + 1) / REGIONS
+    left, right, low, high = edges[:-1], edges[1:], torch.zeros(REGIONS), torch.ones(REGIONS)
+    boxes = torch.stack([left, low, right, high, right - left, high, right - left], 1)
+    return PairSource(
+        pad_texts(ids),
+        Images(
+            features=torch.tensor([one.colors for one in rounds]).reshape(count, REGIONS, CHANNELS),
+            boxes=boxes.expand(count, -1, -1),
+            lengths=torch.full((count,), REGIONS),
+            labels=torch.zeros(count, REGIONS, 0),  # of regions: there are no classes
+        ),
+        torch.arange(count),
+        labels={"targets": torch.tensor([one.target for one in rounds], dtype=torch.long)},
+    )

@@ -1,0 +1,362 @@
+"""UNITER's databases of images: a folder with one LMDB or several, and JSON files of how many regions an image has.
+
+| entry | content |
+|---|---|
+| `feat_th0.2_max100_min10[_compressed]/` | regions that the detector was sure of: at most 100, at least 10 |
+| `nbb_th0.2_max100_min10.json` | the number of these by image |
+| `feat_numbb36[_compressed]/` | a fixed number of regions of every image, or boxes that people drew, at most so many |
+| `all[_compressed]/` | all regions that the detector gave, which are cut when they are read |
+
+A record holds `features` (n, F), `norm_bb` (n, 6), `conf` (n, 1) and `soft_labels` (n, C) in half precision, those of
+which the detector was most sure first; see `advvl.data.uniter.records` for the encodings.
+
+Source: the published code of Chen et al., "UNITER", ECCV 2020.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from advvl.checks import at_least, check_each, is_number, path_of, shown
+from advvl.data.uniter.json_files import as_json, read_counts, read_json
+from advvl.data.uniter.lmdb_files import LmdbFile, LmdbWriter, open_lmdb, refuse_existing, writing_lmdb
+from advvl.data.uniter.records import pack_arrays, pack_npz, unpack_arrays, unpack_npz
+from advvl.data.uniter.regions import Regions, with_areas
+from advvl.data.whereabouts import within
+from advvl.errors import DataError
+from advvl.files import write_bytes
+
+KEYS: Final = "__keys__"
+"""The record that lists the names of all others."""
+
+_COMPRESSED: Final = "_compressed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionLimits:
+    """The number of regions of an image.
+
+    Arguments:
+        conf_th, max_bb, min_bb: those that the detector was surer of than `conf_th`, but at most `max_bb` and at least
+            `min_bb`.
+        num_bb: a fixed number, or of boxes that people drew the most; None: by the other three.
+
+    Raises:
+        ConfigurationError: a number of another type or out of its range.
+    """
+
+    conf_th: float = 0.2
+    max_bb: int = 100
+    min_bb: int = 10
+    num_bb: int | None = None
+
+    def __post_init__(self) -> None:
+        check_each(self, ("conf_th",), lambda value: is_number(value) and 0 <= value <= 1, "a number in [0, 1]")
+        at_least(1, self, "max_bb", "min_bb", *(() if self.num_bb is None else ("num_bb",)))
+
+    @property
+    def suffix(self) -> str:
+        """The end of the names of a folder and its JSON file, as published."""
+        if self.num_bb is not None:
+            return f"numbb{self.num_bb}"
+        return f"th{self.conf_th}_max{self.max_bb}_min{self.min_bb}"
+
+    def count(self, scores: NDArray[Any]) -> int:
+        """The number of regions to keep, for scores (n, 1) in descending order."""
+        return min(len(scores), self.max_bb, max(self.min_bb, int((scores > self.conf_th).sum())))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDb:
+    """The images of one database, each read when it is asked for; made by `open_images`.
+
+    Arguments:
+        feature_dim: F, of every image.
+        counts: regions by image; None: each record says it.
+        cut: records hold more regions than `limits` allow.
+    """
+
+    folder: Path
+    limits: RegionLimits
+    compressed: bool
+    counts: Mapping[str, int] | None = field(repr=False)
+    file: LmdbFile = field(repr=False)
+    feature_dim: int
+    cut: bool = False
+    _counted: dict[str, int] = field(default_factory=dict, repr=False)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name != KEYS and self.file.get(name) is not None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of all images.
+
+        Raises:
+            DataError: a list of names that is none.
+        """
+        if self.counts is not None:
+            return tuple(self.counts)
+        view = self.file.get(KEYS)
+        if view is None:
+            return tuple(self.file)
+        try:
+            found = json.loads(bytes(view))
+        except ValueError as error:
+            raise DataError(f"{self.where(KEYS)}: expected a JSON list, got {error}; copy it again") from error
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            raise DataError(f"{self.where(KEYS)}: expected names of images, got {shown(found)}; copy it again")
+        return tuple(found)
+
+    def where(self, name: str) -> str:
+        """The place of a record, for messages."""
+        return f"{self.folder}, record {name!r}"
+
+    def count(self, name: str) -> int:
+        """Return the number of regions of an image; where only its record has it, that is read.
+
+        Raises:
+            DataError: there is no such image.
+        """
+        if self.counts is not None:
+            if name not in self.counts:
+                raise DataError(
+                    f"expected the image {name!r} in {str(self.folder)!r}, got none; is it another split's, or left out?"
+                )
+            return self.counts[name]
+        if name not in self._counted:
+            arrays = self._arrays(name, ("conf",) if self.cut else ("norm_bb",))
+            self._counted[name] = self.limits.count(arrays["conf"]) if self.cut else len(arrays["norm_bb"])
+        return self._counted[name]
+
+    def read(self, name: str, *, labels: bool = False) -> Regions:
+        """Read an image's regions, in single precision.
+
+        Arguments:
+            labels: read the distributions over classes and the detector's scores too.
+
+        Raises:
+            DataError: there is no such image; a record that does not decode, of another number of regions than the JSON
+                file says or of another width than the others; see `Regions`.
+        """
+        arrays = self._arrays(name, ("features", "norm_bb"))
+        optional = self._optional(name) if labels else {}
+        with within(self.where(name)):
+            scores = optional.get("conf")
+            boxes = _tensor(arrays["norm_bb"])
+            if boxes.ndim != 2 or boxes.shape[1] != 6:
+                raise DataError(f"expected norm_bb (n, 6), got {tuple(boxes.shape)}; write it again")
+            regions = Regions(
+                _tensor(arrays["features"]),
+                with_areas(boxes),
+                _tensor(optional["soft_labels"]) if "soft_labels" in optional else None,
+                None if scores is None else _tensor(scores).reshape(-1),
+            )
+            if regions.features.shape[1] != self.feature_dim:
+                raise DataError(
+                    f"expected {self.feature_dim} features of each region, as in other records, got "
+                    f"{regions.features.shape[1]}; extract it as the others"
+                )
+            if self.cut:
+                regions = regions.first(self.count(name))
+            if self.counts is not None and len(regions) != self.counts.get(name):
+                raise DataError(
+                    f"expected {self.counts.get(name)} regions, as nbb_{self.limits.suffix}.json says, got {len(regions)}; "
+                    "are both of one conversion?"
+                )
+        return regions
+
+    def _optional(self, name: str) -> dict[str, NDArray[Any]]:
+        with within(self.where(name)):
+            return self._unpack(self.file.require(name), ("soft_labels", "conf"))
+
+    def _arrays(self, name: str, wanted: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+        """The arrays of these names, all of which the record has to have."""
+        view = self.file.require(name)
+        with within(self.where(name)):
+            arrays = self._unpack(view, wanted)
+            missing = [one for one in wanted if one not in arrays or not arrays[one].ndim]
+            if missing:
+                raise DataError(
+                    f"expected the arrays {', '.join(wanted)}, got none of {', '.join(missing)}; write it again"
+                )
+        return arrays
+
+    def _unpack(self, view: memoryview, wanted: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+        return (unpack_npz if self.compressed else unpack_arrays)(view, wanted)
+
+
+def open_images(
+    folder: str | os.PathLike[str], limits: RegionLimits | None = None, *, compressed: bool | None = None
+) -> ImageDb:
+    """Open a database of images.
+
+    Arguments:
+        folder: the one that holds those of all limits.
+        limits: None: `RegionLimits()`, those that UNITER was trained with.
+        compressed: which encoding; None: the one that is there, and of both the uncompressed.
+
+    Raises:
+        DataError: no such database, a file that is missing, malformed or cut short, a database without an image.
+    """
+    folder, limits = path_of(folder), limits or RegionLimits()
+    endings = [_COMPRESSED if one else "" for one in ((False, True) if compressed is None else (compressed,))]
+    names = [f"feat_{limits.suffix}{ending}" for ending in endings]
+    if limits.num_bb is None:
+        names += [f"all{ending}" for ending in endings]
+    there = next((name for name in names if (folder / name).is_dir()), None)
+    if there is None:
+        found = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else None
+        raise DataError(
+            f"expected one of {', '.join(names)} in {str(folder)!r}, got {found or 'none'}; give the limits of one"
+        )
+    counts = None
+    if there.startswith("feat_th"):
+        counts = read_counts(folder / f"nbb_{limits.suffix}.json", "the number of regions of each image")
+    file = open_lmdb(folder / there)
+    first = next((name for name in file if name != KEYS), None)
+    if first is None:
+        raise DataError(f"expected one image or more in {str(folder / there)!r}, got none; is the split empty?")
+    squeezed = there.endswith(_COMPRESSED)
+    images = ImageDb(folder / there, limits, squeezed, counts, file, 0, there.startswith("all"))
+    features = images._arrays(first, ("features",))["features"]
+    return ImageDb(images.folder, limits, squeezed, counts, file, features.shape[-1], images.cut)
+
+
+class ImageDbWriter:
+    """A new database of images, to which they are added one by one; made by `write_images`."""
+
+    def __init__(self, file: LmdbWriter, limits: RegionLimits, *, compressed: bool, half: bool) -> None:
+        self._file, self._limits, self._half = file, limits, half
+        self._pack = pack_npz if compressed else pack_arrays
+        self.counts: dict[str, int] = {}
+        self._feature_dim: int | None = None
+
+    def add(
+        self,
+        name: str,
+        features: ArrayLike,
+        boxes: ArrayLike,
+        *,
+        scores: ArrayLike | None = None,
+        labels: ArrayLike | None = None,
+    ) -> int:
+        """Add an image, and return the number of its regions that were kept: the surest where there are scores.
+
+        Arguments:
+            name: such as "coco_train2014_000000458752.npz".
+            features: (n, F).
+            boxes: (n, 4), x1, y1, x2, y2 over the image's width and height; or (n, 6) with width and height.
+            scores: (n,), how sure the detector was; None: the first regions are kept.
+            labels: (n, C), distributions over classes, column 0 for the background.
+
+        Raises:
+            DataError: a name that is there; more regions than a fixed number; features of another width than those of the
+                images before; see `Regions`.
+        """
+        with within(f"{self._file.folder}, record {name!r}"):
+            given = (_array("features", features), with_areas(_array("boxes", boxes)))
+            regions = Regions(
+                *given,
+                None if labels is None else _array("labels", labels),
+                None if scores is None else _array("scores", scores).reshape(-1),
+            )
+            width = regions.features.shape[1]
+            self._feature_dim = self._feature_dim or width
+            if width != self._feature_dim:
+                raise DataError(f"expected {self._feature_dim} features, as of the images before, got {width}")
+            arrays = self._kept(regions)
+            self._file.put(name, self._pack(arrays))
+        self.counts[name] = len(arrays["features"])
+        return self.counts[name]
+
+    def _kept(self, regions: Regions) -> dict[str, NDArray[Any]]:
+        limits, scores = self._limits, regions.scores
+        if limits.num_bb is not None:
+            if len(regions) > limits.num_bb:
+                raise DataError(f"expected at most num_bb = {limits.num_bb} regions, got {len(regions)}; cut them")
+            order, count = torch.arange(len(regions)), len(regions)
+        elif scores is None:
+            order, count = torch.arange(len(regions)), min(len(regions), limits.max_bb)
+        else:
+            order = scores.argsort(descending=True, stable=True)
+            count = limits.count(scores.numpy())
+        arrays = {"features": regions.features, "norm_bb": regions.boxes[:, :6]}
+        arrays |= {} if scores is None else {"conf": scores[:, None]}
+        arrays |= {} if regions.labels is None else {"soft_labels": regions.labels}
+        kind = np.float16 if self._half else np.float32
+        return {name: rows[order[:count]].numpy().astype(kind) for name, rows in arrays.items()}
+
+    def close(self) -> None:
+        """Write the list of names."""
+        if not self.counts:
+            raise DataError(f"expected one image or more to write to {str(self._file.folder)!r}, got none")
+        self._file.put(KEYS, as_json(list(self.counts)))
+
+
+@contextmanager
+def write_images(
+    folder: str | os.PathLike[str], limits: RegionLimits | None = None, *, compressed: bool = False, half: bool = True
+) -> Iterator[ImageDbWriter]:
+    """Write a new database of images, whole once the block has ended well, and otherwise not at all.
+
+        with write_images("coco_train2014") as images:
+            images.add("picture-1.npz", features, boxes)
+
+    Arguments:
+        folder: may hold databases of other limits, or of the other encoding.
+        limits: None: `RegionLimits()`, those that UNITER was trained with.
+        compressed: as npz files: about a tenth smaller, and several times slower to read.
+        half: store half precision, as published.
+
+    Raises:
+        DataError: no image was added.
+        OutputDirectoryError: there is such a database, or another number of regions for the same limits; another process
+            writes it; the file system refuses.
+    """
+    folder, limits = path_of(folder), limits or RegionLimits()
+    place = folder / f"feat_{limits.suffix}{_COMPRESSED if compressed else ''}"
+    counts = folder / f"nbb_{limits.suffix}.json"
+    with writing_lmdb(place) as file:
+        writer = ImageDbWriter(file, limits, compressed=compressed, half=half)
+        yield writer
+        writer.close()
+        if limits.num_bb is None:
+            twin = place.with_name(f"feat_{limits.suffix}{'' if compressed else _COMPRESSED}")
+            _write_counts(counts, writer.counts, shared=twin.exists())
+
+
+def _write_counts(path: Path, counts: Mapping[str, int], *, shared: bool) -> None:
+    """Write the numbers of regions, which the database of the other encoding, if there is one, has to share."""
+    if shared and path.exists():
+        if read_json(path, dict, "the number of regions of each image") == counts:
+            return
+        refuse_existing(path)
+    write_bytes(path, as_json(dict(counts)))  # without a database it is what a killed writer left
+
+
+def _array(name: str, value: ArrayLike) -> Tensor:
+    try:
+        return torch.as_tensor(np.asarray(value, dtype=np.float32))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"expected {name} as an array of numbers, got {error}") from error
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """The numbers in single precision; torch casts from half precision more quickly than numpy."""
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="))).to(torch.float32)

@@ -1,0 +1,182 @@
+"""Records of UNITER's databases as bytes: texts as msgpack within lz4 frames, arrays as msgpack or as npz.
+
+Arrays within msgpack are encoded as the package msgpack-numpy does it. It is not used to read them, for it unpickles
+arrays of objects, and a pickle may run code. Sizes are checked before anything is made of them.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from advvl.checks import is_whole, shown
+from advvl.errors import DataError, missing_extra
+
+try:
+    import lz4.frame
+    import msgpack
+except ImportError as error:
+    raise missing_extra(str(error.name), "uniter") from error
+
+LARGEST_TEXT: Final = 1 << 22
+"""Bytes of a text's record, uncompressed: hundreds of times one of VCR's, which are the longest."""
+
+LARGEST_IMAGE: Final = 1 << 26
+"""Bytes of an image's record, uncompressed: dozens of times one of 100 regions."""
+
+_NUMBERS: Final = re.compile(r"[<>|=][fiub][1248]")
+_MOST_ENTRIES: Final = 4096  # of a list or map in an image's record: arrays are bytes
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def pack_text(record: Mapping[str, Any]) -> bytes:
+    """Encode a text's record: plain values by name.
+
+    Raises:
+        DataError: a value that msgpack does not take.
+    """
+    try:
+        return bytes(lz4.frame.compress(msgpack.packb(dict(record), use_bin_type=True)))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"expected a record of plain values, got {error}; convert them") from error
+
+
+def unpack_text(value: bytes | memoryview) -> dict[str, Any]:
+    """Decode a text's record.
+
+    Raises:
+        DataError: bytes that are none, or unpack to more than `LARGEST_TEXT`.
+    """
+    try:
+        size = lz4.frame.get_frame_info(value)["content_size"]
+        if size > LARGEST_TEXT:
+            raise DataError(f"expected a record of at most {LARGEST_TEXT} bytes, got {size}; is it a text's?")
+        if size:
+            packed = lz4.frame.decompress(value)
+        else:
+            stream = lz4.frame.LZ4FrameDecompressor()
+            packed = stream.decompress(value, max_length=LARGEST_TEXT)
+            if not stream.eof:
+                raise DataError(f"expected a whole record of at most {LARGEST_TEXT} bytes, got another; copy it again")
+        record = msgpack.unpackb(packed, raw=False)
+    except (RuntimeError, ValueError, MemoryError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"expected msgpack in an lz4 frame, got {error or type(error).__name__}; copy it again"
+        ) from error
+    if not isinstance(record, dict):
+        raise DataError(f"expected a map from names to values, got {shown(record)}; is it a database of texts?")
+    return record
+
+
+def pack_arrays(arrays: Arrays) -> bytes:
+    """Encode an image's arrays as msgpack, uncompressed."""
+    return bytes(
+        msgpack.packb(
+            {
+                name: {
+                    b"nd": True,
+                    b"type": array.dtype.str,
+                    b"kind": b"",
+                    b"shape": array.shape,
+                    b"data": array.tobytes(),
+                }
+                for name, array in arrays.items()
+            },
+            use_bin_type=True,
+        )
+    )
+
+
+def unpack_arrays(value: bytes | memoryview, names: Collection[str]) -> dict[str, NDArray[Any]]:
+    """Decode the arrays of these names, those that the record has; they are views of bytes, and not to be written to.
+
+    Raises:
+        DataError: bytes that are none of an image's record; an array of anything but numbers, or of another size than its
+            bytes.
+    """
+    try:
+        record = msgpack.unpackb(
+            value,
+            raw=False,
+            max_bin_len=LARGEST_IMAGE,
+            max_array_len=_MOST_ENTRIES,
+            max_map_len=_MOST_ENTRIES,
+        )
+    except (ValueError, MemoryError) as error:
+        raise DataError(
+            f"expected arrays in msgpack, got {error or type(error).__name__}; is it compressed?"
+        ) from error
+    if not isinstance(record, dict):
+        raise DataError(f"expected a map from names to arrays, got {shown(record)}; is it a database of images?")
+    return {name: _array(name, record[name]) for name in names if name in record}
+
+
+def _array(name: str, entry: Any) -> NDArray[Any]:
+    kind, shape, data = (entry.get(key) if isinstance(entry, dict) else None for key in (b"type", b"shape", b"data"))
+    if not isinstance(kind, str) or not _NUMBERS.fullmatch(kind) or not isinstance(data, bytes):
+        raise DataError(f"{name}: expected an array of numbers, got {shown(entry)}; write it again")
+    if not isinstance(shape, list) or not all(is_whole(size) and size >= 0 for size in shape):
+        raise DataError(f"{name}: expected an array's shape, got {shown(shape)}; write it again")
+    return _numbers(name, np.dtype(kind), tuple(shape), data)
+
+
+def _numbers(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], data: bytes | memoryview) -> NDArray[Any]:
+    if math.prod(shape) * dtype.itemsize != len(data):
+        raise DataError(
+            f"{name}: expected the bytes of {shape} numbers of {dtype}, got {len(data)} bytes; copy it again"
+        )
+    array: NDArray[Any] = np.frombuffer(data, dtype).reshape(shape)
+    return array
+
+
+def pack_npz(arrays: Arrays) -> bytes:
+    """Encode an image's arrays as the bytes of a compressed npz file."""
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **dict(arrays))  # type: ignore[arg-type]
+    return stream.getvalue()
+
+
+def unpack_npz(value: bytes | memoryview, names: Collection[str]) -> dict[str, NDArray[Any]]:
+    """Decode the arrays of these names from a compressed npz, those that it has; see `unpack_arrays`."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(value)) as archive:
+            members = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+            sizes = sum(members[name].file_size for name in names if name in members)
+            if sizes > LARGEST_IMAGE:
+                raise DataError(
+                    f"expected at most {LARGEST_IMAGE} bytes of arrays, got {sizes}; is it an image's record?"
+                )
+            return {name: _npy(name, archive.read(members[name])) for name in names if name in members}
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DataError(
+            f"expected arrays as a compressed npz, got {error}; is it uncompressed, or cut short?"
+        ) from error
+
+
+def _npy(name: str, content: bytes) -> NDArray[Any]:
+    """Decode a numpy file, whose header may ask for anything."""
+    stream = io.BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, columns_first, dtype = read(stream)
+    except (ValueError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError) as error:
+        raise DataError(f"{name}: expected a numpy array, got {error}; write it again") from error
+    if not _NUMBERS.fullmatch(dtype.str):
+        raise DataError(f"{name}: expected an array of numbers, got one of {dtype}; write it again")
+    array = _numbers(
+        name, dtype, tuple(reversed(shape)) if columns_first else shape, memoryview(content)[stream.tell() :]
+    )
+    return array.T if columns_first else array

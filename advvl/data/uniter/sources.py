@@ -1,0 +1,125 @@
+"""Sources of batches for UNITER whose texts and images lie in memory: labelled pairs, and captions for pre-training.
+
+Both have `len()`, the number of examples, and `batch(indices, generator)`, which depends on nothing else. An example's
+corruption depends on the generator's seed and the example alone, not on which others are in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from advvl.checks import is_choice, is_number, shown
+from advvl.data.masking import MASK_PROBABILITY, mask_regions, mask_words, mismatch
+from advvl.data.row_draws import RowDraws
+from advvl.data.source import checked_rows
+from advvl.data.uniter.batching import Images, Texts, hide_regions, join
+from advvl.errors import ConfigurationError
+
+TASKS = ("mlm", "itm", "mrfr", "mrc", "mrc-kl")
+DEFAULT_TASKS = ("mlm", "mlm", "mlm", "mlm", "itm", "mrfr")
+
+
+def check_tasks(tasks: Sequence[str]) -> None:
+    """Raise ConfigurationError unless `tasks` names one or more tasks that exist."""
+    named = isinstance(tasks, list | tuple) and all(is_choice(task, TASKS) for task in tasks)
+    if not named or not tasks:
+        raise ConfigurationError(
+            f"expected tasks to be a tuple of one or more of {', '.join(TASKS)}, got {shown(tasks)}"
+        )
+
+
+def check_share(word_mask: float) -> None:
+    """Raise ConfigurationError unless `word_mask` is a share."""
+    if not is_number(word_mask) or not 0.0 <= word_mask <= 1.0:
+        raise ConfigurationError(f"expected word_mask to be a share in [0, 1], got {shown(word_mask)}")
+
+
+@dataclass(frozen=True, eq=False)
+class PairSource:
+    """Texts with an image each, and their labels.
+
+    Arguments:
+        texts: N of them.
+        images: M of them.
+        image_rows: (N,), the image of each text.
+        labels: further fields of a batch by name, (N, …) each.
+    """
+
+    texts: Texts
+    images: Images
+    image_rows: Tensor
+    labels: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.texts.lengths)
+
+    def batch(self, indices: Sequence[int], generator: torch.Generator | None = None) -> dict[str, Any]:
+        """Return the examples at `indices` with UNITER's fields; nothing is drawn from the generator.
+
+        Raises:
+            DataError: no index, or one that is out of range.
+        """
+        del generator
+        rows = checked_rows(indices, len(self))
+        pairs = join(self.texts, rows, self.images, self.image_rows[rows])
+        return {**pairs, **{name: label[rows] for name, label in self.labels.items()}}
+
+
+@dataclass(frozen=True, eq=False)
+class CaptionSource:
+    """Captions for pre-training: each batch is of one task, drawn from `tasks`.
+
+    Arguments:
+        texts, images, image_rows: as of a `PairSource`.
+        replacements: the range of ids [low, high) that wrong words come from.
+        word_mask: the share of words that MLM hides.
+        tasks: of pre-training; one named twice is drawn twice as often.
+
+    Raises:
+        ConfigurationError: an unknown task, or a share outside [0, 1].
+    """
+
+    texts: Texts
+    images: Images
+    image_rows: Tensor
+    _: KW_ONLY
+    replacements: tuple[int, int]
+    word_mask: float = MASK_PROBABILITY
+    tasks: tuple[str, ...] = DEFAULT_TASKS
+
+    def __post_init__(self) -> None:
+        check_tasks(self.tasks)
+        check_share(self.word_mask)
+
+    def __len__(self) -> int:
+        return len(self.texts.lengths)
+
+    def batch(self, indices: Sequence[int], generator: torch.Generator) -> dict[str, Any]:
+        """Return the captions at `indices`, corrupted for a task drawn from the generator, whose name is under `"task"`.
+
+        Raises:
+            DataError: no index, or one that is out of range.
+        """
+        rows = checked_rows(indices, len(self))
+        task = self.tasks[int(torch.randint(len(self.tasks), (), generator=generator))]
+        draws = RowDraws.of(rows, generator)
+        if task == "itm":
+            shown, targets = mismatch(self.image_rows[rows], len(self.images.lengths), draws=draws)
+            return {**join(self.texts, rows, self.images, shown), "targets": targets, "task": task}
+        batch = join(self.texts, rows, self.images, self.image_rows[rows])
+        if task == "mlm":
+            input_ids, labels = mask_words(
+                batch["input_ids"], self.replacements, probability=self.word_mask, draws=draws
+            )
+            return {**batch, "input_ids": input_ids, "txt_labels": labels, "task": task}
+        masks = mask_regions(batch["num_bbs"], draws=draws)
+        hidden: dict[str, Any] = hide_regions(batch, masks)
+        if task == "mrfr":
+            return {**hidden, "feat_targets": batch["img_feat"][masks], "task": task}
+        labels = self.images.labels[self.image_rows[rows], : masks.shape[1]]
+        return {**hidden, "label_targets": labels[masks], "task": task}

@@ -1,0 +1,332 @@
+"""UNITER's databases of texts, `<name>.db`: a folder with an LMDB of records and JSON files about them.
+
+| file | content |
+|---|---|
+| `data.mdb` | by example: `input_ids` (word pieces without special tokens), `img_fname`, and the task's own fields |
+| `meta.json` | the ids of the special tokens, the range of the words', the tokeniser's name |
+| `id2len.json` | the number of word pieces by example, in the order of the data set; VCR has `id2len_qa`, `id2len_qar` |
+| `txt2img.json` | the image, or the two images, of an example; not for referring expressions |
+| `img2txts.json` | the examples of an image |
+
+Referring expressions have `refs.json`, `annotations.json`, `categories.json` and `images.json` as well.
+
+Source: the published code of Chen et al., "UNITER", ECCV 2020.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from tokenizers import Tokenizer
+
+from advvl.checks import is_whole, path_of, shown
+from advvl.data.uniter.json_files import as_json, read_counts, read_json
+from advvl.data.uniter.lmdb_files import LmdbFile, LmdbWriter, open_lmdb, writing_lmdb
+from advvl.data.uniter.records import pack_text, unpack_text
+from advvl.data.whereabouts import within
+from advvl.data.wordpiece import SPECIALS, UNK
+from advvl.errors import DataError
+
+Lengths = Literal["", "qa", "qar"]
+TABLES: Final = ("refs", "annotations", "categories", "images")
+"""The files of referring expressions, without `.json`."""
+
+Images = str | tuple[str, str]
+
+
+@dataclass(frozen=True)
+class TextMeta:
+    """The tokeniser that a database was made with.
+
+    Arguments:
+        cls, sep, mask: ids of the special tokens.
+        words: the range [low, high) of the ids that masked language modelling draws wrong words from.
+        unk: the id of unknown words, where it is said.
+        tokenizer: its name, such as "bert-base-cased", where it is said.
+    """
+
+    cls: int
+    sep: int
+    mask: int
+    words: tuple[int, int]
+    unk: int | None = None
+    tokenizer: str | None = None
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, name: str) -> TextMeta:
+        """Describe a WordPiece tokeniser with BERT's special tokens.
+
+        Raises:
+            DataError: it lacks one of them.
+        """
+        ids = [number for token in SPECIALS[UNK:] if (number := tokenizer.token_to_id(token)) is not None]
+        if len(ids) < len(SPECIALS[UNK:]):
+            raise DataError(f"expected a tokenizer that knows {', '.join(SPECIALS)}, got {name!r}; give BERT's")
+        unk, opening, closing, mask = ids
+        low = tokenizer.token_to_id("!")
+        first = len(SPECIALS) if low is None else low
+        return cls(opening, closing, mask, (first, tokenizer.get_vocab_size()), unk, name)
+
+    @classmethod
+    def read(cls, path: Path) -> TextMeta:
+        """Read `meta.json`, under whichever of its keys the tokeniser's name is.
+
+        Raises:
+            DataError: it is missing or malformed, or lacks an id.
+        """
+        found = read_json(path, dict, "the ids of special tokens")
+        opening, closing, mask = (found.get(name) for name in ("CLS", "SEP", "MASK"))
+        words = found.get("v_range")
+        if not isinstance(words, list) or len(words) != 2 or not all(map(is_whole, (opening, closing, mask, *words))):
+            raise DataError(
+                f"expected whole numbers CLS, SEP, MASK and a pair v_range in {str(path)!r}, got {shown(found)}"
+            )
+        unk, name = found.get("UNK"), next((found[key] for key in _NAMES if isinstance(found.get(key), str)), None)
+        return cls(opening, closing, mask, (words[0], words[1]), unk if is_whole(unk) else None, name)
+
+    def as_json(self) -> bytes:
+        """The content of `meta.json`; the name stands under each key that a published script looks for."""
+        unk = {} if self.unk is None else {"UNK": self.unk}
+        named = {} if self.tokenizer is None else dict.fromkeys(_NAMES, self.tokenizer)
+        return as_json({"CLS": self.cls, "SEP": self.sep, "MASK": self.mask, "v_range": self.words, **unk, **named})
+
+    def check_same(self, other: TextMeta, where: tuple[object, object]) -> None:
+        """Raise DataError unless both were made with one tokeniser; a name that is not said is that of the other."""
+        same_ids = (self.cls, self.sep, self.mask, self.words) == (other.cls, other.sep, other.mask, other.words)
+        if not same_ids or len({self.tokenizer, other.tokenizer} - {None}) > 1:
+            raise DataError(
+                f"expected databases of one tokenizer, got {self} in {str(where[0])!r} and {other} in {str(where[1])!r}; "
+                "make one of them again"
+            )
+
+
+_NAMES: Final = ("bert", "tokenizer", "toker")
+
+
+@dataclass(frozen=True, eq=False)
+class TextDb:
+    """The texts of one database, read one by one; made by `open_texts`.
+
+    Arguments:
+        lengths: word pieces without special tokens, of the examples that are not too long, in the data set's order.
+        left_out: the examples that are too long.
+    """
+
+    folder: Path
+    meta: TextMeta
+    lengths: Mapping[str, int] = field(repr=False)
+    left_out: tuple[str, ...] = field(repr=False)
+    file: LmdbFile = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.lengths
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        """Read an example's record.
+
+        Raises:
+            DataError: the database has none, or it does not decode.
+        """
+        view = self.file.require(key)
+        with within(self.where(key)):
+            return unpack_text(view)
+
+    def where(self, key: str) -> str:
+        """The place of a record, for messages."""
+        return f"{self.folder}, record {key!r}"
+
+    @cached_property
+    def images(self) -> Mapping[str, Images]:
+        """The image of an example, or its two images.
+
+        Raises:
+            DataError: the file is missing or malformed, or lacks an example.
+        """
+        path = self.folder / "txt2img.json"
+        found = read_json(path, dict, "the image of each example")
+        images = {key: _images(found.get(key)) for key in self.lengths}
+        wrong = next((key for key, names in images.items() if names is None), None)
+        if wrong is not None:
+            raise DataError(
+                f"{path}: expected one image or two of {wrong!r}, got {shown(found.get(wrong))}; is it whole?"
+            )
+        return {key: names for key, names in images.items() if names is not None}
+
+    @cached_property
+    def texts(self) -> Mapping[str, tuple[str, ...]]:
+        """The examples of an image, those that are not too long."""
+        path = self.folder / "img2txts.json"
+        found = read_json(path, dict, "the examples of each image")
+        wrong = next((name for name, keys in found.items() if not _are_names(keys)), None)
+        if wrong is not None:
+            raise DataError(f"{path}: expected names of examples of {wrong!r}, got {shown(found[wrong])}; is it whole?")
+        return {name: tuple(key for key in keys if key in self.lengths) for name, keys in found.items()}
+
+    def table(self, name: str) -> list[Any]:
+        """Read one of referring expressions' `TABLES`.
+
+        Raises:
+            DataError: it is missing or malformed.
+        """
+        found: list[Any] = read_json(self.folder / f"{name}.json", list, f"the list of {name}")
+        return found
+
+
+def open_texts(
+    folder: str | os.PathLike[str], *, max_length: int | None = None, lengths: Lengths = "", min_length: int = 1
+) -> TextDb:
+    """Open a database of texts.
+
+    Arguments:
+        max_length, min_length: of a text in word pieces without special tokens; UNITER trains on up to 60, on up to 220
+            of VCR; None: any.
+        lengths: which of VCR's two tasks its length is for, "qa" or "qar"; "" for other data sets.
+
+    Raises:
+        DataError: a file that is missing, malformed or cut short; no text that is left.
+    """
+    folder = path_of(folder)
+    path = folder / (f"id2len_{lengths}.json" if lengths else "id2len.json")
+    found = read_counts(path, "the length of each example")
+    kept = {key: n for key, n in found.items() if min_length <= n and (max_length is None or n <= max_length)}
+    if not kept:
+        raise DataError(
+            f"expected a text of {min_length} to {max_length or 'any number of'} word pieces in {str(path)!r}, "
+            f"got {len(found)} others; is the split empty?"
+        )
+    meta = TextMeta.read(folder / "meta.json")
+    return TextDb(folder, meta, kept, tuple(key for key in found if key not in kept), open_lmdb(folder))
+
+
+class TextDbWriter:
+    """A new database of texts, to which examples are added; made by `write_texts`."""
+
+    def __init__(self, file: LmdbWriter, meta: TextMeta) -> None:
+        self._file, self._meta = file, meta
+        self._lengths: dict[str, dict[str, int]] = {}
+        self._images: dict[str, Sequence[str] | str] = {}
+        self._texts: dict[str, list[str]] = {}
+        self._tables: dict[str, list[Any]] = {}
+
+    def add(self, key: str, record: Mapping[str, Any]) -> None:
+        """Add an example.
+
+        Arguments:
+            record: plain values; `input_ids` is needed, `img_fname` names one image or two, and the rest is the task's:
+                `target`, VCR's `input_ids_as` and `input_ids_rs`, referring expressions' `ann_id` and so on.
+
+        Raises:
+            DataError: a key that is there, a record without word pieces or that msgpack does not take, images that are no
+                names.
+        """
+        with within(f"{self._file.folder}, record {key!r}"):
+            lengths = _lengths(record)
+            names = record.get("img_fname")
+            if names is not None and _images(names) is None:
+                raise DataError(f"expected img_fname as the name of one image or two, got {shown(names)}; correct it")
+            self._file.put(key, pack_text(record))
+        for name, length in lengths.items():
+            self._lengths.setdefault(name, {})[key] = length
+        if names is not None:
+            self._images[key] = names
+            for image in (names,) if isinstance(names, str) else names:
+                self._texts.setdefault(image, []).append(key)
+
+    def add_table(self, name: str, rows: Sequence[Any]) -> None:
+        """Add one of referring expressions' `TABLES`."""
+        if name not in TABLES:
+            raise DataError(f"expected a table of {', '.join(TABLES)}, got {name!r}")
+        self._tables[name] = list(rows)
+
+    def close(self) -> None:
+        """Write the JSON files."""
+        if not self._lengths:
+            raise DataError(f"expected one example or more to write to {str(self._file.folder)!r}, got none")
+        files = {"meta.json": self._meta.as_json()}
+        files |= {f"{name}.json": as_json(lengths) for name, lengths in self._lengths.items()}
+        if self._images:
+            files |= {"txt2img.json": as_json(self._images), "img2txts.json": as_json(self._texts)}
+        files |= {f"{name}.json": as_json(rows) for name, rows in self._tables.items()}
+        for name, content in files.items():
+            self._file.add_file(name, content)
+
+
+@contextmanager
+def write_texts(folder: str | os.PathLike[str], meta: TextMeta) -> Iterator[TextDbWriter]:
+    """Write a new database of texts, whole once the block has ended well, and otherwise not at all.
+
+        with write_texts("captions.db", TextMeta.of(tokenizer, "bert-base-cased")) as texts:
+            texts.add("caption-1", {"input_ids": [138, 4355], "img_fname": "picture-1.npz"})
+
+    Raises:
+        DataError: no example was added.
+        OutputDirectoryError: there is something at `folder`; another process writes it; the file system refuses.
+    """
+    with writing_lmdb(folder) as file:
+        writer = TextDbWriter(file, meta)
+        yield writer
+        writer.close()
+
+
+def word_pieces(record: Mapping[str, Any], name: str = "input_ids") -> list[int]:
+    """Return a record's word pieces.
+
+    Raises:
+        DataError: there are none, or others than ids.
+    """
+    found = record.get(name)
+    if not _are_ids(found):
+        raise DataError(
+            f"{name}: expected ids of one word piece or more, got {shown(found)}; leave it out or correct it"
+        )
+    return found  # type: ignore[return-value]
+
+
+def word_pieces_of_four(record: Mapping[str, Any], name: str) -> list[list[int]]:
+    """Return the word pieces of VCR's four choices.
+
+    Raises:
+        DataError: there are not four, or some are no ids.
+    """
+    found = record.get(name)
+    if not isinstance(found, list) or len(found) != 4 or not all(map(_are_ids, found)):
+        raise DataError(f"{name}: expected ids of four choices, got {shown(found)}; leave it out or correct it")
+    return found
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and set(map(type, value)) == {int} and min(value) >= 0
+
+
+def _lengths(record: Mapping[str, Any]) -> dict[str, int]:
+    """The lengths of an example by the file that has them: of VCR the question with its longest answer or rationale."""
+    words = len(word_pieces(record))
+    if "input_ids_as" not in record:
+        return {"id2len": words}
+    answers, rationales = (word_pieces_of_four(record, name) for name in ("input_ids_as", "input_ids_rs"))
+    right = record.get("qa_target", -1)
+    # A test set does not say which answer is right: the longest is as long as any.
+    answer = len(answers[right]) if right in range(4) else max(map(len, answers))
+    return {
+        "id2len_qa": words + max(map(len, answers)),
+        "id2len_qar": words + answer + max(map(len, rationales)),
+    }
+
+
+def _images(names: Any) -> Images | None:
+    if isinstance(names, str) and names:
+        return names
+    return (names[0], names[1]) if _are_names(names) and len(names) == 2 else None
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(name, str) and name for name in value)

@@ -1,0 +1,149 @@
+"""Accuracy on colours by condition, and a picture of the colours before and after an attack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from advvl.adapters.registry import adapt
+from advvl.attacks import Attack
+from advvl.data.colors.rounds import Condition, Round
+from advvl.data.uniter.sources import PairSource
+from advvl.errors import missing_extra
+from advvl.evaluation.statistics import Interval, mean_interval, proportion_interval
+from advvl.experiments.experiment import Row, Task
+from advvl.experiments.outputs import OutputDirectory
+from advvl.files import read_json, replacing, write_text
+from advvl.maximizers.pgd import PGD
+from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
+from advvl.perturbers.balls import L2
+
+_LOOKED_AT = 200  # rounds among which those for the picture are found
+
+
+def condition_table(
+    rows: Sequence[Row], seeds: Sequence[int], directory: OutputDirectory, rounds: Sequence[Round]
+) -> str:
+    """Write `conditions.md`, the clean accuracy by condition, and return it; people's is that of the listeners.
+
+    Arguments:
+        rounds: those that the rows were evaluated on, in order.
+    """
+    conditions: list[Condition | None] = [None, *get_args(Condition)]
+    chosen = [[number for number, one in enumerate(rounds) if kind in (None, one.condition)] for kind in conditions]
+    lines = [
+        "| listener | all | far | split | close |\n|---|---|---|---|---|",
+        _line("people", [_shares([rounds[n].clicked == rounds[n].target for n in numbers]) for numbers in chosen]),
+    ]
+    for row in rows:
+        scores = [read_json(directory / Task(seed, row).record)["scores"]["clean"] for seed in seeds]
+        lines.append(_line(row.name, [_over_seeds(scores, numbers) for numbers in chosen]))
+    counts = ", ".join(f"{len(numbers)} {kind}" for kind, numbers in zip(conditions, chosen, strict=True) if kind)
+    table = f"Accuracy in per cent [95 % interval] by condition; {counts}.\n\n" + "\n".join(lines) + "\n"
+    write_text(directory / "conditions.md", table)
+    return table
+
+
+def _over_seeds(scores: Sequence[Sequence[float]], numbers: Sequence[int]) -> Interval:
+    """Of several seeds the mean and its t-interval, of one Wilson's interval over rounds."""
+    if len(scores) == 1:
+        return _shares([scores[0][number] > 0 for number in numbers])
+    return mean_interval([sum(one[number] for number in numbers) / len(numbers) for one in scores])
+
+
+def _shares(hits: Sequence[bool]) -> Interval:
+    return proportion_interval(sum(hits), len(hits))
+
+
+def _line(name: str, intervals: Sequence[Interval]) -> str:
+    cells = [f"{100 * one.estimate:.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]" for one in intervals]
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def draw_swatches(
+    models: Sequence[tuple[str, nn.Module]],
+    source: PairSource,
+    path: Path,
+    *,
+    radius: float,
+    steps: int,
+    count: int,
+    titles: Sequence[str] | None = None,
+) -> None:
+    """Draw three colours of each round before an attack and after it, for each model, as a PNG.
+
+    Rounds are those that all models answer rightly and the first one no longer does under attack. The target has a frame,
+    the colour that the model chooses a dot.
+
+    Arguments:
+        models: names, and models of the task; the first is the one whose mistakes are shown.
+        radius, steps: of the L2 attack on the colours, which stay in [0, 1].
+        count: rounds to show at most.
+        titles: of the rounds, such as their utterances, by number; None: the numbers.
+
+    Raises:
+        MissingExtraError: matplotlib, of the extra `report`, is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise missing_extra("matplotlib", "report") from error
+    batch = source.batch(range(min(_LOOKED_AT, len(source))))
+    seen = [_attacked(model, batch, radius, steps) for _, model in models]
+    shown = _telling(seen, batch["targets"])[:count]
+    columns = [("before", None), *((name, index) for index, (name, _) in enumerate(models))]
+    figure = Figure(figsize=(1.9 * len(columns), 0.75 * max(1, len(shown)) + 0.9), layout="constrained")
+    panels = figure.subplots(max(1, len(shown)), len(columns), squeeze=False)
+    for panel in panels.flat:
+        panel.set_axis_off()
+    for line, number in zip(panels, shown, strict=False):
+        for panel, (_, index) in zip(line, columns, strict=True):
+            colours = batch["img_feat"][number] if index is None else seen[index][0][number]
+            chosen = None if index is None else int(seen[index][2][number])
+            _swatches(panel, colours, int(batch["targets"][number]), chosen)
+        line[0].set_title("" if titles is None else titles[number], fontsize="small", loc="left")
+    for panel, (name, _) in zip(panels[0], columns, strict=True):
+        panel.text(1.5, 1.45, name, ha="center", va="bottom", fontsize="small")
+    figure.suptitle(f"L2 attack of radius {radius:g} on the colours: frame: meant, dot: chosen", fontsize="medium")
+    with replacing(path) as stream:
+        figure.savefig(stream, format="png", dpi=150)
+
+
+def _attacked(model: nn.Module, batch: dict[str, Any], radius: float, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The perturbed colours `(B, 3, 3)`, and what the model chooses before and after, `(B,)`."""
+    target = adapt(model)
+    ascent = Ascent(L2(radius), step_size=2.5 * radius / steps, box=(0.0, 1.0))
+    result = Attack(EmbeddingPerturber(image=ascent), PGD(steps=steps))(target, batch)
+    model.eval()
+    with torch.no_grad():
+        before = target.logits(target.forward(batch)).argmax(1)
+        with target.inject(result.deltas):
+            after = target.logits(target.forward(batch)).argmax(1)
+    return batch["img_feat"] + result.deltas["image"], before, after
+
+
+def _telling(seen: Sequence[tuple[Tensor, Tensor, Tensor]], targets: Tensor) -> list[int]:
+    """The rounds that all models get right, and the first one no longer under attack; first those that another keeps."""
+    right = torch.stack([before == targets for _, before, _ in seen]).all(0)
+    fooled = right & (seen[0][2] != targets)
+    kept = fooled & torch.stack([after == targets for *_, after in seen]).any(0)
+    return [*kept.nonzero().flatten().tolist(), *(fooled & ~kept).nonzero().flatten().tolist()]
+
+
+def _swatches(panel: Any, colours: Tensor, target: int, chosen: int | None) -> None:
+    from matplotlib.patches import Rectangle
+
+    for place, colour in enumerate(colours.clamp(0, 1).tolist()):
+        meant = place == target
+        panel.add_patch(
+            Rectangle((place + 0.06, 0.06), 0.88, 0.88, facecolor=colour, edgecolor="black", linewidth=2.5 * meant)
+        )
+        if place == chosen:
+            panel.plot(place + 0.5, -0.18, marker="o", color="black", markersize=4)
+    panel.set_xlim(0, 3)
+    panel.set_ylim(-0.35, 1.1)
+    panel.set_aspect("equal")
