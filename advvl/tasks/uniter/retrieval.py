@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from accelerate.utils import send_to_device  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from advvl.checks import is_whole, positive
+from advvl.data.source import BatchSource
 from advvl.errors import ConfigurationError, DataError, ShapeError
 from advvl.models.uniter.layout import gather_index
 from advvl.models.uniter.model import UniterConfig, UniterModel, UniterOutput, given, initialise
@@ -124,6 +127,33 @@ def hardest(model: nn.Module, batch: Mapping[str, Any], count: int) -> dict[str,
         group["gather_index"] = gather_index(lengths[chosen], boxes[chosen], words.shape[1])
         group["attn_masks"] = group["attn_masks"][:, : group["gather_index"].shape[1]]
     return group | {"sample_size": 1 + count}
+
+
+@dataclass(frozen=True, eq=False)
+class HardestSource:
+    """Groups for `fit`: a match and the mismatches that are hardest to the model as it is when the batch is made.
+
+    Arguments:
+        model: the one that is trained, not wrapped.
+        candidates: gives a match and its candidates, one example at a time, as `hardest` takes them.
+        count: mismatches of a group; 31 as published.
+    """
+
+    model: UniterForRetrieval
+    candidates: BatchSource
+    count: int = 31
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+    def batch(self, indices: Sequence[int], generator: torch.Generator) -> dict[str, Any]:
+        """The group of the example at the one index, on the model's device.
+
+        Raises:
+            DataError, ConfigurationError: as `hardest`, or as the candidates' source.
+        """
+        found = send_to_device(self.candidates.batch(indices, generator), next(self.model.parameters()).device)
+        return hardest(self.model, found, self.count)
 
 
 def _size(sample_size: int | Tensor | None, rows: int) -> int:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.compare import same
 from support.task_batches import batch_of, model_of
 from support.uniter_batches import uniter_batch
 from torch import Tensor
 
+from advvl import villa
 from advvl.errors import ConfigurationError, DataError, ShapeError
+from advvl.fit.loop import fit
+from advvl.fit.options import OptimizerOptions
 from advvl.models.uniter.model import UniterConfig
-from advvl.tasks.uniter.retrieval import UniterForRetrieval, hardest
+from advvl.tasks.uniter.retrieval import HardestSource, UniterForRetrieval, hardest
 
 
 def candidates(shared: str, rows: int = 6) -> dict[str, Tensor]:
@@ -129,3 +135,60 @@ def test_rows_that_are_no_whole_number_of_groups_are_refused(size: int) -> None:
 def test_a_margin_is_above_zero(margin: Any) -> None:
     with pytest.raises(ConfigurationError, match="margin"):
         UniterForRetrieval(UniterConfig.tiny(), margin=margin)
+
+
+class Stopped(Exception):
+    pass
+
+
+class Candidates:
+    """A match and five mismatches at a time: of an even number one text's, of an odd one one image's."""
+
+    def __init__(self, left: int = 1000) -> None:
+        self.left = left  # batches until it is stopped
+
+    def __len__(self) -> int:
+        return 6
+
+    def batch(self, indices: Sequence[int], generator: torch.Generator) -> dict[str, Any]:
+        del generator
+        (index,) = indices
+        self.left -= 1
+        if self.left < 0:
+            raise Stopped
+        found = candidates("text" if index % 2 == 0 else "image")
+        return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
+
+
+def trained(path: Path, *, left: int = 1000, resume: bool = False) -> tuple[UniterForRetrieval, list[Tensor]]:
+    """A model after four updates of two groups each, and what the candidates scored."""
+    model, scored = retrieval().float(), []
+    model.rank_output.register_forward_hook(
+        lambda module, args, output: None if torch.is_grad_enabled() else scored.append(output)
+    )
+    fit(
+        model,
+        HardestSource(model, Candidates(left), count=2),
+        options=OptimizerOptions(batch_size=2, learning_rate=0.05),
+        seed=3,
+        updates=4,
+        method=villa(step_sizes={"text": 0.1, "image": 0.1}, steps=2),
+        checkpoint=path,
+        resume=resume,
+        accumulate=2,
+        checkpoint_seconds=0.0,
+    )
+    return model, scored
+
+
+def test_training_takes_the_mismatches_that_are_hardest_at_each_update(tmp_path: Path) -> None:
+    """The model scores the candidates of every group as it is then; a killed run goes on to the same weights."""
+    whole, scored = trained(tmp_path / "whole.pt")
+    assert len(scored) == 4 * 2
+    assert any((one - other).abs().max() > 1e-3 for one in scored for other in scored)
+    with pytest.raises(Stopped):
+        trained(tmp_path / "cut.pt", left=5)
+    again, rest = trained(tmp_path / "cut.pt", resume=True)
+    assert len(rest) == 2 * 2
+    same(rest, scored[-4:])
+    same(dict(again.named_parameters()), dict(whole.named_parameters()))
