@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -266,6 +267,14 @@ def test_a_killed_pretraining_run_of_all_tasks_resumes_to_the_same_bits(tmp_path
     resumed, rest = run(checkpoint=tmp_path / "run.pt", resume=True)
     assert rest == drawn_tasks[11:]
     torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+
+
+def test_a_source_may_be_sent_to_another_process(tmp_path: Path) -> None:
+    for source in (PretrainingSource([shard(tmp_path / "a")], "itm"), RetrievalSource(Pairs([shard(tmp_path / "b")]))):
+        sent = pickle.loads(pickle.dumps(source))
+        found, expected = sent.batch([3, 1], seeded()), source.batch([3, 1], seeded())
+        assert torch.equal(found["img_feat"], expected["img_feat"])
+        assert len(sent) == len(source)
 
 
 def test_a_model_learns_from_a_batch_of_a_database(tmp_path: Path) -> None:
