@@ -258,3 +258,14 @@ def test_files_that_are_missing_or_malformed_are_named(tmp_path: Path) -> None:
     (folder / "txt2img.json").write_text('{"a": "one.npz"}')
     with pytest.raises(DataError, match=r"txt2img\.json: expected one image or two of 'b', got None"):
         _ = texts.images
+
+
+@pytest.mark.parametrize("store_size", [True, False])
+def test_a_bomb_is_refused_by_its_size_before_it_is_unpacked(store_size: bool) -> None:
+    """Also where it says no size: it is a text of ours but for that."""
+    whole = lz4.frame.compress(msgpack.packb({"x": bytes(LARGEST_TEXT)}, use_bin_type=True), store_size=store_size)
+    assert len(whole) < LARGEST_TEXT // 100
+    with pytest.raises(DataError, match=f"at most {LARGEST_TEXT} bytes"):
+        unpack_text(whole)
+    fits = {"x": bytes(LARGEST_TEXT - 100)}
+    assert unpack_text(lz4.frame.compress(msgpack.packb(fits, use_bin_type=True), store_size=store_size)) == fits
