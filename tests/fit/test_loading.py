@@ -16,14 +16,17 @@ ORDER = [0, 1, 5, 6, 0, 1]
 
 
 class Drawing:
-    """Batches that say their examples, a number drawn, and the process that made them."""
+    """Batches that say their examples, a number drawn, and the process that made them; not of the example `broken`."""
+
+    def __init__(self, broken: int = -1) -> None:
+        self.broken = broken
 
     def __len__(self) -> int:
         return 40
 
     def batch(self, indices: Sequence[int], generator: torch.Generator) -> dict[str, Any]:
-        if 39 in indices:
-            raise DataError("expected no example 39, got one; leave it out")
+        if self.broken in indices:
+            raise DataError("expected a row, got none; leave it out")
         drawn = torch.rand(2, generator=generator)
         return {"rows": torch.tensor(indices), "drawn": drawn, "task": "a", "process": os.getpid()}
 
@@ -55,9 +58,11 @@ def test_batches_made_ahead_are_those_of_their_number_in_any_order(workers: int)
 
 @pytest.mark.slow
 def test_an_error_of_a_source_is_the_same_error_from_a_worker() -> None:
-    broken = next(number for number in range(99) if any(39 in part for part in updates(mine=[0, 1, 2]).divided(number)))
-    with pytest.raises(DataError, match="expected no example 39"):
-        Batches(updates(mine=[0, 1, 2]), 99, 1).of(broken)
+    of_seven = updates(source=Drawing(7), mine=[0, 1, 2])
+    broken = next(number for number in range(6) if any(7 in part for part in of_seven.divided(number)))
+    ahead = Batches(of_seven, 9, 1)
+    with pytest.raises(DataError, match="^expected a row, got none; leave it out$"):
+        [ahead.of(number) for number in range(broken + 1)]
 
 
 @pytest.mark.gpu
