@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from advvl.data.source import BatchSource, Sampler
+from advvl.errors import AdvVLError
 from advvl.fit.schedules import examples_of
 from advvl.runtime.randomness import derive_seed
 
@@ -64,7 +65,7 @@ class Batches:
     workers: int = 0
     pinned: bool = False
     _next: int = field(default=-1, init=False)
-    _ahead: Iterator[list[Batch]] = field(default_factory=lambda: iter(()), init=False)
+    _ahead: Iterator[list[Batch] | AdvVLError] = field(default_factory=lambda: iter(()), init=False)
 
     def of(self, number: int) -> list[Batch]:
         """Return the batches of this process's parts of an update."""
@@ -73,7 +74,7 @@ class Batches:
         if number != self._next:  # the first of a run, or of one that was taken up again
             self._ahead = iter(
                 DataLoader(
-                    self.updates,  # type: ignore[arg-type]
+                    _Guarded(self.updates),  # type: ignore[arg-type]
                     batch_size=None,
                     sampler=range(number, self.last),
                     num_workers=self.workers,
@@ -83,11 +84,27 @@ class Batches:
                 )
             )
         self._next = number + 1
-        return next(self._ahead)
+        made = next(self._ahead)
+        if isinstance(made, AdvVLError):
+            raise made
+        return made
 
 
-def _as_it_is(batches: list[Batch]) -> list[Batch]:
-    return batches
+@dataclass(frozen=True)
+class _Guarded:
+    """Batches, or the error that they raise: raised in a worker it would be buried in that one's traceback."""
+
+    updates: Updates
+
+    def __getitem__(self, number: int) -> list[Batch] | AdvVLError:
+        try:
+            return self.updates[number]
+        except AdvVLError as error:
+            return error
+
+
+def _as_it_is(made: list[Batch] | AdvVLError) -> list[Batch] | AdvVLError:
+    return made
 
 
 def _quiet(worker: int) -> None:

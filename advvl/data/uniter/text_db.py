@@ -181,14 +181,12 @@ class TextDb:
         return found
 
 
-def open_texts(
-    folder: str | os.PathLike[str], *, max_length: int | None = None, lengths: Lengths = "", min_length: int = 1
-) -> TextDb:
+def open_texts(folder: str | os.PathLike[str], *, max_length: int | None = None, lengths: Lengths = "") -> TextDb:
     """Open a database of texts.
 
     Arguments:
-        max_length, min_length: of a text in word pieces without special tokens; UNITER trains on up to 60, on up to 220
-            of VCR; None: any.
+        max_length: of a text in word pieces without special tokens; UNITER trains on up to 60, on up to 220 of VCR; None:
+            any.
         lengths: which of VCR's two tasks its length is for, "qa" or "qar"; "" for other data sets.
 
     Raises:
@@ -197,11 +195,11 @@ def open_texts(
     folder = path_of(folder)
     path = folder / (f"id2len_{lengths}.json" if lengths else "id2len.json")
     found = read_counts(path, "the length of each example")
-    kept = {key: n for key, n in found.items() if min_length <= n and (max_length is None or n <= max_length)}
+    kept = {key: n for key, n in found.items() if max_length is None or n <= max_length}
     if not kept:
+        limit = "any number of" if max_length is None else f"at most {max_length}"
         raise DataError(
-            f"expected a text of {min_length} to {max_length or 'any number of'} word pieces in {str(path)!r}, "
-            f"got {len(found)} others; is the split empty?"
+            f"expected a text of {limit} word pieces in {str(path)!r}, got {len(found)} longer ones; is the split empty?"
         )
     meta = TextMeta.read(folder / "meta.json")
     return TextDb(folder, meta, kept, tuple(key for key in found if key not in kept), open_lmdb(folder))

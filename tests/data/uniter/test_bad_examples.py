@@ -52,6 +52,10 @@ BAD: dict[str, tuple[Callable[..., Any], str]] = {
         lambda folder, **o: PretrainingSource([shard(folder, images={**IMAGES, "i1.npz": EMPTY})], "mlm", **o),
         r"x\.db, record 't1': expected a region of 'i1\.npz'",
     ),
+    "text without words": (
+        lambda folder, **o: PretrainingSource([shard(folder, with_one(captions(), "t1", input_ids=[]))], "mlm", **o),
+        r"x\.db, record 't1': expected one word piece or more, got none",
+    ),
     "two images of one": (
         lambda folder, **o: AnswerSource([shard(folder, {**captions(), "t1": pair_records()["t1"]})], 3, **o),
         r"x\.db, record 't1': expected one image of an example",

@@ -382,3 +382,12 @@ def test_the_number_of_regions_is_read_from_the_beginning_of_a_record(compressed
 def test_our_encoder_gives_the_bytes_of_msgpack_numpy() -> None:
     one = arrays(3)
     assert records.pack_arrays(one) == msgpack.packb(one, default=msgpack_numpy.encode, use_bin_type=True)
+
+
+def test_a_bomb_is_refused_by_its_size_before_it_is_unpacked() -> None:
+    zeros = np.zeros((2, LARGEST_IMAGE // 4), "f2")
+    stream = io.BytesIO()
+    np.savez_compressed(stream, features=zeros, other=zeros)
+    with pytest.raises(DataError, match=f"expected at most {LARGEST_IMAGE} bytes of arrays"):
+        unpack_npz(stream.getvalue(), ("features",))
+    assert npz_rows(stream.getvalue()) == 2

@@ -95,11 +95,11 @@ def test_any_records_come_back(drawn: dict[str, tuple[list[int], str, dict[str, 
         assert read_published_texts(written)[0] == records
 
 
-def test_long_and_short_texts_are_left_out_and_listed(tmp_path: Path) -> None:
-    texts = open_texts(write(tmp_path / "x.db"), max_length=3, min_length=2)
-    assert dict(texts.lengths) == {"b": 3}
-    assert texts.left_out == ("a", "c")
-    assert texts.texts == {"one.npz": ("b",), "two.npz": ()}
+def test_long_texts_are_left_out_and_listed(tmp_path: Path) -> None:
+    texts = open_texts(write(tmp_path / "x.db"), max_length=3)
+    assert dict(texts.lengths) == {"b": 3, "a": 1}
+    assert texts.left_out == ("c",)
+    assert texts.texts == {"one.npz": ("b", "a"), "two.npz": ()}
 
 
 def test_vcr_has_the_length_of_the_question_and_its_longest_choice(tmp_path: Path) -> None:
@@ -236,14 +236,16 @@ def test_files_that_are_missing_or_malformed_are_named(tmp_path: Path) -> None:
     folder = published_texts(tmp_path / "x.db", RECORDS)
     with pytest.raises(DataError, match=r"expected the length of each example in '.*id2len_qa\.json'"):
         open_texts(folder, lengths="qa")
-    with pytest.raises(DataError, match=r"expected a text of 5 to 9 word pieces .* is the split empty"):
-        open_texts(folder, min_length=5, max_length=9)
+    with pytest.raises(
+        DataError, match=r"expected a text of at most 0 word pieces .* got 3 longer ones; is the split empty"
+    ):
+        open_texts(folder, max_length=0)
     for name, content, reason in (
         ("meta.json", "{}", "expected whole numbers CLS, SEP, MASK"),
         ("meta.json", "[", r"expected the ids of special tokens in '.*meta\.json'"),
         ("id2len.json", '{"a": -1}', "'a': expected a whole number of 0 or more, got -1"),
         ("id2len.json", '{"a": 1, "a": 2}', "'a' more than once"),
-        ("id2len.json", "{}", "expected a text of 1 to any number of word pieces .* got 0 others"),
+        ("id2len.json", "{}", "expected a text of any number of word pieces .* got 0 longer ones"),
     ):
         whole = (folder / name).read_text()
         (folder / name).write_text(content)
@@ -256,3 +258,14 @@ def test_files_that_are_missing_or_malformed_are_named(tmp_path: Path) -> None:
     (folder / "txt2img.json").write_text('{"a": "one.npz"}')
     with pytest.raises(DataError, match=r"txt2img\.json: expected one image or two of 'b', got None"):
         _ = texts.images
+
+
+@pytest.mark.parametrize("store_size", [True, False])
+def test_a_bomb_is_refused_by_its_size_before_it_is_unpacked(store_size: bool) -> None:
+    """Also where it says no size: it is a text of ours but for that."""
+    whole = lz4.frame.compress(msgpack.packb({"x": bytes(LARGEST_TEXT)}, use_bin_type=True), store_size=store_size)
+    assert len(whole) < LARGEST_TEXT // 100
+    with pytest.raises(DataError, match=f"at most {LARGEST_TEXT} bytes"):
+        unpack_text(whole)
+    fits = {"x": bytes(LARGEST_TEXT - 100)}
+    assert unpack_text(lz4.frame.compress(msgpack.packb(fits, use_bin_type=True), store_size=store_size)) == fits

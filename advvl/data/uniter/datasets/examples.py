@@ -136,6 +136,8 @@ def number_examples(
         keys.append([])
         for key in shard.texts.lengths:
             try:
+                if shard.texts.lengths[key] < 1:
+                    raise DataError("expected one word piece or more, got none; leave the example out")
                 found = length(number, key)
                 if skip_bad:
                     check(number, key)
