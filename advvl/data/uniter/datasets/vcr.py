@@ -22,7 +22,7 @@ from advvl.data.uniter.batching import collate
 from advvl.data.uniter.datasets.examples import Examples, Shard, number_examples, stacked
 from advvl.data.uniter.image_db import ImageDb
 from advvl.data.uniter.regions import Regions
-from advvl.data.uniter.text_db import TextMeta, word_pieces, word_pieces_of_four
+from advvl.data.uniter.word_pieces import TextMeta, word_pieces, word_pieces_of_four
 from advvl.errors import DataError
 
 Split = Literal["val", "test"]
