@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from advvl.checks import is_number, shown
+from advvl.checks import shown
+from advvl.data.boxes import checked_regions
 from advvl.data.lxmert.answers import AnswerTable, Unknown
 from advvl.data.targets import annotator_score
+from advvl.data.whereabouts import within
 from advvl.errors import ConfigurationError, DataError
 
 Answers = str | Sequence[str] | Mapping[str, float]
@@ -45,42 +44,34 @@ class VQAExample:
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
             raise DataError(f"expected a question as a text, got {type(self.text).__name__}")
-        features, boxes = _numbers("features", self.features), _numbers("boxes", self.boxes)
-        if features.ndim != 2 or not len(features) or boxes.shape != (len(features), 4):
-            raise DataError(
-                f"expected features (R, F) and boxes (R, 4) of one region or more, got {tuple(features.shape)} and "
-                f"{tuple(boxes.shape)} of {self.text!r}"
-            )
-        crossed = (boxes[:, :2] > boxes[:, 2:]).any(1)
-        if crossed.any():
-            raise DataError(
-                f"expected boxes with x1 <= x2 and y1 <= y2, got {boxes[crossed][0].tolist()} of {self.text!r}; give "
-                "corners, not widths and heights"
-            )
-        if self.size is not None:
-            boxes = _in_parts(boxes, self.size, self.text)
-        if boxes.min() < -1e-3 or boxes.max() > 1 + 1e-3:
-            raise DataError(
-                f"expected boxes x1, y1, x2, y2 inside the image of {self.text!r}, got {boxes.min():.3g} to "
-                f"{boxes.max():.3g} of its size; give size=(width, height) for pixels"
-            )
-        for name, value in {"features": features, "boxes": boxes.clamp(0, 1)}.items():
+        with within(f"the image of {self.text!r}"):
+            features, boxes = checked_regions(self.features, self.boxes, self.size)
+        for name, value in {"features": features, "boxes": boxes}.items():
             object.__setattr__(self, name, value)
 
     @property
     def scores(self) -> Mapping[str, float]:
         """The score of each right answer; of ten people's answers VQA's, by how many gave it."""
-        if self.answers is None:
-            return {}
-        if isinstance(self.answers, Mapping):
-            return self.answers
-        if isinstance(self.answers, str):
-            return {self.answers: 1.0}
-        if len(self.answers) != 10:
-            raise DataError(
-                f"expected one answer, ten people's, or scores by answer, got {len(self.answers)} answers to {self.text!r}"
-            )
-        return {answer: annotator_score(count) for answer, count in Counter(self.answers).items()}
+        with within(repr(self.text)):
+            return answer_scores(self.answers)
+
+
+def answer_scores(answers: Answers | None) -> Mapping[str, float]:
+    """Return the score of each right answer: one alone has 1, of ten people's VQA's, by how many gave it.
+
+    Raises:
+        DataError: neither an answer, nor ten, nor scores by answer.
+    """
+    if answers is None:
+        return {}
+    if isinstance(answers, Mapping):
+        return answers
+    if isinstance(answers, str):
+        return {answers: 1.0}
+    if not isinstance(answers, Sequence) or len(answers) != 10 or not all(isinstance(one, str) for one in answers):
+        count = f"{len(answers)} answers" if isinstance(answers, Sequence) else shown(answers)
+        raise DataError(f"expected one answer, ten people's, or scores by answer, got {count}; correct answers")
+    return {answer: annotator_score(count) for answer, count in Counter(answers).items()}
 
 
 def frequent_answers(examples: Iterable[VQAExample], *, least: int = 1) -> AnswerTable:
@@ -123,27 +114,3 @@ def check_table(table: object) -> None:
             f"expected answers as an AnswerTable, got {shown(table)}; make one by frequent_answers(examples) or "
             "AnswerTable(answers)"
         )
-
-
-def _in_parts(boxes: Tensor, size: object, text: str) -> Tensor:
-    """Boxes in parts of the image's width and height, from pixels."""
-    if not isinstance(size, Sequence) or len(size) != 2 or not all(is_number(n) and 0 < n < math.inf for n in size):
-        raise DataError(
-            f"expected size as (width, height) in pixels, got {shown(size)}; leave it out if it is not known"
-        )
-    if boxes.max() <= 1 < min(size):
-        raise DataError(
-            f"expected boxes in pixels with size={tuple(size)!r}, got all in [0, 1] of {text!r}; leave size out, or give "
-            "pixels"
-        )
-    return boxes / torch.tensor([*size, *size], dtype=boxes.dtype)
-
-
-def _numbers(name: str, value: Any) -> Tensor:
-    try:
-        found = torch.as_tensor(value).to(torch.float32)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"expected {name} as an array of numbers, got {type(value).__name__}: {error}") from error
-    if not found.isfinite().all():
-        raise DataError(f"expected finite {name}, got some that are not")
-    return found

@@ -45,6 +45,7 @@ class TextDb:
     Arguments:
         lengths: word pieces without special tokens, of the examples that are not too long, in the data set's order.
         left_out: the examples that are too long.
+        skipped: reasons why others were left out: none were.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class TextDb:
     lengths: Mapping[str, int] = field(repr=False)
     left_out: tuple[str, ...] = field(repr=False)
     file: LmdbFile = field(repr=False)
+    skipped: tuple[str, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -19,8 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from advvl.checks import choice, flag, is_whole, shown
 from advvl.data.source import checked_rows
 from advvl.data.uniter.batching import collate
-from advvl.data.uniter.datasets.examples import Examples, Shard, number_examples, stacked
-from advvl.data.uniter.image_db import ImageDb
+from advvl.data.uniter.datasets.examples import Examples, ImageTable, Shard, number_examples, stacked
 from advvl.data.uniter.regions import Regions
 from advvl.data.uniter.word_pieces import TextMeta, word_pieces, word_pieces_of_four
 from advvl.errors import DataError
@@ -177,7 +176,7 @@ def _regions(shard: Shard, key: str) -> Regions:
     return _drawn(shard).read(drawn).followed_by(detected) if _drawn(shard).count(drawn) else detected
 
 
-def _drawn(shard: Shard) -> ImageDb:
+def _drawn(shard: Shard) -> ImageTable:
     if shard.drawn is None:
         raise DataError("expected the database of boxes that people drew, got none; give Shard(texts, images, drawn)")
     return shard.drawn
