@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -64,8 +65,8 @@ def answer_scores(answers: Answers | None) -> Mapping[str, float]:
     """
     if answers is None:
         return {}
-    if isinstance(answers, Mapping):
-        return answers
+    if isinstance(answers, Mapping):  # a Dataset gives None for an answer that another of its records has
+        return {answer: score for answer, score in answers.items() if score is not None}
     if isinstance(answers, str):
         return {answers: 1.0}
     if not isinstance(answers, Sequence) or len(answers) != 10 or not all(isinstance(one, str) for one in answers):
@@ -74,9 +75,17 @@ def answer_scores(answers: Answers | None) -> Mapping[str, float]:
     return {answer: annotator_score(count) for answer, count in Counter(answers).items()}
 
 
-def frequent_answers(examples: Iterable[VQAExample], *, least: int = 1) -> AnswerTable:
-    """Return the table of the answers that are right in `least` examples or more, the most frequent first."""
-    counts = Counter(answer for example in examples for answer in example.scores)
+def frequent_answers(examples: Iterable[VQAExample | Mapping[str, Any]], *, least: int = 1) -> AnswerTable:
+    """Return the table of the answers that are right in `least` examples or more, the most frequent first.
+
+    Arguments:
+        examples: or dicts with `answers`.
+    """
+    scores = (
+        example.scores if isinstance(example, VQAExample) else answer_scores(example.get("answers"))
+        for example in examples
+    )
+    counts = Counter(answer for scored in scores for answer in scored)
     kept = [answer for answer, count in counts.items() if count >= least]
     return AnswerTable(tuple(sorted(kept, key=lambda answer: (-counts[answer], answer))))
 
@@ -99,12 +108,17 @@ def padded_features(examples: Sequence[VQAExample]) -> Tensor:
     Raises:
         DataError: features of different widths.
     """
+    check_widths(examples)
+    return pad_sequence([example.features for example in examples], batch_first=True)
+
+
+def check_widths(examples: Sequence[VQAExample]) -> None:
+    """Raise DataError unless the regions of a batch have as many features."""
     widths = sorted({example.features.shape[1] for example in examples})
     if len(widths) > 1:
         raise DataError(
             f"expected features of one width in a batch, got widths {widths}; extract all images with one detector"
         )
-    return pad_sequence([example.features for example in examples], batch_first=True)
 
 
 def check_table(table: object) -> None:

@@ -27,7 +27,7 @@ from advvl.checks import path_of, shown
 from advvl.data.uniter.json_files import as_json, read_counts, read_json
 from advvl.data.uniter.lmdb_files import LmdbFile, LmdbWriter, open_lmdb, writing_lmdb
 from advvl.data.uniter.records import pack_text, unpack_text
-from advvl.data.uniter.word_pieces import TextMeta, word_pieces, word_pieces_of_four
+from advvl.data.uniter.word_pieces import TextMeta, text_lengths
 from advvl.data.whereabouts import within
 from advvl.errors import DataError
 
@@ -160,7 +160,7 @@ class TextDbWriter:
                 names.
         """
         with within(f"{self._file.folder}, record {key!r}"):
-            lengths = _lengths(record)
+            lengths = text_lengths(record)
             names = record.get("img_fname")
             if names is not None and _images(names) is None:
                 raise DataError(f"expected img_fname as the name of one image or two, got {shown(names)}; correct it")
@@ -206,21 +206,6 @@ def write_texts(folder: str | os.PathLike[str], meta: TextMeta) -> Iterator[Text
         writer = TextDbWriter(file, meta)
         yield writer
         writer.close()
-
-
-def _lengths(record: Mapping[str, Any]) -> dict[str, int]:
-    """The lengths of an example by the file that has them: of VCR the question with its longest answer or rationale."""
-    words = len(word_pieces(record))
-    if "input_ids_as" not in record:
-        return {"id2len": words}
-    answers, rationales = (word_pieces_of_four(record, name) for name in ("input_ids_as", "input_ids_rs"))
-    right = record.get("qa_target", -1)
-    # A test set does not say which answer is right: the longest is as long as any.
-    answer = len(answers[right]) if right in range(4) else max(map(len, answers))
-    return {
-        "id2len_qa": words + max(map(len, answers)),
-        "id2len_qar": words + answer + max(map(len, rationales)),
-    }
 
 
 def _images(names: Any) -> Images | None:

@@ -125,6 +125,25 @@ def _are_ids(value: Any) -> bool:
     return isinstance(value, list) and set(map(type, value)) == {int} and min(value) >= 0
 
 
+def text_lengths(record: Mapping[str, Any]) -> dict[str, int]:
+    """Return the word pieces of an example by the file that has them: of VCR, of a question with its longest choice.
+
+    Raises:
+        DataError: as `word_pieces`.
+    """
+    words = len(word_pieces(record))
+    if "input_ids_as" not in record:
+        return {"id2len": words}
+    answers = word_pieces_of_four(record, "input_ids_as")
+    found = {"id2len_qa": words + max(map(len, answers))}
+    if "input_ids_rs" in record:
+        right = record.get("qa_target", -1)
+        # A test set does not say which answer is right: the longest is as long as any.
+        answer = len(answers[right]) if right in range(4) else max(map(len, answers))
+        found["id2len_qar"] = words + answer + max(map(len, word_pieces_of_four(record, "input_ids_rs")))
+    return found
+
+
 def encoded(tokenizer: Any, text: str) -> list[int]:
     """Return the word pieces of a text, without special tokens, by a tokeniser of tokenizers or transformers."""
     found = tokenizer.encode(text, add_special_tokens=False)
