@@ -170,8 +170,11 @@ def vcr_source(
         rationales: ask for the rationale of each right answer as well, as a second half of the examples.
     """
     words, reader = Words(tokenizer), RegionReader(images, regions)
-    read = _read_choices(records, words, reader, rationales, known=True, max_length=max_length, skip_bad=skip_bad)
-    return ChoiceSource([_of_length("qa", *read)], [_of_length("qar", *read)] if rationales else [])
+    texts, found = _read_choices(
+        records, words, reader, rationales, known=True, max_length=max_length, skip_bad=skip_bad
+    )
+    second = [_of_length("qar", replace(texts, skipped=()), found)] if rationales else []
+    return ChoiceSource([_of_length("qa", texts, found)], second)
 
 
 def vcr_evaluation_source(
