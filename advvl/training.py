@@ -104,12 +104,12 @@ class AdversarialTraining:
         check_parts(self.perturber, self.maximizer)
         for regularizer in self.regularizers:
             check_regularizer(regularizer)
-        self._check_objectives()
         if not is_number(self.clean_weight) or not 0 <= self.clean_weight < math.inf:
             raise ConfigurationError(f"expected a finite clean_weight of 0 or more, got {self.clean_weight!r}")
         for name, choices in _CHOICES.items():
             if not is_choice(getattr(self, name), choices):
                 raise ConfigurationError(f"expected {name} to be one of {choices}, got {getattr(self, name)!r}")
+        self._check_objectives()
         needs_clean = any(one.reference is None or one.on == "clean" for one in self.regularizers)
         if self.track_stats == "clean" and not needs_clean and not self.clean_weight:
             raise ConfigurationError(

@@ -55,6 +55,16 @@ VALUES: list[Any] = [
 
 L2_TEXT = {"text": Ascent(L2(1.0), step_size=0.5)}
 SIZES = {"text": 0.1, "image": 0.1}
+PIXELS: dict[str, Any] = {"radius": 0.1, "step_size": 0.1, "modality": "image", "box": (0, 1), "pixels": None}
+
+PUBLISHED: dict[str, Any] = {
+    "step_sizes": SIZES,
+    "steps": 2,
+    "radius": 1.0,
+    "norm": "l2",
+    "modalities": "together",
+    "dropout": "fresh",
+}
 
 
 def method() -> AdversarialTraining:
@@ -142,14 +152,28 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
     ),
     "attack": (lambda **given: Attack(perturber(), PGD(1))(**given), lambda: {"model": toy(), "batch": toy_batch()}),
     "inject": (lambda **given: toy().inject(**given).__enter__(), lambda: {"deltas": {}}),
-    "villa": (advvl.villa, lambda: {"step_sizes": SIZES, "steps": 2, "radius": 1.0, "kl_weight": 1.0}),
-    "freelb": (advvl.freelb, lambda: {"step_sizes": SIZES, "steps": 2, "radius": 1.0, "init_magnitude": 0.1}),
-    "free_at": (advvl.free_at, lambda: {"radius": 0.1, "replays": 2, "box": None}),
-    "pgd": (advvl.pgd, lambda: {"radius": 0.1, "step_size": 0.1, "steps": 2, "box": (0, 1)}),
-    "trades": (advvl.trades, lambda: {"radius": 0.1, "step_size": 0.1, "box": None}),
-    "vat": (advvl.vat, dict),
-    "smart": (advvl.smart, dict),
-    "neftune": (advvl.neftune, dict),
+    "villa": (advvl.villa, lambda: PUBLISHED | {"kl_weight": 1.0, "clean_weight": 0.0}),
+    "freelb": (advvl.freelb, lambda: PUBLISHED | {"init_magnitude": 0.1}),
+    "free_at": (advvl.free_at, lambda: {"radius": 0.1, "replays": 2, "box": None, "pixels": None, "modality": "image"}),
+    "pgd": (advvl.pgd, lambda: PIXELS | {"steps": 2, "norm": "linf"}),
+    "trades": (advvl.trades, lambda: PIXELS | {"beta": 6.0, "norm": "linf"}),
+    "fare": (advvl.fare, lambda: PIXELS | {"model": ToyModel(), "steps": 2, "reads": "mix"}),
+    "tecoa": (advvl.tecoa, lambda: PIXELS | {"text_features": torch.eye(3), "steps": 2, "scale": 100.0, "reads": len}),
+    "vat": (
+        advvl.vat,
+        lambda: (
+            {"radius": 8.0, "xi": 1e-4, "weight": 1.0, "task_weight": 1.0, "modality": "image", "dropout": "shared"}
+        ),
+    ),
+    "smart": (
+        advvl.smart,
+        lambda: (
+            {"radius": 1e-5, "step_size": 1e-3, "steps": 1, "weight": 1.0, "bregman": None, "bregman_weight": 1.0}
+            | {"modality": "text"}
+        ),
+    ),
+    "neftune": (advvl.neftune, lambda: {"alpha": 5.0, "modality": "text"}),
+    "lxmert_adv": (advvl.lxmert_adv, lambda: {"task": "vqa", "dropout": "fresh"}),
     "WorstCase": (WorstCase, lambda: {"steps": 2, "step_fraction": 0.5, "restarts": 1, "objectives": ("margin",)}),
     "robustness_curve": (
         robustness_curve,

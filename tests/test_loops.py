@@ -19,7 +19,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from advvl import AdversarialTraining, adapt, freelb, villa
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(
+        "ignore:.*activation_checkpointing.*:FutureWarning"
+    ),  # of transformers, by TRL's default
+]
 
 PAGE = (Path(__file__).parent.parent / "docs/loops.md").read_text()
 DIFFS = dict(re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?^```diff\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))

@@ -133,7 +133,7 @@ class UniterOptions(VillaOptions):
 
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "demo": {
-        "methods": ("standard", "villa", "both-stages"),
+        "methods": ("standard", "villa"),
         "data": {"train_questions": 2000, "test_questions": 400},
         "pretrain": {"epochs": 3},
         "finetune": {"epochs": 50},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from advvl.checks import is_choice
 from advvl.errors import ConfigurationError
 from advvl.recipes.villa import villa
 from advvl.training import AdversarialTraining
@@ -25,7 +26,7 @@ def lxmert_adv(task: LxmertTask = "vqa", *, dropout: Literal["fresh", "shared"] 
 
     with `advvl.fit.bert_adam`'s optimiser and schedule, and gradients clipped at norm 5.
     """
-    if task not in get_args(LxmertTask):
+    if not is_choice(task, get_args(LxmertTask)):
         raise ConfigurationError(f"expected task to be one of {get_args(LxmertTask)}, got {task!r}")
     return villa(
         step_sizes={"text": 1e-2 if task == "gqa" else 1e-3},

@@ -40,9 +40,11 @@ MODELS: dict[str, Callable[[UniterConfig], UniterTask]] = {
 def batch_of(task: str, **padding: Any) -> dict[str, Any]:
     """A batch of each task; `padding` widens it, as `uniter_batch` says."""
     family = task.partition("-")[0]
-    if family in ("vqa", "ve"):
-        targets = torch.linspace(0, 1, 20, dtype=torch.float64).view(4, 5)
-        return uniter_batch(**padding) | {"targets": targets if family == "vqa" else targets[:, :3].contiguous()}
+    if family == "vqa":
+        return uniter_batch(**padding) | {"targets": torch.linspace(0, 1, 20, dtype=torch.float64).view(4, 5)}
+    if family == "ve":
+        shares = [[0, 1, 0], [0.4, 0, 0.6], [1, 0, 0], [0, 0, 1]]
+        return uniter_batch(**padding) | {"targets": torch.tensor(shares, dtype=torch.float64)}
     if family == "nlvr2":
         return pairs(triplet=task.endswith("triplet"), **padding)
     if family == "vcr":

@@ -53,7 +53,7 @@ class UniterForRetrieval(UniterTask):
         """The ranking head, of a file that has none: pre-training's score of a match, copied."""
         names = {f"rank_output.{last}": f"itm_output.{last}" for last in ("weight", "bias")}
         return {
-            name: state[of][1:].clone()
+            name: state[of][1:]
             for name, of in names.items()
             if name not in state and of in state and len(state[of]) == 2
         }

@@ -24,6 +24,7 @@ from advvl import (
     adapt,
     villa,
 )
+from advvl.evaluation.robustness import WorstCase, robustness_curve
 from advvl.models.uniter.model import region_mask, text_mask
 from advvl.tasks.uniter.retrieval import UniterForRetrieval, hardest
 
@@ -157,6 +158,43 @@ def test_an_attack_knows_whose_each_row_is(task: str, owners: list[int] | None) 
         found = result.owners.get(modality)
         assert (found is None) == (owners is None)
         assert found is None or found.tolist() == owners
+
+
+def classes(batch: dict[str, Any]) -> Tensor:
+    """The right class of each example; in retrieval the match, which comes first in its group."""
+    if "sample_size" in batch:
+        return torch.zeros(len(batch["input_ids"]) // batch["sample_size"], dtype=torch.long)
+    targets: Tensor = batch["targets"]
+    return targets if targets.is_floating_point() else targets.flatten()
+
+
+@pytest.mark.parametrize("task", MODELS)
+def test_a_robustness_curve_scores_each_example_and_falls(task: str) -> None:
+    model, batch = model_of(task), batch_of(task)
+    examples = len(model.eval()(**batch).logits)
+    attacks = WorstCase(steps=3, step_fraction=0.5)
+    curve = robustness_curve(
+        adapt(model), [batch], modality="image", radii=(0.5, 50.0), attacks=attacks, targets=classes
+    )
+    assert curve.clean.shape == (examples,)
+    assert curve.scores.shape == (2, examples)
+    assert not curve.unmoved.any()
+    assert (curve.scores <= curve.clean).all()
+    assert (curve.scores[1] <= curve.scores[0]).all()
+    assert curve.scores[1].sum() < curve.clean.sum() or not curve.clean.any()
+
+
+@pytest.mark.parametrize("task", MODELS)
+def test_half_precision_trains_with_a_loss_in_single(task: str) -> None:
+    model = model_of(task).bfloat16()
+    batch = {
+        n: t.float() if isinstance(t, Tensor) and t.dtype == torch.float64 else t for n, t in batch_of(task).items()
+    }
+    report = villa(step_sizes={"text": 3.0, "image": 3.0}).step(adapt(model), batch)
+    assert report.loss.dtype == torch.float32
+    assert report.loss.isfinite()
+    assert model(**batch).loss.dtype == torch.float32
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_both_copies_of_a_sentence_have_a_perturbation_of_their_own() -> None:

@@ -26,11 +26,11 @@ def test_the_hard_draw_is_the_best_wrong_region_of_a_row() -> None:
 
 def test_other_draws_are_uniform_over_the_wrong_regions() -> None:
     generator = torch.Generator().manual_seed(0)
-    draws = torch.stack([draw_regions(SCORES, TARGETS, REAL, hard_ratio=0.0, generator=generator) for _ in range(3000)])
+    draws = torch.stack([draw_regions(SCORES, TARGETS, REAL, hard_ratio=0.0, generator=generator) for _ in range(1500)])
     for row, wrong in enumerate(([0, 2, 3], [0, 1, 2, 3, 4], [1])):
         counts = torch.bincount(draws[:, row], minlength=6)
         assert counts.nonzero()[:, 0].tolist() == wrong
-        expected = 3000 / len(wrong)
+        expected = 1500 / len(wrong)
         assert (counts[wrong] - expected).abs().max() < 5 * expected**0.5
 
 
