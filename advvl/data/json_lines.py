@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from advvl.checks import path_of, shown
+from advvl.data.whereabouts import within
 from advvl.errors import DataError
 from advvl.files import plain_json
 
@@ -19,6 +20,18 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, An
     Raises:
         DataError: a file that cannot be read; a line that is too long or no JSON object, with its number.
     """
+    for number, line in numbered_lines(path):
+        with within(f"{path_of(path)}, line {number}"):
+            found = as_object(line)
+        yield number, found
+
+
+def numbered_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
+    """Yield the number, from 1, and the bytes of each line that is not empty.
+
+    Raises:
+        DataError: a file that cannot be read; a line that is too long, with its number.
+    """
     path = path_of(path)
     try:
         with open(path, "rb") as stream:
@@ -28,16 +41,21 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, An
                 if len(line) > _LONGEST:
                     raise DataError(f"expected lines of at most {_LONGEST} bytes in {str(path)!r}, got line {number}")
                 if line.strip():
-                    yield number, _object(line, number, str(path))
+                    yield number, line
     except OSError as error:
         raise DataError(f"expected a readable file of JSON lines at {str(path)!r}, got {error}") from error
 
 
-def _object(line: bytes, number: int, path: str) -> dict[str, Any]:
+def as_object(line: bytes) -> dict[str, Any]:
+    """Return the object of a line.
+
+    Raises:
+        DataError: it is no JSON object.
+    """
     try:
         found = plain_json(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"expected JSON in line {number} of {path!r}, got {error}") from error
+        raise DataError(f"expected JSON, got {error}; correct the line") from error
     if not isinstance(found, dict):
-        raise DataError(f"expected an object in line {number} of {path!r}, got {shown(found)}")
+        raise DataError(f"expected a JSON object, got {shown(found)}; correct the line")
     return found

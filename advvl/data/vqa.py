@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from advvl.checks import is_number, shown
+from advvl.checks import shown
+from advvl.data.boxes import checked_regions
 from advvl.data.lxmert.answers import AnswerTable, Unknown
 from advvl.data.targets import annotator_score
+from advvl.data.whereabouts import within
 from advvl.errors import ConfigurationError, DataError
 
 Answers = str | Sequence[str] | Mapping[str, float]
@@ -45,47 +45,47 @@ class VQAExample:
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
             raise DataError(f"expected a question as a text, got {type(self.text).__name__}")
-        features, boxes = _numbers("features", self.features), _numbers("boxes", self.boxes)
-        if features.ndim != 2 or not len(features) or boxes.shape != (len(features), 4):
-            raise DataError(
-                f"expected features (R, F) and boxes (R, 4) of one region or more, got {tuple(features.shape)} and "
-                f"{tuple(boxes.shape)} of {self.text!r}"
-            )
-        crossed = (boxes[:, :2] > boxes[:, 2:]).any(1)
-        if crossed.any():
-            raise DataError(
-                f"expected boxes with x1 <= x2 and y1 <= y2, got {boxes[crossed][0].tolist()} of {self.text!r}; give "
-                "corners, not widths and heights"
-            )
-        if self.size is not None:
-            boxes = _in_parts(boxes, self.size, self.text)
-        if boxes.min() < -1e-3 or boxes.max() > 1 + 1e-3:
-            raise DataError(
-                f"expected boxes x1, y1, x2, y2 inside the image of {self.text!r}, got {boxes.min():.3g} to "
-                f"{boxes.max():.3g} of its size; give size=(width, height) for pixels"
-            )
-        for name, value in {"features": features, "boxes": boxes.clamp(0, 1)}.items():
+        with within(f"the image of {self.text!r}"):
+            features, boxes = checked_regions(self.features, self.boxes, self.size)
+        for name, value in {"features": features, "boxes": boxes}.items():
             object.__setattr__(self, name, value)
 
     @property
     def scores(self) -> Mapping[str, float]:
         """The score of each right answer; of ten people's answers VQA's, by how many gave it."""
-        if self.answers is None:
-            return {}
-        if isinstance(self.answers, Mapping):
-            return self.answers
-        if isinstance(self.answers, str):
-            return {self.answers: 1.0}
-        if len(self.answers) != 10:
-            raise DataError(
-                f"expected one answer, ten people's, or scores by answer, got {len(self.answers)} answers to {self.text!r}"
-            )
-        return {answer: annotator_score(count) for answer, count in Counter(self.answers).items()}
+        with within(repr(self.text)):
+            return answer_scores(self.answers)
 
 
-def frequent_answers(examples: Iterable[VQAExample], *, least: int = 1) -> AnswerTable:
-    """Return the table of the answers that are right in `least` examples or more, the most frequent first."""
-    counts = Counter(answer for example in examples for answer in example.scores)
+def answer_scores(answers: Answers | None) -> Mapping[str, float]:
+    """Return the score of each right answer: one alone has 1, of ten people's VQA's, by how many gave it.
+
+    Raises:
+        DataError: neither an answer, nor ten, nor scores by answer.
+    """
+    if answers is None:
+        return {}
+    if isinstance(answers, Mapping):  # a Dataset gives None for an answer that another of its records has
+        return {answer: score for answer, score in answers.items() if score is not None}
+    if isinstance(answers, str):
+        return {answers: 1.0}
+    if not isinstance(answers, Sequence) or len(answers) != 10 or not all(isinstance(one, str) for one in answers):
+        count = f"{len(answers)} answers" if isinstance(answers, Sequence) else shown(answers)
+        raise DataError(f"expected one answer, ten people's, or scores by answer, got {count}; correct answers")
+    return {answer: annotator_score(count) for answer, count in Counter(answers).items()}
+
+
+def frequent_answers(examples: Iterable[VQAExample | Mapping[str, Any]], *, least: int = 1) -> AnswerTable:
+    """Return the table of the answers that are right in `least` examples or more, the most frequent first.
+
+    Arguments:
+        examples: or dicts with `answers`.
+    """
+    scores = (
+        example.scores if isinstance(example, VQAExample) else answer_scores(example.get("answers"))
+        for example in examples
+    )
+    counts = Counter(answer for scored in scores for answer in scored)
     kept = [answer for answer, count in counts.items() if count >= least]
     return AnswerTable(tuple(sorted(kept, key=lambda answer: (-counts[answer], answer))))
 
@@ -108,12 +108,17 @@ def padded_features(examples: Sequence[VQAExample]) -> Tensor:
     Raises:
         DataError: features of different widths.
     """
+    check_widths(examples)
+    return pad_sequence([example.features for example in examples], batch_first=True)
+
+
+def check_widths(examples: Sequence[VQAExample]) -> None:
+    """Raise DataError unless the regions of a batch have as many features."""
     widths = sorted({example.features.shape[1] for example in examples})
     if len(widths) > 1:
         raise DataError(
             f"expected features of one width in a batch, got widths {widths}; extract all images with one detector"
         )
-    return pad_sequence([example.features for example in examples], batch_first=True)
 
 
 def check_table(table: object) -> None:
@@ -123,27 +128,3 @@ def check_table(table: object) -> None:
             f"expected answers as an AnswerTable, got {shown(table)}; make one by frequent_answers(examples) or "
             "AnswerTable(answers)"
         )
-
-
-def _in_parts(boxes: Tensor, size: object, text: str) -> Tensor:
-    """Boxes in parts of the image's width and height, from pixels."""
-    if not isinstance(size, Sequence) or len(size) != 2 or not all(is_number(n) and 0 < n < math.inf for n in size):
-        raise DataError(
-            f"expected size as (width, height) in pixels, got {shown(size)}; leave it out if it is not known"
-        )
-    if boxes.max() <= 1 < min(size):
-        raise DataError(
-            f"expected boxes in pixels with size={tuple(size)!r}, got all in [0, 1] of {text!r}; leave size out, or give "
-            "pixels"
-        )
-    return boxes / torch.tensor([*size, *size], dtype=boxes.dtype)
-
-
-def _numbers(name: str, value: Any) -> Tensor:
-    try:
-        found = torch.as_tensor(value).to(torch.float32)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"expected {name} as an array of numbers, got {type(value).__name__}: {error}") from error
-    if not found.isfinite().all():
-        raise DataError(f"expected finite {name}, got some that are not")
-    return found

@@ -23,14 +23,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from tokenizers import Tokenizer
-
-from advvl.checks import is_whole, path_of, shown
+from advvl.checks import path_of, shown
 from advvl.data.uniter.json_files import as_json, read_counts, read_json
 from advvl.data.uniter.lmdb_files import LmdbFile, LmdbWriter, open_lmdb, writing_lmdb
 from advvl.data.uniter.records import pack_text, unpack_text
+from advvl.data.uniter.word_pieces import TextMeta, text_lengths
 from advvl.data.whereabouts import within
-from advvl.data.wordpiece import SPECIALS, UNK
 from advvl.errors import DataError
 
 Lengths = Literal["", "qa", "qar"]
@@ -40,75 +38,6 @@ TABLES: Final = ("refs", "annotations", "categories", "images")
 Images = str | tuple[str, str]
 
 
-@dataclass(frozen=True)
-class TextMeta:
-    """The tokeniser that a database was made with.
-
-    Arguments:
-        cls, sep, mask: ids of the special tokens.
-        words: the range [low, high) of the ids that masked language modelling draws wrong words from.
-        unk: the id of unknown words, where it is said.
-        tokenizer: its name, such as "bert-base-cased", where it is said.
-    """
-
-    cls: int
-    sep: int
-    mask: int
-    words: tuple[int, int]
-    unk: int | None = None
-    tokenizer: str | None = None
-
-    @classmethod
-    def of(cls, tokenizer: Tokenizer, name: str) -> TextMeta:
-        """Describe a WordPiece tokeniser with BERT's special tokens.
-
-        Raises:
-            DataError: it lacks one of them.
-        """
-        ids = [number for token in SPECIALS[UNK:] if (number := tokenizer.token_to_id(token)) is not None]
-        if len(ids) < len(SPECIALS[UNK:]):
-            raise DataError(f"expected a tokenizer that knows {', '.join(SPECIALS)}, got {name!r}; give BERT's")
-        unk, opening, closing, mask = ids
-        low = tokenizer.token_to_id("!")
-        first = len(SPECIALS) if low is None else low
-        return cls(opening, closing, mask, (first, tokenizer.get_vocab_size()), unk, name)
-
-    @classmethod
-    def read(cls, path: Path) -> TextMeta:
-        """Read `meta.json`, under whichever of its keys the tokeniser's name is.
-
-        Raises:
-            DataError: it is missing or malformed, or lacks an id.
-        """
-        found = read_json(path, dict, "the ids of special tokens")
-        opening, closing, mask = (found.get(name) for name in ("CLS", "SEP", "MASK"))
-        words = found.get("v_range")
-        if not isinstance(words, list) or len(words) != 2 or not all(map(is_whole, (opening, closing, mask, *words))):
-            raise DataError(
-                f"expected whole numbers CLS, SEP, MASK and a pair v_range in {str(path)!r}, got {shown(found)}"
-            )
-        unk, name = found.get("UNK"), next((found[key] for key in _NAMES if isinstance(found.get(key), str)), None)
-        return cls(opening, closing, mask, (words[0], words[1]), unk if is_whole(unk) else None, name)
-
-    def as_json(self) -> bytes:
-        """The content of `meta.json`; the name stands under each key that a published script looks for."""
-        unk = {} if self.unk is None else {"UNK": self.unk}
-        named = {} if self.tokenizer is None else dict.fromkeys(_NAMES, self.tokenizer)
-        return as_json({"CLS": self.cls, "SEP": self.sep, "MASK": self.mask, "v_range": self.words, **unk, **named})
-
-    def check_same(self, other: TextMeta, where: tuple[object, object]) -> None:
-        """Raise DataError unless both were made with one tokeniser; a name that is not said is that of the other."""
-        same_ids = (self.cls, self.sep, self.mask, self.words) == (other.cls, other.sep, other.mask, other.words)
-        if not same_ids or len({self.tokenizer, other.tokenizer} - {None}) > 1:
-            raise DataError(
-                f"expected databases of one tokenizer, got {self} in {str(where[0])!r} and {other} in {str(where[1])!r}; "
-                "make one of them again"
-            )
-
-
-_NAMES: Final = ("bert", "tokenizer", "toker")
-
-
 @dataclass(frozen=True, eq=False)
 class TextDb:
     """The texts of one database, read one by one; made by `open_texts`.
@@ -116,6 +45,7 @@ class TextDb:
     Arguments:
         lengths: word pieces without special tokens, of the examples that are not too long, in the data set's order.
         left_out: the examples that are too long.
+        skipped: reasons why others were left out: none were.
     """
 
     folder: Path
@@ -123,6 +53,7 @@ class TextDb:
     lengths: Mapping[str, int] = field(repr=False)
     left_out: tuple[str, ...] = field(repr=False)
     file: LmdbFile = field(repr=False)
+    skipped: tuple[str, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -227,7 +158,7 @@ class TextDbWriter:
                 names.
         """
         with within(f"{self._file.folder}, record {key!r}"):
-            lengths = _lengths(record)
+            lengths = text_lengths(record)
             names = record.get("img_fname")
             if names is not None and _images(names) is None:
                 raise DataError(f"expected img_fname as the name of one image or two, got {shown(names)}; correct it")
@@ -273,51 +204,6 @@ def write_texts(folder: str | os.PathLike[str], meta: TextMeta) -> Iterator[Text
         writer = TextDbWriter(file, meta)
         yield writer
         writer.close()
-
-
-def word_pieces(record: Mapping[str, Any], name: str = "input_ids") -> list[int]:
-    """Return a record's word pieces.
-
-    Raises:
-        DataError: there are none, or others than ids.
-    """
-    found = record.get(name)
-    if not _are_ids(found):
-        raise DataError(
-            f"{name}: expected ids of one word piece or more, got {shown(found)}; leave it out or correct it"
-        )
-    return found  # type: ignore[return-value]
-
-
-def word_pieces_of_four(record: Mapping[str, Any], name: str) -> list[list[int]]:
-    """Return the word pieces of VCR's four choices.
-
-    Raises:
-        DataError: there are not four, or some are no ids.
-    """
-    found = record.get(name)
-    if not isinstance(found, list) or len(found) != 4 or not all(map(_are_ids, found)):
-        raise DataError(f"{name}: expected ids of four choices, got {shown(found)}; leave it out or correct it")
-    return found
-
-
-def _are_ids(value: Any) -> bool:
-    return isinstance(value, list) and set(map(type, value)) == {int} and min(value) >= 0
-
-
-def _lengths(record: Mapping[str, Any]) -> dict[str, int]:
-    """The lengths of an example by the file that has them: of VCR the question with its longest answer or rationale."""
-    words = len(word_pieces(record))
-    if "input_ids_as" not in record:
-        return {"id2len": words}
-    answers, rationales = (word_pieces_of_four(record, name) for name in ("input_ids_as", "input_ids_rs"))
-    right = record.get("qa_target", -1)
-    # A test set does not say which answer is right: the longest is as long as any.
-    answer = len(answers[right]) if right in range(4) else max(map(len, answers))
-    return {
-        "id2len_qa": words + max(map(len, answers)),
-        "id2len_qar": words + answer + max(map(len, rationales)),
-    }
 
 
 def _images(names: Any) -> Images | None:

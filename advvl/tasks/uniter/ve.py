@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
-
+from advvl.data.uniter.datasets.answers import VE_LABELS as VE_LABELS
 from advvl.models.uniter.model import UniterConfig
 from advvl.tasks.uniter.vqa import UniterForVQA
-
-VE_LABELS: Final = ("contradiction", "entailment", "neutral")
-"""The labels of SNLI-VE, in the order of the scores."""
 
 
 class UniterForVE(UniterForVQA):

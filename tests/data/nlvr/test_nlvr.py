@@ -75,7 +75,11 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, example(), example())
     with pytest.raises(DataError, match="'1-0' twice"):
         read_statements(path)
-    for text, message in (("[1]", "an object in line 1"), ("{", "JSON in line 1"), ("", "one example or more")):
+    for text, message in (
+        ("[1]", "line 1: expected a JSON object"),
+        ("{", "line 1: expected JSON"),
+        ("", "one example or more"),
+    ):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(DataError, match=message):
             read_statements(path)

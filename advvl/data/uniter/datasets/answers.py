@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -15,7 +15,10 @@ from advvl.data.targets import soft_targets
 from advvl.data.uniter.batching import collate
 from advvl.data.uniter.datasets.examples import Examples, Shard, number_examples, stacked
 from advvl.data.uniter.regions import Regions
-from advvl.data.uniter.text_db import word_pieces
+from advvl.data.uniter.word_pieces import word_pieces
+
+VE_LABELS: Final = ("contradiction", "entailment", "neutral")
+"""The labels of SNLI-VE, in the order of the scores."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,33 +3,88 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from advvl.data.uniter.image_db import ImageDb
-from advvl.data.uniter.text_db import TextDb
+from advvl.data.uniter.regions import Regions
+from advvl.data.uniter.word_pieces import TextMeta
 from advvl.data.whereabouts import within
 from advvl.errors import DataError
 
 T = TypeVar("T")
 
 
+class TextTable(Protocol):
+    """Texts by key: `advvl.data.uniter.text_db.TextDb`, or a person's own records."""
+
+    @property
+    def folder(self) -> object:
+        """The place of the texts, for messages."""
+
+    @property
+    def meta(self) -> TextMeta:
+        """The tokeniser that they were made with."""
+
+    @property
+    def lengths(self) -> Mapping[str, int]:
+        """Word pieces without special tokens, by key."""
+
+    @property
+    def images(self) -> Mapping[str, str | tuple[str, str]]:
+        """The image of a text, or its two images."""
+
+    @property
+    def skipped(self) -> Sequence[str]:
+        """Reasons why examples were left out when the texts were read."""
+
+    def __getitem__(self, key: str, /) -> Mapping[str, Any]:
+        """Return the record of a text."""
+
+    def where(self, key: str) -> str:
+        """Return the place of a record, for messages."""
+
+    def table(self, name: str) -> list[Any]:
+        """Return a table of referring expressions, such as "images"."""
+
+
+class ImageTable(Protocol):
+    """Regions of images by name: `advvl.data.uniter.image_db.ImageDb`, or a person's own."""
+
+    @property
+    def folder(self) -> object:
+        """The place of the images, for messages."""
+
+    @property
+    def feature_dim(self) -> int:
+        """The number of features of each region."""
+
+    def count(self, name: str) -> int:
+        """Return the number of an image's regions; a DataError where there is no such image."""
+
+    def read(self, name: str, *, labels: bool = False) -> Regions:
+        """Return an image's regions, with their distributions over classes where asked."""
+
+    def where(self, name: str) -> str:
+        """Return the place of an image, for messages."""
+
+
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """A database of texts, and that of the images they are about.
+    """Texts, and the images they are about.
 
     Arguments:
+        texts, images: databases, or a person's own records.
         drawn: of VCR, the boxes that people drew, whose regions come before those of `images`.
     """
 
-    texts: TextDb
-    images: ImageDb
-    drawn: ImageDb | None = None
+    texts: TextTable
+    images: ImageTable
+    drawn: ImageTable | None = None
 
     def image(self, key: str) -> str:
         """Return the name of an example's one image.
@@ -131,7 +186,8 @@ def number_examples(
     """
     check_shards(shards)
     keys: list[list[str]] = []
-    lengths, skipped = [], []
+    lengths: list[int] = []
+    skipped = [reason for shard in shards for reason in shard.texts.skipped]
     for number, shard in enumerate(shards):
         keys.append([])
         for key in shard.texts.lengths:
@@ -149,9 +205,8 @@ def number_examples(
                 keys[-1].append(key)
                 lengths.append(found)
     if not lengths:
-        raise DataError(
-            f"expected one example or more, got {len(skipped)} that cannot be used; the first is {skipped[0]!r}"
-        )
+        first = f"; the first is {skipped[0]!r}" if skipped else ""
+        raise DataError(f"expected one example or more, got {len(skipped)} that cannot be used{first}")
     return Examples(tuple(shards), keys, torch.tensor(lengths), skipped)
 
 

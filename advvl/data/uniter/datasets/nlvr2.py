@@ -15,7 +15,7 @@ from advvl.data.source import checked_rows
 from advvl.data.uniter.batching import collate
 from advvl.data.uniter.datasets.examples import Examples, Shard, number_examples, stacked
 from advvl.data.uniter.regions import Regions
-from advvl.data.uniter.text_db import word_pieces
+from advvl.data.uniter.word_pieces import word_pieces
 from advvl.errors import DataError
 
 Layout = Literal["paired", "triplet"]

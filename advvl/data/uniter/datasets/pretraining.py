@@ -19,7 +19,7 @@ from advvl.data.source import checked_rows
 from advvl.data.uniter.batching import Images, hide_regions, joined, pad_images, pad_texts
 from advvl.data.uniter.datasets.examples import Examples, Shard, number_examples
 from advvl.data.uniter.regions import Regions
-from advvl.data.uniter.text_db import TextMeta, word_pieces
+from advvl.data.uniter.word_pieces import TextMeta, word_pieces
 from advvl.errors import DataError
 
 Task = Literal["mlm", "itm", "mrfr", "mrc", "mrc-kl"]

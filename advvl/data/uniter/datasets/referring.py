@@ -15,7 +15,7 @@ from advvl.data.source import checked_rows
 from advvl.data.uniter.batching import collate
 from advvl.data.uniter.datasets.examples import Examples, Shard, number_examples
 from advvl.data.uniter.regions import Regions
-from advvl.data.uniter.text_db import word_pieces
+from advvl.data.uniter.word_pieces import word_pieces
 from advvl.errors import DataError
 
 DRAWN: Final = "visual_grounding_coco_gt_{:012}.npz"
@@ -122,7 +122,7 @@ def _by_id(shard: Shard) -> dict[int, Mapping[str, Any]]:
         numbers = [image.get(name) for name in ("id", "width", "height")] if isinstance(image, dict) else []
         if not numbers or not all(map(is_whole, numbers)) or not isinstance(image.get("ann_ids"), list):
             raise DataError(
-                f"{shard.texts.folder / 'images.json'}, entry {place}: expected id, width, height and ann_ids, got "
+                f"{shard.texts.folder}/images.json, entry {place}: expected id, width, height and ann_ids, got "
                 f"{shown(image)}; write it again"
             )
         found[image["id"]] = image

@@ -18,7 +18,7 @@ from advvl.data.source import checked_rows
 from advvl.data.uniter.batching import collate, pad_images, pad_texts
 from advvl.data.uniter.datasets.examples import Examples, Shard, number_examples
 from advvl.data.uniter.regions import Regions
-from advvl.data.uniter.text_db import word_pieces
+from advvl.data.uniter.word_pieces import word_pieces
 from advvl.errors import DataError
 from advvl.models.uniter.layout import gather_index
 

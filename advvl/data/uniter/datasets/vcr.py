@@ -19,10 +19,9 @@ from torch.nn.utils.rnn import pad_sequence
 from advvl.checks import choice, flag, is_whole, shown
 from advvl.data.source import checked_rows
 from advvl.data.uniter.batching import collate
-from advvl.data.uniter.datasets.examples import Examples, Shard, number_examples, stacked
-from advvl.data.uniter.image_db import ImageDb
+from advvl.data.uniter.datasets.examples import Examples, ImageTable, Shard, number_examples, stacked
 from advvl.data.uniter.regions import Regions
-from advvl.data.uniter.text_db import TextMeta, word_pieces, word_pieces_of_four
+from advvl.data.uniter.word_pieces import TextMeta, word_pieces, word_pieces_of_four
 from advvl.errors import DataError
 
 Split = Literal["val", "test"]
@@ -185,7 +184,7 @@ def regions_of(shard: Shard, key: str, *, labels: bool = False) -> Regions:
     return _drawn(shard).read(drawn, labels=labels).followed_by(detected)
 
 
-def _drawn(shard: Shard) -> ImageDb:
+def _drawn(shard: Shard) -> ImageTable:
     if shard.drawn is None:
         raise DataError("expected the database of boxes that people drew, got none; give Shard(texts, images, drawn)")
     return shard.drawn

@@ -19,7 +19,7 @@ from advvl.data.uniter.datasets.examples import Examples, Shard, number_examples
 from advvl.data.uniter.datasets.pretraining import WITH_LABELS, corrupt
 from advvl.data.uniter.datasets.vcr import Row, choice_row, regions_of, right_choice, row_length
 from advvl.data.uniter.regions import Regions
-from advvl.data.uniter.text_db import word_pieces, word_pieces_of_four
+from advvl.data.uniter.word_pieces import word_pieces, word_pieces_of_four
 from advvl.errors import DataError
 
 Task = Literal["mlm", "mrfr", "mrc", "mrc-kl"]
