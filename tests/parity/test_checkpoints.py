@@ -130,6 +130,15 @@ def test_parity_with_checkpoints_in_the_draw_of_new_words() -> None:
     assert words.std().item() == pytest.approx(golden["new word rows"]["std"], rel=0.05)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_parity_with_checkpoints_in_the_padding_index(name: str) -> None:
+    golden = document("checkpoints", "base")["loading_a_first_stage_checkpoint"]
+    expected = golden.get(name, {}).get("padding_idx of the table", {"after": 0})["after"]
+    if name == "UniterForPretrainingForVCR":  # by the same call
+        expected = golden["UniterForVisualCommonsenseReasoning"]["padding_idx of the table"]["after"]
+    assert tiny(name, 1).uniter.embeddings.word_embeddings.padding_idx == expected
+
+
 def test_parity_with_checkpoints_in_the_ranking_head(tmp_path: Path) -> None:
     """It starts as a copy of a match's score, not as a view that moves with it; one of the file's own is kept."""
     golden = document("checkpoints", "base")

@@ -43,6 +43,10 @@ class UniterTask(nn.Module):
         super().__init__()
         self.config = self._extended(config)
         self.uniter = UniterModel(self.config)
+        if self.new_words:
+            self.uniter.embeddings.word_embeddings.padding_idx = (
+                None  # as in the published table; padding gets no gradient
+            )
 
     def examples(self, batch: Mapping[str, Any]) -> Tensor | None:
         """The example of each row of the encoder, `(N,)`, where one has several; None: a row is an example."""
