@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from advvl.checks import shown
 from advvl.data.boxes import checked_regions, numbers
-from advvl.data.uniter.regions import Regions, with_areas
+from advvl.data.uniter.regions import Regions, regions_of
 from advvl.data.uniter.word_pieces import TextMeta
 from advvl.data.whereabouts import within
 from advvl.errors import DataError
@@ -140,7 +140,7 @@ class RegionReader:
                     f"soft_labels: expected (R, C) in [0, 1], column 0 of the background, got {tuple(labels.shape)}; "
                     "give each region a distribution"
                 )
-        return Regions(features, with_areas(boxes), labels)
+        return regions_of(features, boxes, labels)
 
 
 @dataclass(frozen=True, eq=False)

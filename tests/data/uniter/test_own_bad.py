@@ -163,7 +163,7 @@ def test_a_record_that_cannot_be_used_is_refused_with_its_number_or_skipped_and_
 @pytest.mark.parametrize("task", TASKS)
 def test_what_is_no_record_is_refused(task: str) -> None:
     record, make = TASKS[task]
-    with pytest.raises(DataError, match="record 0: expected a dict, got '(text|question)'"):
+    with pytest.raises(DataError, match=r"record 0: expected a dict, got '(text|question)'"):
         make(list(record))
     for records in (record, 3, None):
         with pytest.raises(DataError, match="expected records in a list, a generator, or a Dataset"):
