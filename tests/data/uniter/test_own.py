@@ -297,6 +297,12 @@ def test_several_texts_of_an_image_are_examples_of_it() -> None:
     assert batch["input_ids"].tolist() == [[1, 7, 2], [1, 10, 2]]  # never its image's other text
 
 
+def test_an_example_has_the_id_of_its_record_as_its_key() -> None:
+    records = [{"id": 17, "text": "7", **image("i1.npz")}, {"id": "b", "text": ["8", "9"], **image("i2.npz")}]
+    source = caption_sources(records, Numbers())["mlm"]
+    assert [source.examples.key(n) for n in range(3)] == ["17", "b.0", "b.1"]
+
+
 def test_boxes_to_score_regions_by_are_those_of_the_target_or_of_the_record() -> None:
     one = {
         "text": "7",
