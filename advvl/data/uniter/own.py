@@ -4,7 +4,8 @@
     fit(model, source, sampler=TokenBuckets(source.examples.lengths, 10240), …)
 
 A record is a dict. Records come as a list, a generator, a `Dataset` of datasets, or the path of a file of JSON lines; a
-message about one has its number, from 0, or its line. Every record has an image:
+message about one has its number, from 0, or its line. `source.examples.key(n)` is the `id` of example n's record, or without
+one its number or line; of several texts of an image, with ".0", ".1", … after it. Every record has an image:
 
 | key | value |
 |---|---|
@@ -43,9 +44,9 @@ from advvl.data.uniter.datasets.pretraining import PretrainingSource, Task
 from advvl.data.uniter.datasets.referring import ReferringSource
 from advvl.data.uniter.datasets.retrieval import Pairs, RetrievalSource
 from advvl.data.uniter.datasets.vcr import CHOICES, ChoiceEvaluationSource, ChoiceSource, Split
-from advvl.data.uniter.own_fields import Words, box_of, number, plain, scored
+from advvl.data.uniter.own_fields import Words, box_of, number, scored
 from advvl.data.uniter.own_records import read_records
-from advvl.data.uniter.own_tables import Fields, OwnImages, OwnTexts, RegionReader, Renamed, Table, needed
+from advvl.data.uniter.own_tables import Fields, OwnImages, OwnTexts, RegionReader, Renamed, Table, needed, plain
 from advvl.data.uniter.regions import Regions
 from advvl.data.uniter.word_pieces import text_lengths
 from advvl.data.vqa import answer_scores, check_table
@@ -249,13 +250,15 @@ def referring_source(
 
     words, reader = Words(tokenizer), RegionReader(images, regions)
     texts, found = read_records(records, words.meta, parse, reader, max_length=max_length, skip_bad=skip_bad)
-    names = list(map(str, texts.images.values()))
-    counts = {str(place): found.count(name) for place, name in enumerate(names)}
-    for place, fields in enumerate(texts.records.values()):
-        fields["image_id"] = place
-    rows = [{"id": n, "width": 1, "height": 1, "ann_ids": list(range(counts[str(n)]))} for n in range(len(names))]
-    numbered = replace(found, counts=counts, load=Renamed(names, found.load))
-    return ReferringSource([Shard(replace(texts, rows=rows), numbered)], "{}", targets, boxes)
+    numbers = {str(name): place for place, name in enumerate(dict.fromkeys(texts.images.values()))}
+    for key, fields in texts.records.items():
+        fields["image_id"] = numbers[str(texts.images[key])]
+    counts = {str(place): found.count(name) for name, place in numbers.items()}
+    rows = [
+        {"id": place, "width": 1, "height": 1, "ann_ids": list(range(counts[str(place)]))} for place in numbers.values()
+    ]
+    seen = replace(found, counts=counts, load=Renamed(list(numbers), found.load))
+    return ReferringSource([Shard(replace(texts, rows=rows), seen)], "{}", targets, boxes)
 
 
 def caption_sources(
@@ -303,10 +306,9 @@ def _read_choices(
 
 
 def _of_length(task: Literal["qa", "qar"], texts: OwnTexts, images: OwnImages) -> Shard:
-    """VCR's records with the lengths of one of its two tasks, and regions in the place of boxes that people drew: none."""
+    """VCR's records with the lengths of one of its two tasks."""
     lengths = {key: text_lengths(fields)[f"id2len_{task}"] for key, fields in texts.records.items()}
-    pairs: dict[str, str | tuple[str, str]] = {key: ("", str(name)) for key, name in texts.images.items()}
-    return Shard(replace(texts, lengths=lengths, images=pairs), images, replace(images, counts={"": 0}))
+    return Shard(replace(texts, lengths=lengths), images)
 
 
 _CHOICES: Final = (

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from advvl.checks import shown
 from advvl.data.boxes import in_parts, numbers
-from advvl.data.uniter.own_tables import Fields, needed
+from advvl.data.uniter.own_tables import Fields, needed, plain
 from advvl.data.uniter.regions import Regions
 from advvl.data.uniter.word_pieces import TextMeta, encoded
 from advvl.data.whereabouts import within
@@ -54,11 +54,6 @@ class Words:
         if not found:
             raise DataError(f"{key}: expected a text of one word or more, got {shown(text)}; correct it")
         return found
-
-
-def plain(value: Any) -> Any:
-    """Return an array as lists and numbers of Python's, and anything else as it is."""
-    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def number(record: Mapping[str, Any], key: str, count: int) -> int | None:

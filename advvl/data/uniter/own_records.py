@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from advvl.checks import path_of, shown
+from advvl.checks import is_whole, path_of, shown
 from advvl.data.json_lines import as_object, numbered_lines
-from advvl.data.uniter.own_tables import Again, Fields, OwnImages, OwnTexts, RegionReader
+from advvl.data.uniter.own_tables import Again, Fields, Indexed, OwnImages, OwnTexts, RegionReader, plain
 from advvl.data.uniter.regions import Regions
 from advvl.data.uniter.word_pieces import TextMeta, text_lengths
 from advvl.data.whereabouts import within
@@ -48,7 +48,7 @@ def read_records(
     path = str(path_of(records)) if isinstance(records, str | os.PathLike) else None
     prefix = "record " if path is None else f"{path}, line "
     kept = _are_kept(records) if reader.images is None else isinstance(reader.images, dict)
-    texts = OwnTexts(path or "records", prefix, meta, {}, {}, {}, skipped := [])
+    texts = OwnTexts(path or "records", meta, {}, {}, {}, skipped := [])
     images: dict[str, Regions] = {}
     counts: dict[str, int] = {}
     places: dict[str, tuple[int, str]] = {}
@@ -62,6 +62,7 @@ def read_records(
                     widths = _same_widths(regions, widths)
                 examples = parse(record, [regions for _, regions in seen.values()])
                 lengths = [_length(fields, max_length) for fields in examples]
+                new = _keys(record, number, len(examples), texts.records)
         except DataError as error:
             if not skip_bad:
                 raise
@@ -72,9 +73,8 @@ def read_records(
             if kept:
                 images[name] = regions
         names = tuple(name for name, _ in seen.values())
-        for place, fields in enumerate(examples):
-            key = str(number) if len(examples) == 1 else f"{number}.{place}"
-            texts.records[key], texts.lengths[key] = fields, lengths[place]
+        for key, fields, length in zip(new, examples, lengths, strict=True):
+            texts.records[key], texts.lengths[key] = fields, length
             texts.images[key] = names[0] if len(names) == 1 else (names[0], names[1])
     again = reader if reader.images is not None else Again(records, places, reader)
     load = images.__getitem__ if kept else again
@@ -85,7 +85,7 @@ def _numbered(records: Any) -> Iterator[tuple[int, Any]]:
     """Yield records, or lines of a file, and their numbers."""
     if isinstance(records, str | os.PathLike):
         yield from numbered_lines(records)
-    elif isinstance(records, _Indexed) and not isinstance(records, Mapping):
+    elif isinstance(records, Indexed) and not isinstance(records, Mapping):
         yield from ((number, records[number]) for number in range(len(records)))
     elif isinstance(records, Iterable) and not isinstance(records, Mapping):
         yield from enumerate(records)
@@ -100,16 +100,9 @@ def _mapping(record: Any) -> Mapping[str, Any]:
     return found
 
 
-@runtime_checkable
-class _Indexed(Protocol):
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, number: int, /) -> Any: ...
-
-
 def _are_kept(records: Any) -> bool:
     """Return True for records that are read once and kept."""
-    return isinstance(records, list | tuple | str | os.PathLike) or not isinstance(records, _Indexed)
+    return isinstance(records, list | tuple | str | os.PathLike) or not isinstance(records, Indexed)
 
 
 def _seen(
@@ -122,6 +115,18 @@ def _seen(
         return entry, reader(entry) if known is None else known
     with within(key) if key != "image" else nullcontext():
         return str(number) if key == "image" else f"{number}.{key}", reader(entry)
+
+
+def _keys(record: Mapping[str, Any], number: int, count: int, before: Mapping[str, Any]) -> list[str]:
+    """The keys of a record's examples: its own, or its number."""
+    own = plain(record.get("id"))
+    if own is not None and not (isinstance(own, str) and own) and not is_whole(own):
+        raise DataError(f"id: expected a text or a whole number, got {shown(own)}; correct it")
+    name = str(number if own is None else own)
+    keys = [name] if count == 1 else [f"{name}.{place}" for place in range(count)]
+    if any(key in before for key in keys):
+        raise DataError(f"id: expected one that no record before has, got {name!r}; give all records an id, or none")
+    return keys
 
 
 def _same_widths(regions: Regions, before: tuple[int, int] | None) -> tuple[int, int]:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from advvl.checks import shown
+from advvl.checks import check_functions, shown
 from advvl.data.boxes import checked_regions, numbers
-from advvl.data.uniter.regions import Regions, with_areas
+from advvl.data.uniter.regions import Regions, regions_of
 from advvl.data.uniter.word_pieces import TextMeta
 from advvl.data.whereabouts import within
-from advvl.errors import DataError
+from advvl.errors import ConfigurationError, DataError
 
 Fields = dict[str, Any]
 """An example, as a record of a database has it."""
@@ -23,12 +23,10 @@ class OwnTexts:
 
     Arguments:
         folder: the file that they were read from, or "records".
-        prefix: comes before a key where a message says which record it is.
         rows: the table of images that referring expressions are looked up in.
     """
 
     folder: str
-    prefix: str
     meta: TextMeta
     records: dict[str, Fields] = field(repr=False)
     lengths: dict[str, int] = field(repr=False)
@@ -41,7 +39,7 @@ class OwnTexts:
 
     def where(self, key: str) -> str:
         """Return the place of a record, for messages."""
-        return f"{self.prefix}{key}"
+        return f"{self.folder}, {key!r}"
 
     def table(self, name: str) -> list[Any]:
         """Return the table of images; there is no other."""
@@ -90,6 +88,15 @@ class Table(Protocol):
         """Return an image's regions."""
 
 
+@runtime_checkable
+class Indexed(Protocol):
+    """Holds values by key or by number, as a mapping, a list or a `Dataset` does."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+
 @dataclass(frozen=True, eq=False)
 class RegionReader:
     """Reads the regions of an image that a record has, or names.
@@ -104,6 +111,13 @@ class RegionReader:
     images: Mapping[str, Any] | Table | None = None
     make: Callable[[Any], Regions] | None = None
     labels: bool = False
+
+    def __post_init__(self) -> None:
+        check_functions(regions=self.make)
+        images = self.images
+        by_name = isinstance(images, Indexed | Table) and not isinstance(images, list | tuple | str)
+        if images is not None and not by_name:
+            raise ConfigurationError(f"expected images as a mapping by name, or a database, got {shown(images)}")
 
     def entry(self, record: Mapping[str, Any], key: str) -> Any:
         """Return what stands for an image in a record: of one image, with neither `images` nor `make`, the record."""
@@ -128,7 +142,10 @@ class RegionReader:
 
     def _regions(self, entry: Any) -> Regions:
         if self.make is not None:
-            return self.make(entry)
+            regions = self.make(entry)
+            if not isinstance(regions, Regions):
+                raise ConfigurationError(f"expected Regions from the function regions, got {shown(regions)}")
+            return regions
         if not isinstance(entry, Mapping):
             raise DataError(f"expected an image with features and boxes, got {shown(entry)}; give images= of names")
         features, boxes = checked_regions(needed(entry, "features"), needed(entry, "boxes"), entry.get("size"))
@@ -140,7 +157,7 @@ class RegionReader:
                     f"soft_labels: expected (R, C) in [0, 1], column 0 of the background, got {tuple(labels.shape)}; "
                     "give each region a distribution"
                 )
-        return Regions(features, with_areas(boxes), labels)
+        return regions_of(features, boxes, labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,3 +198,8 @@ def needed(record: Mapping[str, Any], key: str) -> Any:
         found = ", ".join(repr(name) for name, value in record.items() if value is not None)
         raise DataError(f"expected the key {key!r}, got {found or 'none'}; add it, or leave the record out")
     return record[key]
+
+
+def plain(value: Any) -> Any:
+    """Return an array as lists and numbers of Python's, and anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value

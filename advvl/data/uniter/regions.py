@@ -80,6 +80,15 @@ class Regions:
         return self.features, self.boxes, self.labels, self.scores
 
 
+def regions_of(features: Tensor, corners: Tensor, labels: Tensor | None = None) -> Regions:
+    """Make regions of features (n, F) and of corners x1, y1, x2, y2 (n, 4) in parts of the image, both float32 on the CPU.
+
+    Raises:
+        DataError: see `Regions`.
+    """
+    return Regions(features, torch.from_numpy(with_areas(corners.numpy())), labels)
+
+
 def with_areas(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
     """UNITER's seven numbers of boxes (n, 7), of corners (n, 4), or of corners, widths and heights (n, 6).
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from advvl.data.lxmert.answers import AnswerTable, Unknown
 from advvl.data.uniter.batching import collate
-from advvl.data.uniter.regions import Regions, with_areas
+from advvl.data.uniter.regions import regions_of
 from advvl.data.uniter.word_pieces import TextMeta, encoded
 from advvl.data.vqa import VQAExample, check_table, check_widths, targets
 from advvl.errors import ConfigurationError
@@ -52,7 +52,7 @@ class UniterCollate:
         """
         texts = [self._ids(example.text) for example in examples]
         check_widths(examples)
-        images = [Regions(example.features, with_areas(example.boxes)) for example in examples]
+        images = [regions_of(example.features, example.boxes) for example in examples]
         return {**collate(texts, images), **targets(examples, self.answers, self.unknown)}
 
     def _ids(self, text: str) -> list[int]:

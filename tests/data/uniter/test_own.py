@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.pages import blocks
 from support.uniter_shards import (
     IMAGES,
     LIMITS,
@@ -43,11 +44,12 @@ from advvl.data.uniter.own import (
     ve_source,
     vqa_source,
 )
-from advvl.data.uniter.regions import Regions, with_areas
+from advvl.data.uniter.regions import Regions, regions_of
 from advvl.data.uniter.word_pieces import TextMeta
 from advvl.data.wordpiece import build_tokenizer
 from advvl.errors import ConfigurationError, DataError
 
+PAGE = Path(__file__).parents[3] / "docs" / "own-data.md"
 ANSWERS = AnswerTable(("red", "green", "blue"))
 TASKS = ("mlm", "itm", "mrfr", "mrc", "mrc-kl")
 
@@ -234,7 +236,7 @@ def test_a_list_a_generator_lines_and_what_is_read_again_give_the_same(name: str
 
 def made(picture: str) -> Regions:
     features, boxes, labels = (torch.from_numpy(image(picture)[key]) for key in ("features", "boxes", "soft_labels"))
-    return Regions(features, with_areas(boxes), labels)
+    return regions_of(features, boxes, labels)
 
 
 def inlined(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -295,6 +297,12 @@ def test_several_texts_of_an_image_are_examples_of_it() -> None:
     assert batch["input_ids"].tolist() == [[1, 7, 2], [1, 10, 2]]  # never its image's other text
 
 
+def test_an_example_has_the_id_of_its_record_as_its_key() -> None:
+    records = [{"id": 17, "text": "7", **image("i1.npz")}, {"id": "b", "text": ["8", "9"], **image("i2.npz")}]
+    source = caption_sources(records, Numbers())["mlm"]
+    assert [source.examples.key(n) for n in range(3)] == ["17", "b.0", "b.1"]
+
+
 def test_boxes_to_score_regions_by_are_those_of_the_target_or_of_the_record() -> None:
     one = {
         "text": "7",
@@ -346,3 +354,9 @@ def test_tokenizers_that_change_lengths_or_lack_special_tokens_are_refused() -> 
 
     with pytest.raises(DataError, match=r"expected a tokenizer that knows .* without \[MASK\]; give BERT's"):
         vqa_source([record], NoMask(), answers=ANSWERS)
+
+
+def test_the_page_takes_20_lines_for_each_task() -> None:
+    codes = [code for _, code in blocks(PAGE.read_text()) if "fit(" in code]
+    assert len(codes) == 7
+    assert max(len([line for line in code.splitlines() if line.strip()]) for code in codes) <= 20

@@ -127,6 +127,13 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "three choices": ("vcr", {"answers": ["red"] * 3}, "answers: expected a list of 4, got 3"),
     "an empty choice": ("vcr", {"rationales": ["is", "", "it", "it"]}, r"rationales\[1\]: expected a text of one word"),
     "choice of 4": ("vcr", {"rationale": 4}, r"rationale: expected a number in 0\.\.3, got 4"),
+    "an id that is a list": ("vqa", {"id": [1]}, r"id: expected a text or a whole number, got \[1\]"),
+    "an empty id": ("vqa", {"id": ""}, "id: expected a text or a whole number, got ''"),
+    "the id of the first": (
+        "vqa",
+        {"id": 0},
+        "id: expected one that no record before has, got '0'; give all records an id",
+    ),
     "too long": (
         "vqa",
         {"text": "dogs " * 9},
@@ -241,6 +248,14 @@ def test_options_of_another_kind_are_refused() -> None:
         caption_sources([captions], TOKENIZER, tasks=["mlm", "vqa"])  # type: ignore[list-item]
     with pytest.raises(ConfigurationError, match="answers as an AnswerTable"):
         vqa_source([TASKS["vqa"][0]], TOKENIZER, answers=["red"])  # type: ignore[arg-type]
+    vqa, make = TASKS["vqa"]
+    for images in (3, [IMAGE], "images"):
+        with pytest.raises(ConfigurationError, match="expected images as a mapping by name, or a database"):
+            make([vqa], images=images)
+    with pytest.raises(ConfigurationError, match="expected regions as a function"):
+        make([vqa], regions=3)
+    with pytest.raises(ConfigurationError, match="expected Regions from the function regions, got 'a'"):
+        make([{**vqa, "image": "a"}], regions=lambda picture: picture)
     with pytest.raises(DataError, match="expected two images or more"):
         caption_sources([captions], TOKENIZER)
     assert torch.equal(caption_sources([captions] * 2, TOKENIZER)["itm"].examples.lengths, torch.tensor([6, 6]))

@@ -3,7 +3,8 @@
     answer      [CLS] question [SEP] answer [SEP]                   types 0 … 0 2 … 2
     rationale   [CLS] question [SEP] answer [SEP] rationale [SEP]   types 0 … 0 2 … 2 3 … 3
 
-The regions of boxes that people drew come before those that a detector found.
+The regions of boxes that people drew come before those that a detector found. A question that names one image alone
+has none of them.
 """
 
 from __future__ import annotations
@@ -169,19 +170,25 @@ def _fields(items: Sequence[tuple[Sequence[Row], Regions]]) -> dict[str, Any]:
 
 
 def row_length(shard: Shard, key: str, specials: int) -> int:
-    """Return the length of a question's longest row, of so many special tokens."""
-    drawn, found = shard.two_images(key)
-    boxes = _drawn(shard).count(drawn)  # of a picture in which nobody and nothing is marked, none
+    """Return the tokens and regions of a question's row, with so many special tokens."""
+    drawn, found = _images(shard, key)
+    boxes = 0 if drawn is None else _drawn(shard).count(drawn)  # of a picture in which nothing is marked, none
     return shard.texts.lengths[key] + specials + boxes + shard.regions(found)
 
 
 def regions_of(shard: Shard, key: str, *, labels: bool = False) -> Regions:
     """Read the regions of a question's image: the drawn boxes, if there are any, and then the detected ones."""
-    drawn, found = shard.two_images(key)
+    drawn, found = _images(shard, key)
     detected = shard.images.read(found, labels=labels)
-    if not _drawn(shard).count(drawn):
+    if drawn is None or not _drawn(shard).count(drawn):
         return detected
     return _drawn(shard).read(drawn, labels=labels).followed_by(detected)
+
+
+def _images(shard: Shard, key: str) -> tuple[str | None, str]:
+    """The names of the boxes that people drew, if there are any, and of those that a detector found."""
+    names = shard.texts.images[key]
+    return (None, names) if isinstance(names, str) else names
 
 
 def _drawn(shard: Shard) -> ImageTable:
