@@ -61,7 +61,7 @@ def test_an_error_of_a_source_is_the_same_error_from_a_worker() -> None:
     of_seven = updates(source=Drawing(7), mine=[0, 1, 2])
     broken = next(number for number in range(6) if any(7 in part for part in of_seven.divided(number)))
     ahead = Batches(of_seven, 9, 1)
-    with pytest.raises(DataError, match="^expected a row, got none; leave it out$"):
+    with pytest.raises(DataError, match=r"^expected a row, got none; leave it out$"):
         [ahead.of(number) for number in range(broken + 1)]
 
 
