@@ -24,8 +24,11 @@ import pytest
 import torch
 from races import Entry, Pace, Race, recorded
 
-from advvl.data.uniter.image_db import RegionLimits, open_images, write_images
-from advvl.data.uniter.text_db import TextMeta, open_texts, write_texts
+from advvl.data.uniter.image_db import RegionLimits, open_images
+from advvl.data.uniter.image_writer import write_images
+from advvl.data.uniter.text_db import open_texts
+from advvl.data.uniter.text_writer import write_texts
+from advvl.data.uniter.word_pieces import TextMeta
 
 pytestmark = pytest.mark.benchmark(timer=recorded)
 

@@ -17,31 +17,28 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from advvl.checks import at_least, check_each, is_number, path_of, shown
-from advvl.data.uniter.json_files import as_json, read_counts, read_json
-from advvl.data.uniter.lmdb_files import LmdbFile, LmdbWriter, open_lmdb, refuse_existing, writing_lmdb
-from advvl.data.uniter.records import npz_rows, pack_arrays, pack_npz, packed_rows, unpack_arrays, unpack_npz
+from advvl.data.uniter.json_files import read_counts
+from advvl.data.uniter.lmdb_files import LmdbFile, open_lmdb
+from advvl.data.uniter.records import npz_rows, packed_rows, unpack_arrays, unpack_npz
 from advvl.data.uniter.regions import Regions, with_areas
 from advvl.data.whereabouts import within
 from advvl.errors import DataError
-from advvl.files import write_bytes
 
 KEYS: Final = "__keys__"
 """The record that lists the names of all others."""
 
-_COMPRESSED: Final = "_compressed"
+COMPRESSED: Final = "_compressed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +208,7 @@ def open_images(
         DataError: no such database, a file that is missing, malformed or cut short, a database without an image.
     """
     folder, limits = path_of(folder), limits or RegionLimits()
-    endings = [_COMPRESSED if one else "" for one in ((False, True) if compressed is None else (compressed,))]
+    endings = [COMPRESSED if one else "" for one in ((False, True) if compressed is None else (compressed,))]
     names = [f"feat_{limits.suffix}{ending}" for ending in endings]
     if limits.num_bb is None:
         names += [f"all{ending}" for ending in endings]
@@ -228,131 +225,12 @@ def open_images(
     first = next((name for name in file if name != KEYS), None)
     if first is None:
         raise DataError(f"expected one image or more in {str(folder / there)!r}, got none; is the split empty?")
-    squeezed = there.endswith(_COMPRESSED)
+    squeezed = there.endswith(COMPRESSED)
     with within(f"{folder / there}, record {first!r}"):
         features = (unpack_npz if squeezed else unpack_arrays)(file.require(first), ("features",)).get("features")
         if features is None or features.ndim != 2:
             raise DataError("expected an array of features (n, F), got none; is it a database of images?")
     return ImageDb(folder / there, limits, squeezed, counts, file, features.shape[1], there.startswith("all"))
-
-
-class ImageDbWriter:
-    """A new database of images, to which they are added one by one; made by `write_images`."""
-
-    def __init__(self, file: LmdbWriter, limits: RegionLimits, *, compressed: bool, half: bool) -> None:
-        self._file, self._limits, self._half = file, limits, half
-        self._pack = pack_npz if compressed else pack_arrays
-        self.counts: dict[str, int] = {}
-        self._feature_dim: int | None = None
-
-    def add(
-        self,
-        name: str,
-        features: ArrayLike,
-        boxes: ArrayLike,
-        *,
-        scores: ArrayLike | None = None,
-        labels: ArrayLike | None = None,
-    ) -> int:
-        """Add an image, and return the number of its regions that were kept: the surest where there are scores.
-
-        Arguments:
-            name: such as "coco_train2014_000000458752.npz".
-            features: (n, F).
-            boxes: (n, 4), x1, y1, x2, y2 over the image's width and height; or (n, 6) with width and height.
-            scores: (n,), how sure the detector was; None: the first regions are kept.
-            labels: (n, C), distributions over classes, column 0 for the background.
-
-        Raises:
-            DataError: a name that is there; more regions than a fixed number; features of another width than those of the
-                images before; see `Regions`.
-        """
-        with within(f"{self._file.folder}, record {name!r}"):
-            regions = Regions(
-                _array("features", features),
-                torch.from_numpy(with_areas(_array("boxes", boxes).numpy())),
-                None if labels is None else _array("labels", labels),
-                None if scores is None else _array("scores", scores).reshape(-1),
-            )
-            width = regions.features.shape[1]
-            self._feature_dim = self._feature_dim or width
-            if width != self._feature_dim:
-                raise DataError(f"expected {self._feature_dim} features, as of the images before, got {width}")
-            arrays = self._kept(regions)
-            self._file.put(name, self._pack(arrays))
-        self.counts[name] = len(arrays["features"])
-        return self.counts[name]
-
-    def _kept(self, regions: Regions) -> dict[str, NDArray[Any]]:
-        limits, scores = self._limits, regions.scores
-        if limits.num_bb is not None:
-            if len(regions) > limits.num_bb:
-                raise DataError(f"expected at most num_bb = {limits.num_bb} regions, got {len(regions)}; cut them")
-            order, count = torch.arange(len(regions)), len(regions)
-        elif scores is None:
-            order, count = torch.arange(len(regions)), min(len(regions), limits.max_bb)
-        else:
-            order = scores.argsort(descending=True, stable=True)
-            count = limits.count(scores.numpy())
-        arrays = {"features": regions.features, "norm_bb": regions.boxes[:, :6]}
-        arrays |= {} if scores is None else {"conf": scores[:, None]}
-        arrays |= {} if regions.labels is None else {"soft_labels": regions.labels}
-        kind = np.float16 if self._half else np.float32
-        return {name: rows[order[:count]].numpy().astype(kind) for name, rows in arrays.items()}
-
-    def close(self) -> None:
-        """Write the list of names."""
-        if not self.counts:
-            raise DataError(f"expected one image or more to write to {str(self._file.folder)!r}, got none")
-        self._file.put(KEYS, as_json(list(self.counts)))
-
-
-@contextmanager
-def write_images(
-    folder: str | os.PathLike[str], limits: RegionLimits | None = None, *, compressed: bool = False, half: bool = True
-) -> Iterator[ImageDbWriter]:
-    """Write a new database of images, whole once the block has ended well, and otherwise not at all.
-
-        with write_images("coco_train2014") as images:
-            images.add("picture-1.npz", features, boxes)
-
-    Arguments:
-        folder: may hold databases of other limits, or of the other encoding.
-        limits: None: `RegionLimits()`, those that UNITER was trained with.
-        compressed: as npz files: about a tenth smaller, and several times slower to read.
-        half: store half precision, as published.
-
-    Raises:
-        DataError: no image was added.
-        OutputDirectoryError: there is such a database, or another number of regions for the same limits; another process
-            writes it; the file system refuses.
-    """
-    folder, limits = path_of(folder), limits or RegionLimits()
-    place = folder / f"feat_{limits.suffix}{_COMPRESSED if compressed else ''}"
-    counts = folder / f"nbb_{limits.suffix}.json"
-    with writing_lmdb(place) as file:
-        writer = ImageDbWriter(file, limits, compressed=compressed, half=half)
-        yield writer
-        writer.close()
-        if limits.num_bb is None:
-            twin = place.with_name(f"feat_{limits.suffix}{'' if compressed else _COMPRESSED}")
-            _write_counts(counts, writer.counts, shared=twin.exists())
-
-
-def _write_counts(path: Path, counts: Mapping[str, int], *, shared: bool) -> None:
-    """Write the numbers of regions, which the database of the other encoding, if there is one, has to share."""
-    if shared and path.exists():
-        if read_json(path, dict, "the number of regions of each image") == counts:
-            return
-        refuse_existing(path)
-    write_bytes(path, as_json(dict(counts)))  # without a database it is what a killed writer left
-
-
-def _array(name: str, value: ArrayLike) -> Tensor:
-    try:
-        return torch.as_tensor(np.asarray(value, dtype=np.float32))
-    except (TypeError, ValueError) as error:
-        raise DataError(f"expected {name} as an array of numbers, got {error}") from error
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:

@@ -42,7 +42,7 @@ _NUMBERS: Final = {
 _MOST_ENTRIES: Final = 4096  # of a list or map in an image's record: arrays are bytes
 
 _HEAD: Final = 1024  # bytes, in which a record says how large its first array is
-_BAD_ZIP: Final = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError)
+_BAD_ZIP: Final = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError)
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -208,6 +208,8 @@ def unpack_npz(value: bytes | memoryview, names: Collection[str]) -> dict[str, N
                     f"expected at most {LARGEST_IMAGE} bytes of arrays, got {sizes}; is it an image's record?"
                 )
             return {name: _npy(name, archive.read(members[name])) for name in names if name in members}
+    except DataError:
+        raise
     except _BAD_ZIP as error:
         raise DataError(
             f"expected arrays as a compressed npz, got {error}; is it uncompressed, or cut short?"

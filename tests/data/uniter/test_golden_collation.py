@@ -17,8 +17,11 @@ from advvl.data.uniter.datasets.nlvr2 import PairSource
 from advvl.data.uniter.datasets.referring import DRAWN, ReferringSource
 from advvl.data.uniter.datasets.retrieval import HardNegativeSource, Pairs, RetrievalSource
 from advvl.data.uniter.datasets.vcr import ChoiceEvaluationSource, ChoiceSource
-from advvl.data.uniter.image_db import ImageDb, RegionLimits, open_images, write_images
-from advvl.data.uniter.text_db import TextDb, TextMeta, open_texts, write_texts
+from advvl.data.uniter.image_db import ImageDb, RegionLimits, open_images
+from advvl.data.uniter.image_writer import write_images
+from advvl.data.uniter.text_db import TextDb, open_texts
+from advvl.data.uniter.text_writer import write_texts
+from advvl.data.uniter.word_pieces import TextMeta
 
 GENERATOR = torch.Generator()
 LIMITS = RegionLimits(num_bb=100)

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from support.uniter_databases import arrays, published_images, read_published_images
 
 from advvl.data.uniter import records
-from advvl.data.uniter.image_db import ImageDb, RegionLimits, open_images, write_images
+from advvl.data.uniter.image_db import ImageDb, RegionLimits, open_images
+from advvl.data.uniter.image_writer import write_images
 from advvl.data.uniter.lmdb_files import writing_lmdb
 from advvl.data.uniter.records import (
     LARGEST_IMAGE,
@@ -175,6 +176,14 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(tmp_path: Path) -> 
         with pytest.raises(DataError, match=r"expected one image or more|record 'b': expected 5 features"):
             write(tmp_path / "new", wrong)
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_features_that_half_precision_does_not_hold_are_refused_or_stored_in_single(tmp_path: Path) -> None:
+    large = {"x.npz": {**arrays(3, dtype="f4"), "features": np.full((3, 5), 7e4, "f4")}}
+    with pytest.raises(DataError, match=r"record 'x\.npz': expected features of at most 65504, got larger ones"):
+        write(tmp_path, large, RegionLimits(num_bb=3))
+    write(tmp_path, large, RegionLimits(num_bb=3), half=False)
+    same(open_images(tmp_path, RegionLimits(num_bb=3)), large)
 
 
 @encodings

@@ -16,7 +16,9 @@ from support.uniter_databases import META, published_texts, read_published_texts
 
 from advvl.data.uniter.lmdb_files import writing_lmdb
 from advvl.data.uniter.records import LARGEST_TEXT, pack_text, unpack_text
-from advvl.data.uniter.text_db import TextMeta, open_texts, write_texts
+from advvl.data.uniter.text_db import open_texts
+from advvl.data.uniter.text_writer import write_texts
+from advvl.data.uniter.word_pieces import TextMeta
 from advvl.data.wordpiece import build_tokenizer
 from advvl.errors import DataError, OutputDirectoryError
 

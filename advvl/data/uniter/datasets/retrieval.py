@@ -29,11 +29,21 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """The texts and images of shards, and draws of those that do not match."""
+    """The texts and images of shards, and draws of those that do not match.
+
+    Arguments:
+        shards: databases of captions and of images.
+        skip_bad: read every example once, and leave out and list those that cannot be used.
+        names: of each shard, its images.
+
+    Raises:
+        DataError: an example that cannot be used, unless it is skipped; see `number_examples`.
+    """
 
     shards: Sequence[Shard]
     skip_bad: bool = False
     examples: Examples = field(init=False, repr=False)
+    names: Sequence[Sequence[str]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         flag(self, "skip_bad")
@@ -47,7 +57,7 @@ class Pairs:
             matches.append(texts)
             images.append(list(texts))
             places.append({name: place for place, name in enumerate(texts)})
-        object.__setattr__(self, "_images", images)
+        object.__setattr__(self, "names", images)
         object.__setattr__(self, "_places", places)
         object.__setattr__(self, "_matches", matches)
 
@@ -58,7 +68,7 @@ class Pairs:
 
     def other_images(self, number: int, pair: Pair, draws: Sequence[float]) -> list[str]:
         """Draw as many images of the shard that are not the pair's, none twice, as there are draws in [0, 1)."""
-        pool: list[str] = self._images[number]  # type: ignore[attr-defined]
+        pool = self.names[number]
         return [pool[place] for place in drawn(len(pool), [self._places[number][pair[1]]], draws)]  # type: ignore[attr-defined]
 
     def other_texts(self, number: int, pair: Pair, draws: Sequence[float]) -> list[str]:
@@ -173,7 +183,7 @@ class HardNegativeSource:
         return self.collate(number, pair, others(number, pair, draws))
 
     def collate(self, number: int, pair: Pair, others: Sequence[str]) -> dict[str, Any]:
-        """Make the batch of a pair of a shard, and of other images or texts."""
+        """Make the batch of a pair of a shard, and of other images or texts: to score all of `Pairs.names`, too."""
         keys, names = ([pair[0]], [pair[1], *others]) if self.side == "images" else ([pair[0], *others], [pair[1]])
         texts, images = pad_texts(self.pairs.texts(number, keys)), pad_images(self.pairs.images(number, names))
         count = 1 + len(others)
