@@ -1,6 +1,6 @@
 """VILLA on visual questions of your own, from texts, region features, boxes and answers, in 20 lines.
 
-Put your data in place of the made-up examples, `load_bert_tokenizer("vocab.txt")` in place of a tokeniser made for them, and
+Put your data in place of the made-up examples, transformers' tokeniser of "bert-base-cased" in place of one made for them, and
 a checkpoint's weights into the model: `advvl.models.uniter.checkpoint.load_checkpoint(model, "uniter-base.pt", …)`.
 """
 
