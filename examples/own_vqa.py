@@ -1,7 +1,7 @@
 """VILLA on visual questions of your own, from texts, region features, boxes and answers, in 20 lines.
 
-Put your data in place of the made-up examples, `load_bert_tokenizer("vocab.txt")` in place of a tokeniser made for them, and
-a checkpoint's weights into the model: `advvl.models.uniter.checkpoint.load_pretrained(model, "uniter-base.pt")`.
+Put your data in place of the made-up examples, transformers' tokeniser of "bert-base-cased" in place of one made for them,
+and a checkpoint's weights into the model: `advvl.models.uniter.checkpoint.load_pretrained(model, "uniter-base.pt")`.
 """
 
 import torch

@@ -1,4 +1,5 @@
-"""The command `advvl`: `villa-uniter` and `villa-lxmert` train, attack and report; `sites` lists what could be perturbed.
+"""The command `advvl`: `villa-uniter` and `villa-lxmert` train, attack and report; `sites` lists what could be perturbed;
+`data` converts and inspects databases.
 
 The experiments are imported when they run, so that help need not wait for them.
 """
@@ -24,6 +25,8 @@ _COMMANDS = {
         "advvl.experiments.lxmert:LXMERT",
     ),
 }
+_DATA = "data"
+_DATA_TEXT = "convert your own data to UNITER's databases, or say what a database holds"
 _SITES = "sites"
 _SITES_TEXT = "list the tensors of a model of transformers that could be perturbed"
 
@@ -34,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name in ("-h", "--help"):
         print("usage: advvl COMMAND [option ...]\n")
         print("Adversarial training and attacks in the embedding space of vision-and-language models.\n\ncommands:")
-        texts = {known: text for known, (text, _) in _COMMANDS.items()} | {_SITES: _SITES_TEXT}
+        texts = {known: text for known, (text, _) in _COMMANDS.items()} | {_DATA: _DATA_TEXT, _SITES: _SITES_TEXT}
         print("\n".join(f"  {known:14} {text}" for known, text in texts.items()))
         print(
             "\noptions:\n  --version      print the version\n  -h, --help     print this; after a command, its options"
@@ -47,8 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from advvl.experiments.site_table import site_table
 
         return exit_status(lambda: site_table(rest))
+    if name == _DATA:
+        from advvl.experiments.data_tool import data_tool
+
+        return exit_status(lambda: data_tool(rest))
     if name not in _COMMANDS:
-        known_names = [*_COMMANDS, _SITES]
+        known_names = [*_COMMANDS, _DATA, _SITES]
         nearest = difflib.get_close_matches(name, known_names, n=1, cutoff=0.0)[0]
         print(
             f"error: expected a command of {', '.join(known_names)}, got {name[:80]!r}; the nearest is {nearest}",
