@@ -68,6 +68,7 @@ from advvl.recipes.tecoa import tecoa as tecoa
 from advvl.recipes.trades import trades as trades
 from advvl.recipes.vat import vat as vat
 from advvl.recipes.villa import villa as villa
+from advvl.recipes.villa_uniter import villa_uniter as villa_uniter
 from advvl.regularizers.base import Regularizer as Regularizer
 from advvl.regularizers.distance import SquaredDistance as SquaredDistance
 from advvl.regularizers.kl import KL as KL
@@ -139,4 +140,5 @@ __all__ = [
     "trades",
     "vat",
     "villa",
+    "villa_uniter",
 ]

@@ -16,7 +16,8 @@ IMPORTED = ["torch", "advvl", "yaml", "safetensors"]  # in this order
 NAMES = {
     *("Adapter", "Binding", "Site", "adapt", "register", "sites"),
     *("AdversarialTraining", "Objective", "PassTrace", "StepReport"),
-    *("fare", "free_at", "freelb", "lxmert_adv", "neftune", "pgd", "smart", "tecoa", "trades", "vat", "villa"),
+    *("fare", "free_at", "freelb", "lxmert_adv", "neftune", "pgd", "smart", "tecoa", "trades", "vat"),
+    *("villa", "villa_uniter"),
     *("Attack", "AttackResult", "AdvVLError"),
     *("Ball", "L2", "Linf", "Place"),
     *("Ascent", "EmbeddingPerturber", "Given", "Moved", "Normal", "Perturber", "Start", "Uniform", "Zero"),

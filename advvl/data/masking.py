@@ -45,21 +45,26 @@ def mask_words(
     *,
     probability: float = MASK_PROBABILITY,
     draws: RowDraws,
+    words: Tensor | None = None,
+    mask: int = MASK,
 ) -> tuple[Tensor, Tensor]:
     """Mask words for MLM: of those chosen 80% become [MASK], 10% a draw from `replacements`, 10% stay.
 
     Arguments:
-        input_ids: `(B, L)`; special tokens and padding are never chosen.
+        input_ids: `(B, L)`.
         replacements: the range of ids [low, high) that wrong words come from.
+        words: `(B, L)` bool, which may be chosen; None: all but the special tokens of `advvl.data.wordpiece`.
+        mask: the id of [MASK].
 
     Returns:
         The corrupted ids `(B, L)`, and the labels `(B, L)`: the true id where chosen, -1 elsewhere.
     """
     width, (low, high) = input_ids.shape[1], replacements
-    chosen = choose(input_ids >= len(SPECIALS), probability=probability, draws=draws)
+    allowed = input_ids >= len(SPECIALS) if words is None else words
+    chosen = choose(allowed, probability=probability, draws=draws)
     fate = draws.uniform("fate", width)
     wrong = low + (draws.uniform("word", width) * (high - low)).long()
-    corrupted = torch.where(chosen & (fate < 0.8), MASK, input_ids)
+    corrupted = torch.where(chosen & (fate < 0.8), mask, input_ids)
     corrupted = torch.where(chosen & (fate >= 0.8) & (fate < 0.9), wrong, corrupted)
     return corrupted, torch.where(chosen, input_ids, IGNORED)
 
@@ -71,13 +76,13 @@ def mask_regions(num_bbs: Tensor, *, probability: float = MASK_PROBABILITY, draw
 
 
 def mismatch(
-    images: Tensor, count: int, *, probability: float = NEGATIVE_PROBABILITY, draws: RowDraws
+    images: Tensor, count: int | Tensor, *, probability: float = NEGATIVE_PROBABILITY, draws: RowDraws
 ) -> tuple[Tensor, Tensor]:
     """Replace images for image-text matching: with `probability` another of `count` images, each equally likely.
 
     Arguments:
         images: `(B,)` long, each text's own image.
-        count: of images.
+        count: of images; or `(B,)`, of those among which each row's is.
 
     Returns:
         The image to show `(B,)`, and the label `(B,)`: 1 for its own, 0 for another.
@@ -85,8 +90,9 @@ def mismatch(
     Raises:
         DataError: fewer than 2 images.
     """
-    if count < 2:
-        raise DataError(f"expected at least 2 images to draw a wrong one from, got {count}")
+    fewest = int(torch.as_tensor(count).min())
+    if fewest < 2:
+        raise DataError(f"expected at least 2 images to draw a wrong one from, got {fewest}")
     others = (draws.uniform("image", 1)[:, 0] * (count - 1)).long()
     others = others + (others >= images)
     matched = draws.uniform("match", 1)[:, 0] >= probability

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from advvl.errors import DataError, ShapeError
+from advvl.runtime.reading import readable
 
 
 def vqa_losses(logits: Tensor, targets: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ def class_targets(logits: Tensor, targets: Tensor) -> Tensor:
     if targets.is_floating_point():
         raise DataError(f"expected targets of whole numbers, got {targets.dtype}; give classes, not scores")
     targets = targets.reshape(rows).long()
-    if targets.is_cpu and ((targets < 0) | (targets >= classes)).any():
+    if readable(targets) and ((targets < 0) | (targets >= classes)).any():
         wrong = sorted(set(targets[(targets < 0) | (targets >= classes)].tolist()))
         raise DataError(f"expected targets in 0..{classes - 1}, got {wrong[:10]}; leave rows without one out")
     return targets

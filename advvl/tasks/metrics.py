@@ -5,14 +5,11 @@ Logits against soft targets are scored by `advvl.evaluation.objectives.score`; h
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 from advvl.data.lxmert.questions import Statement, VisualQuestion
 from advvl.errors import DataError
-from advvl.files import write_json, write_text
 
 
 def vqa_accuracy(answers: Mapping[int | str, str], questions: Sequence[VisualQuestion]) -> float:
@@ -35,8 +32,11 @@ def gqa_accuracy(answers: Mapping[int | str, str], questions: Sequence[VisualQue
     return _mean(float(answers[question.question_id] == _only_answer(question)) for question in questions)
 
 
-def nlvr2_accuracy(judgements: Mapping[str, bool], statements: Sequence[Statement]) -> float:
+def nlvr2_accuracy(judgements: Mapping[str, bool], statements: Sequence[Statement] | Mapping[str, bool]) -> float:
     """The share of sentences judged rightly; judgements by identifier.
+
+    Arguments:
+        statements: what was asked, with its label; or the label of each identifier.
 
     Raises:
         DataError: as `vqa_accuracy`.
@@ -44,8 +44,8 @@ def nlvr2_accuracy(judgements: Mapping[str, bool], statements: Sequence[Statemen
     return _mean(map(float, _right(judgements, statements)))
 
 
-def nlvr2_consistency(judgements: Mapping[str, bool], statements: Sequence[Statement]) -> float:
-    """The share of sentences judged rightly of every pair of images that they were asked about.
+def nlvr2_consistency(judgements: Mapping[str, bool], statements: Sequence[Statement] | Mapping[str, bool]) -> float:
+    """The share of sentences judged rightly of every pair of images that they were asked about; as `nlvr2_accuracy`.
 
     Suhr et al., "A Corpus for Reasoning about Natural Language Grounded in Photographs", ACL 2019: an identifier is
     split-set-pair-sentence, and those that differ in the pair alone share their sentence.
@@ -54,25 +54,35 @@ def nlvr2_consistency(judgements: Mapping[str, bool], statements: Sequence[State
         DataError: as `vqa_accuracy`; an identifier of another form.
     """
     judged: defaultdict[tuple[str, ...], list[bool]] = defaultdict(list)
-    for statement, right in zip(statements, _right(judgements, statements), strict=True):
-        parts = statement.identifier.split("-")
+    for identifier, right in zip(_labels(statements), _right(judgements, statements), strict=True):
+        parts = identifier.split("-")
         if len(parts) != 4:
             raise DataError(
-                f"expected an identifier as split-set-pair-sentence, as dev-850-0-0, got {statement.identifier!r}; "
+                f"expected an identifier as split-set-pair-sentence, as dev-850-0-0, got {identifier!r}; "
                 "give NLVR2's own"
             )
         judged[(*parts[:2], parts[3])].append(right)
     return _mean(float(all(rights)) for rights in judged.values())
 
 
-def _right(judgements: Mapping[str, bool], statements: Sequence[Statement]) -> list[bool]:
-    _check_ids(judgements, [statement.identifier for statement in statements])
-    for statement in statements:
-        if statement.label is None:
-            raise DataError(
-                f"expected a label of {statement.identifier!r} to compare with, got none; is it a test split?"
-            )
-    return [judgements[statement.identifier] == bool(statement.label) for statement in statements]
+def _right(judgements: Mapping[str, bool], statements: Sequence[Statement] | Mapping[str, bool]) -> list[bool]:
+    labels = _labels(statements)
+    _check_ids(judgements, list(labels))
+    for identifier, label in labels.items():
+        if label is None:
+            raise DataError(f"expected a label of {identifier!r} to compare with, got none; is it a test split?")
+    return [judgements[identifier] == bool(label) for identifier, label in labels.items()]
+
+
+def _labels(statements: Sequence[Statement] | Mapping[str, bool]) -> Mapping[str, bool | int | None]:
+    if isinstance(statements, Mapping):
+        return statements
+    labels = {statement.identifier: statement.label for statement in statements}
+    if len(labels) < len(statements):
+        raise DataError(
+            f"expected {len(statements)} statements of different identifiers, got {len(labels)}; ask each once"
+        )
+    return labels
 
 
 def _label(question: VisualQuestion) -> Mapping[str, float]:
@@ -90,16 +100,6 @@ def _only_answer(question: VisualQuestion) -> str:
             f"expected one right answer to GQA's question {question.question_id!r}, got {len(label)}; is it VQA's?"
         )
     return next(iter(label))
-
-
-def write_vqa_answers(path: str | os.PathLike[str], answers: Mapping[int | str, str]) -> Path:
-    """Write answers by question id in the format of VQA's server: `[{"question_id": …, "answer": …}, …]`."""
-    return write_json(path, [{"question_id": number, "answer": answer} for number, answer in answers.items()])
-
-
-def write_nlvr2_judgements(path: str | os.PathLike[str], judgements: Mapping[str, bool]) -> Path:
-    """Write judgements by identifier as NLVR2's script takes them: `test1-0-1-0,True` and so on, one per line."""
-    return write_text(path, "".join(f"{identifier},{bool(right)}\n" for identifier, right in judgements.items()))
 
 
 def _check_ids(given: Mapping[int | str, object] | Mapping[str, object], asked: Sequence[int | str]) -> None:

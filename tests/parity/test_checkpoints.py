@@ -122,11 +122,11 @@ def test_parity_with_checkpoints_in_loading_a_first_stage(tmp_path: Path, name: 
 
 def test_parity_with_checkpoints_in_the_draw_of_new_words() -> None:
     torch.manual_seed(3)
-    config = UniterConfig.tiny(initializer_range=0.2)
-    words = UniterForVCR(config).uniter.embeddings.word_embeddings.weight[-VCR_WORDS:]
     golden = document("checkpoints", "base")["loading_a_first_stage_checkpoint"]["UniterForVisualCommonsenseReasoning"]
-    assert golden["new word rows"]["initializer_range"] == config.initializer_range
-    assert words.mean().item() == pytest.approx(0, abs=0.02)
+    spread = golden["new word rows"]["initializer_range"]
+    config = UniterConfig.tiny(initializer_range=spread)
+    words = UniterForVCR(config).uniter.embeddings.word_embeddings.weight[-VCR_WORDS:]
+    assert words.mean().item() == pytest.approx(golden["new word rows"]["mean"], abs=0.1 * spread)
     assert words.std().item() == pytest.approx(golden["new word rows"]["std"], rel=0.05)
 
 

@@ -10,7 +10,9 @@ from support.golden_cases import batch, disagreements, document, tensors
 from support.golden_steps import parameter_gradients
 from torch import Tensor
 
+from advvl.models.uniter.layout import gather_index
 from advvl.models.uniter.model import UniterConfig
+from advvl.tasks.uniter.metrics import recall
 from advvl.tasks.uniter.retrieval import UniterForRetrieval, hardest
 
 CASES = document("uniter_itm", "cases")
@@ -113,8 +115,6 @@ def test_a_difference_in_any_tensor_of_uniter_itm_is_seen(case: str) -> None:
 
 def test_padded_words_are_read_where_the_published_collation_reads_them() -> None:
     """In `i0` the last text is shorter than the longest; a right index gives other scores."""
-    from advvl.models.uniter.layout import gather_index
-
     model, inputs = model_of(CASES["hard_texts"]), batch("uniter_itm", "batch_hard_i0")
     right = gather_index(inputs["txt_lens"], inputs["num_bbs"], inputs["input_ids"].shape[1])
     repaired = inputs | {"gather_index": right}
@@ -123,3 +123,16 @@ def test_padded_words_are_read_where_the_published_collation_reads_them() -> Non
     real = fine["attn_masks"].bool()
     right = gather_index(fine["txt_lens"], fine["num_bbs"], fine["input_ids"].shape[1])
     assert torch.equal(right[real], fine["gather_index"][real])
+
+
+def test_parity_with_uniter_itm_in_recall() -> None:
+    golden, scores = document("uniter_itm", "recall"), tensors("uniter_itm", "recall")["scores"]
+    images = torch.tensor([golden["img_ids"].index(golden["txt2img"][text]) for text in golden["txt_ids"]])
+    found = recall(scores, images, published=True)
+    logged = {f"txt_r{k}": value for k, value in found.text.items()} | {f"img_r{k}": v for k, v in found.image.items()}
+    logged |= {"txt_r_mean": sum(found.text.values()) / 3, "img_r_mean": sum(found.image.values()) / 3}
+    assert logged | {"r_mean": found.mean} == pytest.approx(golden["published"], rel=1e-12)
+    plain = recall(scores, images)
+    once = {f"img_r{k}": value for k, value in plain.image.items()}
+    assert once == pytest.approx(golden["image_recall_counted_once"], rel=1e-12)
+    assert plain.text == found.text

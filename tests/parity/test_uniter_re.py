@@ -11,6 +11,7 @@ from support.golden_steps import parameter_gradients, sees_one_changed_number
 from torch import Tensor
 
 from advvl.models.uniter.model import UniterConfig
+from advvl.tasks.uniter.metrics import overlaps, region_accuracy
 from advvl.tasks.uniter.referring import UniterForReferringExpressions, draw_regions
 
 CASES = document("uniter_re", "cases")
@@ -63,3 +64,36 @@ def test_masks_of_uniter_re_may_be_left_to_the_lengths(case: str) -> None:
     found = model(**inputs)
     assert torch.equal(found.logits, expected.logits)
     assert torch.equal(found.loss, expected.loss)
+
+
+@pytest.mark.parametrize("head", sorted({"mlp1", "mlp2"} | document("uniter_re", "eval").keys() - {"overlaps"}))
+def test_parity_with_uniter_re_in_evaluation(head: str) -> None:
+    """The region of the highest score, as a box in pixels of a picture of 640x480."""
+    golden, inputs = document("uniter_re", "eval")[head], batch("uniter_re", "batch")
+    case = next(options for options in CASES.values() if options["state"] == f"uniter_re_{head}")
+    picked = model_of(case).eval()(**inputs).logits.argmax(1)
+    pixels = torch.tensor([640.0, 480.0, 640.0, 480.0], dtype=torch.float64)
+
+    def boxes(regions: Tensor) -> Tensor:
+        return inputs["img_pos_feat"][torch.arange(len(regions)), regions][:, [0, 1, 4, 5]] * pixels
+
+    found, meant = boxes(picked), boxes(inputs["targets"].flatten())
+    predictions = list(golden["predictions"].values())
+    for ours, name in ((found, "pred_box"), (meant, "tgt_box")):
+        theirs = torch.tensor([row[name] for row in predictions], dtype=torch.float64)
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    for published in (False, True):
+        assert region_accuracy(found, meant, published=published) == golden["log"]["valid/acc"]
+
+
+def test_parity_with_uniter_re_in_overlaps() -> None:
+    rows = document("uniter_re", "eval")["overlaps"]
+    one, other = (torch.tensor([row[n] for row in rows], dtype=torch.float64) for n in (0, 1))
+    expected = torch.tensor([row[2] for row in rows], dtype=torch.float64)
+    torch.testing.assert_close(overlaps(one, other, published=True), expected, rtol=1e-12, atol=1e-12)
+    plain = overlaps(one, other)
+    differ = (plain - expected).abs() > 1e-12
+    assert differ.any()  # of intersections up to a pixel wide or high alone
+    ends = torch.minimum(one[:, :2] + one[:, 2:], other[:, :2] + other[:, 2:])
+    sides = ends - torch.maximum(one[:, :2], other[:, :2])
+    assert ((sides > 0) & (sides <= 1)).any(1)[differ].all()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from support.golden_cases import batch, disagreements, document, tensors
-from support.golden_steps import adversarial, parameter_gradients, sees_one_changed_number
+from support.golden_steps import adversarial, parameter_gradients, sees_one_changed_number, shapes_of
 from torch import Tensor
 
 from advvl import adapt
@@ -21,7 +21,7 @@ def ours(options: dict[str, Any]) -> dict[str, Tensor]:
     model.load_state_dict(tensors("villa_nlvr2", options["state"]))
     inputs = batch("villa_nlvr2", options["batch"])
     if options["modality"] != "none":
-        return adversarial(options, adapt(model), inputs)
+        return adversarial(options, adapt(model), inputs, shapes=shapes_of(model.config, inputs))
     output = model(**inputs)
     loss = output.loss.mean()
     loss.backward()

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 from support.golden_cases import batch, disagreements, document, tensors
-from support.golden_steps import adversarial, parameter_gradients, sees_one_changed_number
+from support.golden_steps import adversarial, parameter_gradients, sees_one_changed_number, shapes_of
 from torch import Tensor
 
 from advvl import adapt
 from advvl.models.uniter.model import UniterConfig
+from advvl.tasks.uniter.metrics import vcr_accuracy
 from advvl.tasks.uniter.vcr import VCR_WORDS, UniterForVCR
 
 CASES = document("villa_vcr", "cases")
@@ -28,7 +29,7 @@ def model_of(state: str) -> UniterForVCR:
 def ours(options: dict[str, Any]) -> dict[str, Tensor]:
     model, inputs = model_of(options["state"]), batch("villa_vcr", options["batch"])
     if options["modality"] != "none":
-        return adversarial(options, adapt(model), inputs, kl_share=HALF)
+        return adversarial(options, adapt(model), inputs, shapes=shapes_of(model.config, inputs), kl_share=HALF)
     output = model(**inputs)
     loss = output.loss.mean()
     loss.backward()
@@ -54,3 +55,22 @@ def test_parity_with_villa_vcr_in_evaluation() -> None:
         fields = {name: value for name, value in inputs.items() if name not in ("qa_targets", "qar_targets")}
         found[f"{split}.logits"] = model(**fields).logits.detach()
     assert not disagreements(found, tensors("villa_vcr", "eval"))
+
+
+LOGGED = {"qa": "acc_qa", "qar": "acc_qar", "both": "acc", "qa_loss": "vcr_qa_loss", "qar_loss": "vcr_qar_loss"}
+
+
+@pytest.mark.parametrize(
+    ("split", "published", "golden"),
+    [("val", False, "log"), ("val", True, "log"), ("test", True, "log"), ("test", False, "one_question_a_batch")],
+)
+def test_parity_with_villa_vcr_in_what_validate_logs(split: str, published: bool, golden: str) -> None:
+    """Of 20 columns the published log is that of all questions' rationales at once; ours is of each one's own."""
+    expected, inputs = document("villa_vcr", "eval")[split], batch("villa_vcr", f"batch_eval_{split}")
+    columns = 8 if split == "val" else 20
+    scores = tensors("villa_vcr", "eval")[f"{split}.logits"][:, 1].reshape(-1, columns)
+    for row, written in zip(scores.tolist(), expected["scores"].values(), strict=True):
+        assert row == pytest.approx(written, rel=1e-12)
+    found = vcr_accuracy(scores, inputs["qa_targets"], inputs["qar_targets"], published=published)
+    log = {name: getattr(found, field) for field, name in LOGGED.items()}
+    assert {f"valid/{name}": value for name, value in log.items()} == pytest.approx(expected[golden], rel=1e-12)

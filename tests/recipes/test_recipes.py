@@ -41,6 +41,7 @@ from advvl import (
 from advvl.errors import ConfigurationError
 from advvl.recipes import parts as shared_parts
 from advvl.recipes.lxmert_adv import lxmert_adv
+from advvl.recipes.villa_uniter import villa_uniter
 
 SIZES = {"text": 0.1, "image": 0.2}
 
@@ -78,6 +79,41 @@ def test_lxmert_adv_is_what_was_released_for_its_tasks(task: Any, step_size: flo
     assert parts(lxmert_adv(task)) == ({"text": text}, FreeLB(3, "together"), SymmetricKL(kl_weight), 0.0, "fresh")
     assert parts(lxmert_adv()) == parts(lxmert_adv("vqa"))
     assert lxmert_adv(task, dropout="shared").dropout == "shared"
+
+
+BOTH, WORDS = ("text", "image"), ("text",)
+
+
+@pytest.mark.parametrize(
+    ("task", "size", "modalities", "step_size", "kl_weight"),
+    [
+        ("vqa", "base", WORDS, 1e-3, 1.5),
+        ("vqa", "large", WORDS, 2e-3, 1.0),
+        ("nlvr2", "base", WORDS, 1e-3, 1.5),
+        ("nlvr2", "large", WORDS, 1e-3, 1.5),
+        ("ve", "base", WORDS, 1e-3, 1.5),
+        ("ve", "large", WORDS, 1e-3, 1.5),
+        ("vcr", "base", BOTH, 1e-2, 0.75),
+        ("vcr", "large", BOTH, 1e-1, 0.5),
+    ],
+)
+def test_villa_uniter_is_what_was_released_for_its_tasks(
+    task: Any, size: Any, modalities: tuple[str, ...], step_size: float, kl_weight: float
+) -> None:
+    ascent = Ascent(L2(math.inf), step_size=step_size, start=Zero(), floor=1e-8)
+    expected = dict.fromkeys(modalities, ascent), FreeLB(3, "together"), SymmetricKL(kl_weight), 0.0, "fresh"
+    assert parts(villa_uniter(task, size)) == expected
+    assert villa_uniter(task, size, dropout="shared").dropout == "shared"
+
+
+def test_villa_uniters_defaults_are_villas() -> None:
+    assert parts(villa_uniter()) == parts(villa())
+
+
+@pytest.mark.parametrize("given", [("gqa", "base"), ("vqa", "huge"), (None, "base"), (["vqa"], "base")])
+def test_what_villa_did_not_release_is_refused(given: tuple[Any, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=r"task to be one of .* and size one of"):
+        villa_uniter(*given)
 
 
 def test_the_kl_of_nlvr2_is_the_mean_over_both_classes_too() -> None:

@@ -23,6 +23,7 @@ from advvl import (
     SymmetricKL,
     Zero,
 )
+from advvl.models.uniter.config import UniterConfig
 from support.golden_cases import disagreements, kind
 
 
@@ -83,6 +84,11 @@ def adversarial(
         found[f"step{step}.kl_loss"] = sum(seen.regularization for seen in group) / options["kl_weight"]
         found[f"step{step}.loss"] = sum(seen.weight * (seen.task_loss + seen.regularization) for seen in group)
     return found
+
+
+def shapes_of(config: UniterConfig, inputs: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shapes of the perturbations of a UNITER."""
+    return {"text": (*inputs["input_ids"].shape, config.hidden_size), "image": tuple(inputs["img_feat"].shape)}
 
 
 def sees_one_changed_number(expected: dict[str, Tensor]) -> bool:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +18,6 @@ from advvl.tasks.metrics import (
     nlvr2_accuracy,
     nlvr2_consistency,
     vqa_accuracy,
-    write_nlvr2_judgements,
-    write_vqa_answers,
 )
 
 VQA = [
@@ -73,6 +69,18 @@ def test_nlvr2_counts_sentences_and_then_sentences_right_of_every_pair() -> None
     )  # dev-1-*-0, but not dev-1-*-1, dev-2-0-*, test1-1-0-*
 
 
+def test_labels_by_identifier_are_as_good_as_statements() -> None:
+    labels = {statement.identifier: bool(statement.label) for statement in NLVR2}
+    judged = labels | {"dev-1-0-0": False}
+    for metric in (nlvr2_accuracy, nlvr2_consistency):
+        assert metric(judged, labels) == metric(judged, NLVR2) < 1
+
+
+def test_a_statement_asked_twice_is_refused() -> None:
+    with pytest.raises(DataError, match="2 statements of different identifiers, got 1"):
+        nlvr2_accuracy({"dev-1-0-0": True}, [NLVR2[0], NLVR2[0]])
+
+
 Metric = Callable[[Any, Any], float]
 CASES: list[tuple[Metric, list[Any], dict[Any, Any]]] = [
     (vqa_accuracy, VQA, dict.fromkeys((1, 2, 3, 4), "yes")),
@@ -106,13 +114,3 @@ def test_a_question_of_several_answers_is_not_gqas() -> None:
 def test_an_identifier_of_another_form_has_no_sentence_to_group_by() -> None:
     with pytest.raises(DataError, match=r"split-set-pair-sentence.*got 'dev-1'"):
         nlvr2_consistency({"dev-1": True}, [replace(NLVR2[0], identifier="dev-1")])
-
-
-def test_answers_are_written_as_their_servers_take_them(tmp_path: Path) -> None:
-    write_vqa_answers(tmp_path / "vqa.json", {458752000: "net", 458752001: "no"})
-    assert json.loads((tmp_path / "vqa.json").read_text()) == [
-        {"question_id": 458752000, "answer": "net"},
-        {"question_id": 458752001, "answer": "no"},
-    ]
-    write_nlvr2_judgements(tmp_path / "nlvr2.csv", {"test1-0-1-0": True, "test1-0-1-1": False})
-    assert (tmp_path / "nlvr2.csv").read_text() == "test1-0-1-0,True\ntest1-0-1-1,False\n"

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from advvl.data.uniter.regions import Regions
+from advvl.errors import DataError
 from advvl.models.uniter.layout import gather_index
 
 
@@ -42,16 +44,54 @@ def pad_texts(rows: Sequence[Sequence[int]]) -> Texts:
     return Texts(pad_sequence(ids, batch_first=True), torch.tensor([len(row) for row in rows]))
 
 
+def pad_images(rows: Sequence[Regions]) -> Images:
+    """Pad the regions of images with 0; without `labels` where an image has none.
+
+    Raises:
+        DataError: images of different numbers of features.
+    """
+    if len({image.features.shape[1] for image in rows}) > 1:
+        found = sorted({image.features.shape[1] for image in rows})
+        raise DataError(f"expected as many features of each region, got {found}; take images of one extraction")
+    labels = [image.labels for image in rows if image.labels is not None]
+    whole = len(labels) == len(rows)
+    return Images(
+        pad_sequence([image.features for image in rows], batch_first=True),
+        pad_sequence([image.boxes for image in rows], batch_first=True),
+        torch.tensor([len(image) for image in rows]),
+        pad_sequence(labels, batch_first=True) if whole else torch.zeros(len(rows), 0, 0),
+    )
+
+
+def collate(texts: Sequence[Sequence[int]], images: Sequence[Regions]) -> dict[str, Tensor]:
+    """Collate the ids of texts, special tokens included, with an image each."""
+    return joined(pad_texts(texts), pad_images(images))
+
+
 def join(texts: Texts, text_rows: Tensor, images: Images, image_rows: Tensor) -> dict[str, Tensor]:
     """Join texts and images by their rows (B,) into a batch, cut to the longest text and the most regions among them."""
-    txt_lens, num_bbs = texts.lengths[text_rows], images.lengths[image_rows]
-    longest, most = int(txt_lens.max()), int(num_bbs.max())
+    longest, most = int(texts.lengths[text_rows].max()), int(images.lengths[image_rows].max())
+    return joined(
+        Texts(texts.ids[text_rows, :longest], texts.lengths[text_rows]),
+        Images(
+            images.features[image_rows, :most],
+            images.boxes[image_rows, :most],
+            images.lengths[image_rows],
+            images.labels[image_rows, :most],
+        ),
+    )
+
+
+def joined(texts: Texts, images: Images) -> dict[str, Tensor]:
+    """Join texts and as many images, row by row, into a batch."""
+    txt_lens, num_bbs = texts.lengths, images.lengths
+    longest = texts.ids.shape[1]
     index = gather_index(txt_lens, num_bbs, longest)
     return {
-        "input_ids": texts.ids[text_rows, :longest],
+        "input_ids": texts.ids,
         "position_ids": torch.arange(longest)[None],
-        "img_feat": images.features[image_rows, :most],
-        "img_pos_feat": images.boxes[image_rows, :most],
+        "img_feat": images.features,
+        "img_pos_feat": images.boxes,
         "attn_masks": (torch.arange(index.shape[1]) < (txt_lens + num_bbs)[:, None]).long(),
         "gather_index": index,
         "txt_lens": txt_lens,

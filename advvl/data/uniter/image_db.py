@@ -32,7 +32,7 @@ from torch import Tensor
 from advvl.checks import at_least, check_each, is_number, path_of, shown
 from advvl.data.uniter.json_files import as_json, read_counts, read_json
 from advvl.data.uniter.lmdb_files import LmdbFile, LmdbWriter, open_lmdb, refuse_existing, writing_lmdb
-from advvl.data.uniter.records import pack_arrays, pack_npz, unpack_arrays, unpack_npz
+from advvl.data.uniter.records import npz_rows, pack_arrays, pack_npz, packed_rows, unpack_arrays, unpack_npz
 from advvl.data.uniter.regions import Regions, with_areas
 from advvl.data.whereabouts import within
 from advvl.errors import DataError
@@ -140,9 +140,15 @@ class ImageDb:
                 )
             return self.counts[name]
         if name not in self._counted:
-            arrays = self._arrays(name, ("conf",) if self.cut else ("norm_bb",))
-            self._counted[name] = self.limits.count(arrays["conf"]) if self.cut else len(arrays["norm_bb"])
+            self._counted[name] = self._count(name)
         return self._counted[name]
+
+    def _count(self, name: str) -> int:
+        if self.cut:
+            return self.limits.count(self._arrays(name, ("conf",))["conf"])
+        view = self.file.require(name)
+        with within(self.where(name)):
+            return npz_rows(view) if self.compressed else packed_rows(view)
 
     def read(self, name: str, *, labels: bool = False) -> Regions:
         """Read an image's regions, in single precision.

@@ -13,7 +13,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,9 @@ LARGEST_IMAGE: Final = 1 << 26
 
 _NUMBERS: Final = re.compile(r"[<>|=][fiub][1248]")
 _MOST_ENTRIES: Final = 4096  # of a list or map in an image's record: arrays are bytes
+
+_HEAD: Final = 1024  # bytes, in which a record says how large its first array is
+_BAD_ZIP: Final = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError)
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -141,6 +144,47 @@ def _numbers(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], data: byte
     return array
 
 
+def packed_rows(value: bytes | memoryview) -> int:
+    """Return the number of rows of `features`, which published records begin with, from the beginning of a record.
+
+    Raises:
+        DataError: as `unpack_arrays`.
+    """
+    head = msgpack.Unpacker(raw=False)
+    head.feed(value[:_HEAD])
+    try:
+        head.read_map_header()
+        if head.unpack() == "features":
+            for _ in range(head.read_map_header()):
+                key = head.unpack()
+                if key == b"shape":
+                    return int(head.unpack()[0])
+                head.skip()
+    except (ValueError, TypeError, LookupError, msgpack.OutOfData):
+        pass  # of another order, or damaged, as is said below
+    return _rows(unpack_arrays(value, ("features",)))
+
+
+def npz_rows(value: bytes | memoryview) -> int:
+    """Return the number of rows of `features` of a compressed npz, of which nothing but a header is unpacked.
+
+    Raises:
+        DataError: as `unpack_npz`.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(value)) as archive, archive.open("features.npy") as member:
+            return _header("features", member)[0][0]
+    except (*_BAD_ZIP, LookupError):
+        return _rows(unpack_npz(value, ("features",)))
+
+
+def _rows(arrays: Arrays) -> int:
+    features = arrays.get("features")
+    if features is None or not features.ndim:
+        raise DataError("expected an array of features, got none; write it again")
+    return len(features)
+
+
 def pack_npz(arrays: Arrays) -> bytes:
     """Encode an image's arrays as the bytes of a compressed npz file."""
     stream = io.BytesIO()
@@ -159,7 +203,7 @@ def unpack_npz(value: bytes | memoryview, names: Collection[str]) -> dict[str, N
                     f"expected at most {LARGEST_IMAGE} bytes of arrays, got {sizes}; is it an image's record?"
                 )
             return {name: _npy(name, archive.read(members[name])) for name in names if name in members}
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+    except _BAD_ZIP as error:
         raise DataError(
             f"expected arrays as a compressed npz, got {error}; is it uncompressed, or cut short?"
         ) from error
@@ -168,15 +212,21 @@ def unpack_npz(value: bytes | memoryview, names: Collection[str]) -> dict[str, N
 def _npy(name: str, content: bytes) -> NDArray[Any]:
     """Decode a numpy file, whose header may ask for anything."""
     stream = io.BytesIO(content)
-    try:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, columns_first, dtype = read(stream)
-    except (ValueError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError) as error:
-        raise DataError(f"{name}: expected a numpy array, got {error}; write it again") from error
+    shape, columns_first, dtype = _header(name, stream)
     if not _NUMBERS.fullmatch(dtype.str):
         raise DataError(f"{name}: expected an array of numbers, got one of {dtype}; write it again")
     array = _numbers(
         name, dtype, tuple(reversed(shape)) if columns_first else shape, memoryview(content)[stream.tell() :]
     )
     return array.T if columns_first else array
+
+
+def _header(name: str, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read a numpy file's header: the array's shape, whether columns come first, and its type."""
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        header: tuple[tuple[int, ...], bool, np.dtype[Any]] = read(stream)
+    except (ValueError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError) as error:
+        raise DataError(f"{name}: expected a numpy array, got {error}; write it again") from error
+    return header

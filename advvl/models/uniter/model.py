@@ -18,6 +18,7 @@ from advvl.models.uniter.config import UniterConfig as UniterConfig
 from advvl.models.uniter.layout import gather_index as gather_index
 from advvl.models.uniter.layout import region_mask as region_mask
 from advvl.models.uniter.layout import text_mask as text_mask
+from advvl.runtime.reading import readable
 
 HIDDEN_SCORE = -10000.0  # added to the attention scores of padding, as published
 
@@ -123,7 +124,8 @@ class UniterModel(nn.Module):
             txt_lens, num_bbs: in our batches for what needs lengths; the encoder does not.
 
         Raises:
-            DataError: a field that is missing, or of integers where numbers are due or the reverse.
+            DataError: a field that is missing, or of integers where numbers are due or the reverse; on a CPU, a word, type
+            or place that the model or the batch does not have.
             ShapeError: a field of another shape.
         """
         del txt_lens, num_bbs
@@ -131,6 +133,11 @@ class UniterModel(nn.Module):
         img_pos_feat = given("img_pos_feat", img_pos_feat)
         attn_masks, gather_index = given("attn_masks", attn_masks), given("gather_index", gather_index)
         self._check(input_ids, img_feat, img_pos_feat, attn_masks, gather_index, img_masks)
+        words, types = self.config.vocab_size, self.config.type_vocab_size
+        check_range("input_ids", input_ids, words, "vocab_size")
+        check_range("txt_type_ids", txt_type_ids, types, "type_vocab_size")
+        check_range("img_type_ids", img_type_ids, types, "type_vocab_size")
+        check_range("gather_index", gather_index, input_ids.shape[1] + img_feat.shape[1], "L + R")
         text = self.embeddings(input_ids=input_ids, token_type_ids=txt_type_ids, position_ids=position_ids)
         if img_type_ids is None:
             img_type_ids = torch.ones(img_feat.shape[:2], dtype=torch.long, device=img_feat.device)
@@ -202,6 +209,18 @@ def given(name: str, value: Tensor | None) -> Tensor:
             f"expected the field {name!r} in the batch, got none; see advvl.models.uniter.model for the fields"
         )
     return value
+
+
+def check_range(name: str, value: Tensor | None, size: int, of: str) -> None:
+    """Raise DataError unless whole numbers are in 0 … size − 1, as far as that is known without waiting for a device."""
+    if value is None or not value.numel() or not readable(value):
+        return
+    least, most = int(value.min()), int(value.max())
+    if least < 0 or most >= size:
+        raise DataError(
+            f"expected {name} in 0..{size - 1}, by {of} = {size}, got {least if least < 0 else most}; was the batch made "
+            "for another model or task?"
+        )
 
 
 def _shape(name: str, value: Tensor, wanted: tuple[int, ...], letters: str) -> None:

@@ -15,6 +15,7 @@ from advvl.models.uniter.model import HIDDEN_SCORE, UniterConfig, UniterModel, U
 from advvl.models.uniter.model import region_mask as real_regions
 from advvl.models.uniter.model import text_mask as real_words
 from advvl.models.uniter.task import UniterTask, freeze
+from advvl.runtime.reading import readable
 from advvl.tasks.losses import class_targets
 
 RegionLoss = Literal["cls", "rank"]
@@ -92,7 +93,7 @@ class UniterForReferringExpressions(UniterTask):
         if targets is None:
             return UniterOutput(logits=logits)
         targets = class_targets(logits, targets)
-        if targets.is_cpu and not real.gather(1, targets[:, None]).all():
+        if readable(targets) and not real.gather(1, targets[:, None]).all():
             rows = (~real.gather(1, targets[:, None])[:, 0]).nonzero()[:, 0].tolist()
             raise DataError(
                 f"expected targets among the real regions, got padding in rows {rows[:10]}; correct targets"

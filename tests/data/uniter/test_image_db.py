@@ -22,7 +22,15 @@ from support.uniter_databases import arrays, published_images, read_published_im
 from advvl.data.uniter import records
 from advvl.data.uniter.image_db import ImageDb, RegionLimits, open_images, write_images
 from advvl.data.uniter.lmdb_files import writing_lmdb
-from advvl.data.uniter.records import LARGEST_IMAGE, pack_arrays, pack_npz, unpack_arrays, unpack_npz
+from advvl.data.uniter.records import (
+    LARGEST_IMAGE,
+    npz_rows,
+    pack_arrays,
+    pack_npz,
+    packed_rows,
+    unpack_arrays,
+    unpack_npz,
+)
 from advvl.errors import ConfigurationError, DataError, OutputDirectoryError
 
 TH = "feat_th0.2_max100_min10"
@@ -354,6 +362,21 @@ def test_a_list_of_names_that_is_none_is_named(names: bytes, tmp_path: Path) -> 
 def test_limits_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(wrong))):
         RegionLimits(**wrong)
+
+
+@encodings
+def test_the_number_of_regions_is_read_from_the_beginning_of_a_record(compressed: bool) -> None:
+    one = arrays(9, features=2048)
+    value = (pack_npz if compressed else pack_arrays)(one)
+    rows = npz_rows if compressed else packed_rows
+    assert rows(value) == 9
+    if not compressed:
+        assert rows(value[:1024]) == 9
+        turned = {name: one[name] for name in reversed(one)}
+        assert rows(pack_arrays(turned)) == 9
+    for wrong in (b"", value[:20], pack_arrays({}), pack_arrays({"features": np.zeros((), "f2")})):
+        with pytest.raises(DataError, match="expected "):
+            rows(wrong)
 
 
 def test_our_encoder_gives_the_bytes_of_msgpack_numpy() -> None:

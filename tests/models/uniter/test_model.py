@@ -222,6 +222,26 @@ def test_fields_that_do_not_fit_are_refused(spoil: Spoil, error: type[Exception]
         tiny()(**inputs | spoil(inputs))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("input_ids", 97, r"input_ids in 0\.\.96, by vocab_size = 97, got 97; was the batch made for another"),
+        ("input_ids", -1, r"got -1"),
+        ("txt_type_ids", 2, r"txt_type_ids in 0\.\.1, by type_vocab_size = 2, got 2"),
+        ("img_type_ids", 3, r"img_type_ids in 0\.\.1, by type_vocab_size = 2, got 3"),
+        ("gather_index", 16, r"gather_index in 0\.\.15, by L \+ R = 16, got 16"),
+    ],
+)
+def test_words_types_and_places_that_are_not_there_are_refused(field: str, value: int, message: str) -> None:
+    """As of a batch of VCR, which has words and types of its own, given to another task's model."""
+    inputs = uniter_batch()
+    types = {"txt_type_ids": inputs["input_ids"] * 0, "img_type_ids": inputs["img_feat"][..., 0].long() * 0}
+    inputs |= types
+    inputs[field][1, 2] = value
+    with pytest.raises(DataError, match=message):
+        tiny()(**inputs)
+
+
 def test_a_text_longer_than_the_position_table_is_refused() -> None:
     with pytest.raises(ShapeError, match=r"at most max_position_embeddings = 32 tokens, got 33"):
         tiny()(**uniter_batch([33], [2]))

@@ -1,0 +1,129 @@
+"""Captions and their images for pre-training, one task a source; `advvl.data.mixing` mixes several by ratio.
+
+Source: Chen et al., "UNITER", ECCV 2020, and its published code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor
+
+from advvl.checks import choice, fraction
+from advvl.data.masking import MASK_PROBABILITY, NEGATIVE_PROBABILITY, mask_regions, mask_words, mismatch
+from advvl.data.row_draws import RowDraws
+from advvl.data.source import checked_rows
+from advvl.data.uniter.batching import Images, hide_regions, joined, pad_images, pad_texts
+from advvl.data.uniter.datasets.examples import Examples, Shard, number_examples
+from advvl.data.uniter.regions import Regions
+from advvl.data.uniter.text_db import word_pieces
+from advvl.errors import DataError
+
+Task = Literal["mlm", "itm", "mrfr", "mrc", "mrc-kl"]
+_WITH_LABELS: Final = ("mrc", "mrc-kl")
+
+
+@dataclass(frozen=True, eq=False)
+class PretrainingSource:
+    """Captions for one task of `advvl.tasks.uniter.pretraining.UniterForPretraining`.
+
+    Arguments:
+        shards: databases of captions and of images; a wrong image is drawn from those of the caption's own shard.
+        task: "mlm", "itm", "mrfr", "mrc" or "mrc-kl".
+        mask: of words or regions, the share that is hidden; at least one of each row is.
+        wrong: of "itm", the share of captions that get another image.
+        skip_bad: read every example once, and leave out and list those that cannot be used.
+
+    Raises:
+        DataError: an example that cannot be used, unless it is skipped; see `number_examples`.
+        ConfigurationError: another task, a share out of its range.
+    """
+
+    shards: Sequence[Shard]
+    task: Task
+    mask: float = MASK_PROBABILITY
+    wrong: float = NEGATIVE_PROBABILITY
+    skip_bad: bool = False
+    examples: Examples = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        choice(self, "task", Task)
+        fraction(self, "mask", "wrong")
+        found = number_examples(self.shards, self._length, self._item, skip_bad=self.skip_bad)
+        object.__setattr__(self, "examples", found)
+        pools = [
+            list(dict.fromkeys(map(shard.image, keys))) for shard, keys in zip(self.shards, found.keys, strict=True)
+        ]
+        object.__setattr__(self, "_pools", pools)
+        object.__setattr__(self, "_places", [{name: n for n, name in enumerate(pool)} for pool in pools])
+        if self.task == "itm" and any(len(pool) == 1 for pool in pools):
+            raise DataError("expected two images or more in each shard, to draw a wrong one from, got one; join them")
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def batch(self, indices: Sequence[int], generator: torch.Generator) -> dict[str, Any]:
+        """The captions at `indices`, corrupted for the task, whose name is under `"task"`.
+
+        Returns:
+            UNITER's fields and, of "mlm" `txt_labels` (B, L); of "itm" `targets` (B,), 1 for a match; of the others
+            `img_masks` (B, R), `img_mask_tgt` (B, S), and `feat_targets` (N, F) or `label_targets` (N, C).
+        """
+        rows = checked_rows(indices, len(self))
+        draws = RowDraws.of(rows, generator)
+        matched = torch.ones(len(rows), dtype=torch.long)
+        if self.task == "itm":
+            names, matched = self._names(rows, draws)
+            shards = [self.shards[self.examples.at(row)[0]] for row in rows.tolist()]
+            texts = self.examples.made(rows.tolist(), lambda number, key: self._text(self.shards[number], key))
+            regions = [shard.images.read(name) for shard, name in zip(shards, names, strict=True)]
+        else:
+            items = self.examples.made(rows.tolist(), self._item)
+            texts, regions = [item[0] for item in items], [item[1] for item in items]
+        images = pad_images(regions)
+        batch = joined(pad_texts(texts), images)
+        return {**self._corrupted(batch, images, matched, draws), "task": self.task}
+
+    def _corrupted(
+        self, batch: dict[str, Tensor], images: Images, matched: Tensor, draws: RowDraws
+    ) -> dict[str, Tensor]:
+        if self.task == "itm":
+            return {**batch, "targets": matched}
+        if self.task == "mlm":
+            meta, place = self.shards[0].texts.meta, torch.arange(batch["input_ids"].shape[1])
+            words = (place > 0) & (place < batch["txt_lens"][:, None] - 1)
+            ids, labels = mask_words(
+                batch["input_ids"], meta.words, probability=self.mask, draws=draws, words=words, mask=meta.mask
+            )
+            return {**batch, "input_ids": ids, "txt_labels": labels}
+        masks = mask_regions(batch["num_bbs"], probability=self.mask, draws=draws)
+        hidden = hide_regions(batch, masks)
+        if self.task == "mrfr":
+            return {**hidden, "feat_targets": batch["img_feat"][masks]}
+        return {**hidden, "label_targets": images.labels[masks]}
+
+    def _names(self, rows: Tensor, draws: RowDraws) -> tuple[list[str], Tensor]:
+        """The image to show with each caption, and 1 where it is its own."""
+        pools, places = self._pools, self._places  # type: ignore[attr-defined]
+        at = [self.examples.at(row) for row in rows.tolist()]
+        own = torch.tensor([places[number][self.shards[number].image(key)] for number, key in at])
+        count = torch.tensor([len(pools[number]) for number, _ in at])
+        shown, matched = mismatch(own, count, probability=self.wrong, draws=draws)
+        return [pools[number][place] for (number, _), place in zip(at, shown.tolist(), strict=True)], matched
+
+    def _length(self, number: int, key: str) -> int:
+        shard = self.shards[number]
+        return shard.texts.lengths[key] + 2 + shard.regions(shard.image(key))
+
+    def _item(self, number: int, key: str) -> tuple[list[int], Regions]:
+        shard = self.shards[number]
+        regions = shard.images.read(shard.image(key), labels=self.task in _WITH_LABELS)
+        if self.task in _WITH_LABELS and regions.labels is None:
+            raise DataError(f"{shard.images.where(shard.image(key))}: expected soft_labels for {self.task!r}, got none")
+        return self._text(shard, key), regions
+
+    def _text(self, shard: Shard, key: str) -> list[int]:
+        return shard.within_text(word_pieces(shard.texts[key]))
