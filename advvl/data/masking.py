@@ -53,7 +53,8 @@ def mask_words(
     Arguments:
         input_ids: `(B, L)`.
         replacements: the range of ids [low, high) that wrong words come from.
-        words: `(B, L)` bool, which may be chosen; None: all but the special tokens of `advvl.data.wordpiece`.
+        words: `(B, L)` bool, which may be chosen; None: all but the special tokens of `advvl.data.wordpiece`. Or of K parts
+            of a text, `(K, B, L)`: at least one word of each is chosen.
         mask: the id of [MASK].
 
     Returns:
@@ -61,7 +62,8 @@ def mask_words(
     """
     width, (low, high) = input_ids.shape[1], replacements
     allowed = input_ids >= len(SPECIALS) if words is None else words
-    chosen = choose(allowed, probability=probability, draws=draws)
+    parts = allowed[None] if allowed.ndim == 2 else allowed
+    chosen = torch.stack([choose(part, probability=probability, draws=draws) for part in parts]).any(0)
     fate = draws.uniform("fate", width)
     wrong = low + (draws.uniform("word", width) * (high - low)).long()
     corrupted = torch.where(chosen & (fate < 0.8), mask, input_ids)

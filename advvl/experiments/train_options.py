@@ -35,7 +35,9 @@ from advvl.ops import Norm
 from advvl.tasks.uniter.nlvr2 import Variant
 from advvl.tasks.uniter.referring import RegionLoss
 
-Task = Literal["pretraining", "vcr-pretraining", "vqa", "ve", "nlvr2", "vcr", "retrieval", "hard-retrieval", "referring"]
+Task = Literal[
+    "pretraining", "vcr-pretraining", "vqa", "ve", "nlvr2", "vcr", "retrieval", "hard-retrieval", "referring"
+]
 Size = Literal["base", "large"]
 Modality = Literal["text", "image"]
 Precision = Literal["no", "bf16", "fp16"]
@@ -351,6 +353,7 @@ class TrainOptions:
     overwrite: bool = field(default=False, metadata=own("lose what the output directory holds"))
     device: Device = field(default="auto", metadata=own("auto, or cpu even where there is a GPU"))
     precision: Precision = field(default="no", metadata={"help": "mixed precision of the model's passes"})
+    workers: int = field(default=0, metadata=own("processes that read batches ahead, for each process of the run"))
     keep: int = field(default=2, metadata=own("latest checkpoints to keep, beside the best one"))
     checkpoint_minutes: float = field(default=10.0, metadata=own("minutes between checkpoints"))
     tensorboard: bool = field(default=False, metadata=own("write logs for TensorBoard, of the extra `logs`"))
@@ -366,7 +369,7 @@ class TrainOptions:
         choice(self, "task", Task)
         choice(self, "device", Device)
         choice(self, "precision", Precision)
-        at_least(0, self, "seed")
+        at_least(0, self, "seed", "workers")
         at_least(1, self, "keep")
         instance((str, NoneType), self, "checkpoint")
         text(self, "data_dir", "output")
@@ -391,6 +394,8 @@ class TrainOptions:
         """Say what does not go together."""
         tokens, rows = self.sampling.tokens, self.sampling.batch_size
         if self.task == "hard-retrieval":
+            if self.workers:
+                yield f"expected workers = 0 for hard-retrieval, whose mismatches the model chooses, got {self.workers}"
             if tokens is not None or rows is not None or self.sampling.micro_batches % 2:
                 yield (
                     "expected an even number of micro_batches and no tokens or batch_size for hard-retrieval, got "

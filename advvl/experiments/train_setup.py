@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final, cast
@@ -19,19 +17,22 @@ from advvl.data.uniter.datasets.answers import AnswerSource
 from advvl.data.uniter.datasets.examples import Examples, Shard, check_shards
 from advvl.data.uniter.datasets.nlvr2 import PairSource
 from advvl.data.uniter.datasets.pretraining import PretrainingSource
-from advvl.data.uniter.datasets.referring import DETECTED, DRAWN, ReferringSource
+from advvl.data.uniter.datasets.referring import DRAWN, ReferringSource
 from advvl.data.uniter.datasets.retrieval import Pairs, RetrievalSource
 from advvl.data.uniter.datasets.vcr import ChoiceSource
 from advvl.data.uniter.datasets.vcr_pretraining import VCRPretrainingSource
 from advvl.data.uniter.image_db import RegionLimits, open_images
 from advvl.data.uniter.text_db import Lengths, open_texts
 from advvl.errors import ConfigurationError, DataError
-from advvl.experiments.train_options import MIXED, SIZES, ModelOptions, TrainOptions
 from advvl.experiments.experiment import seeded
+from advvl.experiments.train_options import MIXED, SIZES, ModelOptions, TrainOptions
 from advvl.fit.options import OptimizerOptions
+from advvl.maximizers.freelb import FreeLB
 from advvl.models.uniter.config import UniterConfig
 from advvl.models.uniter.task import UniterTask
-from advvl.recipes.villa import villa
+from advvl.perturbers.starts import Zero
+from advvl.recipes.parts import ball_of, perturber_of
+from advvl.regularizers.kl import SymmetricKL
 from advvl.tasks.uniter.mining import BothSides, MinedSource
 from advvl.tasks.uniter.nlvr2 import UniterForNLVR2
 from advvl.tasks.uniter.optimizer import uniter_adamw
@@ -236,16 +237,12 @@ def method_of(options: TrainOptions) -> AdversarialTraining | None:
     if not options.adversarial:
         return None
     steps = {"text": adversary.text_step, "image": adversary.image_step}
-    method = villa(
-        {modality: steps[modality] for modality in adversary.modalities},
-        steps=adversary.steps,
-        radius=adversary.max_norm,
-        kl_weight=adversary.kl_weight,
-        norm=adversary.norm,
-        modalities=adversary.order,
+    chosen = {modality: steps[modality] for modality in adversary.modalities}
+    return AdversarialTraining(
+        perturber_of(chosen, ball_of(adversary.norm, adversary.max_norm), Zero()),
+        FreeLB(adversary.steps, modalities=adversary.order),
+        SymmetricKL(adversary.kl_weight) if adversary.kl_weight else None,
         clean_weight=adversary.clean_weight,
         dropout=adversary.dropout,
+        nonfinite="keep" if options.precision == "fp16" else "raise",
     )
-    if not adversary.kl_weight:
-        method = replace(method, regularizers=())
-    return replace(method, nonfinite="keep") if options.precision == "fp16" else method

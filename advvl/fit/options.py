@@ -70,6 +70,8 @@ class LoopOptions:
 
     Arguments:
         accumulate: micro-batches that each process cuts its share of an update into.
+        workers: processes that make batches ahead, for each process of the run; on a GPU they are copied while it computes.
+            The source has to be picklable where processes are not forked.
         nonfinite: where a loss or the gradient is not finite, `"raise"`, or `"skip"` the update: parameters, buffers and
             optimiser stay as they are in all processes. An overflow under a loss scaler is the scaler's to skip.
         skip_limit: so many updates skipped in a row are an error all the same.
@@ -83,6 +85,7 @@ class LoopOptions:
     """
 
     accumulate: int = 1
+    workers: int = 0
     nonfinite: Nonfinite = "raise"
     skip_limit: int = 10
     checkpoint_seconds: float = 30.0
@@ -92,7 +95,7 @@ class LoopOptions:
 
     def __post_init__(self) -> None:
         at_least(1, self, "accumulate", "skip_limit")
-        at_least(0, self, "line")
+        at_least(0, self, "workers", "line")
         choice(self, "nonfinite", Nonfinite)
         check_each(
             self, ("checkpoint_seconds",), lambda value: is_number(value) and value >= 0, "a number of 0 or more"

@@ -6,10 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from advvl.data.source import BatchSource
 from advvl.errors import ConfigurationError, DataError
 from advvl.training import AdversarialTraining
 
@@ -89,30 +87,28 @@ def of_part(method: AdversarialTraining, weight: float, *, penalty: float = 1.0)
 
 
 def cut(
-    source: BatchSource,
     parts: Sequence[Sequence[int]],
+    batches: Sequence[Mapping[str, Any]],
     *,
-    seed: int,
     mine: Sequence[int],
     count: Count | None,
     compared: Count | None,
     total: Callable[..., list[float]],
     equal: bool = False,
 ) -> list[Share]:
-    """Make the parts of an update that are `mine`.
+    """Weigh the parts of an update that are `mine`.
 
     Arguments:
         parts: the examples of each part.
-        seed: of each part's generator.
+        batches: of those that are mine.
         count: how many entries the mean loss of a batch is over; None: nobody asks, or it is one loss per row.
         compared: how many positions a regulariser's mean is over, 0 where it is over rows; None: there is no regulariser.
         total: sums numbers over the processes.
         equal: parts weigh the same, whatever their numbers of rows and entries.
     """
     shares, rows = [], sum(map(len, parts))
-    for part in mine:
+    for part, batch in zip(mine, batches, strict=True):
         own = list(parts[part])
-        batch = source.batch(own, torch.Generator().manual_seed(seed))
         shares.append(Share(part, own, batch, 1 / len(parts) if equal else len(own) / rows, whole=equal))
     if len(parts) > 1 and not equal and (count is not None or compared is not None):
         counts = [0.0 if count is None else float(count(share.batch)) for share in shares]

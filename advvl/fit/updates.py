@@ -26,8 +26,9 @@ from advvl.adapters.base import Adapter
 from advvl.adapters.outputs import read_loss
 from advvl.data.source import BatchSource, Sampler
 from advvl.errors import ConfigurationError, NonFiniteError
+from advvl.fit.loading import Batches, Updates
 from advvl.fit.options import LoopOptions, OptimizerOptions
-from advvl.fit.schedules import examples_of, schedule
+from advvl.fit.schedules import schedule
 from advvl.fit.shares import Count, Share, cut
 from advvl.maximizers.base import AscentState
 from advvl.passes.traces import PassTrace
@@ -106,6 +107,7 @@ class Updater:
     sampler: Sampler | None = None
     equal: bool = False
     _rates: list[float] = field(init=False)
+    _batches: Batches = field(init=False)
     _number: int = 0
     _losses: list[float] = field(default_factory=list)
     _logits: list[float] = field(default_factory=list)  # of each part, the rows of logits an example
@@ -113,6 +115,10 @@ class Updater:
 
     def __post_init__(self) -> None:
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        mine = range(self.accelerator.process_index, self.parts, self.accelerator.num_processes)
+        parts = Updates(self.source, self.sampler, self.options.batch_size, self.seed, self.parts, mine)
+        pinned = self.accelerator.device.type == "cuda"
+        self._batches = Batches(parts, self.updates, self.loop.workers, pinned)
 
     @property
     def parts(self) -> int:
@@ -156,22 +162,14 @@ class Updater:
         sums: list[float] = self.accelerator.reduce(mine, "sum").tolist()
         return sums
 
-    def divided(self, number: int) -> list[list[int]]:
-        """Return the examples of each part of an update."""
-        if self.sampler is not None:
-            return self.sampler.parts(number, self.seed)
-        whole = examples_of(number, len(self.source), self.options.batch_size, self.seed)
-        return [whole[part :: self.parts] for part in range(self.parts)]
-
     def _learn(self, number: int, apply: Callable[[], object]) -> float:
         self._number, self._reason = number, ""
         self._losses, self._logits = [0.0] * self.parts, [0.0] * self.parts
         adversary = self.adversary if self.adversary is not None and number >= self.adversary.first else None
         shares = cut(
-            self.source,
-            self.divided(number),
-            seed=derive_seed(self.seed, "batch", number),
-            mine=range(self.accelerator.process_index, self.parts, self.accelerator.num_processes),
+            self._batches.updates.divided(number),
+            self._batches.of(number),
+            mine=self._batches.updates.mine,
             count=self.count,
             compared=adversary.compared if adversary is not None and adversary.method.regularizers else None,
             total=self.total,
@@ -181,7 +179,8 @@ class Updater:
         for share in shares:
             last = share is shares[-1]
             _seed_everything(derive_seed(self.seed, "update", number, share.number))
-            share.batch = send_to_device(share.batch, self.accelerator.device)
+            ahead = self._batches.workers > 0 and self._batches.pinned
+            share.batch = send_to_device(share.batch, self.accelerator.device, non_blocking=ahead)
             wanted = adversary is not None and adversary.wants(share.batch)
             learn = self._learn_adversarially if wanted else self._learn_plainly
             with nullcontext() if last else self.accelerator.no_sync(self.model):
@@ -252,7 +251,7 @@ class Updater:
         self._agree()
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.clip))
         if not math.isfinite(norm) and self.accelerator.scaler is None:  # a scaler skips such steps, by design
-            raise self._unusable("norm of the gradients", norm, [*chain(*self.divided(self._number))])
+            raise self._unusable("norm of the gradients", norm, [*chain(*self._batches.updates.divided(self._number))])
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -267,7 +266,7 @@ class Updater:
         losses, logits = losses[: self.parts], {rows for rows in losses[self.parts :] if rows}
         bad = [part for part, loss in enumerate(losses) if not math.isfinite(loss)]
         if bad:
-            parts = self.divided(self._number)
+            parts = self._batches.updates.divided(self._number)
             examples = [example for part in bad for example in parts[part]]
             raise self._unusable("loss", losses[bad[0]], examples)
         if len(logits) > 1:

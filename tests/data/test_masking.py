@@ -113,3 +113,17 @@ def test_the_draws_alone_decide() -> None:
     first, again, other = (mask_words(ids, (5, 40), draws=draws(3, seed))[0] for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_a_word_of_each_part_of_a_text_is_masked() -> None:
+    ids = torch.arange(5, 25).view(2, 10)
+    parts = torch.stack([torch.arange(10) < 3, (torch.arange(10) >= 3) & (torch.arange(10) < 9)])[:, None].expand(
+        2, 2, 10
+    )
+    for seed in range(50):
+        draws = RowDraws.of([3, 8], torch.Generator().manual_seed(seed))
+        _, labels = mask_words(ids, (5, 25), probability=0.01, draws=draws, words=parts)
+        chosen = labels != -1
+        assert (chosen & parts[0]).any(1).all()
+        assert (chosen & parts[1]).any(1).all()
+        assert not chosen[:, 9].any()

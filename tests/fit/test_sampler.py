@@ -126,3 +126,51 @@ def test_samplers_that_do_not_fit_are_refused() -> None:
         run(buckets("a"))
     with pytest.raises(ConfigurationError, match="expected sampler to be a Sampler"):
         run([[1, 2]])  # type: ignore[arg-type]
+
+
+class Kept(Rows):
+    """Rows that remember nothing: those that workers ask for are asked for in another process."""
+
+    def batch(self, indices: Sequence[int], generator: torch.Generator) -> dict[str, Any]:
+        batch = super().batch(indices, generator)
+        return {**batch, "process": os.getpid()}
+
+
+class Watching(Model):
+    """A model that keeps the processes that its batches were made in, and asks to be stopped in an update."""
+
+    def __init__(self, stop: int = -1) -> None:
+        super().__init__()
+        self.stop = stop
+        self.processes: list[int] = []
+
+    def forward(self, process: int, **fields: Any) -> dict[str, torch.Tensor]:
+        self.processes.append(process)
+        if len(self.processes) == self.stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().forward(**fields)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampled", [True, False])
+def test_batches_made_ahead_are_those_made_in_time(sampled: bool, tmp_path: Path) -> None:
+    """Of a run that is killed and taken up again, too; they come from other processes, as many as asked for."""
+    sampler = buckets("a") if sampled else None
+
+    def trained(stop: int = -1, **arguments: Any) -> tuple[Watching, FitResult]:
+        model = Watching(stop)
+        named = {"options": OPTIONS, "seed": 2, "updates": 9, "accelerator": Accelerator(cpu=True), **arguments}
+        return model, fit(model, Kept("a"), sampler=sampler, **named)
+
+    whole, expected = trained()
+    ahead, result = trained(workers=2)
+    assert set(whole.processes) == {os.getpid()}
+    assert len(set(ahead.processes)) == 2
+    assert os.getpid() not in ahead.processes
+    with pytest.raises(SystemExit):
+        trained(4, workers=2, checkpoint=tmp_path / "run.pt")
+    again, resumed = trained(workers=2, checkpoint=tmp_path / "run.pt", resume=True)
+    assert len(again.processes) == 9 - 4
+    for model, found in ((ahead, result), (again, resumed)):
+        assert found.losses == expected.losses
+        torch.testing.assert_close(model.state_dict(), whole.state_dict(), rtol=0, atol=0)

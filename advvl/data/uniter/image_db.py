@@ -144,10 +144,10 @@ class ImageDb:
         return self._counted[name]
 
     def _count(self, name: str) -> int:
-        if self.cut:
-            return self.limits.count(self._arrays(name, ("conf",))["conf"])
         view = self.file.require(name)
         with within(self.where(name)):
+            if self.cut:
+                return self.limits.count(self._unpack(view, ("conf",))["conf"])
             return npz_rows(view) if self.compressed else packed_rows(view)
 
     def read(self, name: str, *, labels: bool = False) -> Regions:
@@ -160,17 +160,16 @@ class ImageDb:
             DataError: there is no such image; a record that does not decode, of another number of regions than the JSON
                 file says or of another width than the others; see `Regions`.
         """
-        arrays = self._arrays(name, ("features", "norm_bb"))
-        optional = self._optional(name) if labels else {}
+        view = self.file.require(name)
         with within(self.where(name)):
-            scores = optional.get("conf")
-            boxes = _tensor(arrays["norm_bb"])
+            arrays = self._unpack(view, ("features", "norm_bb"), ("soft_labels", "conf") if labels else ())
+            boxes, scores = arrays["norm_bb"], arrays.get("conf")
             if boxes.ndim != 2 or boxes.shape[1] != 6:
-                raise DataError(f"expected norm_bb (n, 6), got {tuple(boxes.shape)}; write it again")
+                raise DataError(f"expected norm_bb (n, 6), got {boxes.shape}; write it again")
             regions = Regions(
                 _tensor(arrays["features"]),
-                with_areas(boxes),
-                _tensor(optional["soft_labels"]) if "soft_labels" in optional else None,
+                torch.from_numpy(with_areas(boxes)),
+                _tensor(arrays["soft_labels"]) if "soft_labels" in arrays else None,
                 None if scores is None else _tensor(scores).reshape(-1),
             )
             if regions.features.shape[1] != self.feature_dim:
@@ -187,24 +186,15 @@ class ImageDb:
                 )
         return regions
 
-    def _optional(self, name: str) -> dict[str, NDArray[Any]]:
-        with within(self.where(name)):
-            return self._unpack(self.file.require(name), ("soft_labels", "conf"))
-
-    def _arrays(self, name: str, wanted: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-        """The arrays of these names, all of which the record has to have."""
-        view = self.file.require(name)
-        with within(self.where(name)):
-            arrays = self._unpack(view, wanted)
-            missing = [one for one in wanted if one not in arrays or not arrays[one].ndim]
-            if missing:
-                raise DataError(
-                    f"expected the arrays {', '.join(wanted)}, got none of {', '.join(missing)}; write it again"
-                )
+    def _unpack(self, view: memoryview, needed: tuple[str, ...], more: tuple[str, ...] = ()) -> dict[str, NDArray[Any]]:
+        """The arrays of the needed names, and those of `more` that the record has."""
+        arrays = (unpack_npz if self.compressed else unpack_arrays)(view, (*needed, *more))
+        missing = [name for name in needed if name not in arrays or not arrays[name].ndim]
+        if missing:
+            raise DataError(
+                f"expected the arrays {', '.join(needed)}, got none of {', '.join(missing)}; write it again"
+            )
         return arrays
-
-    def _unpack(self, view: memoryview, wanted: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-        return (unpack_npz if self.compressed else unpack_arrays)(view, wanted)
 
 
 def open_images(
@@ -239,9 +229,11 @@ def open_images(
     if first is None:
         raise DataError(f"expected one image or more in {str(folder / there)!r}, got none; is the split empty?")
     squeezed = there.endswith(_COMPRESSED)
-    images = ImageDb(folder / there, limits, squeezed, counts, file, 0, there.startswith("all"))
-    features = images._arrays(first, ("features",))["features"]
-    return ImageDb(images.folder, limits, squeezed, counts, file, features.shape[-1], images.cut)
+    with within(f"{folder / there}, record {first!r}"):
+        features = (unpack_npz if squeezed else unpack_arrays)(file.require(first), ("features",)).get("features")
+        if features is None or features.ndim != 2:
+            raise DataError("expected an array of features (n, F), got none; is it a database of images?")
+    return ImageDb(folder / there, limits, squeezed, counts, file, features.shape[1], there.startswith("all"))
 
 
 class ImageDbWriter:
@@ -276,9 +268,9 @@ class ImageDbWriter:
                 images before; see `Regions`.
         """
         with within(f"{self._file.folder}, record {name!r}"):
-            given = (_array("features", features), with_areas(_array("boxes", boxes)))
             regions = Regions(
-                *given,
+                _array("features", features),
+                torch.from_numpy(with_areas(_array("boxes", boxes).numpy())),
                 None if labels is None else _array("labels", labels),
                 None if scores is None else _array("scores", scores).reshape(-1),
             )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import re
 import tokenize
 import zipfile
 import zlib
@@ -18,7 +17,7 @@ from typing import IO, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from advvl.checks import is_whole, shown
+from advvl.checks import shown
 from advvl.errors import DataError, missing_extra
 
 try:
@@ -33,7 +32,13 @@ LARGEST_TEXT: Final = 1 << 22
 LARGEST_IMAGE: Final = 1 << 26
 """Bytes of an image's record, uncompressed: dozens of times one of 100 regions."""
 
-_NUMBERS: Final = re.compile(r"[<>|=][fiub][1248]")
+_NUMBERS: Final = {
+    f"{order}{kind}{size}": np.dtype(f"{order}{kind}{size}")
+    for order in "<>|="
+    for kind, sizes in {"f": "248", "i": "1248", "u": "1248", "b": "1"}.items()
+    for size in sizes
+}
+"""The types of arrays that are read, by the text that stands for them."""
 _MOST_ENTRIES: Final = 4096  # of a list or map in an image's record: arrays are bytes
 
 _HEAD: Final = 1024  # bytes, in which a record says how large its first array is
@@ -128,11 +133,11 @@ def unpack_arrays(value: bytes | memoryview, names: Collection[str]) -> dict[str
 
 def _array(name: str, entry: Any) -> NDArray[Any]:
     kind, shape, data = (entry.get(key) if isinstance(entry, dict) else None for key in (b"type", b"shape", b"data"))
-    if not isinstance(kind, str) or not _NUMBERS.fullmatch(kind) or not isinstance(data, bytes):
+    if not isinstance(kind, str) or kind not in _NUMBERS or not isinstance(data, bytes):
         raise DataError(f"{name}: expected an array of numbers, got {shown(entry)}; write it again")
-    if not isinstance(shape, list) or not all(is_whole(size) and size >= 0 for size in shape):
+    if not isinstance(shape, list) or set(map(type, shape)) > {int} or min(shape, default=0) < 0:
         raise DataError(f"{name}: expected an array's shape, got {shown(shape)}; write it again")
-    return _numbers(name, np.dtype(kind), tuple(shape), data)
+    return _numbers(name, _NUMBERS[kind], tuple(shape), data)
 
 
 def _numbers(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], data: bytes | memoryview) -> NDArray[Any]:
@@ -213,7 +218,7 @@ def _npy(name: str, content: bytes) -> NDArray[Any]:
     """Decode a numpy file, whose header may ask for anything."""
     stream = io.BytesIO(content)
     shape, columns_first, dtype = _header(name, stream)
-    if not _NUMBERS.fullmatch(dtype.str):
+    if dtype.str not in _NUMBERS:
         raise DataError(f"{name}: expected an array of numbers, got one of {dtype}; write it again")
     array = _numbers(
         name, dtype, tuple(reversed(shape)) if columns_first else shape, memoryview(content)[stream.tell() :]

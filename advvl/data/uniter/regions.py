@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from advvl.errors import DataError
@@ -34,31 +37,22 @@ class Regions:
     scores: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.features.ndim != 2 or not len(self.features):
+        count = self.features.shape[0] if self.features.ndim == 2 else 0
+        if not count:
             raise DataError(
                 f"expected features (n, F) of one region or more, got {tuple(self.features.shape)}; leave the image out"
             )
-        if self.boxes.shape != (len(self.features), 7):
+        if self.boxes.shape != (count, 7):
             raise DataError(
-                f"expected 7 numbers of each of {len(self.features)} boxes, got {tuple(self.boxes.shape)}; write them again"
+                f"expected 7 numbers of each of {count} boxes, got {tuple(self.boxes.shape)}; write them again"
             )
+        _check_finite("features", self.features)
+        _check_boxes(self.boxes.numpy())
         for name in ("labels", "scores"):
-            rows = getattr(self, name)
-            if rows is not None and len(rows) != len(self.features):
-                raise DataError(f"expected {name} of {len(self.features)} regions, got {len(rows)}; write them again")
-        for name in ("features", "boxes", "labels", "scores"):
-            if (numbers := getattr(self, name)) is not None and not _finite(numbers):
-                raise DataError(f"expected finite {name}, got others; extract this image again")
-        corners = self.boxes[:, :4]
-        low, high = corners.aminmax()
-        backwards = (corners[:, :2] > corners[:, 2:]).any()
-        if low < -TOLERANCE or high > 1 + TOLERANCE or backwards:
-            outside = (corners < -TOLERANCE) | (corners > 1 + TOLERANCE)
-            wrong = outside.any(1) | (corners[:, :2] > corners[:, 2:]).any(1)
-            raise DataError(
-                "expected boxes x1 <= x2, y1 <= y2 over the image's width and height, got "
-                f"{corners[wrong][0].tolist()} in region {int(wrong.nonzero()[0])}; divide pixels by the image's size"
-            )
+            if (rows := getattr(self, name)) is not None:
+                if len(rows) != count:
+                    raise DataError(f"expected {name} of {count} regions, got {len(rows)}; write them again")
+                _check_finite(name, rows)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -86,20 +80,37 @@ class Regions:
         return self.features, self.boxes, self.labels, self.scores
 
 
-def with_areas(boxes: Tensor) -> Tensor:
+def with_areas(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
     """UNITER's seven numbers of boxes (n, 7), of corners (n, 4), or of corners, widths and heights (n, 6).
 
     Raises:
         DataError: boxes of another shape.
     """
     if boxes.ndim != 2 or boxes.shape[1] not in (4, 6, 7):
+        raise DataError(f"expected boxes (n, 4), x1, y1, x2, y2, or (n, 6) with width and height, got {boxes.shape}")
+    seven = np.empty((len(boxes), 7), np.float32)
+    seven[:, :4] = boxes[:, :4]
+    seven[:, 4:6] = boxes[:, 4:6] if boxes.shape[1] > 4 else boxes[:, 2:] - boxes[:, :2]
+    seven[:, 6] = seven[:, 4] * seven[:, 5]
+    return seven
+
+
+def _check_finite(name: str, numbers: Tensor) -> None:
+    # A sum takes less time than a mask, and is finite only if all are.
+    if not math.isfinite(float(numbers.sum())) and not bool(numbers.isfinite().all()):
+        raise DataError(f"expected finite {name}, got others; extract this image again")
+
+
+def _check_boxes(boxes: NDArray[Any]) -> None:
+    # In numpy, which takes less time than torch for as little as this.
+    if not math.isfinite(boxes.sum()):
+        raise DataError("expected finite boxes, got others; extract this image again")
+    corners = boxes[:, :4]
+    ordered = corners[:, :2] <= corners[:, 2:]
+    if corners.min() < -TOLERANCE or corners.max() > 1 + TOLERANCE or not ordered.all():
+        outside = ((corners < -TOLERANCE) | (corners > 1 + TOLERANCE)).any(1)
+        wrong = int((outside | ~ordered.all(1)).argmax())
         raise DataError(
-            f"expected boxes (n, 4), x1, y1, x2, y2, or (n, 6) with width and height, got {tuple(boxes.shape)}"
+            "expected boxes x1 <= x2, y1 <= y2 over the image's width and height, got "
+            f"{corners[wrong].tolist()} in region {wrong}; divide pixels by the image's size"
         )
-    sizes = boxes[:, 4:6] if boxes.shape[1] > 4 else boxes[:, 2:4] - boxes[:, :2]
-    return torch.cat([boxes[:, :4], sizes, sizes.prod(1, keepdim=True)], 1)
-
-
-def _finite(numbers: Tensor) -> bool:
-    """Return True if all are finite; a sum is quicker to make than a mask, and is finite only if all are."""
-    return math.isfinite(float(numbers.sum())) or bool(numbers.isfinite().all())

@@ -22,6 +22,7 @@ from support.uniter_shards import (
     referring_shard,
     seeded,
     shard,
+    vcr_records,
     vcr_shard,
 )
 
@@ -33,6 +34,7 @@ from advvl.data.uniter.datasets.pretraining import PretrainingSource
 from advvl.data.uniter.datasets.referring import ReferringSource
 from advvl.data.uniter.datasets.retrieval import HardNegativeSource, Pairs, RetrievalSource, drawn
 from advvl.data.uniter.datasets.vcr import ChoiceEvaluationSource, ChoiceSource
+from advvl.data.uniter.datasets.vcr_pretraining import VCRPretrainingSource
 from advvl.errors import DataError
 from advvl.fit.loop import fit
 from advvl.fit.options import OptimizerOptions
@@ -302,3 +304,34 @@ def test_a_damaged_page_is_an_error_and_names_the_record(tmp_path: Path, monkeyp
     monkeypatch.setattr(type(made.texts.file), "_transaction", Damaged())
     with pytest.raises(DataError, match=r"expected to read 't0' in '.*x\.db', got .*MDB_CORRUPTED.*; copy it again"):
         made.texts["t0"]
+
+
+@pytest.mark.parametrize("rationales", [True, False])
+def test_a_second_pretraining_on_vcr_hides_words_of_each_part_and_regions_of_both_databases(
+    rationales: bool, tmp_path: Path
+) -> None:
+    made = vcr_shard(tmp_path, "qar")
+    rows = [
+        [20 + n, 21, 2, *vcr_records()[f"q{n}"]["input_ids_as"][n], 2, *([15] * 5 + [2] if rationales else [])]
+        for n in range(3)
+    ]
+    for seed in range(20):
+        batch = VCRPretrainingSource([made], "mlm", rationales=rationales).batch([0, 1, 2], seeded(seed))
+        for row, expected in enumerate(rows):
+            labels = batch["txt_labels"][row]
+            ids = batch["input_ids"][row].where(labels == -1, labels)[: len(expected) + 1].tolist()
+            assert ids == [1, *expected]
+            ends = [place for place, number in enumerate(ids) if number == 2]
+            hidden = [place for place in range(len(ids)) if labels[place] != -1]
+            assert not set(hidden) & {0, *ends}
+            assert {sum(end < place for end in ends) for place in hidden} == set(range(len(ends)))
+            types = [0] * 3 + [2] * (ends[1] - 2) + [3] * (len(ids) - ends[1] - 1)
+            types[ends[1]] = 3 if rationales else 2
+            assert batch["txt_type_ids"][row, : len(types)].tolist() == types
+    for task, name in (("mrfr", "feat_targets"), ("mrc-kl", "label_targets")):
+        batch = VCRPretrainingSource([made], task, mask=0.5).batch([0, 1, 2], seeded())  # type: ignore[arg-type]
+        masks = batch["img_masks"]
+        assert masks[:, :2].any()
+        assert masks[:, 2:].any()
+        assert len(batch[name]) == int(masks.sum()) == int(batch["img_mask_tgt"].sum())
+        assert not batch["img_feat"][masks].any()

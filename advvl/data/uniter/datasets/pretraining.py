@@ -19,11 +19,11 @@ from advvl.data.source import checked_rows
 from advvl.data.uniter.batching import Images, hide_regions, joined, pad_images, pad_texts
 from advvl.data.uniter.datasets.examples import Examples, Shard, number_examples
 from advvl.data.uniter.regions import Regions
-from advvl.data.uniter.text_db import word_pieces
+from advvl.data.uniter.text_db import TextMeta, word_pieces
 from advvl.errors import DataError
 
 Task = Literal["mlm", "itm", "mrfr", "mrc", "mrc-kl"]
-_WITH_LABELS: Final = ("mrc", "mrc-kl")
+WITH_LABELS: Final = ("mrc", "mrc-kl")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,25 +85,12 @@ class PretrainingSource:
             texts, regions = [item[0] for item in items], [item[1] for item in items]
         images = pad_images(regions)
         batch = joined(pad_texts(texts), images)
-        return {**self._corrupted(batch, images, matched, draws), "task": self.task}
-
-    def _corrupted(
-        self, batch: dict[str, Tensor], images: Images, matched: Tensor, draws: RowDraws
-    ) -> dict[str, Tensor]:
         if self.task == "itm":
-            return {**batch, "targets": matched}
-        if self.task == "mlm":
-            meta, place = self.shards[0].texts.meta, torch.arange(batch["input_ids"].shape[1])
-            words = (place > 0) & (place < batch["txt_lens"][:, None] - 1)
-            ids, labels = mask_words(
-                batch["input_ids"], meta.words, probability=self.mask, draws=draws, words=words, mask=meta.mask
-            )
-            return {**batch, "input_ids": ids, "txt_labels": labels}
-        masks = mask_regions(batch["num_bbs"], probability=self.mask, draws=draws)
-        hidden = hide_regions(batch, masks)
-        if self.task == "mrfr":
-            return {**hidden, "feat_targets": batch["img_feat"][masks]}
-        return {**hidden, "label_targets": images.labels[masks]}
+            return {**batch, "targets": matched, "task": self.task}
+        place = torch.arange(batch["input_ids"].shape[1])
+        words = (place > 0) & (place < batch["txt_lens"][:, None] - 1)
+        meta = self.shards[0].texts.meta
+        return corrupt(batch, images, self.task, words=words, meta=meta, mask=self.mask, draws=draws)
 
     def _names(self, rows: Tensor, draws: RowDraws) -> tuple[list[str], Tensor]:
         """The image to show with each caption, and 1 where it is its own."""
@@ -120,10 +107,39 @@ class PretrainingSource:
 
     def _item(self, number: int, key: str) -> tuple[list[int], Regions]:
         shard = self.shards[number]
-        regions = shard.images.read(shard.image(key), labels=self.task in _WITH_LABELS)
-        if self.task in _WITH_LABELS and regions.labels is None:
+        regions = shard.images.read(shard.image(key), labels=self.task in WITH_LABELS)
+        if self.task in WITH_LABELS and regions.labels is None:
             raise DataError(f"{shard.images.where(shard.image(key))}: expected soft_labels for {self.task!r}, got none")
         return self._text(shard, key), regions
 
     def _text(self, shard: Shard, key: str) -> list[int]:
         return shard.within_text(word_pieces(shard.texts[key]))
+
+
+def corrupt(
+    batch: dict[str, Tensor],
+    images: Images,
+    task: Task,
+    *,
+    words: Tensor,
+    meta: TextMeta,
+    mask: float,
+    draws: RowDraws,
+) -> dict[str, Any]:
+    """Hide words of a batch for "mlm", or regions for the other tasks, and ask for them.
+
+    Arguments:
+        words: which may be hidden, as `advvl.data.masking.mask_words` takes them.
+        meta: of the tokenizer.
+        mask: the share that is hidden.
+    """
+    if task == "mlm":
+        ids, labels = mask_words(
+            batch["input_ids"], meta.words, probability=mask, draws=draws, words=words, mask=meta.mask
+        )
+        return {**batch, "input_ids": ids, "txt_labels": labels, "task": task}
+    masks = mask_regions(batch["num_bbs"], probability=mask, draws=draws)
+    hidden = hide_regions(batch, masks)
+    if task == "mrfr":
+        return {**hidden, "feat_targets": batch["img_feat"][masks], "task": task}
+    return {**hidden, "label_targets": images.labels[masks], "task": task}

@@ -87,7 +87,7 @@ class ChoiceSource:
 
     def _length(self, number: int, key: str) -> int:
         specials = 3 if number < len(self.answers) else 4
-        return CHOICES * _length(self._shard(number), key, specials)
+        return CHOICES * row_length(self._shard(number), key, specials)
 
     def _shard(self, number: int) -> Shard:
         return [*self.answers, *self.rationales][number]
@@ -96,12 +96,12 @@ class ChoiceSource:
         shard = self._shard(number)
         record, meta = shard.texts[key], shard.texts.meta
         question, answers = word_pieces(record), word_pieces_of_four(record, "input_ids_as")
-        right = _right(record, "qa_target")
+        right = right_choice(record, "qa_target")
         if number < len(self.answers):
-            return [choice_row(meta, question, answer) for answer in answers], _regions(shard, key), right
+            return [choice_row(meta, question, answer) for answer in answers], regions_of(shard, key), right
         rationales = word_pieces_of_four(record, "input_ids_rs")
         rows = [choice_row(meta, question, answers[right], rationale) for rationale in rationales]
-        return rows, _regions(shard, key), _right(record, "qar_target")
+        return rows, regions_of(shard, key), right_choice(record, "qar_target")
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +143,7 @@ class ChoiceEvaluationSource:
 
     def _length(self, number: int, key: str) -> int:
         rows = 2 * CHOICES if self.split == "val" else CHOICES + CHOICES**2
-        return rows * _length(self.shards[number], key, 4)
+        return rows * row_length(self.shards[number], key, 4)
 
     def _item(self, number: int, key: str) -> tuple[list[Row], Regions, Tensor | None]:
         shard = self.shards[number]
@@ -151,11 +151,15 @@ class ChoiceEvaluationSource:
         question = word_pieces(record)
         answers, rationales = (word_pieces_of_four(record, name) for name in ("input_ids_as", "input_ids_rs"))
         known = record.get("qa_target", -1) != -1
-        right = [_right(record, name) for name in ("qa_target", "qar_target")] if known or self.split == "val" else None
+        right = (
+            [right_choice(record, name) for name in ("qa_target", "qar_target")]
+            if known or self.split == "val"
+            else None
+        )
         asked = [answers[right[0]]] if right is not None and self.split == "val" else answers
         rows = [choice_row(meta, question, answer) for answer in answers]
         rows += [choice_row(meta, question, answer, rationale) for answer in asked for rationale in rationales]
-        return rows, _regions(shard, key), None if right is None else torch.tensor(right)
+        return rows, regions_of(shard, key), None if right is None else torch.tensor(right)
 
 
 def _fields(items: Sequence[tuple[Sequence[Row], Regions]]) -> dict[str, Any]:
@@ -165,16 +169,20 @@ def _fields(items: Sequence[tuple[Sequence[Row], Regions]]) -> dict[str, Any]:
     return fields
 
 
-def _length(shard: Shard, key: str, specials: int) -> int:
+def row_length(shard: Shard, key: str, specials: int) -> int:
+    """Return the length of a question's longest row, of so many special tokens."""
     drawn, found = shard.two_images(key)
     boxes = _drawn(shard).count(drawn)  # of a picture in which nobody and nothing is marked, none
     return shard.texts.lengths[key] + specials + boxes + shard.regions(found)
 
 
-def _regions(shard: Shard, key: str) -> Regions:
+def regions_of(shard: Shard, key: str, *, labels: bool = False) -> Regions:
+    """Read the regions of a question's image: the drawn boxes, if there are any, and then the detected ones."""
     drawn, found = shard.two_images(key)
-    detected = shard.images.read(found)
-    return _drawn(shard).read(drawn).followed_by(detected) if _drawn(shard).count(drawn) else detected
+    detected = shard.images.read(found, labels=labels)
+    if not _drawn(shard).count(drawn):
+        return detected
+    return _drawn(shard).read(drawn, labels=labels).followed_by(detected)
 
 
 def _drawn(shard: Shard) -> ImageDb:
@@ -183,7 +191,12 @@ def _drawn(shard: Shard) -> ImageDb:
     return shard.drawn
 
 
-def _right(record: Mapping[str, Any], name: str) -> int:
+def right_choice(record: Mapping[str, Any], name: str) -> int:
+    """Return the right answer or rationale of a record, 0 to 3.
+
+    Raises:
+        DataError: it is not known.
+    """
     found: Any = record.get(name)
     if not is_whole(found) or found not in range(CHOICES):
         raise DataError(f"{name}: expected the right choice, 0 to 3, got {shown(found)}; is it of the test split?")
