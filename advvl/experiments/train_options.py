@@ -9,157 +9,34 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import NoneType
-from typing import Any, Final, Literal, get_args
+from typing import Any, Literal, get_args
 
 from advvl.checks import (
     at_least,
     check_each,
     choice,
     flag,
-    fraction,
     fractions,
     instance,
     is_number,
-    is_whole,
     not_negative,
     positive,
     positive_or_infinite,
     text,
 )
 from advvl.data.sampling import Filling
-from advvl.data.uniter.image_db import RegionLimits
 from advvl.errors import ConfigurationError
+from advvl.experiments.database_options import MIXED, DatabaseOptions, MixtureOptions, ModelOptions, are_names
 from advvl.experiments.options import Dropout, own
 from advvl.experiments.uniter_options import Order
 from advvl.ops import Norm
-from advvl.tasks.uniter.nlvr2 import Variant
-from advvl.tasks.uniter.referring import RegionLoss
 
 Task = Literal[
     "pretraining", "vcr-pretraining", "vqa", "ve", "nlvr2", "vcr", "retrieval", "hard-retrieval", "referring"
 ]
-Size = Literal["base", "large"]
 Modality = Literal["text", "image"]
 Precision = Literal["no", "bf16", "fp16"]
 Device = Literal["auto", "cpu"]
-
-MIXED: Final = ("mlm", "itm", "mrfr", "mrc", "mrc-kl")
-"""The tasks of pre-training, in the order in which they are mixed."""
-
-
-SIZES: Final = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "vocab_size",
-    "img_dim",
-    "img_label_dim",
-)
-"""The sizes of a `UniterConfig` that options may replace."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """A UNITER and its task's head.
-
-    Arguments:
-        size: base, 12 layers of width 768, or large, 24 of 1024.
-        config: JSON file of sizes, as UNITER's `config/uniter-base.json`, in the place of `size`.
-        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: in the place of those of the size.
-        vocab_size: words of pre-training; None: BERT-cased's 28996.
-        img_dim, img_label_dim: features of a region and classes of regions; None: 2048 and 1601.
-        dropout: probability of dropping a hidden state or an attention weight.
-        ot_weight: of word-region alignment in image-text matching; 0: none.
-        answers: number of answers, of VQA.
-        variant: head of NLVR2.
-        head_layers: of the head of referring expressions, 1 or 2.
-        loss: of referring expressions: a softmax over regions, or a margin.
-        margin: of retrieval, and of the loss "rank".
-    """
-
-    size: Size = "base"
-    config: str | None = None
-    hidden_size: int | None = None
-    num_hidden_layers: int | None = None
-    num_attention_heads: int | None = None
-    intermediate_size: int | None = None
-    vocab_size: int | None = None
-    img_dim: int | None = None
-    img_label_dim: int | None = None
-    dropout: float = 0.1
-    ot_weight: float = 0.1
-    answers: int = 3129
-    variant: Variant = "paired-attn"
-    head_layers: int = 1
-    loss: RegionLoss = "cls"
-    margin: float = 0.2
-
-    def __post_init__(self) -> None:
-        choice(self, "size", Size)
-        choice(self, "variant", Variant)
-        choice(self, "loss", RegionLoss)
-        instance((str, NoneType), self, "config")
-        check_each(self, SIZES, lambda value: value is None or (is_whole(value) and value >= 1), "1 or more, or None")
-        fraction(self, "dropout")
-        not_negative(self, "ot_weight")
-        at_least(1, self, "answers", "head_layers")
-        positive(self, "margin")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatabaseOptions:
-    """UNITER's databases, by their folders under the data directory.
-
-    Arguments:
-        train_texts, val_texts: databases of texts.
-        train_images, val_images: the database of images of each of them.
-        train_drawn, val_drawn: of VCR, the database of the boxes that people drew, of each of them.
-        conf_th, max_bb, min_bb: regions of an image: those that the detector was surer of than conf_th, but at most max_bb
-            and at least min_bb.
-        num_bb: the fixed number in the name of the databases of images, in the place of the other three.
-        drawn_bb: the same, of VCR's boxes that people drew.
-        detected: of referring expressions, the regions of val_images were detected, and not drawn by people.
-        max_text: word pieces of a training text; a longer one is left out; None: none is.
-        answers: JSON file of answers in words and their numbers, which predictions of VQA need.
-        skip_bad: read every example once before training, and leave out those that cannot be used.
-    """
-
-    train_texts: tuple[str, ...] = ()
-    train_images: tuple[str, ...] = ()
-    train_drawn: tuple[str, ...] = ()
-    val_texts: tuple[str, ...] = ()
-    val_images: tuple[str, ...] = ()
-    val_drawn: tuple[str, ...] = ()
-    conf_th: float = 0.2
-    max_bb: int = 100
-    min_bb: int = 10
-    num_bb: int | None = None
-    drawn_bb: int = 100
-    detected: bool = False
-    max_text: int | None = 60
-    answers: str | None = None
-    skip_bad: bool = False
-
-    def __post_init__(self) -> None:
-        names = [f"{part}_{kind}" for part in ("train", "val") for kind in ("texts", "images", "drawn")]
-        check_each(self, names, _are_names, "a list of folders")
-        for part in ("train", "val"):
-            texts, images, drawn = (getattr(self, f"{part}_{kind}") for kind in ("texts", "images", "drawn"))
-            if len(images) != len(texts) or (drawn and len(drawn) != len(texts)):
-                raise ConfigurationError(
-                    f"expected a database of images for each of {len(texts)} {part}_texts, got {len(images)} and of drawn "
-                    f"boxes {len(drawn)}; name one for each, the same one twice if need be"
-                )
-        _ = self.limits
-        at_least(1, self, "drawn_bb", *(() if self.max_text is None else ("max_text",)))
-        instance((str, NoneType), self, "answers")
-        flag(self, "detected", "skip_bad")
-
-    @property
-    def limits(self) -> RegionLimits:
-        """The number of regions of an image."""
-        return RegionLimits(conf_th=self.conf_th, max_bb=self.max_bb, min_bb=self.min_bb, num_bb=self.num_bb)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,53 +146,6 @@ class AdversaryOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixtureOptions:
-    """Pre-training's tasks, by how often each is drawn for the updates of a corpus.
-
-    Arguments:
-        corpora: the name of each database's corpus, in the order of train_texts; none: one corpus.
-        mlm, itm, mrfr, mrc, mrc_kl: of each corpus, in the order of their first databases; 0: not that task.
-    """
-
-    corpora: tuple[str, ...] = ()
-    mlm: tuple[int, ...] = ()
-    itm: tuple[int, ...] = ()
-    mrfr: tuple[int, ...] = ()
-    mrc: tuple[int, ...] = ()
-    mrc_kl: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_each(self, ("corpora",), _are_names, "a list of names")
-        count = max(len(set(self.corpora)), 1)
-        for task in MIXED:
-            ratios = self.ratios(task)
-            whole = all(is_whole(ratio) and ratio >= 0 for ratio in ratios)
-            if ratios and (len(ratios) != count or not whole):
-                raise ConfigurationError(
-                    f"expected whole numbers of 0 or more as {task}, one for each of {count} corpora, got {list(ratios)}"
-                )
-
-    def ratios(self, task: str) -> tuple[int, ...]:
-        """The ratios of a task, one for each corpus; none: the task is not among them."""
-        found: tuple[int, ...] = getattr(self, task.replace("-", "_"))
-        return found
-
-    def named(self, databases: int) -> dict[str, list[int]]:
-        """The places of each corpus's databases.
-
-        Raises:
-            ConfigurationError: another number of names than databases.
-        """
-        names = self.corpora or ("corpus",) * databases
-        if len(names) != databases:
-            raise ConfigurationError(f"expected a corpus for each of {databases} train_texts, got {len(names)}")
-        found: dict[str, list[int]] = {}
-        for place, name in enumerate(names):
-            found.setdefault(name, []).append(place)
-        return found
-
-
-@dataclass(frozen=True, kw_only=True)
 class ScoringOptions:
     """Scores on the val databases, during training and after it.
 
@@ -405,18 +235,13 @@ class TrainOptions:
                 yield f"expected hardest below candidates = {self.sampling.candidates}, got {self.sampling.hardest}"
         elif (tokens is None) == (rows is None):
             yield f"expected sampling.tokens or sampling.batch_size, got {tokens} and {rows}; give one of them"
-        elif self.task == "retrieval" or self.pretraining:
-            if (tokens is None) == self.pretraining:
-                yield f"expected sampling.{'tokens' if tokens is None else 'batch_size'} for {self.task}, got the other"
+        elif (self.task == "retrieval" or self.pretraining) and (tokens is None) == self.pretraining:
+            yield f"expected sampling.{'tokens' if tokens is None else 'batch_size'} for {self.task}, got the other"
         if self.pretraining and not any(map(sum, map(self.mixture.ratios, MIXED))):
             yield "expected a ratio of 1 or more for one task of mixture, got none; give mlm, say"
         if self.task.startswith("vcr") and len(self.data.train_drawn) != len(self.data.train_texts):
             yield "expected data.train_drawn for VCR, got none; name the database of the boxes that people drew"
 
 
-def _are_names(value: Any) -> bool:
-    return isinstance(value, tuple | list) and all(isinstance(name, str) and name for name in value)
-
-
 def _are_modalities(value: Any) -> bool:
-    return _are_names(value) and len(set(value)) == len(value) and set(value) <= set(get_args(Modality))
+    return are_names(value) and len(set(value)) == len(value) and set(value) <= set(get_args(Modality))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 import torch
 from torch import nn
@@ -24,8 +24,9 @@ from advvl.data.uniter.datasets.vcr_pretraining import VCRPretrainingSource
 from advvl.data.uniter.image_db import RegionLimits, open_images
 from advvl.data.uniter.text_db import Lengths, open_texts
 from advvl.errors import ConfigurationError, DataError
+from advvl.experiments.database_options import MIXED, SIZES, ModelOptions
 from advvl.experiments.experiment import seeded
-from advvl.experiments.train_options import MIXED, SIZES, ModelOptions, TrainOptions
+from advvl.experiments.train_options import TrainOptions
 from advvl.fit.options import OptimizerOptions
 from advvl.maximizers.freelb import FreeLB
 from advvl.models.uniter.config import UniterConfig
@@ -94,7 +95,8 @@ def train_shards(options: TrainOptions, *, lengths: Lengths = "") -> list[Shard]
 
 def val_shards(options: TrainOptions) -> list[Shard]:
     """Open the databases to score and to predict."""
-    data, lengths = options.data, cast(Lengths, "qar" if options.task.startswith("vcr") else "")
+    data = options.data
+    lengths: Lengths = "qar" if options.task.startswith("vcr") else ""
     return _opened(options, data.val_texts, data.val_images, data.val_drawn, None, lengths)
 
 
@@ -237,7 +239,7 @@ def method_of(options: TrainOptions) -> AdversarialTraining | None:
     if not options.adversarial:
         return None
     steps = {"text": adversary.text_step, "image": adversary.image_step}
-    chosen = {modality: steps[modality] for modality in adversary.modalities}
+    chosen = {str(modality): steps[modality] for modality in adversary.modalities}
     return AdversarialTraining(
         perturber_of(chosen, ball_of(adversary.norm, adversary.max_norm), Zero()),
         FreeLB(adversary.steps, modalities=adversary.order),

@@ -82,7 +82,7 @@ class BothSides:
         matches = examples_of(update, self.examples // 2, self.micro_batches // 2, seed)
         if len(matches) < self.micro_batches // 2:
             raise DataError(
-                f"expected {self.micro_batches // 2} pairs or more for an update, got {len(matches)}; use fewer micro_batches"
+                f"expected {self.micro_batches // 2} pairs or more, got {len(matches)}; use fewer micro_batches"
             )
         return [[2 * match + side] for match in matches for side in (0, 1)]
 
