@@ -1,4 +1,4 @@
-"""The command `advvl`: `villa-uniter` and `villa-lxmert` train, attack and report; `sites` lists what could be perturbed.
+"""The command `advvl`: `train`, `evaluate` and `predict` for tasks on databases, demos that attack, and `sites`.
 
 The experiments are imported when they run, so that help need not wait for them.
 """
@@ -24,6 +24,11 @@ _COMMANDS = {
         "advvl.experiments.lxmert:LXMERT",
     ),
 }
+_JOBS = {
+    "train": ("train a task of UNITER on its databases, standard or adversarially", "train_command"),
+    "evaluate": ("score a trained model on the databases of its task", "evaluate_command"),
+    "predict": ("write a trained model's predictions as the task's server takes them", "predict_command"),
+}
 _SITES = "sites"
 _SITES_TEXT = "list the tensors of a model of transformers that could be perturbed"
 
@@ -34,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name in ("-h", "--help"):
         print("usage: advvl COMMAND [option ...]\n")
         print("Adversarial training and attacks in the embedding space of vision-and-language models.\n\ncommands:")
-        texts = {known: text for known, (text, _) in _COMMANDS.items()} | {_SITES: _SITES_TEXT}
+        texts = {known: text for known, (text, _) in (_JOBS | _COMMANDS).items()} | {_SITES: _SITES_TEXT}
         print("\n".join(f"  {known:14} {text}" for known, text in texts.items()))
         print(
             "\noptions:\n  --version      print the version\n  -h, --help     print this; after a command, its options"
@@ -47,8 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from advvl.experiments.site_table import site_table
 
         return exit_status(lambda: site_table(rest))
+    if name in _JOBS:
+        job = getattr(import_module("advvl.experiments.train"), _JOBS[name][1])
+        return exit_status(lambda: job(rest))
     if name not in _COMMANDS:
-        known_names = [*_COMMANDS, _SITES]
+        known_names = [*_JOBS, *_COMMANDS, _SITES]
         nearest = difflib.get_close_matches(name, known_names, n=1, cutoff=0.0)[0]
         print(
             f"error: expected a command of {', '.join(known_names)}, got {name[:80]!r}; the nearest is {nearest}",

@@ -173,9 +173,12 @@ class TrainOptions:
 
     task: Task = field(default="vqa", metadata={"help": "what to train"})
     seed: int = field(default=42, metadata={"help": "everything random follows from it"})
+    start: str | None = field(
+        default=None, metadata={"help": "checkpoint of pre-training to start from, under the data directory"}
+    )
     checkpoint: str | None = field(
         default=None,
-        metadata={"help": "file of weights: to start from, under the data directory; to evaluate, as it stands"},
+        metadata=own("weights to evaluate or to predict by; none: the best of the output directory", metavar="FILE"),
     )
     data_dir: str = field(default=".", metadata=own("directory of databases and checkpoints", flags=("--data-dir",)))
     output: str = field(default="runs/train", metadata=own("directory of checkpoints, logs and results"))
@@ -201,7 +204,7 @@ class TrainOptions:
         choice(self, "precision", Precision)
         at_least(0, self, "seed", "workers")
         at_least(1, self, "keep")
-        instance((str, NoneType), self, "checkpoint")
+        instance((str, NoneType), self, "start", "checkpoint")
         text(self, "data_dir", "output")
         flag(self, "resume", "overwrite", "tensorboard")
         check_each(self, ("checkpoint_minutes",), lambda v: is_number(v) and v >= 0, "a number of 0 or more")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -139,8 +140,17 @@ def check_fit(model: UniterTask, shards: Sequence[Shard]) -> None:
         )
 
 
-def source_and_sampler(options: TrainOptions, model: UniterTask) -> tuple[BatchSource, Sampler | None]:
-    """Make the source of training batches, and the sampler of its micro-batches; None: `fit`'s own.
+@dataclass(frozen=True)
+class Training:
+    """The source of training batches, the sampler of its micro-batches (None: `fit`'s own), and the databases."""
+
+    source: BatchSource
+    sampler: Sampler | None
+    shards: Sequence[Shard]
+
+
+def training_of(options: TrainOptions, model: UniterTask) -> Training:
+    """Make the source of training batches.
 
     Raises:
         DataError: databases that are missing, broken, or of different tokenisers.
@@ -156,9 +166,9 @@ def source_and_sampler(options: TrainOptions, model: UniterTask) -> tuple[BatchS
     if options.task in ("retrieval", "hard-retrieval"):
         pairs = Pairs(shards, skip_bad=data.skip_bad)
         if options.task == "retrieval":
-            return RetrievalSource(pairs, sampling.negatives), None
+            return Training(RetrievalSource(pairs, sampling.negatives), None, shards)
         mined = MinedSource(model, pairs, sampling.candidates, sampling.hardest)
-        return mined, BothSides(len(mined), sampling.micro_batches)
+        return Training(mined, BothSides(len(mined), sampling.micro_batches), shards)
     source: AnswerSource | PairSource | ChoiceSource | ReferringSource
     if options.task in ("vqa", "ve"):
         count = options.model.answers if options.task == "vqa" else len(VE_LABELS)
@@ -170,10 +180,11 @@ def source_and_sampler(options: TrainOptions, model: UniterTask) -> tuple[BatchS
         source = ChoiceSource(shards, train_shards(options, lengths="qar"), skip_bad=data.skip_bad)
     else:
         source = ReferringSource(shards, names=DRAWN, skip_bad=data.skip_bad)
-    return source, None if sampling.tokens is None else _buckets(options, source.examples)
+    sampler = None if sampling.tokens is None else _buckets(options, source.examples)
+    return Training(source, sampler, shards)
 
 
-def _mixed(options: TrainOptions, model: UniterTask) -> tuple[MixedSource, MixedSampler]:
+def _mixed(options: TrainOptions, model: UniterTask) -> Training:
     """Each task of each corpus is a source of its own, drawn by its ratio."""
     lengths: Lengths = "qar" if options.task == "vcr-pretraining" else ""
     shards = train_shards(options, lengths=lengths)
@@ -190,7 +201,7 @@ def _mixed(options: TrainOptions, model: UniterTask) -> tuple[MixedSource, Mixed
                 sources[name] = make(own, task, skip_bad=options.data.skip_bad)  # type: ignore[arg-type]
                 ratios[name] = ratio[0]
     samplers = {name: _buckets(options, source.examples) for name, source in sources.items()}
-    return MixedSource(sources), MixedSampler(samplers, ratios)
+    return Training(MixedSource(sources), MixedSampler(samplers, ratios), shards)
 
 
 def _buckets(options: TrainOptions, examples: Examples) -> TokenBuckets:
