@@ -118,8 +118,8 @@ class DatabaseOptions:
             texts, images, drawn = (getattr(self, f"{part}_{kind}") for kind in ("texts", "images", "drawn"))
             if len(images) != len(texts) or (drawn and len(drawn) != len(texts)):
                 raise ConfigurationError(
-                    f"expected a database of images for each of {len(texts)} {part}_texts, got {len(images)} and of drawn "
-                    f"boxes {len(drawn)}; name one for each, the same one twice if need be"
+                    f"expected a database of images for each of {len(texts)} {part}_texts, got {len(images)} and {len(drawn)} "
+                    "of drawn boxes; name the same one twice if need be"
                 )
         _ = self.limits
         at_least(1, self, "drawn_bb", *(() if self.max_text is None else ("max_text",)))

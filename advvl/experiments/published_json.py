@@ -1,8 +1,8 @@
 """UNITER's and VILLA's own configurations in JSON, read as options of `advvl train`.
 
 Their scripts differ by task, which a file does not name: the names of its databases tell it, or a key "task" that is added.
-The number of GPUs is in the file's name, as in `train-vqa-base-4gpu.json`. Paths of the published containers, /txt, /db, /img
-and /pretrain, are taken to be `txt_db`, `img_db` and `pretrained` under the data directory.
+The number of GPUs is in the file's name, as in `train-vqa-base-4gpu.json`. Paths of their containers, /txt, /db, /img and
+/pretrain, are taken to be `txt_db`, `img_db` and `pretrained` under the data directory.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def read_configuration(path: str) -> Layer:
     What a JSON file says that has no meaning here is named on standard error, as is what was concluded.
 
     Raises:
-        ConfigurationError: a file that cannot be read, whose task is not told, or with a value of another type.
+        ConfigurationError: a file that cannot be read, that does not say its task, or with a value of another type.
     """
     if Path(path).suffix != ".json":
         return read_yaml(path)
