@@ -48,7 +48,8 @@ class TokenBuckets:
         names: of the examples, for messages.
 
     Raises:
-        DataError: lengths that are none, an example that is too long, none that is left.
+        DataError: lengths that are none, an example that is too long, none that is left; at `epoch`, with "uniter", too few
+            examples for one micro-batch.
         ConfigurationError: an option of another type or out of its range.
     """
 
@@ -140,6 +141,11 @@ class TokenBuckets:
             last = first + self.bucket >= len(order)
             left = order[:0] if last or not pieces else pieces.pop()
             cut += pieces
+        if not cut:
+            raise DataError(
+                f"expected examples that fill a micro-batch of {self.tokens} tokens, got {len(order)} that do not; "
+                'lower the budget, or use filling="full"'
+            )
         return [cut[place] for place in torch.randperm(len(cut), generator=generator).tolist()]
 
 

@@ -1,7 +1,6 @@
-"""The command `advvl`: `villa-uniter` and `villa-lxmert` train, attack and report; `sites` lists what could be perturbed;
-`data` converts and inspects databases.
+"""The command `advvl`: tasks on databases, experiments that train, attack and report, and tools for data and models.
 
-The experiments are imported when they run, so that help need not wait for them.
+What a command needs is imported when it runs, so that help need not wait for it.
 """
 
 from __future__ import annotations
@@ -15,7 +14,29 @@ from typing import Any
 from advvl import __version__
 from advvl.errors import AdvVLError
 
-_COMMANDS = {
+_TOOLS = {
+    "train": (
+        "train a task of UNITER on its databases, standard or adversarially",
+        "advvl.experiments.train:train_command",
+    ),
+    "evaluate": (
+        "score a trained model on the databases of its task",
+        "advvl.experiments.train:evaluate_command",
+    ),
+    "predict": (
+        "write a trained model's predictions as the task's server takes them",
+        "advvl.experiments.train:predict_command",
+    ),
+    "data": (
+        "convert your own data to UNITER's databases, or say what a database holds",
+        "advvl.experiments.data_tool:data_tool",
+    ),
+    "sites": (
+        "list the tensors of a model of transformers that could be perturbed",
+        "advvl.experiments.site_table:site_table",
+    ),
+}
+_EXPERIMENTS = {
     "villa-uniter": (
         "pre-train, fine-tune and attack a tiny UNITER, with and without adversarial training",
         "advvl.experiments.uniter:UNITER",
@@ -24,21 +45,21 @@ _COMMANDS = {
         "train LXMERT on VQA's files or on digits, with and without adversarial training, and attack it",
         "advvl.experiments.lxmert:LXMERT",
     ),
+    "colors": (
+        "the same on people's words for colours, from a copy of Colors in Context",
+        "advvl.experiments.colors:COLORS",
+    ),
 }
-_DATA = "data"
-_DATA_TEXT = "convert your own data to UNITER's databases, or say what a database holds"
-_SITES = "sites"
-_SITES_TEXT = "list the tensors of a model of transformers that could be perturbed"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name; return the exit status, 2 for what a person can put right."""
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    known = _TOOLS | _EXPERIMENTS
     if name in ("-h", "--help"):
         print("usage: advvl COMMAND [option ...]\n")
         print("Adversarial training and attacks in the embedding space of vision-and-language models.\n\ncommands:")
-        texts = {known: text for known, (text, _) in _COMMANDS.items()} | {_DATA: _DATA_TEXT, _SITES: _SITES_TEXT}
-        print("\n".join(f"  {known:14} {text}" for known, text in texts.items()))
+        print("\n".join(f"  {command:14} {text}" for command, (text, _) in known.items()))
         print(
             "\noptions:\n  --version      print the version\n  -h, --help     print this; after a command, its options"
         )
@@ -46,25 +67,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name == "--version":
         print(f"advvl {__version__}")
         return 0
-    if name == _SITES:
-        from advvl.experiments.site_table import site_table
-
-        return exit_status(lambda: site_table(rest))
-    if name == _DATA:
-        from advvl.experiments.data_tool import data_tool
-
-        return exit_status(lambda: data_tool(rest))
-    if name not in _COMMANDS:
-        known_names = [*_COMMANDS, _DATA, _SITES]
-        nearest = difflib.get_close_matches(name, known_names, n=1, cutoff=0.0)[0]
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
         print(
-            f"error: expected a command of {', '.join(known_names)}, got {name[:80]!r}; the nearest is {nearest}",
+            f"error: expected a command of {', '.join(known)}, got {name[:80]!r}; the nearest is {nearest}",
             file=sys.stderr,
         )
         return 2
-    description, place = _COMMANDS[name]
+    description, place = known[name]
     module, attribute = place.split(":")
-    return command(getattr(import_module(module), attribute), description, rest, prog=f"advvl {name}")
+    found = getattr(import_module(module), attribute)
+    if name in _TOOLS:
+        return exit_status(lambda: found(rest))
+    return command(found, description, rest, prog=f"advvl {name}")
 
 
 def command(

@@ -47,17 +47,22 @@ def add_flags(
 
 
 def from_flags(
-    cls: type[T], namespace: argparse.Namespace, *, presets: Mapping[str, Mapping[str, Any]] | None = None
+    cls: type[T],
+    namespace: argparse.Namespace,
+    *,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+    read: Callable[[str], Layer] = read_yaml,
 ) -> T:
     """Return the configuration that parsed flags ask for: flags over `--config` over the preset over the defaults.
 
     `presets` maps what the field `preset` may be to values; flags, then the file, then the field's default choose one.
+    `read` reads the file.
     """
     given = vars(namespace)
     known = [leaf.name for leaf in leaves(cls)]
     layers = [Layer("the flags", _nested({name: given[name] for name in known if name in given}))]
     if given.get("config") is not None:
-        layers.insert(0, read_yaml(given["config"]))
+        layers.insert(0, read(given["config"]))
     if presets is not None:
         default = next(leaf.default for leaf in leaves(cls) if leaf.name == "preset")
         source, chosen = next(
@@ -77,6 +82,7 @@ def parse(
     presets: Mapping[str, Mapping[str, Any]] | None = None,
     description: str | None = None,
     prog: str | None = None,
+    read: Callable[[str], Layer] = read_yaml,
 ) -> T:
     """Return the configuration that a command line asks for; malformed flags end the process with one line and status 2."""
     parser = _Parser(
@@ -91,7 +97,7 @@ def parse(
     namespace, rest = parser.parse_known_args(arguments)
     if rest:
         parser.refuse(rest)
-    return from_flags(cls, namespace, presets=presets)
+    return from_flags(cls, namespace, presets=presets, read=read)
 
 
 _EPILOG = """Flags win over the file of --config, the file over the preset, the preset over the defaults shown here. The

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import yaml
 
@@ -16,10 +16,25 @@ from advvl.checks import path_of
 from advvl.errors import OutputDirectoryError
 from advvl.experiments import plain_yaml
 from advvl.experiments.config import identity
-from advvl.experiments.options import ExperimentOptions
 from advvl.files import LOCK_FILE, differences, fingerprint, only_writer, remove_temporaries, write_text, writing_to
 
 OWNER_FILE: Final = "configuration.yaml"
+
+
+class Claiming(Protocol):
+    """Options of a run that has an output directory."""
+
+    @property
+    def output(self) -> str:
+        """The directory."""
+
+    @property
+    def resume(self) -> bool:
+        """True to take up what it holds."""
+
+    @property
+    def overwrite(self) -> bool:
+        """True to lose what it holds."""
 
 
 @dataclass(frozen=True)
@@ -81,15 +96,18 @@ class OutputDirectory:
         return self.path / name
 
 
-def claim(options: ExperimentOptions) -> OutputDirectory:
+def claim(options: Claiming, results: str = "seed-*") -> OutputDirectory:
     """Claim the output directory of these options.
+
+    Arguments:
+        results: a pattern of the folders in it that hold results.
 
     Raises:
         OutputDirectoryError: as `OutputDirectory.claim`; or it holds results that are neither to be taken up (`resume`)
             nor to be lost (`overwrite`).
     """
     directory = OutputDirectory.claim(options.output, identity(options), overwrite=options.overwrite)
-    if any(_files(seed) for seed in directory.path.glob("seed-*")):
+    if any(_files(folder) for folder in directory.path.glob(results)):
         if options.overwrite:
             directory.clear()
         elif not options.resume:
@@ -101,7 +119,7 @@ def claim(options: ExperimentOptions) -> OutputDirectory:
 
 
 @contextmanager
-def released_if_empty(options: ExperimentOptions) -> Iterator[None]:
+def released_if_empty(options: Claiming) -> Iterator[None]:
     """On an error, take back the claim on an output directory that was claimed within and got nothing to hold."""
     owner = Path(options.output, OWNER_FILE)
     claimed_before = owner.exists()
@@ -115,7 +133,7 @@ def released_if_empty(options: ExperimentOptions) -> Iterator[None]:
 
 
 @contextmanager
-def claimed(options: ExperimentOptions) -> Iterator[OutputDirectory]:
+def claimed(options: Claiming, results: str = "seed-*") -> Iterator[OutputDirectory]:
     """Claim the output directory of these options, and keep other processes from it while the block runs.
 
     On an error a directory that got nothing to hold is given up again.
@@ -124,7 +142,7 @@ def claimed(options: ExperimentOptions) -> Iterator[OutputDirectory]:
         OutputDirectoryError: as `claim`; or another process writes there.
     """
     with only_writer(_made(options.output)), released_if_empty(options):
-        yield claim(options)
+        yield claim(options, results)
 
 
 def _made(path: str | os.PathLike[str]) -> Path:

@@ -12,11 +12,11 @@ from accelerate import Accelerator  # type: ignore[import-untyped]
 from accelerate.utils import DistributedType  # type: ignore[import-untyped]
 from torch import nn
 
-from advvl.checks import at_least, check_each, check_functions, check_seed, flag, instance
+from advvl.checks import at_least, check_each, check_functions, check_seed, choice, flag, instance
 from advvl.data.source import BatchSource, Sampler
 from advvl.errors import ConfigurationError
 from advvl.fit.checkpoints import Checkpoints
-from advvl.fit.options import LoopOptions, OptimizerOptions
+from advvl.fit.options import LoopOptions, OptimizerOptions, Weighting
 from advvl.runtime.processes import process_count
 from advvl.training import AdversarialTraining
 
@@ -38,7 +38,8 @@ def check_arguments(**arguments: Any) -> None:
     instance((AdversarialTraining, NoneType), given, "method")
     at_least(0, given, "adversarial_from")
     check_each(given, ("adversarial_tasks",), _are_tasks, "a collection of names, or None")
-    check_functions(target=given.target, optimizer=given.optimizer, count=given.count)
+    check_functions(target=given.target, optimizer=given.optimizer, count=given.count, log=given.log)
+    choice(given, "weighting", Weighting)
     instance((Accelerator, NoneType), given, "accelerator")
     instance((Path, Checkpoints, NoneType), given, "checkpoint")
     flag(given, "resume")

@@ -27,9 +27,9 @@ from advvl.adapters.registry import adapt
 from advvl.data.source import BatchSource, Sampler
 from advvl.fit.checkpoints import Checkpoints, OneFile, sole_run
 from advvl.fit.checks import check_accelerator, check_arguments, check_method, check_sampler
-from advvl.fit.options import LoopOptions, OptimizerOptions, loop_of
+from advvl.fit.options import LoopOptions, OptimizerOptions, Weighting, loop_of
 from advvl.fit.runs import Run
-from advvl.fit.schedules import parameter_groups, updates_per_epoch
+from advvl.fit.schedules import parameter_groups, schedule, updates_per_epoch
 from advvl.fit.shares import Count
 from advvl.fit.signals import Caught, deferred_signals
 from advvl.fit.updates import Adversary, Updater
@@ -37,6 +37,8 @@ from advvl.maximizers.base import AscentState
 from advvl.runtime.descriptions import described
 from advvl.runtime.processes import check_agreement
 from advvl.training import AdversarialTraining
+
+Log = Callable[[int, float, float], None]
 
 __all__ = ["BatchSource", "Checkpoints", "FitResult", "fit"]
 
@@ -79,6 +81,8 @@ def fit(
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
     accelerator: Accelerator | None = None,
     count: Count | None = None,
+    weighting: Weighting = "examples",
+    log: Log | None = None,
     checkpoint: Path | Checkpoints | None = None,
     resume: bool = False,
     loop: LoopOptions | None = None,
@@ -105,6 +109,10 @@ def fit(
             the options.
         count: from a batch, how many entries its loss is the mean of (masked tokens, say); for a scalar loss over several
             processes or micro-batches, which hold different numbers of them.
+        weighting: the loss of an update is the mean over its "examples", whichever micro-batches they are in, or over its
+            "micro-batches", whose own means count the same, as in UNITER's published code; `count` is then not needed.
+        log: called by the main process after each update with the number of updates done, its loss and the factor of the
+            learning rate.
         checkpoint: the file that holds the run's state, or the directory that holds several; written by the main process,
             read by all.
         resume: take up the latest state in `checkpoint` if there is one; otherwise the run starts over and replaces it.
@@ -137,6 +145,8 @@ def fit(
         optimizer=optimizer,
         accelerator=accelerator,
         count=count,
+        weighting=weighting,
+        log=log,
         checkpoint=checkpoint,
         resume=resume,
         loop=loop,
@@ -164,6 +174,7 @@ def fit(
         "method": described(method),
         "adversarial_tasks": None if adversarial_tasks is None else sorted(adversarial_tasks),
         **({"adversarial_from": adversarial_from} if adversarial_from else {}),
+        **({"weighting": weighting} if weighting != "examples" else {}),
         "optimizer": {"class": type(built).__name__, "groups": dict(enumerate(map(_settings, built.param_groups)))},
     }
     every = store.every if isinstance(store, Checkpoints) else 0
@@ -193,17 +204,18 @@ def fit(
         count=count,
         adversary=adversary,
         sampler=sampler,
+        equal=weighting == "micro-batches",
     )
     run = Run(updater, store, identity)
     sole = sole_run(store, main=accelerator.is_main_process)
     with sole, deferred_signals() as caught, _global_randomness_restored():
         if resume:
             run.resume()
-        _advance(run, caught)
+        _advance(run, caught, log)
     return FitResult(run.done, run.seconds, tuple(run.losses), run.skipped, dict(run.scores))
 
 
-def _advance(run: Run, caught: Caught) -> None:
+def _advance(run: Run, caught: Caught, log: Log | None) -> None:
     """Do the updates that are left, saving when it is time, and leave on a signal."""
     loop, updates = run.updater.loop, run.updater.updates
     main = run.accelerator.is_main_process
@@ -223,6 +235,8 @@ def _advance(run: Run, caught: Caught) -> None:
             loss = run.advance()
             expired = main and time.monotonic() - saved >= loop.checkpoint_seconds
             number, due = run.agree(loss, caught.signal, expired=expired)
+            if log is not None and main:
+                log(run.done, run.losses[-1], schedule(run.updater.options, run.done - 1, updates))
             bar.set_postfix(loss=f"{run.losses[-1]:.3f}", refresh=False)
             bar.update()
             if run.store is not None and (run.evaluate() or due or number or run.done == updates):

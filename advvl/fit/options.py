@@ -22,8 +22,9 @@ from advvl.checks import (
 )
 from advvl.errors import ConfigurationError
 
-Schedule = Literal["one-cycle", "linear", "warmup-linear"]
+Schedule = Literal["one-cycle", "linear", "warmup-linear", "uniter"]
 Nonfinite = Literal["raise", "skip"]
+Weighting = Literal["examples", "micro-batches"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,11 @@ def schedule(options: OptimizerOptions, update: int, updates: int) -> float:
     """Return the factor of the learning rate, in (0, 1], in the update of that number, of 0 to `updates` - 1.
 
     "one-cycle" rises and falls along half cosines (Smith & Topin, 2018, arXiv:1708.07120), "linear" along straight
-    lines (as BERT and UNITER are trained), and "warmup-linear" as LXMERT's optimiser has it: from 0 in the first update.
+    lines (as BERT is trained), "warmup-linear" as LXMERT's optimiser has it: from 0 in the first update, and "uniter" the
+    same one update ahead, with a rate of 1e-8 in the last update, where it would be 0 (Chen et al., ECCV 2020).
     """
+    if options.schedule == "uniter":
+        return warmup_linear(update + 1, updates, options.warmup) or 1e-8 / options.learning_rate
     if options.schedule == "warmup-linear":
         return warmup_linear(update, updates, options.warmup)
     if updates <= 1:

@@ -22,6 +22,7 @@ class Share:
 
     Arguments:
         weight: of a mean over its rows.
+        whole: its own means are what `weight` is of, whatever they are over.
         counted: the weight of a mean over what `count` counts; None: nothing counts it.
         compared: the weight of a regulariser's mean over positions; None: it is over rows.
         empty: parts of the update, of all processes, in which `count` counts nothing.
@@ -34,6 +35,7 @@ class Share:
     counted: float | None = None
     compared: float | None = None
     empty: int = 0
+    whole: bool = False
 
     def weigh(self, loss: Tensor) -> Tensor:
         """Bring a loss, a scalar or one per row, to the weight of a mean over rows.
@@ -48,7 +50,7 @@ class Share:
                 f"expected a scalar loss or one for each of {rows} rows, got {tuple(loss.shape)}; "
                 "see what the source gives, or reduce it"
             )
-        if self.weight == 1 or loss.ndim:
+        if self.weight == 1 or loss.ndim or self.whole:
             return loss
         if self.counted is None:
             raise ConfigurationError(
@@ -92,6 +94,7 @@ def cut(
     count: Count | None,
     compared: Count | None,
     total: Callable[..., list[float]],
+    equal: bool = False,
 ) -> list[Share]:
     """Weigh the parts of an update that are `mine`.
 
@@ -101,12 +104,13 @@ def cut(
         count: how many entries the mean loss of a batch is over; None: nobody asks, or it is one loss per row.
         compared: how many positions a regulariser's mean is over, 0 where it is over rows; None: there is no regulariser.
         total: sums numbers over the processes.
+        equal: parts weigh the same, whatever their numbers of rows and entries.
     """
     shares, rows = [], sum(map(len, parts))
     for part, batch in zip(mine, batches, strict=True):
         own = list(parts[part])
-        shares.append(Share(part, own, batch, len(own) / rows))
-    if len(parts) > 1 and (count is not None or compared is not None):
+        shares.append(Share(part, own, batch, 1 / len(parts) if equal else len(own) / rows, whole=equal))
+    if len(parts) > 1 and not equal and (count is not None or compared is not None):
         counts = [0.0 if count is None else float(count(share.batch)) for share in shares]
         positions = [0.0 if compared is None else float(compared(share.batch)) for share in shares]
         entries, empty, places = total(sum(counts), sum(number < 1 for number in counts), sum(positions))

@@ -68,7 +68,10 @@ class Adversary:
     def compares_rows(self, share: Share) -> bool:
         """Return True if a regulariser's mean over logits is taken to be over examples, as many rows of each."""
         return (
-            share.weight < 1 and share.compared is None and any(one.reads is None for one in self.method.regularizers)
+            share.weight < 1
+            and not share.whole
+            and share.compared is None
+            and any(one.reads is None for one in self.method.regularizers)
         )
 
 
@@ -88,6 +91,7 @@ class Updater:
         updates: how many the run has, for the learning rate's schedule.
         count: how many entries a batch's scalar loss is the mean of.
         sampler: decides the examples of each part; None: the seed and the options.
+        equal: parts weigh the same, whatever their numbers of examples.
     """
 
     accelerator: Accelerator
@@ -101,6 +105,7 @@ class Updater:
     count: Count | None
     adversary: Adversary | None
     sampler: Sampler | None = None
+    equal: bool = False
     _rates: list[float] = field(init=False)
     _batches: Batches = field(init=False)
     _number: int = 0
@@ -168,6 +173,7 @@ class Updater:
             count=self.count,
             compared=adversary.compared if adversary is not None and adversary.method.regularizers else None,
             total=self.total,
+            equal=self.equal,
         )
         loss = 0.0
         for share in shares:

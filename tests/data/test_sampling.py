@@ -165,3 +165,9 @@ def test_options_out_of_range_are_refused(wrong: dict[str, Any], named: str) -> 
 def test_lengths_that_are_none_are_refused(wrong: Any) -> None:
     with pytest.raises(DataError, match=r"expected lengths \(N,\) of 1 or more"):
         TokenBuckets(wrong, 1000)
+
+
+def test_too_few_examples_for_one_published_micro_batch_are_refused() -> None:
+    few = TokenBuckets(torch.full((12,), 5), 5120, filling="uniter")
+    with pytest.raises(DataError, match="expected examples that fill a micro-batch of 5120 tokens, got 12 that do not"):
+        few.parts(0, 1)

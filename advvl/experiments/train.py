@@ -1,0 +1,292 @@
+"""The commands `advvl train`, `advvl evaluate` and `advvl predict`: a task of UNITER on databases.
+
+    OUTPUT/configuration.yaml                   whose directory it is
+    OUTPUT/checkpoints/update-00000500.pt       the latest ones, and the best by the val databases
+    OUTPUT/training-scores.json                 the scores of each evaluation, by updates
+    OUTPUT/{model,best}.safetensors             the weights at the end, and the best ones
+
+Several processes: `accelerate launch -m advvl train …`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate.utils import DistributedDataParallelKwargs  # type: ignore[import-untyped]
+from torch import nn
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+from advvl.data.uniter.datasets.examples import Shard
+from advvl.errors import CheckpointError, ConfigurationError, OutputDirectoryError, missing_extra
+from advvl.experiments.flags import parse
+from advvl.experiments.outputs import claimed
+from advvl.experiments.predictions import write_predictions
+from advvl.experiments.progress import duration
+from advvl.experiments.published_json import read_configuration
+from advvl.experiments.scoring import Scored, evaluate
+from advvl.experiments.train_options import TrainOptions
+from advvl.experiments.train_setup import (
+    ADVERSARIAL,
+    check_fit,
+    method_of,
+    model_of,
+    optimizer_of,
+    optimizer_options,
+    training_of,
+    val_shards,
+)
+from advvl.files import read_json, read_torch, write_json
+from advvl.fit.checkpoints import Checkpoints
+from advvl.fit.loop import fit
+from advvl.fit.options import LoopOptions
+from advvl.models.uniter.checkpoint import PRETRAINING_HEADS, load_checkpoint, load_pretrained, save_checkpoint
+from advvl.models.uniter.task import UniterTask
+from advvl.runtime.processes import check_agreement
+from advvl.runtime.states import kept_modes
+from advvl.tasks.uniter.pretraining import UniterForPretraining
+
+DESCRIPTIONS: Final = {
+    "train": "Train a task of UNITER on its databases, by CONFIG: a YAML file of examples/configs/uniter, or a JSON file of "
+    "UNITER's or VILLA's own.",
+    "evaluate": "Print the clean scores of a trained model on the val databases of CONFIG, and write them as JSON.",
+    "predict": "Write the predictions of a trained model for the val databases of CONFIG, as the task's server takes them.",
+}
+
+
+def parsed(name: str, arguments: Sequence[str]) -> TrainOptions:
+    """Return the options of a command line, whose first word may be the file of `--config`."""
+    words = list(arguments)
+    if words and not words[0].startswith("-"):
+        words = ["--config", *words]
+    return parse(
+        TrainOptions, words, description=DESCRIPTIONS[name], prog=f"advvl {name} [CONFIG]", read=read_configuration
+    )
+
+
+def train_command(arguments: Sequence[str]) -> None:
+    """Run `advvl train`."""
+    train(parsed("train", arguments))
+
+
+def evaluate_command(arguments: Sequence[str]) -> None:
+    """Run `advvl evaluate`."""
+    options = parsed("evaluate", arguments)
+    found, shards = _judged(options)
+    if not found.scores:
+        raise ConfigurationError(
+            f"expected databases with targets in data.val_texts, got {', '.join(options.data.val_texts)}; see advvl predict"
+        )
+    path = Path(options.output) / f"scores-{Path(str(shards[0].texts.folder)).stem}.json"
+    write_json(path, dict(found.scores))
+    print("\n".join(f"{name:16} {value:.4f}" for name, value in found.scores.items()))
+    print(f"written to {path}")
+
+
+def predict_command(arguments: Sequence[str]) -> None:
+    """Run `advvl predict`."""
+    options = parsed("predict", arguments)
+    found, shards = _judged(options)
+    print(f"written to {write_predictions(options, found.predictions, Path(str(shards[0].texts.folder)).stem)}")
+
+
+def train(options: TrainOptions, *, progress: bool = True) -> Path:
+    """Train what the options say, and return the file of the weights at the end.
+
+    Arguments:
+        progress: show a bar with the time left in a terminal, and elsewhere a line now and then.
+
+    Raises:
+        DataError: databases that are missing, broken, or of different tokenisers.
+        CheckpointError: a file to start from that is not there or does not fit.
+        ConfigurationError: options that do not go together, or not with the number of processes.
+        OutputDirectoryError: the output directory is another configuration's, or holds checkpoints without `resume`.
+        MissingExtraError: logs are asked for, and TensorBoard is not installed.
+    """
+    if options.checkpoint is not None:
+        raise ConfigurationError(f"expected start=… to train from, got checkpoint={options.checkpoint!r}; rename it")
+    accelerator = _accelerator(options)
+    main, processes = accelerator.is_main_process, accelerator.num_processes
+    if options.sampling.micro_batches % processes:
+        raise ConfigurationError(
+            f"expected sampling.micro_batches as a multiple of {processes} processes, got {options.sampling.micro_batches}; "
+            "each does as many"
+        )
+    model = model_of(options)
+    training = training_of(options, model)
+    shards = val_shards(options)
+    check_fit(model, [*training.shards, *shards])
+    if options.start is not None:
+        _begin(model, Path(options.data_dir) / options.start, main=main)
+    output = Path(options.output)
+    with _claimed(options, main=main):
+        if options.tensorboard:
+            accelerator.init_trackers("logs")
+        log = _Log(options, accelerator, shards, lines=progress and main and not sys.stderr.isatty())
+        store = Checkpoints(
+            directory=output / "checkpoints",
+            keep_last=options.keep,
+            keep_best=int(bool(shards)),
+            evaluate=log.evaluate if shards else None,
+            every=options.evaluation.every,
+        )
+        result = fit(
+            model,
+            training.source,
+            options=optimizer_options(options),
+            seed=options.seed,
+            updates=options.optimizer.updates,
+            sampler=training.sampler,
+            method=method_of(options),
+            adversarial_tasks=ADVERSARIAL if options.pretraining else None,
+            adversarial_from=options.adversary.start if options.adversarial else 0,
+            optimizer=partial(optimizer_of, options),
+            accelerator=accelerator,
+            weighting="micro-batches",
+            log=log.update,
+            checkpoint=store,
+            resume=options.resume,
+            loop=LoopOptions(
+                accumulate=options.sampling.micro_batches // processes,
+                checkpoint_seconds=60 * options.checkpoint_minutes,
+                progress=progress and sys.stderr.isatty(),
+                description=options.task,
+                workers=options.workers,
+            ),
+        )
+        if main:
+            save_checkpoint(model, output / "model.safetensors")
+            if shards:
+                best = store.best_file()
+                last = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+                model.load_state_dict(read_torch(best)["model"])
+                save_checkpoint(model, output / "best.safetensors")
+                model.load_state_dict(last)
+            print(f"{result.updates} updates in {duration(result.seconds)}; everything is in {output}", flush=True)
+        accelerator.end_training()
+    return output / "model.safetensors"
+
+
+def _begin(model: UniterTask, path: Path, *, main: bool) -> None:
+    """Read the weights to start from; pre-training may start from those of a BERT, which has no image side and no heads.
+
+    Raises:
+        CheckpointError: a file that does not fit.
+    """
+    if type(model) is not UniterForPretraining:
+        load_pretrained(model, path)
+        return
+    lacking = ["uniter.img_embeddings", *PRETRAINING_HEADS]
+    report = load_checkpoint(model, path, allow_missing=lacking, allow_unexpected=["cls.seq_relationship"])
+    if main and report.missing:
+        print(f"{path}: drawn from the seed, since the file lacks them: {', '.join(report.missing)}", file=sys.stderr)
+
+
+@dataclass
+class _Log:
+    """Scores of a run as it goes: printed, written, and handed to TensorBoard.
+
+    Arguments:
+        lines: say now and then how far the run is, where there is no bar.
+    """
+
+    options: TrainOptions
+    accelerator: Accelerator
+    shards: Sequence[Shard]
+    lines: bool
+    done: int = 0
+    began: tuple[float, int] | None = None
+    scores: dict[str, Any] = field(default_factory=dict)
+
+    def update(self, done: int, loss: float, factor: float) -> None:
+        """Take note of an update; in the main process alone."""
+        self.done = done
+        if self.options.tensorboard:
+            self.accelerator.log(
+                {"loss": loss, "learning_rate": self.options.optimizer.learning_rate * factor}, step=done
+            )
+        updates = self.options.optimizer.updates
+        now, before = self.began or (time.monotonic(), done)
+        self.began = now, before
+        if self.lines and done > before and (done % max(updates // 100, 1) == 0 or done == updates):
+            left = (time.monotonic() - now) / (done - before) * (updates - done)
+            print(
+                f"update {done} of {updates}, loss {loss:.3f}, about {duration(left)} left", file=sys.stderr, flush=True
+            )
+
+    def evaluate(self, model: nn.Module) -> float:
+        """Score the model in every process, and return the score by which the best is kept."""
+        assert isinstance(model, UniterTask)
+        found = evaluate(model, self.options, self.shards, quick=True)
+        if not found.scores:
+            raise ConfigurationError(
+                "expected val databases with targets, got none; leave data.val_texts empty to train without scores"
+            )
+        if self.accelerator.is_main_process:
+            path = Path(self.options.output) / "training-scores.json"
+            self.scores = {**(read_json(path) if path.exists() else {}), str(self.done): dict(found.scores)}
+            write_json(path, self.scores)
+            if self.options.tensorboard:
+                self.accelerator.log({f"val/{name}": value for name, value in found.scores.items()}, step=self.done)
+            named = ", ".join(f"{name} {value:.4f}" for name, value in found.scores.items())
+            tqdm.write(f"after {self.done} updates: {named}", file=sys.stderr)
+        return found.headline(self.options.task)
+
+
+@contextmanager
+def _claimed(options: TrainOptions, *, main: bool) -> Iterator[None]:
+    """Claim the output directory in the main process; every process hears of a refusal."""
+    refusal: OutputDirectoryError | None = None
+    with ExitStack() as held:
+        if main:
+            try:
+                held.enter_context(claimed(options, "checkpoints"))
+            except OutputDirectoryError as error:
+                refusal = error
+        check_agreement("access to the output directory", str(refusal))
+        if refusal is not None:
+            raise refusal
+        yield
+
+
+def _accelerator(options: TrainOptions) -> Accelerator:
+    if options.tensorboard and find_spec("tensorboard") is None:
+        raise missing_extra("tensorboard", "logs")
+    heads = [DistributedDataParallelKwargs(find_unused_parameters=True)] if options.pretraining else []
+    return Accelerator(
+        cpu=options.device == "cpu",
+        mixed_precision=options.precision,
+        log_with="tensorboard" if options.tensorboard else None,
+        project_dir=options.output,
+        kwargs_handlers=heads,
+    )
+
+
+def _judged(options: TrainOptions) -> tuple[Scored, Sequence[Shard]]:
+    """Score a trained model on the val databases.
+
+    Raises:
+        CheckpointError: no file of weights, or one that does not fit.
+        ConfigurationError: no database.
+    """
+    if not options.data.val_texts:
+        raise ConfigurationError("expected a database or more in data.val_texts, got none; name one")
+    path = Path(options.output) / "best.safetensors" if options.checkpoint is None else Path(options.checkpoint)
+    if not path.is_file():
+        raise CheckpointError(f"expected a file of weights at {str(path)!r}, got none; give --checkpoint FILE")
+    accelerator = _accelerator(options)
+    model = model_of(options)
+    shards = val_shards(options)
+    check_fit(model, shards)
+    load_checkpoint(model, path)
+    model.to(accelerator.device)
+    with kept_modes(model):
+        return evaluate(model.eval(), options, shards), shards

@@ -1,0 +1,261 @@
+"""The parts of a training on databases, made of its options: the model, the sources, the optimiser and the method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import nn
+
+from advvl.data.mixing import MixedSampler, MixedSource
+from advvl.data.sampling import TokenBuckets
+from advvl.data.source import BatchSource, Sampler
+from advvl.data.uniter.datasets.answers import AnswerSource
+from advvl.data.uniter.datasets.examples import Examples, Shard, check_shards
+from advvl.data.uniter.datasets.nlvr2 import PairSource
+from advvl.data.uniter.datasets.pretraining import PretrainingSource
+from advvl.data.uniter.datasets.referring import DRAWN, ReferringSource
+from advvl.data.uniter.datasets.retrieval import Pairs, RetrievalSource
+from advvl.data.uniter.datasets.vcr import ChoiceSource
+from advvl.data.uniter.datasets.vcr_pretraining import VCRPretrainingSource
+from advvl.data.uniter.image_db import RegionLimits, open_images
+from advvl.data.uniter.text_db import Lengths, open_texts
+from advvl.errors import ConfigurationError, DataError
+from advvl.experiments.database_options import MIXED, SIZES, ModelOptions
+from advvl.experiments.experiment import seeded
+from advvl.experiments.train_options import TrainOptions
+from advvl.fit.options import OptimizerOptions
+from advvl.maximizers.freelb import FreeLB
+from advvl.models.uniter.config import UniterConfig
+from advvl.models.uniter.task import UniterTask
+from advvl.perturbers.starts import Zero
+from advvl.recipes.parts import ball_of, perturber_of
+from advvl.regularizers.kl import SymmetricKL
+from advvl.tasks.uniter.mining import BothSides, MinedSource
+from advvl.tasks.uniter.nlvr2 import UniterForNLVR2
+from advvl.tasks.uniter.optimizer import uniter_adamw
+from advvl.tasks.uniter.pretraining import UniterForPretraining
+from advvl.tasks.uniter.referring import UniterForReferringExpressions
+from advvl.tasks.uniter.retrieval import UniterForRetrieval
+from advvl.tasks.uniter.vcr import UniterForVCR, UniterForVCRPretraining
+from advvl.tasks.uniter.ve import VE_LABELS, UniterForVE
+from advvl.tasks.uniter.vqa import UniterForVQA
+from advvl.training import AdversarialTraining
+
+ADVERSARIAL: Final = ("mlm", "itm")
+"""The tasks of pre-training that are perturbed; regions are learnt the plain way (Gan et al., NeurIPS 2020, §3.2)."""
+
+
+def sizes_of(options: ModelOptions) -> UniterConfig:
+    """Return the configuration of pre-training that the options describe.
+
+    Raises:
+        ConfigurationError: a file that is none, or sizes that make no model.
+    """
+    given = {name: value for name in SIZES if (value := getattr(options, name)) is not None}
+    given |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), options.dropout)
+    given["itm_ot_lambda"] = options.ot_weight
+    if options.config is not None:
+        return UniterConfig.from_json_file(options.config, **given)
+    return UniterConfig.large(**given) if options.size == "large" else UniterConfig.base(**given)
+
+
+def model_of(options: TrainOptions) -> UniterTask:
+    """Make the task's model, its parameters drawn from the seed."""
+    chosen, config = options.model, sizes_of(options.model)
+    make = partial(seeded, options.seed)
+    match options.task:
+        case "pretraining":
+            return make(UniterForPretraining, config)
+        case "vcr-pretraining":
+            return make(UniterForVCRPretraining, config)
+        case "vqa":
+            return make(UniterForVQA, config, num_answers=chosen.answers)
+        case "ve":
+            return make(UniterForVE, config)
+        case "nlvr2":
+            return make(UniterForNLVR2, config, variant=chosen.variant)
+        case "vcr":
+            return make(UniterForVCR, config)
+        case "retrieval" | "hard-retrieval":
+            return make(UniterForRetrieval, config, margin=chosen.margin)
+        case "referring":
+            head = {"mlp": chosen.head_layers, "loss": chosen.loss, "margin": chosen.margin}
+            return make(UniterForReferringExpressions, config, **head)
+
+
+def train_shards(options: TrainOptions, *, lengths: Lengths = "") -> list[Shard]:
+    """Open the databases to train on; of VCR, `lengths` says for which of its two tasks texts are measured."""
+    data = options.data
+    return _opened(options, data.train_texts, data.train_images, data.train_drawn, data.max_text, lengths)
+
+
+def val_shards(options: TrainOptions) -> list[Shard]:
+    """Open the databases to score and to predict."""
+    data = options.data
+    lengths: Lengths = "qar" if options.task.startswith("vcr") else ""
+    return _opened(options, data.val_texts, data.val_images, data.val_drawn, None, lengths)
+
+
+def _opened(
+    options: TrainOptions,
+    texts: Sequence[str],
+    images: Sequence[str],
+    drawn: Sequence[str],
+    longest: int | None,
+    lengths: Lengths,
+) -> list[Shard]:
+    root, data = Path(options.data_dir), options.data
+    found = []
+    for place, name in enumerate(texts):
+        opened = open_texts(root / name, max_length=longest, lengths=lengths)
+        limits = RegionLimits(num_bb=data.drawn_bb)
+        boxes = open_images(root / drawn[place], limits) if drawn else None
+        found.append(Shard(opened, open_images(root / images[place], data.limits), boxes))
+    return found
+
+
+def check_fit(model: UniterTask, shards: Sequence[Shard]) -> None:
+    """Check that databases are of one tokeniser, and of the model's words and features.
+
+    Raises:
+        DataError: they are not.
+    """
+    check_shards(shards)
+    config, meta, images = model.config, shards[0].texts.meta, shards[0].images
+    words = config.vocab_size - model.new_words
+    if max(meta.words[1] - model.new_words, meta.cls + 1, meta.sep + 1, meta.mask + 1) > words:
+        raise DataError(
+            f"expected texts of the model's {words} words in {str(shards[0].texts.folder)!r}, got up to {meta.words[1]}; "
+            "give model.vocab_size of its tokenizer"
+        )
+    if images.feature_dim != config.img_dim:
+        raise DataError(
+            f"expected the model's {config.img_dim} features of a region in {str(images.folder)!r}, got "
+            f"{images.feature_dim}; give model.img_dim"
+        )
+
+
+@dataclass(frozen=True)
+class Training:
+    """The source of training batches, the sampler of its micro-batches (None: `fit`'s own), and the databases."""
+
+    source: BatchSource
+    sampler: Sampler | None
+    shards: Sequence[Shard]
+
+
+def training_of(options: TrainOptions, model: UniterTask) -> Training:
+    """Make the source of training batches.
+
+    Raises:
+        DataError: databases that are missing, broken, or of different tokenisers.
+        ConfigurationError: no database; ratios for other corpora.
+    """
+    if not options.data.train_texts:
+        raise ConfigurationError("expected a database or more in data.train_texts, got none; name one")
+    if options.pretraining:
+        return _mixed(options, model)
+    shards = train_shards(options, lengths="qa" if options.task == "vcr" else "")
+    check_fit(model, shards)
+    data, sampling = options.data, options.sampling
+    if options.task in ("retrieval", "hard-retrieval"):
+        pairs = Pairs(shards, skip_bad=data.skip_bad)
+        if options.task == "retrieval":
+            return Training(RetrievalSource(pairs, sampling.negatives), None, shards)
+        mined = MinedSource(model, pairs, sampling.candidates, sampling.hardest)
+        return Training(mined, BothSides(len(mined), sampling.micro_batches), shards)
+    source: AnswerSource | PairSource | ChoiceSource | ReferringSource
+    if options.task in ("vqa", "ve"):
+        count = options.model.answers if options.task == "vqa" else len(VE_LABELS)
+        source = AnswerSource(shards, count, skip_bad=data.skip_bad)
+    elif options.task == "nlvr2":
+        layout = "triplet" if options.model.variant == "triplet" else "paired"
+        source = PairSource(shards, layout, skip_bad=data.skip_bad)  # type: ignore[arg-type]
+    elif options.task == "vcr":
+        source = ChoiceSource(shards, train_shards(options, lengths="qar"), skip_bad=data.skip_bad)
+    else:
+        source = ReferringSource(shards, names=DRAWN, skip_bad=data.skip_bad)
+    sampler = None if sampling.tokens is None else _buckets(options, source.examples)
+    return Training(source, sampler, shards)
+
+
+def _mixed(options: TrainOptions, model: UniterTask) -> Training:
+    """Each task of each corpus is a source of its own, drawn by its ratio."""
+    lengths: Lengths = "qar" if options.task == "vcr-pretraining" else ""
+    shards = train_shards(options, lengths=lengths)
+    check_fit(model, shards)
+    make = VCRPretrainingSource if options.task == "vcr-pretraining" else PretrainingSource
+    sources: dict[str, PretrainingSource | VCRPretrainingSource] = {}
+    ratios: dict[str, int] = {}
+    for number, (corpus, places) in enumerate(options.mixture.named(len(shards)).items()):
+        for task in MIXED:
+            ratio = options.mixture.ratios(task)[number : number + 1]
+            if ratio and ratio[0]:
+                name = f"{corpus} {task}"
+                own = [shards[place] for place in places]
+                sources[name] = make(own, task, skip_bad=options.data.skip_bad)  # type: ignore[arg-type]
+                ratios[name] = ratio[0]
+    samplers = {name: _buckets(options, source.examples) for name, source in sources.items()}
+    return Training(MixedSource(sources), MixedSampler(samplers, ratios), shards)
+
+
+def _buckets(options: TrainOptions, examples: Examples) -> TokenBuckets:
+    sampling = options.sampling
+    assert sampling.tokens is not None
+    return TokenBuckets(
+        examples.lengths,
+        sampling.tokens,
+        micro_batches=sampling.micro_batches,
+        filling=sampling.filling,
+        too_long="skip" if options.data.skip_bad else "refuse",
+    )
+
+
+def optimizer_options(options: TrainOptions) -> OptimizerOptions:
+    """Return what `fit` needs to know of the optimiser; the clip is that of a mean over micro-batches."""
+    chosen, sampling = options.optimizer, options.sampling
+    return OptimizerOptions(
+        epochs=1,
+        batch_size=(sampling.batch_size or 1) * sampling.micro_batches,
+        learning_rate=chosen.learning_rate,
+        weight_decay=chosen.weight_decay,
+        schedule="uniter",
+        warmup=chosen.warmup / chosen.updates,
+        clip=chosen.clip / chosen.summed,
+        betas=chosen.betas,
+    )
+
+
+def optimizer_of(options: TrainOptions, model: nn.Module) -> torch.optim.Optimizer:
+    """Make UNITER's AdamW; a gradient `summed` times smaller needs an epsilon as much smaller for the same step."""
+    chosen = options.optimizer
+    return uniter_adamw(
+        model,
+        learning_rate=chosen.learning_rate,
+        weight_decay=chosen.weight_decay,
+        betas=chosen.betas,
+        epsilon=chosen.epsilon / chosen.summed,
+        head_rate=chosen.head_rate,
+    )
+
+
+def method_of(options: TrainOptions) -> AdversarialTraining | None:
+    """Return VILLA as the options describe it; None: standard training."""
+    adversary = options.adversary
+    if not options.adversarial:
+        return None
+    steps = {"text": adversary.text_step, "image": adversary.image_step}
+    chosen = {str(modality): steps[modality] for modality in adversary.modalities}
+    return AdversarialTraining(
+        perturber_of(chosen, ball_of(adversary.norm, adversary.max_norm), Zero()),
+        FreeLB(adversary.steps, modalities=adversary.order),
+        SymmetricKL(adversary.kl_weight) if adversary.kl_weight else None,
+        clean_weight=adversary.clean_weight,
+        dropout=adversary.dropout,
+        nonfinite="keep" if options.precision == "fp16" else "raise",
+    )

@@ -1,0 +1,98 @@
+"""Hard negatives as a source of batches: matches with the mismatches that the model of this moment scores highest.
+
+Source: Chen et al., "UNITER", ECCV 2020, and its published code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device  # type: ignore[import-untyped]
+from torch import nn
+
+from advvl.checks import at_least
+from advvl.data.source import checked_rows
+from advvl.data.uniter.datasets.retrieval import HardNegativeSource, Pairs
+from advvl.errors import ConfigurationError, DataError
+from advvl.fit.schedules import examples_of, updates_per_epoch
+from advvl.tasks.uniter.retrieval import hardest
+
+
+@dataclass(frozen=True, eq=False)
+class MinedSource:
+    """Matches in twos, example 2i with other images of pair i and 2i + 1 with other texts; the hardest are found as asked.
+
+    Arguments:
+        model: a `UniterForRetrieval`, the one that is trained.
+        pairs: made of shards of captions and images.
+        candidates: mismatches to choose from.
+        count: how many of them to learn from.
+    """
+
+    model: nn.Module
+    pairs: Pairs
+    candidates: int = 399
+    count: int = 31
+
+    def __post_init__(self) -> None:
+        sides = tuple(HardNegativeSource(self.pairs, side, self.candidates) for side in ("images", "texts"))
+        object.__setattr__(self, "_sides", sides)
+
+    def __len__(self) -> int:
+        return 2 * len(self.pairs.examples)
+
+    def batch(self, indices: Sequence[int], generator: torch.Generator) -> dict[str, Any]:
+        """The group of the one example: UNITER's fields of `1 + count` rows, and `sample_size`.
+
+        Raises:
+            DataError: several indices.
+        """
+        (index,) = _one(checked_rows(indices, len(self)).tolist())
+        source: HardNegativeSource = self._sides[index % 2]  # type: ignore[attr-defined]
+        device = next(self.model.parameters()).device
+        candidates = send_to_device(source.batch([index // 2], generator), device)
+        return hardest(self.model, candidates, self.count)
+
+
+@dataclass(frozen=True)
+class BothSides:
+    """A sampler for `MinedSource`: each match of an update is two micro-batches, one for either side.
+
+    Arguments:
+        examples: of the source, two for each pair.
+        micro_batches: of an update: the number of processes times that of micro-batches of each.
+
+    Raises:
+        ConfigurationError: numbers that are odd, or below 2.
+    """
+
+    examples: int
+    micro_batches: int
+
+    def __post_init__(self) -> None:
+        at_least(2, self, "examples", "micro_batches")
+        if self.examples % 2 or self.micro_batches % 2:
+            raise ConfigurationError(f"expected even numbers of examples and micro_batches, got {self}")
+
+    def parts(self, update: int, seed: int) -> list[list[int]]:
+        """Return the examples of each micro-batch of an update."""
+        matches = examples_of(update, self.examples // 2, self.micro_batches // 2, seed)
+        if len(matches) < self.micro_batches // 2:
+            raise DataError(
+                f"expected {self.micro_batches // 2} pairs or more, got {len(matches)}; use fewer micro_batches"
+            )
+        return [[2 * match + side] for match in matches for side in (0, 1)]
+
+    def updates(self, epochs: int, seed: int) -> int:
+        """Return the number of updates of so many epochs."""
+        del seed
+        return epochs * updates_per_epoch(self.examples // 2, self.micro_batches // 2)
+
+
+def _one(rows: list[int]) -> list[int]:
+    if len(rows) != 1:
+        raise DataError(f"expected one example at a time, got {len(rows)}; give BothSides as the sampler")
+    return rows

@@ -1,0 +1,101 @@
+"""Small databases for every task of UNITER, under the names that options give them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from advvl.data.uniter.datasets.referring import DETECTED, DRAWN
+from advvl.data.uniter.image_writer import write_images
+from advvl.data.uniter.text_writer import write_texts
+from advvl.data.uniter.word_pieces import TextMeta
+from advvl.experiments.train_options import TrainOptions
+
+META = TextMeta(1, 2, 3, (6, 97), 5, "tiny-cased")
+FEATURES, CLASSES, IMAGES = 6, 5, 6
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "vocab_size": 97,
+    "img_dim": FEATURES,
+    "img_label_dim": CLASSES,
+}
+"""The sizes of a model for these databases."""
+
+
+def write_databases(options: TrainOptions, root: Path, *, texts: int = 12) -> None:
+    """Write all databases that the options name."""
+    data, pictures = options.data, names_of(options.task)
+    for part in ("train", "val"):
+        folders = (getattr(data, f"{part}_{kind}") for kind in ("texts", "images", "drawn"))
+        for name, images, *drawn in zip(*filter(None, folders), strict=True):
+            write_pictures(root / images, data.limits, pictures)
+            for boxes in drawn:
+                write_pictures(root / boxes, type(data.limits)(num_bb=data.drawn_bb), pictures)
+            if not (root / name).exists():
+                write_records(root / name, options.task, texts)
+
+
+def names_of(task: str) -> list[str]:
+    if task == "referring":
+        return [kind.format(number) for kind in (DRAWN, DETECTED) for number in range(IMAGES)]
+    return [f"i{number}.npz" for number in range(IMAGES)]
+
+
+def write_pictures(folder: Path, limits: Any, names: list[str]) -> None:
+    if list(folder.glob("feat_*")) and (folder / f"feat_{limits.suffix}").exists():
+        return
+    rng = np.random.default_rng(0)
+    with write_images(folder, limits) as images:
+        for number, name in enumerate(names):
+            count = 2 + number % 3
+            corners = np.sort(rng.random((count, 2, 2)), axis=1).reshape(count, 4)
+            images.add(
+                name,
+                rng.standard_normal((count, FEATURES)),
+                corners,
+                scores=np.sort(0.25 + 0.7 * rng.random(count))[::-1].copy(),
+                labels=rng.dirichlet(np.ones(CLASSES), count),
+            )
+
+
+def write_records(folder: Path, task: str, count: int) -> None:
+    with write_texts(folder, META) as texts:
+        for number in range(count):
+            ids = [6 + (7 * number + place) % 90 for place in range(1 + number % 6)]
+            key = (
+                f"dev-{number // 2}-0-{number % 2}"
+                if task == "nlvr2"
+                else f"test-{number}"
+                if task == "vcr"
+                else str(number)
+            )
+            texts.add(key, {"input_ids": ids, **fields(task, number)})
+        if task == "referring":
+            rows = [
+                {"id": image, "width": 64, "height": 48, "ann_ids": [10 * image + box for box in range(2 + image % 3)]}
+                for image in range(IMAGES)
+            ]
+            texts.add_table("images", rows)
+
+
+def fields(task: str, number: int) -> dict[str, Any]:
+    image = number % IMAGES
+    if task == "nlvr2":
+        return {"img_fname": [f"i{image}.npz", f"i{(image + 1) % IMAGES}.npz"], "target": number % 2}
+    if task.startswith("vcr"):
+        return {
+            "input_ids_as": [[6, 7], [8], [9, 10 + number], [11]],
+            "input_ids_rs": [[12], [13, 14], [15], [16 + number]],
+            "qa_target": number % 4,
+            "qar_target": (number + 1) % 4,
+            "img_fname": [f"i{image}.npz", f"i{(image + 1) % IMAGES}.npz"],
+        }
+    if task == "referring":
+        return {"image_id": image, "ann_id": 10 * image + 1, "bbox": [1, 2, 30, 20.5]}
+    return {"img_fname": f"i{image}.npz", "target": {"labels": [number % 3], "scores": [1.0]}}
