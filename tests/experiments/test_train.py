@@ -178,7 +178,8 @@ def test_half_of_pretraining_is_plain_and_regions_are_always_plain(tmp_path: Pat
     plain = options_of("pretraining", tmp_path, **mixture)
     villa = options_of("pretraining", tmp_path, **mixture, **adversary)
     write_databases(plain, tmp_path)
-    sampler = training_of(plain, model_of(plain)).sampler
+    training = training_of(plain, model_of(plain))
+    source, sampler = training.source, training.sampler
     assert sampler is not None
     losses = {}
     for name, options in (("plain", plain), ("villa", villa)):
@@ -197,8 +198,7 @@ def test_half_of_pretraining_is_plain_and_regions_are_always_plain(tmp_path: Pat
             weighting="micro-batches",
             accumulate=2,
         ).losses
-    size = len(training_of(plain, model_of(plain)).shards[0].texts)
-    tasks = [("mlm", "itm", "mrfr", "mrc-kl")[sampler.parts(update, 42)[0][0] // size] for update in range(8)]
+    tasks = [source.batch(sampler.parts(update, 42)[0], torch.Generator())["task"] for update in range(8)]
     first = next(update for update in range(3, 8) if tasks[update] in ("mlm", "itm"))
     assert losses["plain"][:first] == losses["villa"][:first]
     assert losses["plain"][first] != losses["villa"][first]
