@@ -239,7 +239,7 @@ def test_an_unknown_key_in_a_file_names_the_nearest(tmp_path: Path, capsys: pyte
         ([], 0, "villa-uniter"),
         (["--help"], 0, "villa-lxmert"),
         (["--version"], 0, f"advvl {advvl.__version__}\n"),
-        (["train"], 2, "got 'train'"),
+        (["trian"], 2, "the nearest is train"),
         (["villa-lxmet"], 2, "the nearest is villa-lxmert"),
     ],
 )
