@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device  # type: ignore[import-untyped]
 from torch import nn
 
 from advvl.checks import at_least
@@ -50,6 +49,8 @@ class MinedSource:
         Raises:
             DataError: several indices.
         """
+        from accelerate.utils import send_to_device  # type: ignore[import-untyped]  # the models need torch alone
+
         (index,) = _one(checked_rows(indices, len(self)).tolist())
         source: HardNegativeSource = self._sides[index % 2]  # type: ignore[attr-defined]
         device = next(self.model.parameters()).device

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from accelerate.utils import send_to_device  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from advvl.checks import is_whole, positive
@@ -152,6 +151,8 @@ class HardestSource:
         Raises:
             DataError, ConfigurationError: as `hardest`, or as the candidates' source.
         """
+        from accelerate.utils import send_to_device  # type: ignore[import-untyped]  # the models need torch alone
+
         found = send_to_device(self.candidates.batch(indices, generator), next(self.model.parameters()).device)
         return hardest(self.model, found, self.count)
 
