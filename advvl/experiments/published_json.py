@@ -17,6 +17,7 @@ from typing import Any, Final, get_args
 from advvl.checks import is_number, is_whole, shown
 from advvl.errors import ConfigurationError
 from advvl.experiments.config import Layer, read_yaml
+from advvl.experiments.progress import counted
 from advvl.experiments.train_options import Task
 from advvl.files import parse_json
 
@@ -54,15 +55,17 @@ _SAME: Final[Mapping[str, str]] = {
     "valid_steps": "evaluation.every",
     "negative_size": "sampling.negatives",
     "hard_neg_size": "sampling.hardest",
-    "adv_lr_txt": "adversary.text_step",
-    "adv_lr_img": "adversary.image_step",
-    "adv_steps": "adversary.steps",
-    "norm_type": "adversary.norm",
 }
 """Published keys whose values mean the same here."""
 
+_STEPS: Final = {"text": "adv_lr_txt", "image": "adv_lr_img"}
+"""Published keys of an ascent step's length, by modality."""
+
 _READ: Final = frozenset(
     {
+        *_STEPS.values(),
+        "adv_steps",
+        "norm_type",
         "adv_kl_weight",
         "adv_max_norm",
         "adv_modality",
@@ -133,7 +136,7 @@ class _Reading:
     """The options of one file, as far as they are read."""
 
     def __init__(self, found: dict[str, Any], path: str) -> None:
-        self.found, self.path = found, path
+        self.found, self.file = found, path
         self.values: dict[str, Any] = {}
         self.notes: list[str] = []
         self.task = self._task()
@@ -145,16 +148,23 @@ class _Reading:
     def number(self, name: str, default: float) -> Any:
         value = self.found.get(name, default)
         if not is_number(value):
-            raise ConfigurationError(f"expected {name} to be a number, got {shown(value)} in {self.path}")
+            raise ConfigurationError(f"expected {name} to be a number, got {shown(value)} in {self.file}")
         return value
 
     def texts(self, *names: str) -> list[str]:
         """Return the paths under the first of these keys that is there, as a list."""
         value: Any = next((self.found[name] for name in names if name in self.found), [])
         paths = [value] if isinstance(value, str) else value
-        if not isinstance(paths, list) or not all(isinstance(one, str) and one for one in paths):
-            raise ConfigurationError(f"expected {names[0]} to be paths, got {shown(value)} in {self.path}")
+        if not _are_texts(paths):
+            raise ConfigurationError(f"expected {names[0]} to be paths, got {shown(value)} in {self.file}")
         return paths
+
+    def path(self, name: str) -> str:
+        """Return the one path under a key."""
+        value = self.found[name]
+        if not isinstance(value, str) or not value:
+            raise ConfigurationError(f"expected {name} to be a path, got {shown(value)} in {self.file}")
+        return value
 
     def databases(self) -> None:
         """Read the databases, and the mixture of pre-training."""
@@ -182,28 +192,30 @@ class _Reading:
     def model(self) -> None:
         """Read the size, the head, and the checkpoint."""
         if "model_config" in self.found:
-            (config,) = self.texts("model_config")
+            config = self.path("model_config")
             size = re.search(r"uniter-(base|large)", config)
             self.put("model.size" if size else "model.config", size[1] if size else config)
         if "checkpoint" in self.found:
-            self.put("start", _under(*self.texts("checkpoint")))
+            self.put("start", _under(self.path("checkpoint")))
         if self.task == "nlvr2" and "model" in self.found:
             self.put("model.variant", self.found["model"])
         if self.task == "nlvr2" and self.found.get("use_img_type") is False:
-            raise ConfigurationError(f"expected use_img_type true, as released, got false in {self.path}; remove it")
+            raise ConfigurationError(f"expected use_img_type true, as released, got false in {self.file}; remove it")
         if self.task == "referring" and "train_loss" in self.found:
             self.put("model.loss", self.found["train_loss"])
 
     def updates(self) -> None:
         """Read the micro-batches of an update, and the gradient's clipping."""
-        named = re.search(r"(\d+)gpu", Path(self.path).name)
+        named = re.search(r"(\d+)gpu", Path(self.file).name)
         gpus, accumulated = int(named[1]) if named else 1, self.number("gradient_accumulation_steps", 1)
         if not is_whole(accumulated) or accumulated < 1:
             raise ConfigurationError(
-                f"expected gradient_accumulation_steps of 1 or more, got {shown(accumulated)} in {self.path}"
+                f"expected gradient_accumulation_steps of 1 or more, got {shown(accumulated)} in {self.file}"
             )
-        said = "from the file's name" if named else "as its name does not say"
-        self.notes.append(f"task {self.task}; {gpus} GPUs, {said}; {gpus * accumulated} micro-batches an update")
+        said = "from the file's name" if named else "since its name does not say"
+        self.notes.append(
+            f"task {self.task}; {counted(gpus, 'GPU')}, {said}; {gpus * accumulated} micro-batches per update"
+        )
         size = self.number("train_batch_size", 0)
         summed = accumulated
         if self.task == "hard-retrieval":
@@ -228,12 +240,16 @@ class _Reading:
         """Read VILLA's adversary."""
         if not self.found.get("adv_training", False):
             return
-        modalities = [name for name in ("text", "image") if name in self.texts("adv_modality")]
+        named = self.texts("adv_modality")
+        in_turn = "alter" in named
+        modalities = [name for name in _STEPS if in_turn or name in named]
         self.put("adversary.modalities", modalities)
-        in_turn = "alter" in self.texts("adv_modality")
-        if in_turn:
-            self.put("adversary.modalities", ["text", "image"])
-            self.put("adversary.order", "in turn")
+        self.put("adversary.order", "in turn" if in_turn else "together")
+        for name in modalities:
+            self.put(f"adversary.{name}_step", self.number(_STEPS[name], 0))
+        for theirs, ours in (("adv_steps", "steps"), ("norm_type", "norm")):
+            if theirs in self.found:
+                self.put(f"adversary.{ours}", self.found[theirs])
         weight, radius = self.number("adv_kl_weight", 0), self.number("adv_max_norm", 0)
         if self.task == "vcr" and weight:
             weight = weight / 2
@@ -246,37 +262,47 @@ class _Reading:
         if said is not None:
             if said not in get_args(Task):
                 raise ConfigurationError(
-                    f"expected task to be one of {', '.join(get_args(Task))}, got {shown(said)} in {self.path}"
+                    f"expected task to be one of {', '.join(get_args(Task))}, got {shown(said)} in {self.file}"
                 )
             return str(said)
         if "train_datasets" in self.found:
-            second = any("vcr" in str(one) for one in self.found["train_datasets"])
+            second = "vcr" in str(self.found["train_datasets"])
             return "vcr-pretraining" if second else "pretraining"
         names = [Path(name).name for name in self.texts("train_txt_dbs", "train_txt_db")]
         first = re.match(r"[a-z0-9+]+", names[0].lower()) if names else None
         task = _TASKS.get(first[0]) if first else None
         if task is None:
             raise ConfigurationError(
-                f"expected the name of a database that tells the task, got {names} in {self.path}; add a key task"
+                f"expected the name of a database that tells the task, got {names} in {self.file}; add a key task"
             )
         return "hard-retrieval" if task == "retrieval" and "hard_neg_size" in self.found else task
 
     def _corpora(self, name: str) -> list[tuple[str, list[str], list[str], dict[str, int]]]:
         """Return the name, databases of texts and of images, and ratios of tasks, of each corpus of pre-training."""
+        corpora = self.found.get(name, [])
+        if not isinstance(corpora, list):
+            raise ConfigurationError(f"expected {name} to be a list of corpora, got {shown(corpora)} in {self.file}")
         found = []
-        for one in self.found.get(name, []):
-            if not isinstance(one, dict) or not isinstance(one.get("db"), list) or not isinstance(one.get("img"), list):
-                raise ConfigurationError(f"expected {name} with lists db and img, got {shown(one)} in {self.path}")
-            tasks = [_mixed(task) for task in one.get("tasks", [])]
-            ratios = one.get("mix_ratio", [1] * len(tasks))
-            mix = {task: ratio for task, ratio in zip(tasks, ratios, strict=False) if task}
-            found.append((str(one.get("name", name)), one["db"], one["img"], mix))
+        for one in corpora:
+            parts: list[Any] = [one.get(key, []) for key in ("db", "img", "tasks")] if isinstance(one, dict) else [None]
+            ratios = one.get("mix_ratio", [1] * len(parts[-1])) if all(map(_are_texts, parts)) else None
+            if not isinstance(ratios, list) or len(ratios) != len(parts[-1]) or not all(map(is_whole, ratios)):
+                raise ConfigurationError(
+                    f"expected {name} with lists db, img, tasks and as many mix_ratio, got {shown(one)} in {self.file}"
+                )
+            texts, images, tasks = parts
+            mix = {mixed: ratio for task, ratio in zip(tasks, ratios, strict=True) if (mixed := _mixed(task))}
+            found.append((str(one.get("name", name)), texts, images, mix))
         return found
 
 
-def _mixed(task: object) -> str:
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) and one for one in value)
+
+
+def _mixed(task: str) -> str:
     """Return our name of a task of pre-training, as a field of options."""
-    name = str(task).partition("_")[0]
+    name = task.partition("_")[0]
     return {"mrckl": "mrc_kl"}.get(name, name) if name in ("mlm", "itm", "mrfr", "mrc", "mrckl") else ""
 
 
