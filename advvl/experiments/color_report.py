@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from advvl.adapters.registry import adapt
 from advvl.attacks import Attack
 from advvl.data.colors.rounds import Condition, Round
-from advvl.data.uniter.sources import PairSource
+from advvl.data.uniter.sources import LabelledSource
 from advvl.errors import missing_extra
 from advvl.evaluation.statistics import Interval, mean_interval, proportion_interval
 from advvl.experiments.experiment import Row, Task
@@ -66,24 +66,22 @@ def _line(name: str, intervals: Sequence[Interval]) -> str:
 
 def draw_swatches(
     models: Sequence[tuple[str, nn.Module]],
-    source: PairSource,
+    source: LabelledSource,
     path: Path,
     *,
     radius: float,
     steps: int,
     count: int,
-    titles: Sequence[str] | None = None,
 ) -> None:
     """Draw three colours of each round before an attack and after it, for each model, as a PNG.
 
-    Rounds are those that all models answer rightly and the first one no longer does under attack. The target has a frame,
-    the colour that the model chooses a dot.
+    Rounds are the first that all models answer rightly and some model no longer does under attack, so that no model is
+    favoured. The target has a frame, the colour that the model chooses a dot.
 
     Arguments:
-        models: names, and models of the task; the first is the one whose mistakes are shown.
+        models: names, and models of the task.
         radius, steps: of the L2 attack on the colours, which stay in [0, 1].
         count: rounds to show at most.
-        titles: of the rounds, such as their utterances, by number; None: the numbers.
 
     Raises:
         MissingExtraError: matplotlib, of the extra `report`, is not installed.
@@ -94,7 +92,7 @@ def draw_swatches(
         raise missing_extra("matplotlib", "report") from error
     batch = source.batch(range(min(_LOOKED_AT, len(source))))
     seen = [_attacked(model, batch, radius, steps) for _, model in models]
-    shown = _telling(seen, batch["targets"])[:count]
+    shown = _lost(seen, batch["targets"])[:count]
     columns = [("before", None), *((name, index) for index, (name, _) in enumerate(models))]
     figure = Figure(figsize=(1.9 * len(columns), 0.75 * max(1, len(shown)) + 0.9), layout="constrained")
     panels = figure.subplots(max(1, len(shown)), len(columns), squeeze=False)
@@ -105,7 +103,6 @@ def draw_swatches(
             colours = batch["img_feat"][number] if index is None else seen[index][0][number]
             chosen = None if index is None else int(seen[index][2][number])
             _swatches(panel, colours, int(batch["targets"][number]), chosen)
-        line[0].set_title("" if titles is None else titles[number], fontsize="small", loc="left")
     for panel, (name, _) in zip(panels[0], columns, strict=True):
         panel.text(1.5, 1.45, name, ha="center", va="bottom", fontsize="small")
     figure.suptitle(f"L2 attack of radius {radius:g} on the colours: frame: meant, dot: chosen", fontsize="medium")
@@ -126,12 +123,12 @@ def _attacked(model: nn.Module, batch: dict[str, Any], radius: float, steps: int
     return batch["img_feat"] + result.deltas["image"], before, after
 
 
-def _telling(seen: Sequence[tuple[Tensor, Tensor, Tensor]], targets: Tensor) -> list[int]:
-    """The rounds that all models get right, and the first one no longer under attack; first those that another keeps."""
+def _lost(seen: Sequence[tuple[Tensor, Tensor, Tensor]], targets: Tensor) -> list[int]:
+    """The rounds that all models answer rightly and some model no longer does under attack, in their order."""
     right = torch.stack([before == targets for _, before, _ in seen]).all(0)
-    fooled = right & (seen[0][2] != targets)
-    kept = fooled & torch.stack([after == targets for *_, after in seen]).any(0)
-    return [*kept.nonzero().flatten().tolist(), *(fooled & ~kept).nonzero().flatten().tolist()]
+    kept = torch.stack([after == targets for *_, after in seen]).all(0)
+    lost: list[int] = (right & ~kept).nonzero().flatten().tolist()
+    return lost
 
 
 def _swatches(panel: Any, colours: Tensor, target: int, chosen: int | None) -> None:

@@ -10,19 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from advvl.data.colors.corpus import CHANNELS, MOST_TOKENS, REGIONS, ColorsCorpus, colors_corpus
+from advvl.data.colors.corpus import REGIONS, ColorsCorpus, colors_corpus
 from advvl.data.colors.rounds import read_rounds
 from advvl.data.sampling import TokenBuckets
-from advvl.data.uniter.sources import CaptionSource, PairSource
+from advvl.data.uniter.sources import CaptionSource, LabelledSource
 from advvl.experiments.color_report import condition_table, draw_swatches
 from advvl.experiments.colors_options import PRESETS, ColorsOptions
 from advvl.experiments.experiment import Experiment, Row, Setup, Task, seeded
 from advvl.experiments.outputs import OutputDirectory
-from advvl.experiments.uniter import ADVERSARIAL_TASKS
-from advvl.experiments.uniter_options import UniterSize
+from advvl.experiments.uniter import ADVERSARIAL_TASKS, config_of
 from advvl.experiments.uniter_rows import rows_of
 from advvl.models.uniter.checkpoint import load_checkpoint, load_pretrained, save_checkpoint
-from advvl.models.uniter.config import UniterConfig
 from advvl.tasks.uniter.pretraining import UniterForPretraining
 from advvl.tasks.uniter.referring import UniterForReferringExpressions
 
@@ -68,26 +66,9 @@ def set_up(options: ColorsOptions, corpus: ColorsCorpus, task: Task, start: Path
     return Setup(model, corpus.train, options.finetune, test, boxes=BOXES, sampler=sampler)
 
 
-def _buckets(source: PairSource | CaptionSource, tokens: int) -> TokenBuckets:
+def _buckets(source: LabelledSource | CaptionSource, tokens: int) -> TokenBuckets:
     """Utterances have 2 to 40 tokens, half of them 4 or fewer: batches of like lengths hold four times as many."""
     return TokenBuckets(source.texts.lengths + REGIONS, tokens)
-
-
-def config_of(size: UniterSize, corpus: ColorsCorpus) -> UniterConfig:
-    """Return the configuration of a UNITER of this size, for the words and colours of the corpus."""
-    return UniterConfig(
-        vocab_size=corpus.vocab_size,
-        img_dim=CHANNELS,
-        img_label_dim=2,  # of regions; no task here has classes of colours
-        max_position_embeddings=MOST_TOKENS,
-        hidden_size=size.hidden_size,
-        num_hidden_layers=size.num_hidden_layers,
-        num_attention_heads=size.num_attention_heads,
-        intermediate_size=size.intermediate_size,
-        hidden_dropout_prob=size.dropout,
-        attention_probs_dropout_prob=size.dropout,
-        initializer_range=size.initializer_range,
-    )
 
 
 def conclude(options: ColorsOptions, rows: Sequence[Row], directory: OutputDirectory) -> str:

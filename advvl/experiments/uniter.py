@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from advvl.data.digits.corpus import DigitsConfig, DigitsCorpus, digits_corpus
 from advvl.data.digits.scans import load_digit_images
@@ -55,7 +55,20 @@ def set_up(options: UniterOptions, corpus: DigitsCorpus, task: Task, start: Path
     return Setup(model, corpus.train, options.finetune, getattr(corpus, options.evaluation.split))
 
 
-def config_of(size: UniterSize, corpus: DigitsCorpus) -> UniterConfig:
+class Sizes(Protocol):
+    """The sizes of a corpus that a UNITER has to have."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def feature_dim(self) -> int: ...
+    @property
+    def label_dim(self) -> int: ...
+    @property
+    def max_text_length(self) -> int: ...
+
+
+def config_of(size: UniterSize, corpus: Sizes) -> UniterConfig:
     """Return the configuration of a UNITER of this size, for the words and regions of the corpus."""
     return UniterConfig(
         vocab_size=corpus.vocab_size,

@@ -16,11 +16,13 @@ from advvl.data.colors.corpus import MOST_TOKENS, colors_corpus
 from advvl.errors import ConfigurationError, DataError
 from advvl.evaluation.protocol import EvaluationOptions
 from advvl.evaluation.robustness import WorstCase, robustness_curve
+from advvl.experiments import color_report
 from advvl.experiments.cli import exit_status
 from advvl.experiments.color_report import draw_swatches
-from advvl.experiments.colors import COLORS, config_of
+from advvl.experiments.colors import COLORS
 from advvl.experiments.colors_options import ColorsOptions
 from advvl.experiments.runner import run
+from advvl.experiments.uniter import config_of
 from advvl.experiments.uniter_options import UniterSize
 from advvl.fit.options import OptimizerOptions
 from advvl.tasks.uniter.referring import UniterForReferringExpressions
@@ -113,3 +115,38 @@ def test_swatches_are_drawn_even_where_no_attack_succeeds(tmp_path: Path) -> Non
     model = UniterForReferringExpressions(config_of(SIZE, made))
     draw_swatches([("one", model)], made.test, tmp_path / "swatches.png", radius=1e-6, steps=10, count=3)
     assert imread(tmp_path / "swatches.png").ndim == 3
+
+
+def test_swatches_favour_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shown are the first rounds that all get right and any one loses, whichever that is."""
+    made = colors_corpus(corpus(tmp_path, games=40))
+    targets = made.test.batch(range(6))["targets"]
+    wrong = (targets + 1) % 3
+    colours = torch.zeros(6, 3, 3)
+    after = {"one": torch.tensor([0, 1, 1, 1, 1, 1]), "two": torch.tensor([1, 0, 1, 1, 1, 0])}  # 0 is a mistake
+    before = {"one": torch.tensor([1, 1, 1, 1, 1, 0]), "two": torch.ones(6, dtype=torch.long)}
+    shown: list[tuple[int, int | None]] = []
+    monkeypatch.setattr(
+        color_report,
+        "_attacked",
+        lambda name, batch, radius, steps: (
+            colours,
+            torch.where(before[name] == 1, targets, wrong),
+            torch.where(after[name] == 1, targets, wrong),
+        ),
+    )
+    monkeypatch.setattr(color_report, "_LOOKED_AT", 6)
+    monkeypatch.setattr(
+        color_report, "_swatches", lambda panel, colours, target, chosen: shown.append((target, chosen))
+    )
+    models: Any = [("one", "one"), ("two", "two")]
+    draw_swatches(models, made.test, tmp_path / "swatches.png", radius=0.1, steps=2, count=5)
+    first, second = (int(targets[n]) for n in (0, 1))
+    assert shown == [
+        (first, None),
+        (first, int(wrong[0])),
+        (first, first),
+        (second, None),
+        (second, second),
+        (second, int(wrong[1])),
+    ]

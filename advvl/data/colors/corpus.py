@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 from tokenizers import Tokenizer
 
 from advvl.data.colors.rounds import Part, Round, Rounds, read_rounds
 from advvl.data.uniter.batching import Images, pad_texts
-from advvl.data.uniter.sources import CaptionSource, PairSource
+from advvl.data.uniter.sources import CaptionSource, LabelledSource
 from advvl.data.wordpiece import build_tokenizer, replacement_range, token_ids
 
 REGIONS: Final = 3
@@ -44,13 +44,18 @@ class ColorsCorpus:
         corpus: all that was read, with what was skipped.
     """
 
-    train: PairSource
-    validation: PairSource
-    test: PairSource
+    train: LabelledSource
+    validation: LabelledSource
+    test: LabelledSource
     pretrain: CaptionSource
     tokenizer: Tokenizer
     rounds: dict[Part, tuple[Round, ...]]
     corpus: Rounds
+
+    feature_dim: ClassVar[int] = CHANNELS
+    label_dim: ClassVar[int] = 2
+    """Of regions; colours have no classes here."""
+    max_text_length: ClassVar[int] = MOST_TOKENS
 
     @property
     def vocab_size(self) -> int:
@@ -85,14 +90,14 @@ def colors_corpus(path: str | os.PathLike[str]) -> ColorsCorpus:
     )
 
 
-def _pairs(rounds: Sequence[Round], tokenizer: Tokenizer) -> PairSource:
+def _pairs(rounds: Sequence[Round], tokenizer: Tokenizer) -> LabelledSource:
     count = len(rounds)
     ids = token_ids(tokenizer, (one.utterance for one in rounds))
     ids = [[*row[: MOST_TOKENS - 1], row[-1]] if len(row) > MOST_TOKENS else row for row in ids]
     edges = torch.arange(REGIONS + 1) / REGIONS
     left, right, low, high = edges[:-1], edges[1:], torch.zeros(REGIONS), torch.ones(REGIONS)
     boxes = torch.stack([left, low, right, high, right - left, high, right - left], 1)
-    return PairSource(
+    return LabelledSource(
         pad_texts(ids),
         Images(
             features=torch.tensor([one.colors for one in rounds]).reshape(count, REGIONS, CHANNELS),

@@ -22,6 +22,9 @@ from advvl.errors import DataError
 CLICKS: Final = 26
 """Columns of a click that are read."""
 
+MESSAGES: Final = 5
+"""Columns of a message."""
+
 _FIRST_OF_CLICKS: Final = ("gameid", "time", "roundNum", "condition")
 _FIRST_OF_MESSAGES: Final = ("gameid", "time", "roundNum", "sender", "contents")
 _LARGEST: Final = 64 * 2**20  # bytes of one file; the largest published one has 7 MB
@@ -105,7 +108,7 @@ def read_tables(path: str | os.PathLike[str]) -> Tables:
                 continue
             try:
                 found = read(row)
-            except (ValueError, IndexError) as error:
+            except ValueError as error:
                 skipped.append(Skipped(name, number, str(error)))
                 continue
             if isinstance(found, Click):
@@ -177,7 +180,9 @@ def _click(row: list[str]) -> Click:
 
 def _message(row: list[str]) -> Message:
     """The contents of a few rows hold quotes that were not doubled, at which the reader cuts them: join them again."""
-    return Message(row[0], _whole(row[1]), _whole(row[2]), row[3], ",".join(row[4:]) if row[4:] else row[4])
+    if len(row) < MESSAGES:
+        raise ValueError(f"expected {MESSAGES} columns, got {len(row)}")
+    return Message(row[0], _whole(row[1]), _whole(row[2]), row[3], ",".join(row[4:]))
 
 
 def _number(text: str) -> float:
