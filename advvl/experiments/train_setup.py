@@ -35,12 +35,12 @@ from advvl.models.uniter.task import UniterTask
 from advvl.perturbers.starts import Zero
 from advvl.recipes.parts import ball_of, perturber_of
 from advvl.regularizers.kl import SymmetricKL
-from advvl.tasks.uniter.mining import BothSides, MinedSource
+from advvl.tasks.uniter.mining import BothSides, TwoSides
 from advvl.tasks.uniter.nlvr2 import UniterForNLVR2
 from advvl.tasks.uniter.optimizer import uniter_adamw
 from advvl.tasks.uniter.pretraining import UniterForPretraining
 from advvl.tasks.uniter.referring import UniterForReferringExpressions
-from advvl.tasks.uniter.retrieval import UniterForRetrieval
+from advvl.tasks.uniter.retrieval import HardestSource, UniterForRetrieval
 from advvl.tasks.uniter.vcr import UniterForVCR, UniterForVCRPretraining
 from advvl.tasks.uniter.ve import VE_LABELS, UniterForVE
 from advvl.tasks.uniter.vqa import UniterForVQA
@@ -167,7 +167,8 @@ def training_of(options: TrainOptions, model: UniterTask) -> Training:
         pairs = Pairs(shards, skip_bad=data.skip_bad)
         if options.task == "retrieval":
             return Training(RetrievalSource(pairs, sampling.negatives), None, shards)
-        mined = MinedSource(model, pairs, sampling.candidates, sampling.hardest)
+        assert isinstance(model, UniterForRetrieval)
+        mined = HardestSource(model, TwoSides(pairs, sampling.candidates), sampling.hardest)
         return Training(mined, BothSides(len(mined), sampling.micro_batches), shards)
     source: AnswerSource | PairSource | ChoiceSource | ReferringSource
     if options.task in ("vqa", "ve"):

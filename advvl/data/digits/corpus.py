@@ -26,6 +26,7 @@ from advvl.data.digits.scenes import BOX_DIM, MOST, Scene, box, draw_scene, imag
 from advvl.data.digits.sources import CaptionSource, QuestionSource
 from advvl.data.targets import soft_targets
 from advvl.data.uniter.batching import Images, pad_texts
+from advvl.data.uniter.corruption import Task
 from advvl.data.uniter.sources import DEFAULT_TASKS, check_share, check_tasks
 from advvl.data.wordpiece import build_tokenizer, replacement_range, token_ids
 from advvl.errors import ConfigurationError
@@ -60,7 +61,7 @@ class DigitsConfig:
     questions_per_scene: int = 4
     captions_per_scene: int = 2
     families: tuple[str, ...] = DEFAULT_FAMILIES
-    tasks: tuple[str, ...] = DEFAULT_TASKS
+    tasks: tuple[Task, ...] = DEFAULT_TASKS
     word_mask: float = 0.3
 
     def __post_init__(self) -> None:

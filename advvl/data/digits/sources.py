@@ -11,11 +11,11 @@ from advvl.data.digits.captions import Caption
 from advvl.data.digits.questions import Question
 from advvl.data.digits.scenes import Scene
 from advvl.data.uniter import sources
-from advvl.data.uniter.sources import PairSource
+from advvl.data.uniter.sources import LabelledSource
 
 
 @dataclass(frozen=True, eq=False)
-class QuestionSource(PairSource):
+class QuestionSource(LabelledSource):
     """Questions about scenes: question `i` is about the scene `image_rows[i]`; their label is `targets`."""
 
     _: KW_ONLY

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from advvl.data.nlvr.statements import COLORS, SHAPES, SIDE, Item, Statement
 from advvl.data.uniter.batching import Images, pad_texts
-from advvl.data.uniter.sources import PairSource
+from advvl.data.uniter.sources import LabelledSource
 from advvl.data.wordpiece import token_ids
 from advvl.errors import DataError
 
@@ -21,7 +21,7 @@ FEATURES: Final = len(SHAPES) + len(COLORS) + BOXES + 3
 """Numbers of a region: shape, colour and box as one of three each, and place and size over the side of its box."""
 
 
-def statement_source(statements: Sequence[Statement], tokenizer: Tokenizer) -> PairSource:
+def statement_source(statements: Sequence[Statement], tokenizer: Tokenizer) -> LabelledSource:
     """Make UNITER's batches of statements; with `targets` (B,), 1 for a true one, where labels are known.
 
     A region's box lies in the picture of three boxes side by side.
@@ -34,7 +34,7 @@ def statement_source(statements: Sequence[Statement], tokenizer: Tokenizer) -> P
         raise DataError(f"expected statements that all have a label or all none, got {sum(known)} of {len(known)}")
     items = [[(place, item) for place, box in enumerate(one.boxes) for item in box] for one in statements]
     labels = {"targets": torch.tensor([int(bool(one.label)) for one in statements])} if all(known) else {}
-    return PairSource(
+    return LabelledSource(
         pad_texts(token_ids(tokenizer, (one.sentence for one in statements))),
         Images(
             features=pad_sequence([torch.tensor([_feature(*one) for one in row]) for row in items], batch_first=True),

@@ -83,8 +83,9 @@ def join(texts: Texts, text_rows: Tensor, images: Images, image_rows: Tensor) ->
 
 
 def joined(texts: Texts, images: Images) -> dict[str, Tensor]:
-    """Join texts and as many images, row by row, into a batch."""
-    txt_lens, num_bbs = texts.lengths, images.lengths
+    """Join texts and images, row by row, into a batch; a single one of either belongs to all of the other."""
+    rows = max(len(texts.lengths), len(images.lengths))
+    txt_lens, num_bbs = texts.lengths.expand(rows), images.lengths.expand(rows)
     longest = texts.ids.shape[1]
     index = gather_index(txt_lens, num_bbs, longest)
     return {

@@ -37,10 +37,11 @@ from typing import Any, Final, Literal
 
 from advvl.checks import shown
 from advvl.data.lxmert.answers import AnswerTable, Unknown
+from advvl.data.uniter.corruption import Task
 from advvl.data.uniter.datasets.answers import VE_LABELS, AnswerSource
 from advvl.data.uniter.datasets.examples import Shard
 from advvl.data.uniter.datasets.nlvr2 import Layout, PairSource
-from advvl.data.uniter.datasets.pretraining import PretrainingSource, Task
+from advvl.data.uniter.datasets.pretraining import PretrainingSource
 from advvl.data.uniter.datasets.referring import ReferringSource
 from advvl.data.uniter.datasets.retrieval import Pairs, RetrievalSource
 from advvl.data.uniter.datasets.vcr import CHOICES, ChoiceEvaluationSource, ChoiceSource, Split

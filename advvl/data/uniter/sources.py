@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, Final, get_args
 
 import torch
 from torch import Tensor
 
 from advvl.checks import is_choice, is_number, shown
-from advvl.data.masking import MASK_PROBABILITY, mask_regions, mask_words, mismatch
+from advvl.data.masking import MASK_PROBABILITY, mismatch
 from advvl.data.row_draws import RowDraws
 from advvl.data.source import checked_rows
-from advvl.data.uniter.batching import Images, Texts, hide_regions, join
+from advvl.data.uniter.batching import Images, Texts, join
+from advvl.data.uniter.corruption import Task, corrupt
 from advvl.errors import ConfigurationError
 
-TASKS = ("mlm", "itm", "mrfr", "mrc", "mrc-kl")
-DEFAULT_TASKS = ("mlm", "mlm", "mlm", "mlm", "itm", "mrfr")
+TASKS: Final = get_args(Task)
+DEFAULT_TASKS: Final[tuple[Task, ...]] = ("mlm", "mlm", "mlm", "mlm", "itm", "mrfr")
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
@@ -40,7 +41,7 @@ def check_share(word_mask: float) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class PairSource:
+class LabelledSource:
     """Texts with an image each, and their labels.
 
     Arguments:
@@ -75,7 +76,7 @@ class CaptionSource:
     """Captions for pre-training: each batch is of one task, drawn from `tasks`.
 
     Arguments:
-        texts, images, image_rows: as of a `PairSource`.
+        texts, images, image_rows: as of a `LabelledSource`.
         replacements: the range of ids [low, high) that wrong words come from.
         word_mask: the share of words that MLM hides.
         tasks: of pre-training; one named twice is drawn twice as often.
@@ -90,7 +91,7 @@ class CaptionSource:
     _: KW_ONLY
     replacements: tuple[int, int]
     word_mask: float = MASK_PROBABILITY
-    tasks: tuple[str, ...] = DEFAULT_TASKS
+    tasks: tuple[Task, ...] = DEFAULT_TASKS
 
     def __post_init__(self) -> None:
         check_tasks(self.tasks)
@@ -112,14 +113,11 @@ class CaptionSource:
             shown, targets = mismatch(self.image_rows[rows], len(self.images.lengths), draws=draws)
             return {**join(self.texts, rows, self.images, shown), "targets": targets, "task": task}
         batch = join(self.texts, rows, self.images, self.image_rows[rows])
-        if task == "mlm":
-            input_ids, labels = mask_words(
-                batch["input_ids"], self.replacements, probability=self.word_mask, draws=draws
-            )
-            return {**batch, "input_ids": input_ids, "txt_labels": labels, "task": task}
-        masks = mask_regions(batch["num_bbs"], draws=draws)
-        hidden: dict[str, Any] = hide_regions(batch, masks)
-        if task == "mrfr":
-            return {**hidden, "feat_targets": batch["img_feat"][masks], "task": task}
-        labels = self.images.labels[self.image_rows[rows], : masks.shape[1]]
-        return {**hidden, "label_targets": labels[masks], "task": task}
+        return corrupt(
+            batch,
+            self.images.labels[self.image_rows[rows], : batch["img_feat"].shape[1]],
+            task,
+            probability=self.word_mask if task == "mlm" else MASK_PROBABILITY,
+            draws=draws,
+            replacements=self.replacements,
+        )

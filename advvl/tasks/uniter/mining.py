@@ -1,4 +1,4 @@
-"""Hard negatives as a source of batches: matches with the mismatches that the model of this moment scores highest.
+"""Both sides of hard negatives: each match with other images, and with other texts.
 
 Source: Chen et al., "UNITER", ECCV 2020, and its published code.
 """
@@ -10,57 +10,49 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from advvl.checks import at_least
 from advvl.data.source import checked_rows
 from advvl.data.uniter.datasets.retrieval import HardNegativeSource, Pairs
 from advvl.errors import ConfigurationError, DataError
 from advvl.fit.schedules import examples_of, updates_per_epoch
-from advvl.tasks.uniter.retrieval import hardest
 
 
 @dataclass(frozen=True, eq=False)
-class MinedSource:
-    """Matches in twos, example 2i with other images of pair i and 2i + 1 with other texts; the hardest are found as asked.
+class TwoSides:
+    """Candidates in twos, for `HardestSource`: example 2i is pair i with other images, 2i + 1 with other texts.
 
     Arguments:
-        model: a `UniterForRetrieval`, the one that is trained.
         pairs: made of shards of captions and images.
-        candidates: mismatches to choose from.
-        count: how many of them to learn from.
+        count: mismatches to choose from.
     """
 
-    model: nn.Module
     pairs: Pairs
-    candidates: int = 399
-    count: int = 31
+    count: int = 399
 
     def __post_init__(self) -> None:
-        sides = tuple(HardNegativeSource(self.pairs, side, self.candidates) for side in ("images", "texts"))
+        sides = tuple(HardNegativeSource(self.pairs, side, self.count) for side in ("images", "texts"))
         object.__setattr__(self, "_sides", sides)
 
     def __len__(self) -> int:
         return 2 * len(self.pairs.examples)
 
     def batch(self, indices: Sequence[int], generator: torch.Generator) -> dict[str, Any]:
-        """The group of the one example: UNITER's fields of `1 + count` rows, and `sample_size`.
+        """The match at the one index and its mismatches, as of `HardNegativeSource`.
 
         Raises:
             DataError: several indices.
         """
-        from accelerate.utils import send_to_device  # type: ignore[import-untyped]  # the models need torch alone
-
-        (index,) = _one(checked_rows(indices, len(self)).tolist())
-        source: HardNegativeSource = self._sides[index % 2]  # type: ignore[attr-defined]
-        device = next(self.model.parameters()).device
-        candidates = send_to_device(source.batch([index // 2], generator), device)
-        return hardest(self.model, candidates, self.count)
+        rows = checked_rows(indices, len(self)).tolist()
+        if len(rows) != 1:
+            raise DataError(f"expected one example at a time, got {len(rows)}; give BothSides as the sampler")
+        source: HardNegativeSource = self._sides[rows[0] % 2]  # type: ignore[attr-defined]
+        return source.batch([rows[0] // 2], generator)
 
 
 @dataclass(frozen=True)
 class BothSides:
-    """A sampler for `MinedSource`: each match of an update is two micro-batches, one for either side.
+    """A sampler for `TwoSides`: each match of an update is two micro-batches, one for either side.
 
     Arguments:
         examples: of the source, two for each pair.
@@ -91,9 +83,3 @@ class BothSides:
         """Return the number of updates of so many epochs."""
         del seed
         return epochs * updates_per_epoch(self.examples // 2, self.micro_batches // 2)
-
-
-def _one(rows: list[int]) -> list[int]:
-    if len(rows) != 1:
-        raise DataError(f"expected one example at a time, got {len(rows)}; give BothSides as the sampler")
-    return rows

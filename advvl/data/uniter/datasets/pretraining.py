@@ -7,23 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from advvl.checks import choice, fraction
-from advvl.data.masking import MASK_PROBABILITY, NEGATIVE_PROBABILITY, mask_regions, mask_words, mismatch
+from advvl.data.masking import MASK_PROBABILITY, NEGATIVE_PROBABILITY, mismatch
 from advvl.data.row_draws import RowDraws
 from advvl.data.source import checked_rows
-from advvl.data.uniter.batching import Images, hide_regions, joined, pad_images, pad_texts
+from advvl.data.uniter.batching import joined, pad_images, pad_texts
+from advvl.data.uniter.corruption import WITH_LABELS, Task, corrupt
 from advvl.data.uniter.datasets.examples import Examples, Shard, number_examples
 from advvl.data.uniter.regions import Regions
-from advvl.data.uniter.word_pieces import TextMeta, word_pieces
+from advvl.data.uniter.word_pieces import word_pieces
 from advvl.errors import DataError
-
-Task = Literal["mlm", "itm", "mrfr", "mrc", "mrc-kl"]
-WITH_LABELS: Final = ("mrc", "mrc-kl")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +88,16 @@ class PretrainingSource:
         place = torch.arange(batch["input_ids"].shape[1])
         words = (place > 0) & (place < batch["txt_lens"][:, None] - 1)
         meta = self.shards[0].texts.meta
-        return corrupt(batch, images, self.task, words=words, meta=meta, mask=self.mask, draws=draws)
+        return corrupt(
+            batch,
+            images.labels,
+            self.task,
+            probability=self.mask,
+            draws=draws,
+            replacements=meta.words,
+            words=words,
+            mask=meta.mask,
+        )
 
     def _names(self, rows: Tensor, draws: RowDraws) -> tuple[list[str], Tensor]:
         """The image to show with each caption, and 1 where it is its own."""
@@ -114,32 +121,3 @@ class PretrainingSource:
 
     def _text(self, shard: Shard, key: str) -> list[int]:
         return shard.within_text(word_pieces(shard.texts[key]))
-
-
-def corrupt(
-    batch: dict[str, Tensor],
-    images: Images,
-    task: Task,
-    *,
-    words: Tensor,
-    meta: TextMeta,
-    mask: float,
-    draws: RowDraws,
-) -> dict[str, Any]:
-    """Hide words of a batch for "mlm", or regions for the other tasks, and ask for them.
-
-    Arguments:
-        words: which may be hidden, as `advvl.data.masking.mask_words` takes them.
-        meta: of the tokenizer.
-        mask: the share that is hidden.
-    """
-    if task == "mlm":
-        ids, labels = mask_words(
-            batch["input_ids"], meta.words, probability=mask, draws=draws, words=words, mask=meta.mask
-        )
-        return {**batch, "input_ids": ids, "txt_labels": labels, "task": task}
-    masks = mask_regions(batch["num_bbs"], probability=mask, draws=draws)
-    hidden = hide_regions(batch, masks)
-    if task == "mrfr":
-        return {**hidden, "feat_targets": batch["img_feat"][masks], "task": task}
-    return {**hidden, "label_targets": images.labels[masks], "task": task}

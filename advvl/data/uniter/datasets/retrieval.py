@@ -15,12 +15,11 @@ import torch
 from advvl.checks import at_least, choice, flag
 from advvl.data.row_draws import RowDraws
 from advvl.data.source import checked_rows
-from advvl.data.uniter.batching import collate, pad_images, pad_texts
+from advvl.data.uniter.batching import collate, joined, pad_images, pad_texts
 from advvl.data.uniter.datasets.examples import Examples, Shard, number_examples
 from advvl.data.uniter.regions import Regions
 from advvl.data.uniter.word_pieces import word_pieces
 from advvl.errors import DataError
-from advvl.models.uniter.layout import gather_index
 
 Side = Literal["images", "texts"]
 Pair = tuple[str, str]
@@ -186,24 +185,13 @@ class HardNegativeSource:
         """Make the batch of a pair of a shard, and of other images or texts: to score all of `Pairs.names`, too."""
         keys, names = ([pair[0]], [pair[1], *others]) if self.side == "images" else ([pair[0], *others], [pair[1]])
         texts, images = pad_texts(self.pairs.texts(number, keys)), pad_images(self.pairs.images(number, names))
-        count = 1 + len(others)
-        txt_lens, num_bbs = texts.lengths.expand(count), images.lengths.expand(count)
-        longest = texts.ids.shape[1]
-        index = gather_index(txt_lens, num_bbs, longest)
+        batch = joined(texts, images)
         if self.published and self.side == "texts":
-            place, start = torch.arange(index.shape[1]), txt_lens[:, None]
-            region = (place >= start) & (place < start + num_bbs[:, None])
-            index = torch.where(region, place - start + txt_lens[-1], place)
-        return {
-            "input_ids": texts.ids,
-            "position_ids": torch.arange(longest)[None],
-            "img_feat": images.features,
-            "img_pos_feat": images.boxes,
-            "attn_masks": (torch.arange(index.shape[1]) < (txt_lens + num_bbs)[:, None]).long(),
-            "gather_index": index,
-            "txt_lens": txt_lens,
-            "num_bbs": num_bbs,
-        }
+            txt_lens, place = batch["txt_lens"], torch.arange(batch["gather_index"].shape[1])
+            start = txt_lens[:, None]
+            region = (place >= start) & (place < start + batch["num_bbs"][:, None])
+            batch["gather_index"] = torch.where(region, place - start + txt_lens[-1], place)
+        return batch
 
 
 def drawn(count: int, excluded: Sequence[int], draws: Sequence[float]) -> list[int]:

@@ -15,8 +15,8 @@ from advvl.data.masking import MASK_PROBABILITY
 from advvl.data.row_draws import RowDraws
 from advvl.data.source import checked_rows
 from advvl.data.uniter.batching import joined, pad_images, pad_texts
+from advvl.data.uniter.corruption import WITH_LABELS, corrupt
 from advvl.data.uniter.datasets.examples import Examples, Shard, number_examples
-from advvl.data.uniter.datasets.pretraining import WITH_LABELS, corrupt
 from advvl.data.uniter.datasets.vcr import Row, choice_row, regions_of, right_choice, row_length
 from advvl.data.uniter.regions import Regions
 from advvl.data.uniter.word_pieces import word_pieces, word_pieces_of_four
@@ -69,7 +69,16 @@ class VCRPretrainingSource:
         types = pad_sequence([torch.tensor(row.types) for row, _ in items], batch_first=True)
         meta = self.shards[0].texts.meta
         words = _segments(batch["input_ids"], batch["txt_lens"], meta.sep, 3 if self.rationales else 2)
-        corrupted = corrupt(batch, images, self.task, words=words, meta=meta, mask=self.mask, draws=draws)
+        corrupted = corrupt(
+            batch,
+            images.labels,
+            self.task,
+            probability=self.mask,
+            draws=draws,
+            replacements=meta.words,
+            words=words,
+            mask=meta.mask,
+        )
         return {**corrupted, "txt_type_ids": types}
 
     def _length(self, number: int, key: str) -> int:
