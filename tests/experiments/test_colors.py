@@ -13,6 +13,7 @@ from support.color_files import corpus
 
 from advvl import adapt
 from advvl.data.colors.corpus import MOST_TOKENS, colors_corpus
+from advvl.data.sampling import TokenBuckets
 from advvl.errors import ConfigurationError, DataError
 from advvl.evaluation.protocol import EvaluationOptions
 from advvl.evaluation.robustness import WorstCase, robustness_curve
@@ -21,10 +22,13 @@ from advvl.experiments.cli import exit_status
 from advvl.experiments.color_report import draw_swatches
 from advvl.experiments.colors import COLORS
 from advvl.experiments.colors_options import ColorsOptions
+from advvl.experiments.experiment import Task
+from advvl.experiments.outputs import OutputDirectory
 from advvl.experiments.runner import run
 from advvl.experiments.uniter import config_of
 from advvl.experiments.uniter_options import UniterSize
 from advvl.fit.options import OptimizerOptions
+from advvl.models.uniter.checkpoint import save_checkpoint
 from advvl.tasks.uniter.referring import UniterForReferringExpressions
 
 SIZE = UniterSize(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
@@ -57,9 +61,31 @@ def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert table in said
     names = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")]
     assert names == ["listener", "---", "people", "standard", "VILLA, both stages"]
+    rounds = colors_corpus(tmp_path / "files").rounds["test"]
+    scores = json.loads((tmp_path / "run" / "seed-0" / "standard.json").read_text(encoding="utf-8"))["scores"]["clean"]
+    cells = next(line for line in table.splitlines() if line.startswith("| standard")).split("|")[2:6]
+    for cell, kind in zip(cells, (None, "far", "split", "close"), strict=True):
+        hits = [score for score, one in zip(scores, rounds, strict=True) if kind in (None, one.condition)]
+        assert float(cell.split()[0]) == pytest.approx(100 * sum(hits) / len(hits), abs=0.06)
     assert imread(tmp_path / "run" / "swatches.png").ndim == 3
     results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
     assert 1 / 3 <= results["chance"] < 0.7
+
+
+def test_rounds_are_learnt_by_length_and_attacked_inside_the_box_of_colours(tmp_path: Path) -> None:
+    corpus(tmp_path / "files", games=40)
+    chosen = options(tmp_path, tokens=200)
+    directory = OutputDirectory.claim(chosen.output, {})
+    made = COLORS.data(chosen, directory)
+    pretrained, *_ = COLORS.rows(chosen)
+    first = COLORS.set_up(chosen, made, Task(0, pretrained), None)
+    save_checkpoint(first.model, tmp_path / "start.safetensors")
+    row = next(row for row in COLORS.rows(chosen) if row.stage == "finetune")
+    second = COLORS.set_up(chosen, made, Task(0, row), tmp_path / "start.safetensors")
+    for setup in (first, second):
+        assert isinstance(setup.sampler, TokenBuckets)
+        assert setup.sampler.tokens == 200
+    assert second.boxes == {"image": (0.0, 1.0)}
 
 
 def test_without_a_corpus_it_says_where_one_is() -> None:
