@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 from support.golden_cases import batch, disagreements, document, tensors
-from support.golden_steps import adversarial, parameter_gradients, sees_one_changed_number, shapes_of
+from support.golden_steps import sees_one_changed_number, step_of_task
 from torch import Tensor
 
-from advvl import adapt
 from advvl.models.uniter.model import UniterConfig
 from advvl.tasks.uniter.metrics import vcr_accuracy
 from advvl.tasks.uniter.vcr import VCR_WORDS, UniterForVCR
@@ -28,13 +27,8 @@ def model_of(state: str) -> UniterForVCR:
 
 def ours(options: dict[str, Any]) -> dict[str, Tensor]:
     model, inputs = model_of(options["state"]), batch("villa_vcr", options["batch"])
-    if options["modality"] != "none":
-        return adversarial(options, adapt(model), inputs, shapes=shapes_of(model.config, inputs), kl_share=HALF)
-    output = model(**inputs)
-    loss = output.loss.mean()
-    loss.backward()
-    found = {"logits": output.logits.detach(), "losses": loss.detach(), "loss": loss.detach()}
-    return found | parameter_gradients(model)
+    found = step_of_task(options, model, inputs, kl_share=HALF)
+    return found | ({"losses": found["loss"]} if "losses" in found else {})  # of which the file has the mean
 
 
 @pytest.mark.parametrize("case", CASES)

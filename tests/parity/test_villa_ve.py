@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 from support.golden_cases import batch, disagreements, document, tensors
-from support.golden_steps import adversarial, parameter_gradients, sees_one_changed_number, shapes_of
+from support.golden_steps import sees_one_changed_number, step_of_task
 from torch import Tensor
 
-from advvl import adapt
 from advvl.models.uniter.model import UniterConfig
 from advvl.tasks.uniter.ve import VE_LABELS, UniterForVE
 
@@ -21,14 +20,7 @@ def ours(options: dict[str, Any]) -> dict[str, Tensor]:
     assert config.pop("num_answers") == options["classes"] == len(VE_LABELS)
     model = UniterForVE(UniterConfig(**config)).double()
     model.load_state_dict(tensors("villa_ve", options["state"]))
-    inputs = batch("villa_ve", options["batch"])
-    if options["modality"] != "none":
-        return adversarial(options, adapt(model), inputs, shapes=shapes_of(model.config, inputs))
-    output = model(**inputs)
-    loss = output.loss.mean()
-    loss.backward()
-    found = {"logits": output.logits.detach(), "losses": output.losses.detach(), "loss": loss.detach()}
-    return found | parameter_gradients(model)
+    return step_of_task(options, model, batch("villa_ve", options["batch"]))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -22,8 +22,10 @@ from advvl import (
     Start,
     SymmetricKL,
     Zero,
+    adapt,
 )
 from advvl.models.uniter.config import UniterConfig
+from advvl.models.uniter.task import UniterTask
 from support.golden_cases import disagreements, kind
 
 
@@ -100,3 +102,16 @@ def sees_one_changed_number(expected: dict[str, Tensor]) -> bool:
         if [problem.partition(":")[0] for problem in disagreements(changed, expected)] != [name]:
             return False
     return len(largest) > 2
+
+
+def step_of_task(
+    options: dict[str, Any], model: UniterTask, inputs: dict[str, Tensor], *, kl_share: float = 1.0
+) -> dict[str, Tensor]:
+    """What the golden file of a case of a UNITER task holds, from one step of ours, adversarial or not."""
+    if options["modality"] != "none":
+        return adversarial(options, adapt(model), inputs, shapes=shapes_of(model.config, inputs), kl_share=kl_share)
+    output = model(**inputs)
+    loss = output.loss.mean()
+    loss.backward()
+    found = {"logits": output.logits.detach(), "losses": output.losses.detach(), "loss": loss.detach()}
+    return found | parameter_gradients(model)
