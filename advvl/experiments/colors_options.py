@@ -30,11 +30,11 @@ class ColorsOptions(VillaOptions):
     swatches: int = field(default=6, metadata=own("rounds in the picture of colours before and after the attack"))
     finetune: OptimizerOptions = field(default_factory=lambda: OptimizerOptions(epochs=12))
     pretrain: OptimizerOptions = field(default_factory=lambda: OptimizerOptions(epochs=4))
-    pretrain_adversary: AdversaryOptions = field(default_factory=lambda: AdversaryOptions(image_step=0.05))
-    villa: AdversaryOptions = field(default_factory=lambda: AdversaryOptions(image_step=0.05))
+    pretrain_adversary: AdversaryOptions = field(default_factory=lambda: AdversaryOptions(steps=2, image_step=0.1))
+    villa: AdversaryOptions = field(default_factory=lambda: AdversaryOptions(steps=2, image_step=0.1))
     freelb: AdversaryOptions = field(
         default_factory=lambda: AdversaryOptions(
-            image_step=0.05, modalities="together", kl_weight=0.0, clean_weight=0.0
+            steps=2, image_step=0.1, modalities="together", kl_weight=0.0, clean_weight=0.0
         )
     )
     evaluation: EvaluationOptions = field(
