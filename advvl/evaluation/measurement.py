@@ -1,0 +1,136 @@
+"""The measurement of a model's robustness: scores of the same examples, clean and under every attack at every budget.
+
+Everything that is said of a model, its curves, intervals, comparisons and pages, is computed from this one record.
+
+Legend: N examples, R budgets, A attacks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from advvl.errors import DataError
+from advvl.files import plain_json, write_safetensors
+from advvl.perturbers.balls import L2, Ball, Linf
+
+Budget = Mapping[str, Ball]
+"""How far each modality may be perturbed: its ball by name; a modality that is not named stays clean."""
+
+_NORMS: Final = {"L2": L2, "Linf": Linf}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A finding that puts the measured robustness in doubt.
+
+    Arguments:
+        name: of the check, such as "random search beats gradients".
+        detail: one sentence with the figures behind it.
+    """
+
+    name: str
+    detail: str
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """Scores of N examples without perturbation, and the worst that each of A attacks reached at each of R budgets.
+
+    Arguments:
+        budgets: R of them, from small to large where they are of one kind.
+        attacks: names of the A attacks.
+        clean: `(N,)` fp64 in [0, 1], on the CPU like all others.
+        scores: `(R, A, N)` fp64; NaN where an attack was not made, since the example was lost before.
+        norms: modality to `(R, A, N)` fp64, the length of the perturbation that gave the score, measured on its tensor by
+            the budget's ball; NaN where none was made.
+        unmoved: `(R, A, N)` bool: rows that the attack did not move.
+        flags: findings that put the scores in doubt.
+        about: whatever else a reader needs: configuration, data, versions, seconds; plain JSON.
+    """
+
+    budgets: tuple[Budget, ...]
+    attacks: tuple[str, ...]
+    clean: Tensor
+    scores: Tensor
+    norms: Mapping[str, Tensor]
+    unmoved: Tensor
+    flags: tuple[Flag, ...] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def worst(self) -> Tensor:
+        """The lowest score of each example within each budget, `(R, N)`, over attacks and all budgets that lie inside."""
+        found = torch.fmin(self.scores.nan_to_num(nan=1.0).amin(dim=1), self.clean)
+        return torch.stack(
+            [
+                torch.stack([found[i] for i, inner in enumerate(self.budgets) if lies_inside(inner, outer)]).amin(dim=0)
+                for outer in self.budgets
+            ]
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write one safetensors file that `load` reads; it replaces what was there only when it is whole."""
+        tensors = {"clean": self.clean, "scores": self.scores, "unmoved": self.unmoved}
+        tensors |= {f"norms.{modality}": norms for modality, norms in self.norms.items()}
+        said = {
+            "budgets": [{name: _described(ball) for name, ball in budget.items()} for budget in self.budgets],
+            "attacks": list(self.attacks),
+            "flags": [[flag.name, flag.detail] for flag in self.flags],
+            "about": dict(self.about),
+        }
+        return write_safetensors(path, tensors, metadata={"advvl_measurement": json.dumps(said, allow_nan=False)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Measurement:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: another file.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                said = (file.metadata() or {}).get("advvl_measurement")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, since it is no mapping
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"expected a measurement in {str(path)!r}, got {error}; give what save() wrote") from error
+        if said is None:
+            raise DataError(f"expected a measurement in {str(path)!r}, got other tensors; give what save() wrote")
+        found = plain_json(said)
+        return cls(
+            tuple({name: _ball(one) for name, one in budget.items()} for budget in found["budgets"]),
+            tuple(found["attacks"]),
+            tensors["clean"],
+            tensors["scores"],
+            {name.removeprefix("norms."): one for name, one in tensors.items() if name.startswith("norms.")},
+            tensors["unmoved"],
+            tuple(Flag(*one) for one in found["flags"]),
+            found["about"],
+        )
+
+
+def lies_inside(inner: Budget, outer: Budget) -> bool:
+    """True if every perturbation within `inner` is within `outer`: the same kinds of balls, none of them larger."""
+    return all(
+        name in outer
+        and type(ball) is type(outer[name])
+        and _described(ball) | {"radius": 0} == _described(outer[name]) | {"radius": 0}
+        and _described(ball)["radius"] <= _described(outer[name])["radius"]
+        for name, ball in inner.items()
+    )
+
+
+def _described(ball: Ball) -> dict[str, Any]:
+    assert isinstance(ball, L2 | Linf)
+    return {"norm": type(ball).__name__, "radius": ball.radius, "per": ball.per, "relative": ball.relative}
+
+
+def _ball(said: Mapping[str, Any]) -> Ball:
+    return _NORMS[said["norm"]](said["radius"], per=said["per"], relative=said["relative"])
