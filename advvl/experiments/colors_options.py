@@ -28,7 +28,7 @@ class ColorsOptions(VillaOptions):
     )
     tokens: int = field(default=1024, metadata={"help": "tokens and colours in an update, padding included"})
     swatches: int = field(default=6, metadata=own("rounds in the picture of colours before and after the attack"))
-    finetune: OptimizerOptions = field(default_factory=lambda: OptimizerOptions(epochs=12))
+    finetune: OptimizerOptions = field(default_factory=lambda: OptimizerOptions(epochs=8))
     pretrain: OptimizerOptions = field(default_factory=lambda: OptimizerOptions(epochs=4))
     pretrain_adversary: AdversaryOptions = field(default_factory=lambda: AdversaryOptions(steps=2, image_step=0.1))
     villa: AdversaryOptions = field(default_factory=lambda: AdversaryOptions(steps=2, image_step=0.1))
@@ -60,5 +60,5 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
         "pretrain": {"epochs": 1},
         "evaluation": {"restarts": 1, "examples": 300},
     },
-    "evidence": {"seeds": (0, 1, 2, 3, 4)},
+    "evidence": {"seeds": (0, 1, 2, 3, 4), "evaluation": {"restarts": 1}},
 }
