@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A test process per core (each of one thread); one that has no tests left takes over those of others.
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: install demo test test-fast lint dist bench bench-report gpu-check clean
+.PHONY: install demo test test-fast lint docs dist bench bench-report gpu-check clean
 
 install: $(VENV)/.installed
 
@@ -36,6 +36,11 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site of the documentation, in site/; a dead link or a page that no menu lists fails.
+docs: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # The archives of a release, in dist/, and the check that a package index would take and show them.
 $(VENV)/.dist: $(VENV)/.demo
