@@ -15,7 +15,23 @@ from advvl.fit.options import OptimizerOptions
 
 Preset = Literal["demo", "evidence"]
 Part = Literal["pretrain", "finetune", "all"]
-Method = Literal["standard", "equal-compute", "freelb", "villa", "pre-training", "both-stages"]
+Method = Literal[
+    "standard",
+    "equal-compute",
+    "freelb",
+    "villa",
+    "pre-training",
+    "both-stages",
+    "pgd",
+    "free-at",
+    "smart",
+    "villa-text",
+    "villa-image",
+    "villa-together",
+    "villa-no-kl",
+    "villa-no-clean",
+    "villa-more-steps",
+]
 Order = Literal["in turn", "together"]
 
 
@@ -86,7 +102,7 @@ class VillaOptions(ExperimentOptions):
 
     stage: Part = field(default="all", metadata=own("which half of the experiment to run"))
     methods: tuple[Method, ...] = field(
-        default=get_args(Method),
+        default=get_args(Method)[:6],
         metadata=own(
             "rows of the table; the first is what others are compared with; may be repeated", flags=("--method",)
         ),

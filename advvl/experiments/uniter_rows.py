@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from advvl.experiments.experiment import Row
 from advvl.experiments.uniter_options import AdversaryOptions, VillaOptions
+from advvl.maximizers.free_at import FreeAT
 from advvl.maximizers.freelb import FreeLB
+from advvl.maximizers.pgd import PGD
+from advvl.passes.objective import Objective
 from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
 from advvl.perturbers.balls import L2
+from advvl.perturbers.starts import Normal
 from advvl.regularizers.kl import SymmetricKL
 from advvl.training import AdversarialTraining
 
@@ -18,6 +24,7 @@ def rows_of(options: VillaOptions) -> list[Row]:
 
     "standard, equal compute" has as many more updates as make it cost what VILLA's fine-tuning costs. Rows that start from
     adversarial pre-training are left out where a checkpoint is given.
+    Updates are equal in number: free AT's, of which a batch has K, too.
     """
     plainly = _pretrained("standard", None)
     adversarially = _pretrained("adversarial", options.pretrain_adversary)
@@ -28,6 +35,8 @@ def rows_of(options: VillaOptions) -> list[Row]:
         "equal-compute": _row("standard, equal compute", None, start, updates=more),
         "freelb": _row("FreeLB", options.freelb, start),
         "villa": _row("VILLA", options.villa, start),
+        **_others(options, start),
+        **_ablations(options, start),
     }
     if options.checkpoint is None:
         known |= {
@@ -42,15 +51,54 @@ def rows_of(options: VillaOptions) -> list[Row]:
     ]
 
 
-def training_of(adversary: AdversaryOptions | None) -> AdversarialTraining | None:
-    """Return the method that these options describe, on UNITER's sites "text" and "image"."""
+def _others(options: VillaOptions, start: Row | Path) -> dict[str, Row]:
+    """Methods of others, with step sizes and the number of moves of VILLA's options, and a radius that they just reach.
+
+    Free AT updates after each of its K replays, and so takes a K-th of the batches.
+    """
+    villa, moves = options.villa, options.villa.steps
+    sizes = {"text": villa.text_step, "image": villa.image_step}
+    far = EmbeddingPerturber(**{name: Ascent(L2(moves * size), step_size=size) for name, size in sizes.items()})
+    near = {name: Ascent(L2(size), step_size=size, start=Normal(size / 100)) for name, size in sizes.items()}
+    climbed = SymmetricKL(weight=2 * villa.kl_weight or 1.0)
+    smart = AdversarialTraining(
+        EmbeddingPerturber(**near), PGD(1), climbed, clean_weight=1.0, teach=Objective(task=0.0)
+    )
+    return {
+        "pgd": Row("PGD", AdversarialTraining(far, PGD(moves)), start=start, update_cost=2 * moves + 3),
+        "free-at": Row(
+            "free AT", AdversarialTraining(far, FreeAT(moves)), start=start, updates=1 / moves, update_cost=3 * moves
+        ),
+        "smart": Row("SMART", smart, start=start, update_cost=8),
+    }
+
+
+def _ablations(options: VillaOptions, start: Row | Path) -> dict[str, Row]:
+    """VILLA with one ingredient changed."""
+    villa = options.villa
+    alone = replace(villa, modalities="together")
+    return {
+        "villa-text": _row("VILLA, words alone", alone, start, modalities=["text"]),
+        "villa-image": _row("VILLA, regions alone", alone, start, modalities=["image"]),
+        "villa-together": _row("VILLA, together", alone, start),
+        "villa-no-kl": _row("VILLA without KL", replace(villa, kl_weight=0.0), start),
+        "villa-no-clean": _row("VILLA without clean loss", replace(villa, clean_weight=0.0), start),
+        "villa-more-steps": _row(f"VILLA, K={2 * villa.steps}", replace(villa, steps=2 * villa.steps), start),
+    }
+
+
+def training_of(
+    adversary: AdversaryOptions | None, modalities: Sequence[str] = ("text", "image")
+) -> AdversarialTraining | None:
+    """Return the method that these options describe, on UNITER's sites "text" and "image", or on one of them."""
     if adversary is None:
         return None
+    ascents = {
+        "text": Ascent(L2(adversary.text_radius), step_size=adversary.text_step),
+        "image": Ascent(L2(adversary.image_radius), step_size=adversary.image_step),
+    }
     return AdversarialTraining(
-        EmbeddingPerturber(
-            text=Ascent(L2(adversary.text_radius), step_size=adversary.text_step),
-            image=Ascent(L2(adversary.image_radius), step_size=adversary.image_step),
-        ),
+        EmbeddingPerturber(**{name: ascents[name] for name in modalities}),
         FreeLB(adversary.steps, modalities=adversary.modalities),
         SymmetricKL(weight=adversary.kl_weight) if adversary.kl_weight else None,
         clean_weight=adversary.clean_weight,
@@ -93,6 +141,7 @@ def _row(
     *,
     updates: float = 1.0,
     file: str | None = None,
+    modalities: Sequence[str] = ("text", "image"),
 ) -> Row:
     cost = update_cost(adversary)
-    return Row(name, training_of(adversary), start=start, updates=updates, update_cost=cost, file=file)
+    return Row(name, training_of(adversary, modalities), start=start, updates=updates, update_cost=cost, file=file)

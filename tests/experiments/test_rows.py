@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from support.toy import toy, toy_batch
@@ -9,6 +11,8 @@ from support.toy import toy, toy_batch
 from advvl.experiments.experiment import Row
 from advvl.experiments.uniter_options import AdversaryOptions, UniterOptions
 from advvl.experiments.uniter_rows import rows_of, training_of, update_cost
+from advvl.maximizers.base import AscentState
+from advvl.maximizers.freelb import FreeLB
 
 
 def started(rows: list[Row]) -> list[tuple[str, str | None]]:
@@ -92,3 +96,52 @@ def test_each_row_perturbs_as_its_own_options_say() -> None:
     methods = [row.method for row in rows_of(options)]
     found = [None if method is None else method.maximizer.steps for method in methods]  # type: ignore[attr-defined]
     assert found == [5, None, None, None, 4, 2, None, 2]
+
+
+OTHERS = ("pgd", "free-at", "smart", "villa-text", "villa-image", "villa-together", "villa-no-kl", "villa-no-clean")
+
+
+def test_other_methods_and_ablations_have_rows_that_step_and_cost_what_they_say() -> None:
+    rows = rows_of(UniterOptions(methods=(*OTHERS, "villa-more-steps"), stage="finetune"))
+    assert [row.key for row in rows] == [
+        "pgd",
+        "free-at",
+        "smart",
+        "villa-words-alone",
+        "villa-regions-alone",
+        "villa-together",
+        "villa-without-kl",
+        "villa-without-clean-loss",
+        "villa-k-6",
+    ]
+    moved = {row.key: row.method.perturber.modalities for row in rows if row.method}
+    assert moved.pop("villa-words-alone") == ("text",)
+    assert moved.pop("villa-regions-alone") == ("image",)
+    assert set(moved.values()) == {("text", "image")}
+    assert {row.key: row.method.maximizer.steps for row in rows if isinstance(row.method.maximizer, FreeLB)} == {  # type: ignore[union-attr]
+        "villa-words-alone": 3,
+        "villa-regions-alone": 3,
+        "villa-together": 3,
+        "villa-without-kl": 3,
+        "villa-without-clean-loss": 3,
+        "villa-k-6": 6,
+    }
+
+
+@pytest.mark.parametrize(("method", "passes", "units"), [("pgd", 4, 9), ("smart", 3, 8), ("free-at", 3, 9)])
+def test_other_methods_cost_their_forwards_and_backwards(method: Any, passes: int, units: int) -> None:
+    row = rows_of(UniterOptions(methods=(method,), stage="finetune"))[0]
+    assert row.method is not None
+    assert row.update_cost == units
+    target, updates = toy(dropout=0.0), []
+
+    def update() -> None:
+        updates.append(1)
+        target.model.zero_grad()
+
+    free = method == "free-at"
+    report = row.method.step(
+        target, toy_batch(), update=update if free else None, state=AscentState() if free else None
+    )
+    assert report.passes == passes
+    assert len(updates) * row.updates == int(free)
