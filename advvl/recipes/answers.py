@@ -34,9 +34,14 @@ class Answers(NamedTuple):
 
 
 def prompts(batch: Batch) -> Tensor:
-    """The mask of the prompts' tokens `(B, T)`, bool: real, and not the answer's; as in `Site("…", mask=prompts)`."""
+    """The mask of the prompts' tokens `(B, T)`, bool: real, and not the answer's; as in `Site("…", mask=prompts)`.
+
+    Raises:
+        DataError: as `answers`.
+    """
     labels, real = batch["labels"], batch["attention_mask"].bool()
     mask: Tensor = real & (labels == IGNORED)
+    _predicted(labels)
     return mask
 
 
@@ -46,16 +51,21 @@ def answers(outputs: Outputs, batch: Batch) -> Answers:
     Raises:
         DataError: a row without a token of an answer; reads from the device.
     """
-    labels, logits = batch["labels"][:, 1:], read_logits(outputs)[:, :-1]
-    counts = labels != IGNORED
+    logits, counts = read_logits(outputs)[:, :-1], _predicted(batch["labels"])
+    labels, wide = batch["labels"][:, 1:], logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = F.cross_entropy(wide.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+    return Answers(-losses.view(labels.shape), counts)
+
+
+def _predicted(labels: Tensor) -> Tensor:
+    """Where the answers' tokens are that something predicts, `(B, T-1)`; refuse a row without one."""
+    counts = labels[:, 1:] != IGNORED
     if not bool(counts.any(1).all()):
         rows = (~counts.any(1)).nonzero().flatten().tolist()
         raise DataError(
             f"expected labels with a token of the answer in each row, got none in rows {rows}; give its ids there"
         )
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    losses = F.cross_entropy(wide.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
-    return Answers(-losses.view(labels.shape), counts)
+    return counts
 
 
 def cross_entropy(found: Answers) -> Tensor:
