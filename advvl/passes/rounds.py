@@ -95,7 +95,8 @@ class Rounds:
         if self._repeats_clean(probe, clean):
             return self._from_clean(probe, clean)
         with nullcontext() if self._is_last(probe, clean) else self.hold_back(), self._stats(), _graph(probe):
-            run = self._forward(probe.deltas, wants=probe.delta_gradients)
+            only_moves = self.passes.adapter.pure and not probe.weight
+            run = self._forward(probe.deltas, wants=probe.delta_gradients, reuse=only_moves)
             objective, together = self.teach if probe.weight else self.climb, probe.update and self.one_graph
             value = self._value(run, clean, objective, learns=bool(probe.weight), in_one_graph=together)
             gradients = self._differentiate(value, run, clean, probe)
@@ -128,6 +129,7 @@ class Rounds:
     def _end(self) -> None:
         """End a round: refuse numbers that are not finite, then update."""
         self._clean = self._references = None
+        self.passes.forget()
         if self.replay is not None:
             self.replay.forget()
         if self.raise_nonfinite:
@@ -270,10 +272,10 @@ class Rounds:
             clean.run.binding.begin_backward()
             accumulate(clean.pending_loss(), self.backward, clean.run, self.passes)
 
-    def _forward(self, deltas: Mapping[str, Tensor | Start], *, wants: bool) -> Pass:
+    def _forward(self, deltas: Mapping[str, Tensor | Start], *, wants: bool, reuse: bool = False) -> Pass:
         self.count += 1
         unverified = self.replay is not None and self.replay.prepare(self.passes)
-        run = self.passes.forward(deltas, wants=wants)
+        run = self.passes.forward(deltas, wants=wants, reuse=reuse)
         if unverified and self.replay is not None:
             self.replay.verify(self.passes, run)
         return run

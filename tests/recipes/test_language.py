@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from support.counting import Flops
 from support.loops import agree_on_deltas, stepped
 from support.plain import agree, agree_on_gradients, gradients_of
 from torch import Tensor, nn
@@ -512,3 +513,32 @@ def test_an_attack_with_pairs_is_as_its_inner_one_says() -> None:
     method = cat(radius=1.0, step_size=0.1)
     result = Attack(method.perturber, PGD(20), loss=method.climb.loss)(ours, pairs())  # type: ignore[union-attr]
     assert torch.equal(result.deltas["text"][:3], result.deltas["text"][3:])
+
+
+class Tall(nn.Module):
+    """Twelve layers, of which the ninth's output is the site."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(WORDS, 64)
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(12))
+        self.head = nn.Linear(64, WORDS)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        hidden = self.words(input_ids)
+        for layer in self.layers:
+            hidden = torch.tanh(layer(hidden))
+        return {"logits": self.head(hidden)}
+
+
+def test_latent_training_costs_what_it_cannot_do_without() -> None:
+    """What lies below the site once for all moves: N moves of three layers and the head, M updates of all."""
+    model, batch, steps, updates = Tall().eval(), pairs(), 16, 4
+    target = Adapter(model, {"hidden": Site("layers.8", mask=prompts)}, pure=True)
+    with Flops() as counted_here:
+        lat(steps=steps, updates=updates).step(target, batch, update=model.zero_grad)
+    positions = batch["input_ids"].numel()
+    layer, head = 2 * positions * 64 * 64, 2 * positions * 64 * WORDS
+    below, above, whole = 9 * layer, 3 * layer + head, 12 * layer + head
+    unavoidable = below + steps * 2 * above + updates * 3 * whole
+    assert counted_here.total <= 1.05 * unavoidable
