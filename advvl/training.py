@@ -25,8 +25,10 @@ from advvl.passes.objective import Loss, Objective
 from advvl.passes.replay import Replay
 from advvl.passes.rounds import Rounds
 from advvl.passes.traces import Trace
+from advvl.passes.weights import check_whole
 from advvl.perturbers.base import Perturber
 from advvl.perturbers.starts import Zero
+from advvl.perturbers.weights import WeightAscent
 from advvl.regularizers.base import Regularizer, check_regularizer
 from advvl.runtime.names import unwrapped
 from advvl.runtime.reductions import Sync, accumulating, check_wrappers, no_sync, one_backward
@@ -84,6 +86,7 @@ class AdversarialTraining:
             activation checkpointing runs again in a backward they see again with `"all"`, as in plain training.
         nonfinite: `"raise"` NonFiniteError before any update if a loss or a perturbation's gradient was not finite
             (one read from the device an update), or `"keep"`: such rows keep their last perturbation and are counted.
+        weights: move the weights before the pass to learn from (AWP, SAM), and put them back; None: they stay.
 
     Raises:
         ConfigurationError: an option out of its range, or parts that make no sense together.
@@ -99,6 +102,7 @@ class AdversarialTraining:
     _: KW_ONLY
     teach: Objective = Objective()  # noqa: RUF009 - frozen, and the same for all
     climb: Objective | None = None
+    weights: WeightAscent | None = None
 
     def __post_init__(self) -> None:
         check_parts(self.perturber, self.maximizer)
@@ -109,6 +113,8 @@ class AdversarialTraining:
         for name, choices in _CHOICES.items():
             if not is_choice(getattr(self, name), choices):
                 raise ConfigurationError(f"expected {name} to be one of {choices}, got {getattr(self, name)!r}")
+        if not isinstance(self.weights, WeightAscent | None):
+            raise ConfigurationError(f"expected weights as a WeightAscent(…), or None, got {self.weights!r}")
         self._check_objectives()
         needs_clean = any(one.reference is None or one.on == "clean" for one in self.regularizers)
         if self.track_stats == "clean" and not needs_clean and not self.clean_weight:
@@ -211,6 +217,7 @@ class AdversarialTraining:
                     backward=backward,
                     hold_back=sync or no_sync(adapter.model),
                     update=partial(self._update, adapter.model, update),
+                    weights=self.weights,
                     raise_nonfinite=self.nonfinite == "raise",
                     trace=trace,
                 )
@@ -255,6 +262,8 @@ class AdversarialTraining:
                 "no_sync; each replay must update"
             )
         check_wrappers(model)
+        if self.weights is not None:
+            check_whole(model)
 
 
 def _gradients(model: nn.Module) -> list[tuple[nn.Parameter, Tensor, int]]:

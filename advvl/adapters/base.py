@@ -37,8 +37,8 @@ class Adapter:
         loss: `(outputs, batch)` to a scalar or one loss per row `(B,)`; default: the outputs' own: `.loss`, `["loss"]`, or a
             number (a tensor without axes) that a tuple begins with.
         pure: declares that in eval mode every module computes what it gives from what it is given alone: it draws nothing,
-            changes nothing in place that it was given, and is not run by activation checkpointing. An attack then
-            computes what runs before its first site once.
+            changes nothing in place that it was given, and is not run by activation checkpointing. What runs before the
+            first site is then computed once in an attack, and once for all moves of a step on a model in eval mode.
 
     Raises:
         SiteError: a module that the model does not have (with the nearest names that it has); no sites, or something

@@ -5,6 +5,7 @@ from advvl.maximizers.base import InnerMaximizer as InnerMaximizer
 from advvl.maximizers.base import Order as Order
 from advvl.maximizers.free_at import FreeAT as FreeAT
 from advvl.maximizers.freelb import FreeLB as FreeLB
+from advvl.maximizers.held import Held as Held
 from advvl.maximizers.pgd import PGD as PGD
 from advvl.maximizers.probes import Feedback as Feedback
 from advvl.maximizers.probes import Probe as Probe

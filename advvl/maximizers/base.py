@@ -107,7 +107,8 @@ def turns_of(perturber: Perturber, order: Order) -> list[tuple[str, ...]]:
 
 def some_pass_starts_at_zero(perturber: Perturber, order: Order) -> bool:
     starts = perturber.starts()
-    return any(all(isinstance(starts[modality], Zero) for modality in turn) for turn in turns_of(perturber, order))
+    turns = [turn for turn in turns_of(perturber, order) if turn]  # none where nothing is perturbed, and that is meant
+    return any(all(isinstance(starts[modality], Zero) for modality in turn) for turn in turns)
 
 
 def check_count(name: str, value: int) -> None:

@@ -48,6 +48,18 @@ def input_gradients(
     return all_found(dict(zip(leaves, found, strict=True)), run, passes)
 
 
+def weight_gradients(total: Tensor, weights: Mapping[str, Tensor], run: Pass, passes: Passes) -> dict[str, Tensor]:
+    """The gradients of `total` by these weights, those that it depends on; nothing is left in `.grad`.
+
+    Raises:
+        SiteError, ConfigurationError: as `input_gradients`.
+    """
+    _check_differentiable(total, run, passes)
+    with _explained(total, passes):
+        found = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
+    return {name: gradient for name, gradient in zip(weights, found, strict=True) if gradient is not None}
+
+
 def accumulate(total: Tensor, backward: Backward | None, run: Pass, passes: Passes) -> Tensor | None:
     """Accumulate the gradients of `total` into every leaf's `.grad`, by the caller's backward if there is one.
 

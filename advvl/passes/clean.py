@@ -36,12 +36,12 @@ class Comparison:
         """The penalty of a pass's tensor.
 
         Arguments:
-            mask: the rows of logits that count.
+            mask: the rows that count; None: all.
             learns: the pass teaches parameters, through the reference too if that is live.
             in_one_graph: the pass leaves in one backward with the clean graph, so that it takes the tensor itself.
         """
         reference = self.reference_for(learns=learns, in_one_graph=in_one_graph)
-        found = self.regularizer(reference, tensor, mask if self.regularizer.reads is None else None)
+        found = self.regularizer(reference, tensor, mask)
         return checked_penalty(found, self.regularizer)
 
     def reference_for(self, *, learns: bool, in_one_graph: bool) -> Tensor:

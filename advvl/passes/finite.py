@@ -18,12 +18,14 @@ class RowCheck:
         nonfinite: modality to the rows `(B,)`, bool, whose gradient was not finite in some pass.
         still: modality to the rows with real positions whose gradient was zero or not finite in every pass.
         moved: modality to the rows that some gradient moved.
+        weights: the weights' gradients were finite in every pass that moved them, a scalar; None: none moved them.
     """
 
     def __init__(self) -> None:
         self.nonfinite: dict[str, Tensor] = {}
         self.still: dict[str, Tensor] = {}
         self.moved: dict[str, Tensor] = {}
+        self.weights: Tensor | None = None
 
     def see(self, gradients: Mapping[str, Tensor], places: Mapping[str, Place]) -> None:
         """Look at the gradients themselves: a perturber of the user's own may change what it moves along."""
@@ -43,6 +45,10 @@ class RowCheck:
             self.still[modality] = still if first else self.still[modality] & still
             self.moved[modality] = moving if first else self.moved[modality] | moving
 
+    def see_weights(self, finite: Tensor) -> None:
+        """Take note of whether the gradients that weights move along are finite, a scalar."""
+        self.weights = finite if self.weights is None else self.weights & finite.to(self.weights.device)
+
     def swallowed(self, effective: Mapping[str, Tensor]) -> None:
         """Count rows as still whose perturbation the cast to half precision left nothing of, `effective` `(B,)`."""
         for modality, share in effective.items():
@@ -56,12 +62,14 @@ class RowCheck:
         if loss is None:
             return
         flags = {modality: bad.any() for modality, bad in self.nonfinite.items()}
-        broken = torch.stack([~loss.isfinite(), *(flag.to(loss.device) for flag in flags.values())])
+        still = [] if self.weights is None else [~self.weights]
+        broken = torch.stack([~loss.isfinite(), *(flag.to(loss.device) for flag in (*flags.values(), *still))])
         if not broken.any():  # the one read
             return
         rows = {modality: bad.nonzero().flatten().tolist() for modality, bad in self.nonfinite.items() if bad.any()}
         where = "; ".join(f"the gradient of the {m!r} perturbation in rows {_some(r)}" for m, r in rows.items())
         found = [where] if where else []
+        found += [] if self.weights is None or self.weights else ["the gradient that weights move along"]
         found += [] if loss.isfinite() else [f"loss {float(loss)}"]
         raise NonFiniteError(
             f"expected finite losses and gradients, got {'; '.join(found)}; .grad is unusable: zero it, and see that "

@@ -52,7 +52,7 @@ class Passes:
         loss: from outputs and batch to a scalar or one loss per row; None: the model's own.
         correct: judges rows, for maximisers that stop early; None: nothing judges.
         generator: random starts are drawn from it; None: from one seeded from torch's own.
-        reuse: compute what runs before the first perturbed site once; for a model that nobody changes meanwhile.
+        reuse: compute what runs before the first perturbed site once in all passes; for a model that nobody changes.
         reduce: from losses per row `(B,)` to the scalar that is differentiated; None: their mean.
         inside: modalities whose tensor is known to lie in its box; those found so are added.
 
@@ -105,8 +105,12 @@ class Passes:
         """True if the model has weights in fp16."""
         return any(parameter.dtype == torch.float16 for parameter in self.adapter.model.parameters())
 
-    def forward(self, deltas: Mapping[str, Tensor | Start], *, wants: bool) -> Pass:
+    def forward(self, deltas: Mapping[str, Tensor | Start], *, wants: bool, reuse: bool = False) -> Pass:
         """Run the model under `deltas`, which stay bound until the next forward.
+
+        Arguments:
+            wants: gradients of the perturbations will be asked for.
+            reuse: take what runs before the first perturbed site from an earlier such pass, without its graph.
 
         Raises:
             SiteError: a site did not fire, or holds something that cannot be perturbed.
@@ -122,7 +126,7 @@ class Passes:
         )
         self._stack.close()
         self._stack.enter_context(self.adapter.bound(binding))
-        with self._prefix(tuple(deltas), binding) if self._reuse else nullcontext():
+        with self._prefix(tuple(deltas), binding) if self._reuse or reuse else nullcontext():
             outputs = self.adapter.forward(self.batch)
         binding.end_forward(partial(self.adapter.why_silent, batch=self.batch))
         for modality in binding.placed.keys() - self.places.keys():
@@ -135,6 +139,10 @@ class Passes:
         if modalities not in self._prefixes:
             self._prefixes[modalities] = Prefix(self.adapter.model)
         return self._prefixes[modalities].reused(lambda: binding.perturbed)
+
+    def forget(self) -> None:
+        """Forget what earlier passes computed before the first perturbed site: weights change."""
+        self._prefixes.clear()
 
     def task(self, run: Pass, loss: Loss | None = None) -> tuple[Tensor | None, Tensor]:
         """The task loss of a pass: one per row `(B,)` where the loss gives that, and the scalar.

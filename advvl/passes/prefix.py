@@ -1,6 +1,6 @@
-"""The part of a model that runs before its first perturbed site: computed once for all passes of an attack.
+"""The part of a model that runs before its first perturbed site: computed once for all passes that change no parameter.
 
-Nothing there depends on a perturbation, and an attack changes no parameter, so every pass computes the same again, provided
+Nothing there depends on a perturbation, and no move changes a parameter, so every pass computes the same again, provided
 that modules compute what they give from what they are given alone. That cannot be seen from outside: an adapter declares
 it (`pure`). The modules that have finished when the first site fires are noted in the first pass; later ones get their
 outputs back instead of running them. Where this pays is a site in a hidden layer.
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from advvl.adapters.diagnosis import is_compiled
+from advvl.adapters.injection import OutputHook
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +55,8 @@ class Prefix:
     """The modules that finish before the first site; for passes on one batch, of a pure model in eval mode.
 
     Arguments:
-        model: the model. What trains, carries hooks or is a site is always run, and so is all of a compiled or scripted
-            model.
+        model: the model. What trains or carries hooks is always run, other than those of a site at an output, which is
+            perturbed after it; and so is all of a compiled or scripted model.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -84,7 +85,7 @@ class Prefix:
 
         with ExitStack() as stack:
             for module in candidates:
-                stack.callback(module.register_forward_hook(look).remove)
+                stack.callback(module.register_forward_hook(look, prepend=True).remove)  # before it is perturbed
             yield
         self._answers, self._looked = _topmost(runs, early), True
 
@@ -109,7 +110,9 @@ def _opaque(module: nn.Module) -> bool:
 
 
 def _repeatable(module: nn.Module) -> bool:
-    return not any(part.training or part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+    hooked = any(part._forward_hooks for part in module.modules() if part is not module)
+    own = all(isinstance(hook, OutputHook) for hook in module._forward_hooks.values())
+    return own and not hooked and not any(part.training or part._forward_pre_hooks for part in module.modules())
 
 
 def _versions(leaves: list[Any]) -> list[int]:

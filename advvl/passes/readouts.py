@@ -31,6 +31,13 @@ def read(regularizer: Regularizer, run: Pass, passes: Passes) -> Tensor:
     return _read(regularizer, run.outputs, run.binding.taps, passes)
 
 
+def rows_of(regularizer: Regularizer, passes: Passes) -> Tensor | None:
+    """The mask of the rows that a regulariser compares; None: all."""
+    if regularizer.rows is not None:
+        return regularizer.rows(passes.batch)
+    return passes.adapter.positions(passes.batch) if regularizer.reads is None else None
+
+
 def of_references(regularizers: Sequence[Regularizer], passes: Passes) -> list[Tensor | None]:
     """Each regulariser's tensor of its reference, run on the clean batch without a graph; None of the clean pass.
 

@@ -8,9 +8,10 @@ new memory first; under FSDP2 the clean graph's, being the last, is the one that
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,14 +19,16 @@ from torch import Tensor
 from advvl.errors import ConfigurationError
 from advvl.maximizers.probes import Feedback, Probe
 from advvl.passes import readouts
-from advvl.passes.backward import Backward, accumulate, all_found, input_gradients
+from advvl.passes.backward import Backward, accumulate, all_found, input_gradients, weight_gradients
 from advvl.passes.clean import CleanBranch, Comparison
 from advvl.passes.forward import Pass, Passes
 from advvl.passes.objective import Objective, Value, total
 from advvl.passes.replay import Replay
 from advvl.passes.traces import PassTrace, Tally, Trace
 from advvl.passes.watch import parameters_kept
+from advvl.passes.weights import chosen_of, moved
 from advvl.perturbers.starts import Start, Zero
+from advvl.perturbers.weights import WeightAscent
 from advvl.regularizers.base import Regularizer
 from advvl.runtime.reductions import Sync
 from advvl.runtime.states import kept_stats
@@ -46,6 +49,7 @@ class Rounds:
         one_graph: leave the last perturbed and the clean graph in one backward.
         backward: accumulates parameter gradients; may scale its argument. None: `Tensor.backward`.
         update: called when the parameters' gradients are complete.
+        weights: how weights move before a pass that parameters learn from; None: they do not.
         raise_nonfinite: raise NonFiniteError before an update after a loss or gradient that was not finite.
         trace: receives the record of every pass.
     """
@@ -61,36 +65,62 @@ class Rounds:
     one_graph: bool
     backward: Backward | None
     update: Callable[[], object]
+    weights: WeightAscent | None
     raise_nonfinite: bool
     trace: Trace | None
     tally: Tally = field(default_factory=Tally)
     count: int = 0
     _clean: CleanBranch | None = None
+    _references: list[Tensor | None] | None = None
+    _tally_before: Tally = field(default_factory=Tally)  # of the round
 
     def answer(self, probe: Probe) -> Feedback:
         """Run the pass that a probe asks for, and learn from it what its weight says.
 
         Raises:
-            ConfigurationError: one backward would have to serve two objectives.
+            ConfigurationError: one backward would have to serve two objectives, or weights would move on the way.
         """
         self._check(probe)
-        if self._clean is None:
-            with self.hold_back():
-                self._clean = self._clean_branch()
-        clean = self._clean
+        with ExitStack() as stack:
+            if self.weights is not None and probe.weight:
+                probe, context = self._moved_weights(probe, self.weights)
+                stack.enter_context(context)
+            feedback = self._answer(probe)
+        if probe.update:
+            self._end()
+        return feedback
+
+    def _answer(self, probe: Probe) -> Feedback:
+        clean = self._clean_of_round()
         if self._repeats_clean(probe, clean):
             return self._from_clean(probe, clean)
         with nullcontext() if self._is_last(probe, clean) else self.hold_back(), self._stats(), _graph(probe):
-            run = self._forward(probe.deltas, wants=probe.delta_gradients)
-            value = self._value(run, clean, probe)
+            only_moves = self.passes.adapter.pure and not probe.weight
+            run = self._forward(probe.deltas, wants=probe.delta_gradients, reuse=only_moves)
+            objective, together = self.teach if probe.weight else self.climb, probe.update and self.one_graph
+            value = self._value(run, clean, objective, learns=bool(probe.weight), in_one_graph=together)
             gradients = self._differentiate(value, run, clean, probe)
         if probe.update and not self._is_last(probe, clean):
             self._finish(clean)
         self._record(probe.weight, run, value, gradients)
-        feedback = self.passes.feedback(run, value.losses, gradients)
-        if probe.update:
-            self._end()
-        return feedback
+        return self.passes.feedback(run, value.losses, gradients)
+
+    def _moved_weights(self, probe: Probe, ascent: WeightAscent) -> tuple[Probe, AbstractContextManager[None]]:
+        """Find where weights move: the probe at the very perturbations of that, and the context in which they are moved."""
+        weights = chosen_of(self.passes.adapter.model, ascent)
+        clean = self._clean_of_round()
+        with self.hold_back(), self._stats(), torch.enable_grad():
+            run = self._forward(probe.deltas, wants=False)
+            value = self._value(run, clean, self.teach, learns=True, in_one_graph=True)
+            loss = probe.weight * value.total
+            loss = loss + clean.pending_loss() if clean.needs_backward else loss
+            run.binding.begin_backward(refusal=_CHECKPOINTED if clean.needs_backward else None)
+            steps, finite = ascent.steps(weights, weight_gradients(loss, weights, run, self.passes))
+        self.passes.rows.see_weights(finite)
+        self.tally = self._tally_before
+        self._record(0.0, run, value, {})
+        self._clean = None  # its graph is spent
+        return replace(probe, deltas={m: leaf.detach() for m, leaf in run.leaves.items()}), moved(weights, steps)
 
     def _is_last(self, probe: Probe, clean: CleanBranch) -> bool:
         """True if the backward of this pass is the round's last: what it leaves is reduced, and then updated by."""
@@ -98,7 +128,8 @@ class Rounds:
 
     def _end(self) -> None:
         """End a round: refuse numbers that are not finite, then update."""
-        self._clean = None
+        self._clean = self._references = None
+        self.passes.forget()
         if self.replay is not None:
             self.replay.forget()
         if self.raise_nonfinite:
@@ -111,10 +142,13 @@ class Rounds:
                 "expected one objective where one backward moves perturbations and parameters, got climb and teach that "
                 "differ; use PGD"
             )
+        if self.weights is not None and probe.weight and not probe.update:
+            raise ConfigurationError(
+                "expected a maximiser that teaches once an update beside weights=…, got several passes; use PGD, together"
+            )
 
-    def _value(self, run: Pass, clean: CleanBranch, probe: Probe) -> Value:
-        """The objective that a probe climbs or teaches, on its pass."""
-        objective = self.teach if probe.weight else self.climb
+    def _value(self, run: Pass, clean: CleanBranch, objective: Objective, *, learns: bool, in_one_graph: bool) -> Value:
+        """An objective on a pass; see `Comparison.penalty`."""
         losses, task, penalty = None, None, None
         if objective.task:
             losses, task = self.passes.task(run, objective.loss)
@@ -126,15 +160,16 @@ class Rounds:
         else:
             self.passes.check_rows(run, None)
         if objective.penalty and clean.comparisons:
-            together = probe.update and self.one_graph
-            penalty = self._penalty(clean.comparisons, run, learns=bool(probe.weight), in_one_graph=together)
+            penalty = self._penalty(clean.comparisons, run, learns=learns, in_one_graph=in_one_graph)
         return Value(objective, task, penalty, losses)
 
     def _penalty(self, comparisons: Sequence[Comparison], run: Pass, *, learns: bool, in_one_graph: bool) -> Tensor:
-        mask = self.passes.adapter.positions(self.passes.batch)
         found = [
             one.penalty(
-                readouts.read(one.regularizer, run, self.passes), mask, learns=learns, in_one_graph=in_one_graph
+                readouts.read(one.regularizer, run, self.passes),
+                readouts.rows_of(one.regularizer, self.passes),
+                learns=learns,
+                in_one_graph=in_one_graph,
             )
             for one in comparisons
         ]
@@ -149,7 +184,8 @@ class Rounds:
         if probe.update and self.one_graph and clean.needs_backward:
             loss, refusal = loss + clean.pending_loss(), _CHECKPOINTED
         run.binding.begin_backward(refusal=refusal)
-        with nullcontext() if self._is_last(probe, clean) else self._updates_watched():
+        last = self._is_last(probe, clean) and self.weights is None  # else updates would be of moved weights
+        with nullcontext() if last else self._updates_watched():
             factor = accumulate(loss, self.backward, run, self.passes)
         clean.collect(factor)
         if not probe.delta_gradients:
@@ -166,10 +202,19 @@ class Rounds:
             yield
         adapter.updates_verified = True
 
+    def _clean_of_round(self) -> CleanBranch:
+        if self._clean is None:
+            with self.hold_back():
+                self._clean = self._clean_branch()
+        return self._clean
+
     def _clean_branch(self) -> CleanBranch:
         """Run the references, and the clean pass if anything looks at it."""
         passes = self.passes
-        fixed = list(zip(self.regularizers, readouts.of_references(self.regularizers, passes), strict=True))
+        self._tally_before = copy.copy(self.tally)
+        if self._references is None:
+            self._references = readouts.of_references(self.regularizers, passes)
+        fixed = list(zip(self.regularizers, self._references, strict=True))
         if not (self.clean_weight or any(side is None or one.on == "clean" for one, side in fixed)):
             return CleanBranch(
                 comparisons=[Comparison(one, side, live=False) for one, side in fixed if side is not None]
@@ -227,10 +272,10 @@ class Rounds:
             clean.run.binding.begin_backward()
             accumulate(clean.pending_loss(), self.backward, clean.run, self.passes)
 
-    def _forward(self, deltas: Mapping[str, Tensor | Start], *, wants: bool) -> Pass:
+    def _forward(self, deltas: Mapping[str, Tensor | Start], *, wants: bool, reuse: bool = False) -> Pass:
         self.count += 1
         unverified = self.replay is not None and self.replay.prepare(self.passes)
-        run = self.passes.forward(deltas, wants=wants)
+        run = self.passes.forward(deltas, wants=wants, reuse=reuse)
         if unverified and self.replay is not None:
             self.replay.verify(self.passes, run)
         return run

@@ -8,6 +8,7 @@ from advvl.perturbers.balls import Linf as Linf
 from advvl.perturbers.base import Memory as Memory
 from advvl.perturbers.base import Moved as Moved
 from advvl.perturbers.base import Perturber as Perturber
+from advvl.perturbers.paired import Paired as Paired
 from advvl.perturbers.places import Place as Place
 from advvl.perturbers.places import delta_dtype as delta_dtype
 from advvl.perturbers.rules import Adam as Adam
@@ -20,3 +21,5 @@ from advvl.perturbers.starts import Start as Start
 from advvl.perturbers.starts import Uniform as Uniform
 from advvl.perturbers.starts import Zero as Zero
 from advvl.perturbers.universal import UniversalPerturber as UniversalPerturber
+from advvl.perturbers.unperturbed import Unperturbed as Unperturbed
+from advvl.perturbers.weights import WeightAscent as WeightAscent

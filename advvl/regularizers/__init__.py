@@ -1,7 +1,10 @@
 """Regularisers: what is kept steady between the clean and the perturbed prediction."""
 
 from advvl.regularizers.base import Regularizer as Regularizer
+from advvl.regularizers.distance import Alignment as Alignment
+from advvl.regularizers.distance import Distance as Distance
 from advvl.regularizers.distance import SquaredDistance as SquaredDistance
+from advvl.regularizers.js import JensenShannon as JensenShannon
 from advvl.regularizers.kl import KL as KL
 from advvl.regularizers.kl import SymmetricKL as SymmetricKL
 from advvl.regularizers.references import AdapterOff as AdapterOff

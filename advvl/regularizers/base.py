@@ -14,6 +14,7 @@ from advvl.checks import is_choice, is_number
 from advvl.errors import ConfigurationError, ShapeError
 from advvl.regularizers.references import Reference
 
+Batch = Any
 Readout = str | Callable[[Any], Tensor]
 Side = Literal["perturbed", "clean"]
 
@@ -23,15 +24,18 @@ class Regularizer(ABC):
 
     Arguments (attributes of a class, or fields of an instance):
         reads: the tensor compared: None for the logits, a module's name for its output, or a callable of the outputs.
-            All rows of one that is read count, padding as well: of hidden states read what is pooled.
+            All its rows count, padding as well, unless `rows` says which.
         reference: the other side; None: the clean pass of the same weights. Any other runs once a round, on the clean
             batch, without gradients.
         on: the pass compared with the reference: each perturbed one, or the clean one (which needs a reference).
+        rows: from the batch to the rows that count, `(…)` bool of the shape of what is read without the last axis; None:
+            all of what `reads` names, and of logits those that the adapter's positions say.
     """
 
     reads: Readout | None = None
     reference: Reference | None = None
     on: Side = "perturbed"
+    rows: Callable[[Batch], Tensor] | None = None
 
     @property
     @abstractmethod
@@ -49,7 +53,7 @@ class Regularizer(ABC):
 
         Arguments:
             clean, perturbed: the two sides; logits `(..., C)`, finite where they count, or what `reads` says.
-            mask: the rows of logits that count, of the logits' shape without the last axis; None: all.
+            mask: the rows that count, of the shape of the two without the last axis; None: all.
         """
 
 
@@ -72,6 +76,7 @@ class Weighted(Regularizer):
     reads: Readout | None = None
     reference: Reference | None = None
     on: Side = "perturbed"
+    rows: Callable[[Batch], Tensor] | None = None
     axis: int | None = None
 
     def __post_init__(self) -> None:
@@ -143,6 +148,8 @@ def check_regularizer(regularizer: object) -> None:
         raise ConfigurationError(
             f"expected a reference such as Frozen.copy_of(model), or None, got {type(regularizer.reference).__name__}"
         )
+    if regularizer.rows is not None and not callable(regularizer.rows):
+        raise ConfigurationError(f"expected rows as a function of the batch, or None, got {regularizer.rows!r}")
     if not is_choice(regularizer.on, get_args(Side)):
         raise ConfigurationError(f"expected on to be one of {get_args(Side)}, got {regularizer.on!r}")
     if regularizer.on == "clean" and regularizer.reference is None:

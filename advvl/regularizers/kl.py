@@ -7,13 +7,14 @@ classes too (VCR, NLVR2 of LXMERT-AdvTrain), halve the weight.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import get_args
 
 from torch import Tensor
 
-from advvl.checks import is_choice
+from advvl.checks import is_choice, is_number
 from advvl.errors import ConfigurationError, ShapeError
 from advvl.regularizers.base import Weighted, sides
 from advvl.regularizers.divergences import Direction, Head, Kind, divergences
@@ -23,15 +24,22 @@ from advvl.regularizers.divergences import Direction, Head, Kind, divergences
 class _Divergence(Weighted):
     head: Head = "softmax"
     detach_clean: bool = False
+    temperature: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not is_number(self.temperature) or not 0 < self.temperature < math.inf:
+            raise ConfigurationError(f"expected a finite temperature above 0, got {self.temperature!r}")
         if not is_choice(self.head, get_args(Head)):
             raise ConfigurationError(f"expected head to be one of {get_args(Head)}, got {self.head!r}")
 
     @property
     def through_clean(self) -> bool:
         return super().through_clean and not self.detach_clean
+
+    @property
+    def vanishes_at_equality(self) -> bool:
+        return self.temperature == 1
 
     def __call__(self, clean: Tensor, perturbed: Tensor, mask: Tensor | None = None) -> Tensor:
         given = tuple(clean.shape)
@@ -42,6 +50,7 @@ class _Divergence(Weighted):
                 "head='sigmoid' for yes/no"
             )
         clean = clean.detach() if self.detach_clean else clean
+        clean = clean if self.temperature == 1 else clean / self.temperature
         mask = None if mask is None else mask.bool()
         rows = divergences(clean, perturbed, mask, kind=self._kind, head=self.head)
         if mask is None:
@@ -63,11 +72,12 @@ class KL(_Divergence):
         head: `"softmax"` over the last axis, or `"sigmoid"`: one Bernoulli variable a class, summed over classes.
         detach_clean: let no gradient into the clean branch (VAT); False: into both (TRADES, VILLA).
         direction: `"clean||perturbed"` is Σ q (log q − log p) with q clean (VAT, TRADES).
-        reads, reference, on: as `Regularizer` says.
+        temperature: of the clean side, whose logits are divided by it: above 1 its probabilities are softer.
+        reads, reference, on, rows: as `Regularizer` says.
         axis: of the classes in what is read; None: the last, of up to three axes. A segmentation's is 1.
 
     Raises:
-        ConfigurationError: a weight that is not above 0, an unknown head or direction.
+        ConfigurationError: a weight that is not above 0, an unknown head or direction, a temperature that is not above 0.
     """
 
     direction: Direction = "clean||perturbed"
@@ -90,11 +100,12 @@ class SymmetricKL(_Divergence):
         weight: factor of the penalty (VILLA: 1.0 to 1.5).
         head: `"softmax"` over the last axis, also where the task loss is sigmoid, as released; or `"sigmoid"`.
         detach_clean: let no gradient into the clean branch (not what VILLA's released code does).
-        reads, reference, on: as `Regularizer` says.
+        temperature: as in `KL`.
+        reads, reference, on, rows: as `Regularizer` says.
         axis: of the classes in what is read; None: the last, of up to three axes. A segmentation's is 1.
 
     Raises:
-        ConfigurationError: a weight that is not above 0, an unknown head.
+        ConfigurationError: a weight that is not above 0, an unknown head, a temperature that is not above 0.
     """
 
     @property

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from advvl import (
     L2,
     PGD,
     Adapter,
+    AdversarialTraining,
     Ascent,
     Attack,
     AttackResult,
@@ -23,6 +26,7 @@ from advvl import (
     Site,
     adapt,
 )
+from advvl.maximizers import Held
 from advvl.models.uniter.model import UniterConfig
 from advvl.tasks.uniter.vqa import UniterForVQA
 
@@ -97,7 +101,7 @@ def test_what_lies_below_the_site_runs_once() -> None:
     _, runs, _ = attacked(Deep, "d:input", PGD(4))
     assert runs == {"a": 1, "b": 1, "c": 1, "d": 5, "again": 10}
     _, runs, _ = attacked(Deep, "lower.1", PGD(4))
-    assert runs == {"a": 1, "b": 5, "c": 5, "d": 5, "again": 10}
+    assert runs == {"a": 1, "b": 1, "c": 5, "d": 5, "again": 10}, "what is perturbed after a module leaves it as it is"
 
 
 def test_it_is_run_again_where_that_may_give_something_else() -> None:
@@ -189,3 +193,73 @@ def test_in_turn_every_site_still_fires() -> None:
     target.pure = True
     for modality, delta in Attack(*parts)(target, batch).deltas.items():
         close(delta, plain.deltas[modality])
+
+
+# ---- in training: the moves of a step, on a model in eval mode ---------------------------------------------------------
+
+
+def trained(*, pure: bool, maximizer: InnerMaximizer, training: bool = False) -> tuple[list[Tensor], Counter[str]]:
+    """The gradients of two steps with an update between them, and how often each layer ran."""
+    torch.manual_seed(0)
+    model = Deep().train(training)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ascent = Ascent(L2(1.0), step_size=0.3)
+    target = Adapter(model, {"hidden": "c"}, pure=pure)
+    method, batch = AdversarialTraining(EmbeddingPerturber(hidden=ascent), maximizer), deep_batch()
+    found = []
+
+    def update() -> None:
+        found.extend(parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for _ in range(2):
+        method.step(target, batch, update=update)
+    return found, model.runs
+
+
+def deep_batch() -> dict[str, Tensor]:
+    return {"x": torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(1)), "labels": torch.tensor([0, 1, 2])}
+
+
+@pytest.mark.parametrize("maximizer", [PGD(4), Held(PGD(4), 3), PGD(4, modalities="in turn")], ids=repr)
+def test_the_moves_of_a_step_run_what_is_below_the_site_once_and_give_the_same_gradients(
+    maximizer: InnerMaximizer,
+) -> None:
+    plain, all_runs = trained(pure=False, maximizer=maximizer)
+    reused, runs = trained(pure=True, maximizer=maximizer)
+    assert all(torch.equal(a, b) for a, b in zip(plain, reused, strict=True))
+    passes, taught = all_runs["a"] // 2, getattr(maximizer, "count", 1)
+    assert passes == 4 + taught
+    assert runs == dict.fromkeys(("a", "b", "c"), 2 * (1 + taught)) | {"d": 2 * passes, "again": 4 * passes}
+
+
+def test_a_pass_that_teaches_runs_all_of_the_model() -> None:
+    _, runs = trained(pure=True, maximizer=FreeLB(3))
+    assert runs["a"] == runs["d"] == 2 * 3
+
+
+def test_in_training_mode_nothing_is_reused() -> None:
+    _, runs = trained(pure=True, maximizer=PGD(4), training=True)
+    assert runs["a"] == 2 * 5
+
+
+@dataclass(frozen=True)
+class Twice(InnerMaximizer):
+    """PGD, and then PGD again at the updated weights."""
+
+    @property
+    def updates(self) -> int:
+        return 2
+
+    def probes(self, perturber: Any, *, generator: Any = None, state: Any = None) -> Any:
+        for _ in range(2):
+            deltas = yield from PGD(3).probes(perturber, generator=generator, state=state)
+        return deltas
+
+
+def test_what_was_computed_is_forgotten_at_an_update() -> None:
+    plain, _ = trained(pure=False, maximizer=Twice())
+    reused, runs = trained(pure=True, maximizer=Twice())
+    assert all(torch.equal(a, b) for a, b in zip(plain, reused, strict=True))
+    assert runs["a"] == 2 * 2 * (1 + 1)

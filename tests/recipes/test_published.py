@@ -6,74 +6,15 @@ is read off the library's own first pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from support.loops import agree_on_deltas, climbed, drifted, kl, l2, length, linf, stepped, symmetric, token_linf
 from support.plain import agree, agree_on_gradients, gradients_of, pixel_net, pixels, word_net, words
 from torch import Tensor
 
-from advvl import Adapter, AdversarialTraining, Averaged, PassTrace, fare, smart, tecoa, trades, vat
-
-
-def kl(first: Tensor, second: Tensor) -> Tensor:
-    """KL of the second's softmax from the first's, the mean over rows."""
-    p, q = first.softmax(1), second.softmax(1)
-    return (p * (p.log() - q.log())).sum(1).mean()
-
-
-def symmetric(first: Tensor, second: Tensor) -> Tensor:
-    return kl(first, second) + kl(second, first)
-
-
-def by_rows(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def length(x: Tensor) -> Tensor:
-    return by_rows(x.flatten(1).norm(dim=1), x)
-
-
-def stepped(method: AdversarialTraining, target: Adapter, batch: Any, **options: Any) -> list[PassTrace]:
-    """The passes of one step, with the clean one, if there was any, left out."""
-    passes: list[PassTrace] = []
-    method.step(target, batch, generator=torch.Generator().manual_seed(3), trace=passes.append, **options)
-    return [seen for seen in passes if seen.modalities]
-
-
-def climbed(start: Tensor, objective: Callable[[Tensor], Tensor], move: Callable[[Tensor, Tensor], Tensor], steps: int):
-    """Every perturbation from the start on; `objective` may draw dropout masks."""
-    deltas = [start]
-    for _ in range(steps):
-        leaf = deltas[-1].clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(objective(leaf), leaf)
-        deltas.append(move(leaf.detach(), gradient))
-    return deltas
-
-
-def agree_on_deltas(passes: list[PassTrace], modality: str, expected: list[Tensor]) -> None:
-    assert len(passes) == len(expected)
-    for seen, delta in zip(passes, expected, strict=True):
-        agree(seen.deltas[modality], delta)
-
-
-def linf(x: Tensor, *, step_size: float, radius: float, box: tuple[float, float] | None):
-    """A sign step from a perturbation of `x`, into the ball, then into the box."""
-
-    def move(delta: Tensor, gradient: Tensor) -> Tensor:
-        delta = (delta + step_size * gradient.sign()).clamp(-radius, radius)
-        return delta if box is None else (x + delta).clamp(*box) - x
-
-    return move
-
-
-def l2(*, step_size: float, radius: float):
-    def move(delta: Tensor, gradient: Tensor) -> Tensor:
-        delta = delta + step_size * gradient / length(gradient)
-        return delta * (radius / length(delta)).clamp(max=1)
-
-    return move
+from advvl import Averaged, fare, smart, tecoa, trades, vat
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -141,12 +82,6 @@ def test_vats_direction_is_short_and_its_perturbation_as_long_as_the_radius() ->
     agree(length(passes[1].deltas["image"]), torch.full((64, 1, 1, 1), 3.0, dtype=torch.float64))
 
 
-def token_linf(delta: Tensor, gradient: Tensor, mask: Tensor, step_size: float, radius: float) -> Tensor:
-    largest = gradient.abs().amax(-1, keepdim=True)
-    unit = torch.where(largest > 0, gradient / largest.clamp(min=1e-300), torch.zeros_like(gradient))
-    return (delta + step_size * unit).clamp(-radius, radius) * mask.unsqueeze(-1)
-
-
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("proximal", [False, True], ids=["alone", "bregman"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -194,14 +129,6 @@ def test_smart(dropout: float, proximal: bool, steps: int) -> None:
 def test_smarts_perturbation_is_no_longer_than_the_published_radius() -> None:
     passes = stepped(smart(), word_net(), words())
     assert [seen.deltas["text"].abs().max().item() for seen in passes] == [pytest.approx(1e-5)] * 2
-
-
-def drifted(target: Adapter) -> None:
-    """Train a little: away from the frozen copy, so that the distance is not zero at zero."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in target.model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

@@ -1,0 +1,45 @@
+"""The Jensen-Shannon divergence."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from advvl.errors import ShapeError
+from advvl.regularizers.base import Weighted, sides
+
+
+@dataclass(frozen=True)
+class JensenShannon(Weighted):
+    """½ KL(p‖m) + ½ KL(q‖m) with m = (p + q)/2: a symmetric divergence of at most log 2; its gradient flows into both.
+
+    Computed from logits in log space, in fp32 (fp64 for fp64), summed over classes and averaged over rows.
+
+    Arguments:
+        weight: factor of the penalty.
+        reads, reference, on, rows: as `Regularizer` says.
+        axis: of the classes in what is read; None: the last, of up to three axes.
+
+    Source: Lin, "Divergence measures based on the Shannon entropy", 1991.
+
+    Raises:
+        ConfigurationError: a weight that is not above 0.
+    """
+
+    def __call__(self, clean: Tensor, perturbed: Tensor, mask: Tensor | None = None) -> Tensor:
+        given = tuple(clean.shape)
+        clean, perturbed = sides(clean, perturbed, mask, "logits", axis=self.axis)
+        if clean.shape[-1:] == (1,):
+            raise ShapeError(f"expected two classes or more, got {given}; use SquaredDistance() for regression")
+        wide = torch.promote_types(torch.promote_types(clean.dtype, perturbed.dtype), torch.float32)
+        if mask is not None:  # rows that do not count may hold anything
+            clean, perturbed = (torch.where(mask.bool().unsqueeze(-1), x, 0) for x in (clean, perturbed))
+        p, q = clean.to(wide).log_softmax(-1), perturbed.to(wide).log_softmax(-1)
+        middle = torch.logaddexp(p, q) - math.log(2)
+        rows = (p.exp() * (p - middle) + q.exp() * (q - middle)).sum(-1) / 2
+        if mask is None:
+            return self.weight * rows.sum() / max(rows.numel(), 1)
+        return self.weight * rows.sum() / mask.bool().sum().clamp(min=1)
