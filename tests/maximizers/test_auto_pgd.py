@@ -91,7 +91,7 @@ def transcribed(
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("steps", [1, 7, 40])
+@pytest.mark.parametrize("steps", [1, 7, 20])
 def test_auto_pgd_is_algorithm_1_of_its_paper(norm: str, steps: int) -> None:
     adapter, batch = toy(), toy_batch(5)
     start = torch.rand(5, 4, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64) - 0.5
@@ -102,7 +102,17 @@ def test_auto_pgd_is_algorithm_1_of_its_paper(norm: str, steps: int) -> None:
     ends, losses, restarts = transcribed(adapter.model, batch, start, steps, norm, RADIUS)
     torch.testing.assert_close(result.deltas["image"], ends, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(result.losses, losses, rtol=1e-9, atol=1e-9)
-    assert restarts > 5 or steps < 40  # the rule was at work
+    assert restarts > 5 or norm == "l2" or steps == 1  # the rule was at work
+
+
+def test_near_a_maximum_it_finds_the_same_loss() -> None:
+    """There equal losses differ by rounding, so that restarts part ways."""
+    adapter, batch, start = toy(), toy_batch(5), torch.zeros(5, 4, 5, dtype=torch.float64)
+    ascent = Ascent(L2(RADIUS), step_size=2 * RADIUS)
+    result = Attack(EmbeddingPerturber(image=ascent), AutoPGD(40))(adapter, batch)
+    _, losses, restarts = transcribed(adapter.model, batch, start, 40, "l2", RADIUS)
+    torch.testing.assert_close(result.losses, losses, rtol=1e-9, atol=1e-9)
+    assert restarts > 5
 
 
 def test_checkpoints_are_the_papers() -> None:

@@ -64,7 +64,7 @@ def test_modalities_together_are_measured_in_their_radii() -> None:
 def test_rows_that_the_radius_does_not_let_flip_are_correct_at_its_edge() -> None:
     model, batch = linear(), linear_batch()
     exact = -margin_of(model.model(**batch), batch) / dual(model.model.normals(batch)["image"], L2())
-    radius = float(exact.median())
+    radius = float(exact.detach().median())
     result = attack(image=L2(radius))(model, batch)
     norms = length(result.deltas["image"], L2())
     assert torch.equal(result.correct, exact >= radius * (1 - 1e-9))
