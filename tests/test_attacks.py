@@ -19,6 +19,7 @@ from advvl import (
     Ascent,
     Attack,
     AttackResult,
+    AutoPGD,
     EmbeddingPerturber,
     FreeAT,
     FreeLB,
@@ -32,7 +33,10 @@ from advvl import (
 from advvl.errors import ConfigurationError, DataError
 
 BALLS = [L2(0.6), Linf(0.1), L2(0.3, per="token"), Linf(0.1, per="token")]
-MAXIMIZERS = [PGD(3), PGD(2, "in turn"), PGD(3, keep="best"), PGD(3, early_stop=True), FreeLB(3), FreeLB(2, "in turn")]
+MAXIMIZERS = [
+    *(PGD(3), PGD(2, "in turn"), PGD(3, keep="best"), PGD(3, early_stop=True), FreeLB(3), FreeLB(2, "in turn")),
+    AutoPGD(5),
+]
 each_ball = pytest.mark.parametrize("ball", BALLS, ids=repr)
 each_maximizer = pytest.mark.parametrize("maximizer", MAXIMIZERS, ids=repr)
 
@@ -87,7 +91,7 @@ def test_one_step_of_an_attack_is_the_gradient_of_each_rows_own_loss() -> None:
 def test_what_an_attack_reports_is_what_its_deltas_do(maximizer: InnerMaximizer) -> None:
     target, batch = toy(), toy_batch(7)
     result = attack(L2(2.0), maximizer)(target, batch)
-    last = {"image": result.deltas["image"]} if maximizer.modalities == "in turn" else result.deltas
+    last = {"image": result.deltas["image"]} if getattr(maximizer, "modalities", None) == "in turn" else result.deltas
     with target.inject(last):
         outputs = target.model(**batch)
     close(result.losses, outputs["loss"])
