@@ -32,7 +32,7 @@ Rows = Callable[[Batch, Tensor], Batch]
 
 @dataclass(frozen=True)
 class Attempt:
-    """What an attack did to n examples.
+    """The outcome of an attack on n examples.
 
     Arguments:
         scores: `(n,)` fp64, verified.
@@ -149,7 +149,7 @@ class Plan:
 
 
 def _loss(attack: NamedAttack, adapter: Adapter, targets: Targets) -> Loss:
-    """What an attack climbs on a model."""
+    """The loss that an attack climbs on a model."""
     objective = attack.objective
     if attack.loss is not None:
         return attack.loss

@@ -76,7 +76,7 @@ class NamedAttack:
     def ascents(
         self, budget: Budget, restart: int, boxes: Mapping[str, Box], pixels: Mapping[str, Normalised]
     ) -> dict[str, Ascent]:
-        """How each modality of a budget moves in one restart."""
+        """The ascent of each modality of a budget in one restart."""
         steps = self.maximizer.moves
         fraction = self.step_fraction or (2.5 / steps if steps else 0.125)
         return {
