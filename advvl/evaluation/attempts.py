@@ -53,7 +53,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Plan:
-    """How batches are attacked and judged; the arguments of `worst_case`."""
+    """The way batches are attacked and judged: the arguments of `worst_case`."""
 
     adapter: Adapter
     budgets: tuple[Budget, ...]

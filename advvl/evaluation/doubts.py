@@ -14,6 +14,7 @@ from torch import Tensor
 
 from advvl.evaluation.attempts import Plan
 from advvl.evaluation.measurement import Budget
+from advvl.evaluation.named_attacks import NamedAttack
 from advvl.evaluation.replacements import differ, negation, outputs_under, places_of, replacements
 from advvl.evaluation.scoring import Batch
 from advvl.evaluation.verification import length
@@ -24,14 +25,14 @@ from advvl.runtime.randomness import derive_seed
 
 
 def doubts(
-    plan: Plan, batch: Batch, number: int, clean: Tensor, worst: Tensor, by_gradients: Sequence[bool]
+    plan: Plan, batch: Batch, number: int, clean: Tensor, worst: Tensor, attacks: Sequence[NamedAttack]
 ) -> dict[str, Tensor]:
     """Make the passes over a batch that flags need beyond its attacks.
 
     Arguments:
         clean: the scores `(B,)` without perturbation.
-        worst: those left within each budget `(R, B)`.
-        by_gradients: whether each attack asked for gradients.
+        worst: those that attacks by the model's own gradients left within each budget `(R, B)`.
+        attacks: these attacks.
 
     Returns:
         `varies` `(B,)`, bool: the outputs of two forwards differ. `depends.m` `(B,)`, bool: the outputs change where
@@ -53,7 +54,7 @@ def doubts(
         name = "+".join(budget)
         others = replacements({modality: places[modality] for modality in budget}, len(clean))
         floor, reached = torch.full_like(clean, math.nan), torch.full_like(clean, math.nan)
-        if others:
+        if others and attacks:
             scores = [outputs_under(plan.adapter, batch, deltas, score, seed=seeds[0])[0] for deltas in others]
             floor = torch.fmin(clean, torch.stack(scores).amin(dim=0))
             if len(budget) > 1 and set(budget) == set(plan.adapter.sites):
@@ -63,7 +64,7 @@ def doubts(
                 for modality, ball in budget.items()
             }
             inner = [worst[r] for r, one in enumerate(plan.budgets) if set(one) <= set(budget)]
-            reached = _reached(plan, batch, number, far, torch.stack([clean, *inner]).amin(dim=0), by_gradients)
+            reached = _reached(plan, batch, number, far, torch.stack([clean, *inner]).amin(dim=0), attacks)
         found |= {f"blind.{name}": floor, f"unlimited.{name}": reached}
     return found
 
@@ -88,12 +89,12 @@ def _unlimited(plan: Plan, modality: str, ball: Ball, place: Place, others: Sequ
 
 
 def _reached(
-    plan: Plan, batch: Batch, number: int, far: Budget, scores: Tensor, by_gradients: Sequence[bool]
+    plan: Plan, batch: Batch, number: int, far: Budget, scores: Tensor, attacks: Sequence[NamedAttack]
 ) -> Tensor:
-    """The scores left of `scores` `(B,)` after every white-box attack by gradients within a budget."""
+    """The scores left of `scores` `(B,)` after these attacks within a budget."""
     scores = scores.clone()
-    for attack, asks in zip(plan.attacks, by_gradients, strict=True):
-        for restart in range(attack.restarts if asks and attack.surrogate is None else 0):
+    for attack in attacks:
+        for restart in range(attack.restarts):
             left = scores.nonzero().squeeze(1)
             if len(left):
                 purpose: tuple[str | int, ...] = ("unlimited", attack.name, number, *sorted(far), restart)

@@ -205,9 +205,13 @@ def _record(plan: Plan, number: int, batch: Batch, *, checks: bool) -> Record:
     found |= {"clean": clean, "unmoved": unmoved, "by_gradients": by_gradients}
     if not checks:
         return found
-    lowest = torch.stack([_worst(plan, clean, scores, r) for r in range(len(plan.budgets))])
+    own = [a for a, attack in enumerate(plan.attacks) if by_gradients[a].any() and attack.surrogate is None]
     found |= {"own_scores": own_scores, "own_losses": own_losses}
-    return found | doubts(plan, batch, number, clean, lowest, by_gradients.any(dim=1).tolist())
+    if own:
+        lowest = torch.stack([_worst(plan, clean, scores[:, own], r) for r in range(len(plan.budgets))])
+    else:
+        lowest = clean.expand(len(plan.budgets), -1)
+    return found | doubts(plan, batch, number, clean, lowest, [plan.attacks[a] for a in own])
 
 
 def _worst(plan: Plan, clean: Tensor, scores: Tensor, r: int) -> Tensor:
