@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from support.task_databases import META, SMALL, write_databases, write_pictures, write_records
+from support.task_databases import META, SMALL, fields, write_databases, write_pictures, write_records
 
 from advvl.data.uniter.text_writer import write_texts
 from advvl.experiments.cli import main
@@ -257,6 +257,19 @@ def test_an_error_comes_before_the_first_update(case: str, tmp_path: Path, capsy
     assert message in said
     assert "update 1" not in said
     assert not list((tmp_path / "out").rglob("*.pt"))
+
+
+@pytest.mark.parametrize("task", ["vqa", "vcr"])
+def test_a_word_that_the_model_does_not_know_is_named(task: str, tmp_path: Path, capsys: Any) -> None:
+    words = 97 + 81 * (task == "vcr")
+    config = configured(task, tmp_path, optimizer={"updates": 40})
+    with write_texts(tmp_path / "odd.db", META) as texts:
+        for number, highest in enumerate([words - 1] * 6 + [words]):
+            texts.add(f"t-{number}", {**fields(task, number), "input_ids": [7, highest]})
+    assert main(["train", config, "--data.train_texts", "odd.db"]) == 2
+    said = capsys.readouterr().err
+    assert f"odd.db, record 't-6': input_ids: expected ids below the model's {words} words, got {words}" in said
+    assert "give model.vocab_size" in said
 
 
 def test_databases_of_different_tokenisers_are_refused(tmp_path: Path, capsys: Any) -> None:
