@@ -49,6 +49,10 @@ _EXPERIMENTS = {
         "the same on people's words for colours, from a copy of Colors in Context",
         "advvl.experiments.colors:COLORS",
     ),
+    "nlvr": (
+        "the same on people's statements about boxes of objects, from a copy of NLVR",
+        "advvl.experiments.nlvr:NLVR",
+    ),
 }
 
 

@@ -10,18 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from advvl.data.colors.corpus import REGIONS, ColorsCorpus, colors_corpus
+from advvl.data.colors.corpus import ColorsCorpus, colors_corpus
 from advvl.data.colors.rounds import read_rounds
-from advvl.data.sampling import TokenBuckets
-from advvl.data.uniter.sources import CaptionSource, LabelledSource
 from advvl.experiments.color_report import condition_table, draw_swatches
 from advvl.experiments.colors_options import PRESETS, ColorsOptions
-from advvl.experiments.experiment import Experiment, Row, Setup, Task, seeded
+from advvl.experiments.experiment import Experiment, Row, Setup, Task
 from advvl.experiments.outputs import OutputDirectory
-from advvl.experiments.uniter import ADVERSARIAL_TASKS, config_of
+from advvl.experiments.uniter import config_of
 from advvl.experiments.uniter_rows import rows_of
-from advvl.models.uniter.checkpoint import load_checkpoint, load_pretrained, save_checkpoint
-from advvl.tasks.uniter.pretraining import UniterForPretraining
+from advvl.experiments.villa_stages import stage_of
+from advvl.models.uniter.checkpoint import load_checkpoint, save_checkpoint
 from advvl.tasks.uniter.referring import UniterForReferringExpressions
 
 BOXES: Final = {"image": (0.0, 1.0)}
@@ -49,26 +47,7 @@ def open_corpus(options: ColorsOptions, directory: OutputDirectory) -> ColorsCor
 
 def set_up(options: ColorsOptions, corpus: ColorsCorpus, task: Task, start: Path | None) -> Setup:
     """Make a UNITER with pre-training's heads, or with one that scores colours and the encoder of `start`."""
-    config = config_of(options.model, corpus)
-    if start is None:
-        pretrained = seeded(task.seed, UniterForPretraining, config)
-        return Setup(
-            pretrained,
-            corpus.pretrain,
-            options.pretrain,
-            adversarial_tasks=ADVERSARIAL_TASKS,
-            sampler=_buckets(corpus.pretrain, options.tokens),
-        )
-    model = seeded(task.seed, UniterForReferringExpressions, config)
-    load_pretrained(model, start)
-    test = getattr(corpus, options.evaluation.split)
-    sampler = _buckets(corpus.train, options.tokens)
-    return Setup(model, corpus.train, options.finetune, test, boxes=BOXES, sampler=sampler)
-
-
-def _buckets(source: LabelledSource | CaptionSource, tokens: int) -> TokenBuckets:
-    """Utterances have 2 to 40 tokens, half of them 4 or fewer: batches of like lengths hold four times as many."""
-    return TokenBuckets(source.texts.lengths + REGIONS, tokens)
+    return stage_of(options, corpus, task, start, UniterForReferringExpressions, tokens=options.tokens, boxes=BOXES)
 
 
 def conclude(options: ColorsOptions, rows: Sequence[Row], directory: OutputDirectory) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from functools import lru_cache
@@ -69,19 +70,22 @@ def convert(given: argparse.Namespace) -> None:
     shard, skipped = (None, []) if given.records is None else _read(given, features, answers)
     numbers = {name: number for number, name in enumerate(features)} if given.task == "referring" else None
     said = []
-    with ExitStack() as databases:
-        if given.image_db is not None:
-            limits, half = RegionLimits(num_bb=_num_bb(given, shard)), not given.full_precision
-            writer = databases.enter_context(
-                write_images(given.image_db, limits, compressed=given.compressed, half=half)
-            )
-            skipped += _write_images(writer, features, shard, numbers, skip_bad=given.skip_bad and shard is None)
-            regions = sum(writer.counts.values())
-            said.append(f"{given.image_db}: {counted(len(writer.counts), 'image')}, {counted(regions, 'region')}")
-        if given.text_db is not None and shard is not None:
-            texts = databases.enter_context(write_texts(given.text_db, TextMeta.of(*_tokenizer(given.tokenizer))))
-            _write_texts(texts, shard, numbers)
-            said.append(f"{given.text_db}: {counted(len(shard.texts.lengths), 'text')}")
+    with ExitStack() as undo:
+        with ExitStack() as databases:
+            if given.image_db is not None:
+                limits, half = RegionLimits(num_bb=_num_bb(given, shard)), not given.full_precision
+                writer = databases.enter_context(
+                    write_images(given.image_db, limits, compressed=given.compressed, half=half)
+                )
+                skipped += _write_images(writer, features, shard, numbers, skip_bad=given.skip_bad and shard is None)
+                regions = sum(writer.counts.values())
+                said.append(f"{given.image_db}: {counted(len(writer.counts), 'image')}, {counted(regions, 'region')}")
+            if given.text_db is not None and shard is not None:
+                with write_texts(given.text_db, TextMeta.of(*_tokenizer(given.tokenizer))) as texts:
+                    _write_texts(texts, shard, numbers)
+                undo.callback(shutil.rmtree, given.text_db)  # where the images cannot be written after all
+                said.append(f"{given.text_db}: {counted(len(shard.texts.lengths), 'text')}")
+        undo.pop_all()
     if answers is not None and not Path(given.answers).exists():
         write_json(given.answers, answers.numbers)
     print("\n".join([f"skipped: {reason}" for reason in skipped] + said + [f"skipped: {len(skipped)}"]))

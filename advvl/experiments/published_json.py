@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from advvl.checks import is_number, is_whole, shown
+from advvl.data.masking import MASK_PROBABILITY, NEGATIVE_PROBABILITY
 from advvl.errors import ConfigurationError
 from advvl.experiments.config import Layer, read_yaml
 from advvl.experiments.progress import counted
@@ -53,7 +54,6 @@ _SAME: Final[Mapping[str, str]] = {
     "betas": "optimizer.betas",
     "lr_mul": "optimizer.head_rate",
     "valid_steps": "evaluation.every",
-    "negative_size": "sampling.negatives",
     "hard_neg_size": "sampling.hardest",
 }
 """Published keys whose values mean the same here."""
@@ -73,6 +73,7 @@ _READ: Final = frozenset(
         "checkpoint",
         "grad_norm",
         "gradient_accumulation_steps",
+        "negative_size",
         "model",
         "model_config",
         "num_bb",
@@ -80,7 +81,6 @@ _READ: Final = frozenset(
         "train_batch_size",
         "train_datasets",
         "val_datasets",
-        "use_img_type",
         "train_loss",
         *(f"{part}_{kind}_db{s}" for part in ("train", "val") for kind in ("txt", "img") for s in ("", "s")),
         "train_img_dir",
@@ -88,6 +88,20 @@ _READ: Final = frozenset(
     }
 )
 """Published keys that are read in another form."""
+
+_FIXED: Final[Mapping[str, Any]] = {
+    "optim": "adamw",
+    "decay": "linear",
+    "adv_init_mag": 0,
+    "itm_neg_prob": NEGATIVE_PROBABILITY,
+    "mrm_prob": MASK_PROBABILITY,
+    "use_img_type": True,
+    "mcan": False,
+    "cut_bert": -1,
+}
+"""Published keys that have one value here, which is that of every released file."""
+
+_BUNDLE: Final = 8  # examples that the published filling of a budget takes together
 
 
 def read_configuration(path: str) -> Layer:
@@ -126,7 +140,8 @@ def translated(found: Mapping[str, Any], path: str) -> tuple[dict[str, Any], lis
     read.model()
     read.updates()
     read.adversary()
-    ignored = sorted(set(found) - set(_SAME) - _READ)
+    read.fixed()
+    ignored = sorted(set(found) - set(_SAME) - _READ - set(_FIXED))
     if ignored:
         read.notes.append(f"left out, without a meaning here: {', '.join(ignored)}")
     return read.values, read.notes
@@ -152,9 +167,9 @@ class _Reading:
         return value
 
     def texts(self, *names: str) -> list[str]:
-        """Return the paths under the first of these keys that is there, as a list."""
+        """Return the paths under the first of these keys that is there; a text may hold several, joined by ":"."""
         value: Any = next((self.found[name] for name in names if name in self.found), [])
-        paths = [value] if isinstance(value, str) else value
+        paths = re.split(":(?=/)", value) if isinstance(value, str) else value
         if not _are_texts(paths):
             raise ConfigurationError(f"expected {names[0]} to be paths, got {shown(value)} in {self.file}")
         return paths
@@ -185,6 +200,8 @@ class _Reading:
             self.put(f"data.{part}_images", [_under(pair[-1]) for pair in pairs])
             if any(len(pair) > 1 for pair in pairs):
                 self.put(f"data.{part}_drawn", [_under(pair[0]) for pair in pairs])
+            if self.task == "referring" and part == "val" and images:
+                self.put("data.detected", not any("coco_gt" in one for one in images))
         if self.found.get("conf_th") == -1:
             self.put("data.conf_th", 0.2)
             self.put("data.num_bb", self.number("num_bb", 36))
@@ -193,14 +210,12 @@ class _Reading:
         """Read the size, the head, and the checkpoint."""
         if "model_config" in self.found:
             config = self.path("model_config")
-            size = re.search(r"uniter-(base|large)", config)
+            size = re.search(r"(?:uniter|bert)-(base|large)", config)
             self.put("model.size" if size else "model.config", size[1] if size else config)
         if "checkpoint" in self.found:
             self.put("start", _under(self.path("checkpoint")))
         if self.task == "nlvr2" and "model" in self.found:
             self.put("model.variant", self.found["model"])
-        if self.task == "nlvr2" and self.found.get("use_img_type") is False:
-            raise ConfigurationError(f"expected use_img_type true, as released, got false in {self.file}; remove it")
         if self.task == "referring" and "train_loss" in self.found:
             self.put("model.loss", self.found["train_loss"])
 
@@ -213,13 +228,10 @@ class _Reading:
                 f"expected gradient_accumulation_steps of 1 or more, got {shown(accumulated)} in {self.file}"
             )
         said = "from the file's name" if named else "since its name does not say"
-        self.notes.append(
-            f"task {self.task}; {counted(gpus, 'GPU')}, {said}; {gpus * accumulated} micro-batches per update"
-        )
         size = self.number("train_batch_size", 0)
-        summed = accumulated
+        summed, micro_batches = accumulated, gpus * accumulated
         if self.task == "hard-retrieval":
-            self.put("sampling.micro_batches", 2 * size * gpus * accumulated)
+            micro_batches *= 2 * size
             summed = 2 * accumulated  # of a match both sides are summed, and then divided by train_batch_size
         elif self.task in ("retrieval", "referring"):
             self.put("sampling.batch_size", size)
@@ -227,11 +239,21 @@ class _Reading:
         else:
             rows = 4 if self.task == "vcr" else 1
             self.put("sampling.tokens", rows * size)
-            self.put("sampling.filling", "uniter")
+            fits = rows == 1 or size >= _BUNDLE * (self.number("max_txt_len", 220) + 2 * self.number("max_bb", 100))
+            self.put("sampling.filling", "uniter" if fits else "full")
             if rows > 1:
                 self.notes.append(f"train_batch_size {size} counts one of a question's four rows: {rows * size} tokens")
-        if self.task != "hard-retrieval":
-            self.put("sampling.micro_batches", gpus * accumulated)
+            if not fits:
+                self.notes.append(
+                    f"train_batch_size {size} is less than {_BUNDLE} of the longest examples: filling full"
+                )
+        if "negative_size" in self.found:
+            chosen = "candidates" if self.task == "hard-retrieval" else "negatives"
+            self.put(f"sampling.{chosen}", self.found["negative_size"])
+        self.put("sampling.micro_batches", micro_batches)
+        self.notes.append(
+            f"task {self.task}; {counted(gpus, 'GPU')}, {said}; micro-batches per update: {micro_batches}"
+        )
         self.put("optimizer.summed", summed)
         clip = self.number("grad_norm", 2.0)
         self.put("optimizer.clip", clip if clip > 0 else math.inf)
@@ -256,6 +278,14 @@ class _Reading:
             self.notes.append(f"adv_kl_weight is a mean over both classes too: kl_weight {weight} here")
         self.put("adversary.kl_weight", weight)
         self.put("adversary.max_norm", radius or math.inf)
+
+    def fixed(self) -> None:
+        """Refuse another value than the released files have, where there is no option for it."""
+        for name, value in _FIXED.items():
+            if self.found.get(name, value) != value:
+                raise ConfigurationError(
+                    f"expected {name} {value!r}, as released, got {shown(self.found[name])} in {self.file}; remove it"
+                )
 
     def _task(self) -> str:
         said = self.found.get("task")

@@ -41,7 +41,7 @@ from advvl.tasks.uniter.optimizer import uniter_adamw
 from advvl.tasks.uniter.pretraining import UniterForPretraining
 from advvl.tasks.uniter.referring import UniterForReferringExpressions
 from advvl.tasks.uniter.retrieval import HardestSource, UniterForRetrieval
-from advvl.tasks.uniter.vcr import UniterForVCR, UniterForVCRPretraining
+from advvl.tasks.uniter.vcr import VCR_WORDS, UniterForVCR, UniterForVCRPretraining
 from advvl.tasks.uniter.ve import VE_LABELS, UniterForVE
 from advvl.tasks.uniter.vqa import UniterForVQA
 from advvl.training import AdversarialTraining
@@ -110,9 +110,10 @@ def _opened(
     lengths: Lengths,
 ) -> list[Shard]:
     root, data = Path(options.data_dir), options.data
+    words = sizes_of(options.model).vocab_size + VCR_WORDS * options.task.startswith("vcr")
     found = []
     for place, name in enumerate(texts):
-        opened = open_texts(root / name, max_length=longest, lengths=lengths)
+        opened = open_texts(root / name, max_length=longest, lengths=lengths, vocabulary=words)
         limits = RegionLimits(num_bb=data.drawn_bb)
         boxes = open_images(root / drawn[place], limits) if drawn else None
         found.append(Shard(opened, open_images(root / images[place], data.limits), boxes))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,6 +182,47 @@ def test_nothing_is_overwritten_and_a_bad_record_leaves_nothing(work: Path, caps
     assert convert("ve", "--skip-bad") == 2
     assert "expected nothing at 'x.db', got something" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in Path().rglob("*.mdb")} == before
+
+
+FULL = """
+import resource, signal, sys
+from advvl.experiments.cli import main
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", ["images", "x.db"])
+def test_a_disk_that_fills_is_a_refusal_that_leaves_no_database(full: str, work: Path) -> None:
+    """A limit on the size of files gives the error that a full disk gives, in the middle of a write."""
+    features, texts = (300_000, 6) if full == "images" else (6, 4000)
+    for name in NAMES:
+        np.savez(work / "regions" / f"{name}.npz", **{**arrays(0), "features": np.ones((2, features), "f4")})
+    write_records("ve", count=texts)
+    command = [
+        "data",
+        "convert",
+        "ve.jsonl",
+        "--task",
+        "ve",
+        "--tokenizer",
+        "mine/tokenizer.json",
+        "--features",
+        "regions",
+    ]
+    command += ["--text-db", "x.db", "--image-db", "images", "--max-length", "1000000"]
+    ran = subprocess.run([sys.executable, "-c", FULL, str(1 << 18), *command], capture_output=True, text=True, cwd=work)
+    assert ran.returncode == 2, ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert f"expected to write '{full}" in ran.stderr
+    assert "make room, or choose another place" in ran.stderr
+    assert not Path("x.db").exists()
+    assert not list(work.glob("images/feat_*"))
+    assert not list(work.rglob("*.unfinished"))
+    assert main(command) == 0
 
 
 def test_images_of_several_files_of_records_are_written_once(work: Path) -> None:

@@ -10,13 +10,20 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from support.task_databases import META, SMALL, write_databases, write_pictures, write_records
+from support.task_databases import (
+    META,
+    SMALL,
+    fields,
+    options_of,
+    values,
+    write_databases,
+    write_pictures,
+    write_records,
+)
 
 from advvl.data.uniter.text_writer import write_texts
 from advvl.experiments.cli import main
-from advvl.experiments.config import Layer, build
 from advvl.experiments.train import train
-from advvl.experiments.train_options import TrainOptions
 from advvl.experiments.train_setup import method_of, model_of, optimizer_of, optimizer_options, training_of
 from advvl.fit.loop import fit
 from advvl.models.uniter.checkpoint import load_checkpoint, save_checkpoint
@@ -24,43 +31,6 @@ from advvl.models.uniter.model import UniterConfig
 from advvl.tasks.uniter.pretraining import UniterForPretraining
 
 TASKS = ("vqa", "ve", "nlvr2", "vcr", "retrieval", "hard-retrieval", "referring", "pretraining", "vcr-pretraining")
-MIXTURES = {
-    "pretraining": {"mlm": [2], "itm": [2], "mrfr": [1], "mrc": [1], "mrc_kl": [1]},
-    "vcr-pretraining": {"mlm": [2], "mrfr": [1], "mrc_kl": [1]},
-}
-
-
-def values(task: str, root: Path, **more: Any) -> dict[str, Any]:
-    """Options of a task; those of a section are over the usual ones."""
-    drawn = task.startswith("vcr")
-    sampling: dict[str, Any] = {"tokens": 250, "micro_batches": 2}
-    if task in ("retrieval", "referring"):
-        sampling = {"batch_size": 2, "micro_batches": 2}
-    if task == "hard-retrieval":
-        sampling = {"micro_batches": 4, "candidates": 4, "hardest": 2}
-    usual: dict[str, Any] = {
-        "task": task,
-        "data_dir": str(root),
-        "output": str(root / "out"),
-        "device": "cpu",
-        "model": {**SMALL, "answers": 3},
-        "data": {
-            **{f"{part}_texts": [f"{part}.db"] for part in ("train", "val")},
-            **{f"{part}_images": ["images"] for part in ("train", "val")},
-            **({f"{part}_drawn": ["boxes"] for part in ("train", "val")} if drawn else {}),
-        },
-        "sampling": sampling,
-        "optimizer": {"updates": 4, "warmup": 1},
-        "evaluation": {"every": 2, "tokens": 100, "images": 4},
-        "mixture": MIXTURES.get(task, {}),
-    }
-    for name, value in more.items():
-        usual[name] = {**usual.get(name, {}), **value} if isinstance(value, dict) else value
-    return usual
-
-
-def options_of(task: str, root: Path, **more: Any) -> TrainOptions:
-    return build(TrainOptions, Layer("the test", values(task, root, **more)))
 
 
 def configured(task: str, root: Path, **more: Any) -> str:
@@ -257,6 +227,19 @@ def test_an_error_comes_before_the_first_update(case: str, tmp_path: Path, capsy
     assert message in said
     assert "update 1" not in said
     assert not list((tmp_path / "out").rglob("*.pt"))
+
+
+@pytest.mark.parametrize("task", ["vqa", "vcr"])
+def test_a_word_that_the_model_does_not_know_is_named(task: str, tmp_path: Path, capsys: Any) -> None:
+    words = 97 + 81 * (task == "vcr")
+    config = configured(task, tmp_path, optimizer={"updates": 40})
+    with write_texts(tmp_path / "odd.db", META) as texts:
+        for number, highest in enumerate([words - 1] * 6 + [words]):
+            texts.add(f"t-{number}", {**fields(task, number), "input_ids": [7, highest]})
+    assert main(["train", config, "--data.train_texts", "odd.db"]) == 2
+    said = capsys.readouterr().err
+    assert f"odd.db, record 't-6': input_ids: expected ids below the model's {words} words, got {words}" in said
+    assert "give model.vocab_size" in said
 
 
 def test_databases_of_different_tokenisers_are_refused(tmp_path: Path, capsys: Any) -> None:

@@ -1,4 +1,4 @@
-"""Small databases for every task of UNITER, under the names that options give them."""
+"""Small databases for every task of UNITER, under the names that options give them, and the options of a small training."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from advvl.data.uniter.datasets.referring import DETECTED, DRAWN
 from advvl.data.uniter.image_writer import write_images
 from advvl.data.uniter.text_writer import write_texts
 from advvl.data.uniter.word_pieces import TextMeta
+from advvl.experiments.config import Layer, build
 from advvl.experiments.train_options import TrainOptions
 
 META = TextMeta(1, 2, 3, (6, 97), 5, "tiny-cased")
@@ -99,3 +100,42 @@ def fields(task: str, number: int) -> dict[str, Any]:
     if task == "referring":
         return {"image_id": image, "ann_id": 10 * image + 1, "bbox": [1, 2, 30, 20.5]}
     return {"img_fname": f"i{image}.npz", "target": {"labels": [number % 3], "scores": [1.0]}}
+
+
+MIXTURES = {
+    "pretraining": {"mlm": [2], "itm": [2], "mrfr": [1], "mrc": [1], "mrc_kl": [1]},
+    "vcr-pretraining": {"mlm": [2], "mrfr": [1], "mrc_kl": [1]},
+}
+
+
+def values(task: str, root: Path, **more: Any) -> dict[str, Any]:
+    """Options of a task; those of a section are over the usual ones."""
+    drawn = task.startswith("vcr")
+    sampling: dict[str, Any] = {"tokens": 250, "micro_batches": 2}
+    if task in ("retrieval", "referring"):
+        sampling = {"batch_size": 2, "micro_batches": 2}
+    if task == "hard-retrieval":
+        sampling = {"micro_batches": 4, "candidates": 4, "hardest": 2}
+    usual: dict[str, Any] = {
+        "task": task,
+        "data_dir": str(root),
+        "output": str(root / "out"),
+        "device": "cpu",
+        "model": {**SMALL, "answers": 3},
+        "data": {
+            **{f"{part}_texts": [f"{part}.db"] for part in ("train", "val")},
+            **{f"{part}_images": ["images"] for part in ("train", "val")},
+            **({f"{part}_drawn": ["boxes"] for part in ("train", "val")} if drawn else {}),
+        },
+        "sampling": sampling,
+        "optimizer": {"updates": 4, "warmup": 1},
+        "evaluation": {"every": 2, "tokens": 100, "images": 4},
+        "mixture": MIXTURES.get(task, {}),
+    }
+    for name, value in more.items():
+        usual[name] = {**usual.get(name, {}), **value} if isinstance(value, dict) else value
+    return usual
+
+
+def options_of(task: str, root: Path, **more: Any) -> TrainOptions:
+    return build(TrainOptions, Layer("the test", values(task, root, **more)))

@@ -26,7 +26,7 @@ from advvl.checks import path_of, shown
 from advvl.data.uniter.json_files import read_counts, read_json
 from advvl.data.uniter.lmdb_files import LmdbFile, open_lmdb
 from advvl.data.uniter.records import unpack_text
-from advvl.data.uniter.word_pieces import TextMeta
+from advvl.data.uniter.word_pieces import TextMeta, check_known
 from advvl.data.whereabouts import within
 from advvl.errors import DataError
 
@@ -44,6 +44,7 @@ class TextDb:
     Arguments:
         lengths: word pieces without special tokens, of the examples that are not too long, in the data set's order.
         left_out: the examples that are too long.
+        vocabulary: words of the model that reads the texts; None: of any number.
         skipped: reasons why others were left out: none were.
     """
 
@@ -52,6 +53,7 @@ class TextDb:
     lengths: Mapping[str, int] = field(repr=False)
     left_out: tuple[str, ...] = field(repr=False)
     file: LmdbFile = field(repr=False)
+    vocabulary: int | None = None
     skipped: tuple[str, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
@@ -64,11 +66,14 @@ class TextDb:
         """Read an example's record.
 
         Raises:
-            DataError: the database has none, or it does not decode.
+            DataError: the database has none, it does not decode, or it has a word piece that the model does not know.
         """
         view = self.file.require(key)
         with within(self.where(key)):
-            return unpack_text(view)
+            record = unpack_text(view)
+            if self.vocabulary is not None:
+                check_known(record, self.vocabulary)
+            return record
 
     def where(self, key: str) -> str:
         """The place of a record, for messages."""
@@ -111,13 +116,21 @@ class TextDb:
         return found
 
 
-def open_texts(folder: str | os.PathLike[str], *, max_length: int | None = None, lengths: Lengths = "") -> TextDb:
+def open_texts(
+    folder: str | os.PathLike[str],
+    *,
+    max_length: int | None = None,
+    lengths: Lengths = "",
+    vocabulary: int | None = None,
+) -> TextDb:
     """Open a database of texts.
 
     Arguments:
         max_length: of a text in word pieces without special tokens; UNITER trains on up to 60, on up to 220 of VCR; None:
             any.
         lengths: which of VCR's two tasks its length is for, "qa" or "qar"; "" for other data sets.
+        vocabulary: words of the model that is to read the texts: a record with another one is refused when it is read; None:
+            none is.
 
     Raises:
         DataError: a file that is missing, malformed or cut short; no text that is left.
@@ -132,7 +145,8 @@ def open_texts(folder: str | os.PathLike[str], *, max_length: int | None = None,
             f"expected a text of {limit} word pieces in {str(path)!r}, got {len(found)} longer ones; is the split empty?"
         )
     meta = TextMeta.read(folder / "meta.json")
-    return TextDb(folder, meta, kept, tuple(key for key in found if key not in kept), open_lmdb(folder))
+    long = tuple(key for key in found if key not in kept)
+    return TextDb(folder, meta, kept, long, open_lmdb(folder), vocabulary)
 
 
 def images_of(names: Any) -> Images | None:

@@ -121,6 +121,19 @@ def word_pieces_of_four(record: Mapping[str, Any], name: str) -> list[list[int]]
     return found
 
 
+def check_known(record: Mapping[str, Any], vocabulary: int) -> None:
+    """Raise DataError where a record has a word piece that a model of so many words does not know."""
+    for name in ("input_ids", "input_ids_as", "input_ids_rs"):
+        value: Any = record.get(name)
+        rows: Any = [value] if _are_ids(value) else value if isinstance(value, list) else []
+        highest = max((max(ids) for ids in rows if _are_ids(ids)), default=0)
+        if highest >= vocabulary:
+            raise DataError(
+                f"{name}: expected ids below the model's {vocabulary} words, got {highest}; give model.vocab_size of the "
+                "texts' tokenizer, or write them again"
+            )
+
+
 def _are_ids(value: Any) -> bool:
     return isinstance(value, list) and set(map(type, value)) == {int} and min(value) >= 0
 

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
+from support.uniter_databases import arrays
 from support.uniter_shards import (
     IMAGES,
     WORDS,
@@ -203,6 +204,31 @@ def test_hard_negatives_are_a_match_and_many_mismatches_of_one_side(side: Any, t
     greedy = HardNegativeSource(Pairs([shard(tmp_path / "more")]), side, candidates=13)
     with pytest.raises(DataError, match="expected 13 or more that do not match, got"):
         greedy.batch([3], seeded())
+
+
+@pytest.mark.parametrize("filling", ["full", "uniter"])
+def test_wrong_images_do_not_carry_a_batch_over_its_budget(filling: Any, tmp_path: Path) -> None:
+    """One image has far more regions than the others, and any caption may get it."""
+    images = {**IMAGES, "i3.npz": arrays(12, features=6)}
+    source = PretrainingSource([shard(tmp_path, images=images)], "itm")
+    lengths = [len(words) + 2 + 12 for words in WORDS.values()]
+    assert source.examples.lengths.tolist() == lengths
+    sampler = TokenBuckets(source.examples.lengths, 80, multiple=2, bucket=8, filling=filling)
+    most = 0
+    for update in range(200):
+        (rows,) = sampler.parts(update, 1)
+        batch = source.batch(rows, seeded(update))
+        most = max(most, batch["attn_masks"].numel())
+    assert 60 < most <= 80
+
+
+def test_the_largest_image_is_that_of_the_captions_own_shard(tmp_path: Path) -> None:
+    few = {key: record for key, record in captions().items() if record["img_fname"] in ("i0.npz", "i1.npz")}
+    rest = {key: record for key, record in captions().items() if record["img_fname"] in ("i2.npz", "i3.npz")}
+    source = PretrainingSource([shard(tmp_path / "a", few), shard(tmp_path / "b", rest)], "itm")
+    assert source.examples.lengths.tolist() == [
+        len(record["input_ids"]) + 2 + regions for part, regions in ((few, 3), (rest, 5)) for record in part.values()
+    ]
 
 
 def config() -> UniterConfig:

@@ -229,6 +229,21 @@ def test_a_record_that_does_not_decode_is_named(value: bytes, tmp_path: Path) ->
         open_texts(bad(tmp_path / "x.db", value))["k"]
 
 
+@pytest.mark.parametrize("name", ["input_ids", "input_ids_as", "input_ids_rs"])
+def test_a_word_that_the_model_does_not_know_is_refused_when_it_is_read(name: str, tmp_path: Path) -> None:
+    known = {"input_ids": [7, 96], "input_ids_as": [[6], [96]], "input_ids_rs": [[96], []], "img_fname": "a.npz"}
+    bad = {**known, name: [7, 97] if name == "input_ids" else [[6], [97, 8]]}
+    folder = published_texts(tmp_path / "x.db", {"good": known, "bad": bad})
+    texts = open_texts(folder, vocabulary=97)
+    assert texts["good"] == known
+    with pytest.raises(
+        DataError, match=rf"x\.db, record 'bad': {name}: expected ids below the model's 97 words, got 97"
+    ):
+        texts["bad"]
+    assert open_texts(folder)["bad"] == bad
+    assert open_texts(folder, vocabulary=98)["bad"] == bad
+
+
 def test_a_record_without_its_size_is_read_too() -> None:
     packed = msgpack.packb({"input_ids": [7]}, use_bin_type=True)
     assert unpack_text(lz4.frame.compress(packed, store_size=False)) == {"input_ids": [7]}

@@ -6,7 +6,7 @@ Source: Chen et al., "UNITER", ECCV 2020, and its published code.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,9 @@ class PretrainingSource:
         wrong: of "itm", the share of captions that get another image.
         skip_bad: read every example once, and leave out and list those that cannot be used.
 
+    The examples' lengths are those of the captions with their images; of "itm" with the largest image that they may get, so
+    that a batch keeps within its budget of tokens whatever images are drawn for it.
+
     Raises:
         DataError: an example that cannot be used, unless it is skipped; see `number_examples`.
         ConfigurationError: another task, a share out of its range.
@@ -51,10 +54,12 @@ class PretrainingSource:
         choice(self, "task", Task)
         fraction(self, "mask", "wrong")
         found = number_examples(self.shards, self._length, self._item, skip_bad=self.skip_bad)
-        object.__setattr__(self, "examples", found)
         pools = [
             list(dict.fromkeys(map(shard.image, keys))) for shard, keys in zip(self.shards, found.keys, strict=True)
         ]
+        if self.task == "itm":
+            found = replace(found, lengths=_largest(found, pools))
+        object.__setattr__(self, "examples", found)
         object.__setattr__(self, "_pools", pools)
         object.__setattr__(self, "_places", [{name: n for n, name in enumerate(pool)} for pool in pools])
         if self.task == "itm" and any(len(pool) == 1 for pool in pools):
@@ -121,3 +126,12 @@ class PretrainingSource:
 
     def _text(self, shard: Shard, key: str) -> list[int]:
         return shard.within_text(word_pieces(shard.texts[key]))
+
+
+def _largest(examples: Examples, pools: Sequence[Sequence[str]]) -> Tensor:
+    """Return the lengths (N,) of examples with the largest image of their shard, of which `pools` has the names."""
+    lengths = []
+    for shard, keys, pool in zip(examples.shards, examples.keys, pools, strict=True):
+        most = max(map(shard.regions, pool), default=0)
+        lengths += [shard.texts.lengths[key] + 2 + most for key in keys]
+    return torch.tensor(lengths)
