@@ -46,6 +46,7 @@ from advvl.perturbers.balls import Ball as Ball
 from advvl.perturbers.balls import Linf as Linf
 from advvl.perturbers.base import Moved as Moved
 from advvl.perturbers.base import Perturber as Perturber
+from advvl.perturbers.discrete import DiscretePerturber as DiscretePerturber
 from advvl.perturbers.pixels import Normalised as Normalised
 from advvl.perturbers.places import Place as Place
 from advvl.perturbers.rules import Adam as Adam
@@ -53,10 +54,12 @@ from advvl.perturbers.rules import Decay as Decay
 from advvl.perturbers.rules import Momentum as Momentum
 from advvl.perturbers.starts import Given as Given
 from advvl.perturbers.starts import Normal as Normal
+from advvl.perturbers.starts import Sometimes as Sometimes
 from advvl.perturbers.starts import Start as Start
 from advvl.perturbers.starts import Uniform as Uniform
 from advvl.perturbers.starts import Zero as Zero
 from advvl.perturbers.universal import UniversalPerturber as UniversalPerturber
+from advvl.recipes.dat import dat as dat
 from advvl.recipes.fare import fare as fare
 from advvl.recipes.free_at import free_at as free_at
 from advvl.recipes.freelb import freelb as freelb
@@ -99,6 +102,7 @@ __all__ = [
     "Ball",
     "Binding",
     "Decay",
+    "DiscretePerturber",
     "EmbeddingPerturber",
     "Feedback",
     "FreeAT",
@@ -119,6 +123,7 @@ __all__ = [
     "Reference",
     "Regularizer",
     "Site",
+    "Sometimes",
     "SquaredDistance",
     "Start",
     "StepReport",
@@ -127,6 +132,7 @@ __all__ = [
     "UniversalPerturber",
     "Zero",
     "adapt",
+    "dat",
     "fare",
     "free_at",
     "freelb",

@@ -1,5 +1,6 @@
 """Recipes: published methods, one per file, each a few parts and one citation."""
 
+from advvl.recipes.dat import dat as dat
 from advvl.recipes.fare import fare as fare
 from advvl.recipes.free_at import free_at as free_at
 from advvl.recipes.freelb import freelb as freelb
