@@ -72,6 +72,7 @@ from advvl.recipes.trades import trades as trades
 from advvl.recipes.vat import vat as vat
 from advvl.recipes.villa import villa as villa
 from advvl.recipes.villa_uniter import villa_uniter as villa_uniter
+from advvl.recipes.vilta import vilta as vilta
 from advvl.regularizers.base import Regularizer as Regularizer
 from advvl.regularizers.distance import SquaredDistance as SquaredDistance
 from advvl.regularizers.kl import KL as KL
@@ -80,6 +81,7 @@ from advvl.regularizers.references import AdapterOff as AdapterOff
 from advvl.regularizers.references import Averaged as Averaged
 from advvl.regularizers.references import Frozen as Frozen
 from advvl.regularizers.references import Reference as Reference
+from advvl.regularizers.soft_labels import SoftCrossEntropy as SoftCrossEntropy
 from advvl.training import AdversarialTraining as AdversarialTraining
 from advvl.training import StepReport as StepReport
 
@@ -123,6 +125,7 @@ __all__ = [
     "Reference",
     "Regularizer",
     "Site",
+    "SoftCrossEntropy",
     "Sometimes",
     "SquaredDistance",
     "Start",
@@ -147,4 +150,5 @@ __all__ = [
     "vat",
     "villa",
     "villa_uniter",
+    "vilta",
 ]

@@ -17,14 +17,14 @@ NAMES = {
     *("Adapter", "Binding", "Site", "adapt", "register", "sites"),
     *("AdversarialTraining", "Objective", "PassTrace", "StepReport"),
     *("dat", "fare", "free_at", "freelb", "lxmert_adv", "neftune", "pgd", "smart", "tecoa", "trades", "vat"),
-    *("villa", "villa_uniter"),
+    *("villa", "villa_uniter", "vilta"),
     *("Attack", "AttackResult", "AdvVLError"),
     *("Ball", "L2", "Linf", "Place"),
     *("Ascent", "EmbeddingPerturber", "Given", "Moved", "Normal", "Perturber", "Start", "Uniform", "Zero"),
     *("Adam", "Decay", "Momentum", "DiscretePerturber", "Normalised", "Sometimes", "UniversalPerturber"),
     *("AscentState", "Feedback", "FreeAT", "FreeLB", "InnerMaximizer", "PGD", "Probe"),
     *("AdapterOff", "Averaged", "Frozen", "Reference"),
-    *("KL", "Regularizer", "SquaredDistance", "SymmetricKL"),
+    *("KL", "Regularizer", "SoftCrossEntropy", "SquaredDistance", "SymmetricKL"),
 }
 
 

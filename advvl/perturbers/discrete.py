@@ -51,8 +51,9 @@ class DiscretePerturber(Perturber):
             raise ConfigurationError(f"expected perturbed to be 'after' or 'before', got {perturbed!r}")
         self.discretise, self.perturbed = discretise, perturbed
         self._given = EmbeddingPerturber(**ascents)
-        # of the last tensor asked for, held so that its memory is not given to another: a VQGAN costs more than the model
-        self._last: tuple[Tensor, int, Tensor] | None = None
+        self._codes_of = _remembering(
+            self._discretised
+        )  # asked for in each pass, and a VQGAN costs more than the model
 
     def __repr__(self) -> str:
         return f"DiscretePerturber({type(self.discretise).__name__}, perturbed={self.perturbed!r}, {self._given!r})"
@@ -108,10 +109,7 @@ class DiscretePerturber(Perturber):
         """The place around whose tensor δ moves: x itself, or Q(x)."""
         if self.perturbed == "before":
             return place
-        x, last = place.x, self._last
-        if last is None or not _is_same(x, last[0]) or x._version != last[1]:
-            last = self._last = x, x._version, self._discretised(modality, x)
-        return replace(place, x=last[2])
+        return replace(place, x=self._codes_of(modality, place.x))
 
     def _discretised(self, modality: str, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -128,7 +126,19 @@ class DiscretePerturber(Perturber):
         return DiscretePerturber(self.discretise, perturbed=self.perturbed, **given.ascents)
 
 
+def _remembering(function: Callable[[str, Tensor], Tensor]) -> Callable[[str, Tensor], Tensor]:
+    """The function, run once for a tensor that is asked for again and was not written to; the last one is remembered."""
+    last: list[tuple[Tensor, int, Tensor]] = []
+
+    def remembered(modality: str, x: Tensor) -> Tensor:
+        if not last or not _is_same(x, last[0][0]) or x._version != last[0][1]:
+            last[:] = [(x, x._version, function(modality, x))]  # x is held: its memory is not given to another tensor
+        return last[0][2]
+
+    return remembered
+
+
 def _is_same(x: Tensor, other: Tensor) -> bool:
-    """True of two tensors over the same memory; what is held keeps that from being used again."""
+    """True of two tensors over the same memory."""
     views = [(t.data_ptr(), t.dtype, t.device, t.shape, t.stride()) for t in (x, other)]
     return views[0] == views[1]

@@ -13,3 +13,4 @@ from advvl.recipes.trades import trades as trades
 from advvl.recipes.vat import vat as vat
 from advvl.recipes.villa import villa as villa
 from advvl.recipes.villa_uniter import villa_uniter as villa_uniter
+from advvl.recipes.vilta import vilta as vilta
