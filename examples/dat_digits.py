@@ -33,7 +33,7 @@ from advvl.models.vqgan.checkpoint import load_vqgan
 from advvl.models.vqgan.model import VQGAN, VQGANConfig, VQLoss
 
 BOX = (0.0, 1.0)
-SIZES = VQGANConfig(codes=64, channels=32, multiples=(1, 2), blocks=1, attention=(), resolution=8, in_channels=1)
+SIZES = VQGANConfig(codes=64, channels=16, multiples=(1, 2), blocks=1, attention=(), resolution=8, in_channels=1)
 CORRUPTIONS = {
     "clean": lambda x: x,
     "noise": lambda x: (x + 0.2 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(*BOX),
@@ -115,7 +115,7 @@ def conclude(options, rows, directory):
     return "\n".join(table)
 
 
-PRESETS = {"demo": {}, "evidence": {"seeds": (0, 1, 2, 3, 4), "finetune": {"epochs": 60}, "vq_epochs": 60}}
+PRESETS = {"demo": {}, "evidence": {"seeds": (0, 1, 2, 3, 4), "finetune": {"epochs": 40}, "vq_epochs": 60}}
 DAT_DIGITS = Experiment(
     Options, data=data, rows=rows, set_up=set_up, presets=PRESETS, prepare=prepare, conclude=conclude
 )
