@@ -49,6 +49,7 @@ from advvl.perturbers.balls import Ball as Ball
 from advvl.perturbers.balls import Linf as Linf
 from advvl.perturbers.base import Moved as Moved
 from advvl.perturbers.base import Perturber as Perturber
+from advvl.perturbers.discrete import DiscretePerturber as DiscretePerturber
 from advvl.perturbers.pixels import Normalised as Normalised
 from advvl.perturbers.places import Place as Place
 from advvl.perturbers.rules import Adam as Adam
@@ -56,10 +57,12 @@ from advvl.perturbers.rules import Decay as Decay
 from advvl.perturbers.rules import Momentum as Momentum
 from advvl.perturbers.starts import Given as Given
 from advvl.perturbers.starts import Normal as Normal
+from advvl.perturbers.starts import Sometimes as Sometimes
 from advvl.perturbers.starts import Start as Start
 from advvl.perturbers.starts import Uniform as Uniform
 from advvl.perturbers.starts import Zero as Zero
 from advvl.perturbers.universal import UniversalPerturber as UniversalPerturber
+from advvl.recipes.dat import dat as dat
 from advvl.recipes.fare import fare as fare
 from advvl.recipes.free_at import free_at as free_at
 from advvl.recipes.freelb import freelb as freelb
@@ -72,6 +75,7 @@ from advvl.recipes.trades import trades as trades
 from advvl.recipes.vat import vat as vat
 from advvl.recipes.villa import villa as villa
 from advvl.recipes.villa_uniter import villa_uniter as villa_uniter
+from advvl.recipes.vilta import vilta as vilta
 from advvl.regularizers.base import Regularizer as Regularizer
 from advvl.regularizers.distance import SquaredDistance as SquaredDistance
 from advvl.regularizers.kl import KL as KL
@@ -80,6 +84,7 @@ from advvl.regularizers.references import AdapterOff as AdapterOff
 from advvl.regularizers.references import Averaged as Averaged
 from advvl.regularizers.references import Frozen as Frozen
 from advvl.regularizers.references import Reference as Reference
+from advvl.regularizers.soft_labels import SoftCrossEntropy as SoftCrossEntropy
 from advvl.training import AdversarialTraining as AdversarialTraining
 from advvl.training import StepReport as StepReport
 
@@ -103,6 +108,7 @@ __all__ = [
     "Ball",
     "Binding",
     "Decay",
+    "DiscretePerturber",
     "EmbeddingPerturber",
     "Feedback",
     "FreeAT",
@@ -125,6 +131,8 @@ __all__ = [
     "Reference",
     "Regularizer",
     "Site",
+    "SoftCrossEntropy",
+    "Sometimes",
     "SquaredDistance",
     "Start",
     "StepReport",
@@ -133,6 +141,7 @@ __all__ = [
     "UniversalPerturber",
     "Zero",
     "adapt",
+    "dat",
     "fare",
     "free_at",
     "freelb",
@@ -147,4 +156,5 @@ __all__ = [
     "vat",
     "villa",
     "villa_uniter",
+    "vilta",
 ]

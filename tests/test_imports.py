@@ -16,16 +16,17 @@ IMPORTED = ["torch", "advvl", "yaml", "safetensors"]  # in this order
 NAMES = {
     *("Adapter", "Binding", "Site", "adapt", "register", "sites"),
     *("AdversarialTraining", "Objective", "PassTrace", "StepReport"),
-    *("fare", "free_at", "freelb", "lxmert_adv", "neftune", "pgd", "smart", "tecoa", "trades", "vat"),
-    *("villa", "villa_uniter"),
+    *("dat", "fare", "free_at", "freelb", "lxmert_adv", "neftune", "pgd", "smart", "tecoa", "trades", "vat"),
+    *("villa", "villa_uniter", "vilta"),
     *("Attack", "AttackResult", "AdvVLError"),
     *("Ball", "L2", "Linf", "Place"),
     *("Ascent", "EmbeddingPerturber", "Given", "Moved", "Normal", "Perturber", "Start", "Uniform", "Zero"),
-    *("Adam", "Decay", "Momentum", "Normalised", "UniversalPerturber"),
-    *("AscentState", "AutoPGD", "Feedback", "FreeAT", "FreeLB", "InnerMaximizer", "MinimumNorm", "PGD", "Probe"),
+    *("Adam", "Decay", "DiscretePerturber", "Momentum", "Normalised", "Paired", "Sometimes", "Unperturbed"),
+    *("UniversalPerturber", "WeightAscent"),
+    *("AscentState", "AutoPGD", "Feedback", "FreeAT", "FreeLB", "Held", "InnerMaximizer", "MinimumNorm", "PGD", "Probe"),
     "RandomSearch",
     *("AdapterOff", "Averaged", "Frozen", "Reference"),
-    *("KL", "Regularizer", "SquaredDistance", "SymmetricKL"),
+    *("KL", "Regularizer", "SoftCrossEntropy", "SquaredDistance", "SymmetricKL"),
 }
 
 

@@ -101,6 +101,7 @@ class Setup:
         test: what a `"finetune"` row is attacked on.
         sites: where the model is perturbed, as `adapt` takes it; None: where its registered adapter says.
         boxes: bounds of perturbed tensors in the evaluation, by modality; None: there are none.
+        method: in the place of the row's, where it needs the model or the data; as `fit` takes it.
     """
 
     model: nn.Module
@@ -112,6 +113,7 @@ class Setup:
     sites: Mapping[str, Site | str] | None = None
     boxes: Mapping[str, tuple[float, float]] | None = None
     sampler: Sampler | None = None
+    method: AdversarialTraining | Mapping[str, AdversarialTraining] | None = None
 
 
 def save_tensors(model: nn.Module, path: Path) -> None:

@@ -200,7 +200,7 @@ class Worker(Generic[Options, Data]):
             seed=seed,
             sampler=setup.sampler,
             updates=round(usual * task.row.updates),
-            method=task.row.method,
+            method=task.row.method if setup.method is None else setup.method,
             adversarial_tasks=setup.adversarial_tasks,
             target=partial(adapt, sites=setup.sites),
             optimizer=setup.optimizer,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import NoneType, SimpleNamespace
 from typing import Any
@@ -35,7 +35,11 @@ def check_arguments(**arguments: Any) -> None:
     if given.updates is not None:
         at_least(1, given, "updates")
     check_each(given, ("sampler",), _is_sampler, "a Sampler, with examples, parts(…) and updates(…), or None")
-    instance((AdversarialTraining, NoneType), given, "method")
+    check_each(given, ("method",), _are_methods, "an AdversarialTraining, one for each task by name, or None")
+    if isinstance(given.method, Mapping) and given.adversarial_tasks is not None:
+        raise ConfigurationError(
+            "expected adversarial_tasks=None with a method for each task, got both; name tasks once"
+        )
     at_least(0, given, "adversarial_from")
     check_each(given, ("adversarial_tasks",), _are_tasks, "a collection of names, or None")
     check_functions(target=given.target, optimizer=given.optimizer, count=given.count, log=given.log)
@@ -50,6 +54,11 @@ def check_arguments(**arguments: Any) -> None:
         raise ConfigurationError(
             "expected a model with parameters to train, got none that requires a gradient; unfreeze some"
         )
+
+
+def _are_methods(value: Any) -> bool:
+    each = value.values() if isinstance(value, Mapping) and value else [value]
+    return value is None or all(isinstance(one, AdversarialTraining) for one in each)
 
 
 def _is_source(value: Any) -> bool:

@@ -74,7 +74,7 @@ def fit(
     seed: int,
     updates: int | None = None,
     sampler: Sampler | None = None,
-    method: AdversarialTraining | None = None,
+    method: AdversarialTraining | Mapping[str, AdversarialTraining] | None = None,
     adversarial_tasks: Collection[str] | None = None,
     adversarial_from: int = 0,
     target: Callable[[nn.Module], Adapter] = adapt,
@@ -99,7 +99,9 @@ def fit(
         updates: how many; None: `options.epochs` over the source.
         sampler: decides the examples of each micro-batch, such as `advvl.data.sampling.TokenBuckets`, in the place of
             `options.batch_size`; None: each epoch is shuffled, and cut into batches of that size.
-        method: an `advvl.AdversarialTraining`; None for the plain mean loss.
+        method: an `advvl.AdversarialTraining`, or one for each task (a batch's entry "task") by name, the others getting
+            the plain step; None for the plain mean loss. An `Averaged` that it compares with is updated after every
+            update, and kept in checkpoints.
         adversarial_tasks: the batches (by their entry "task") that `method` is for, the others getting the plain step;
             None for all.
         adversarial_from: the number of plain updates before the first that `method` does. VILLA pre-trains the plain way
@@ -159,8 +161,9 @@ def fit(
     check_accelerator(accelerator, None if sampler is not None else min(options.batch_size, len(source)), loop)
     if sampler is not None:
         check_sampler(sampler, source, seed, accelerator, loop)
-    if method is not None:
-        check_method(method, accelerator, loop)
+    for one in method.values() if isinstance(method, Mapping) else [method]:
+        if one is not None:
+            check_method(one, accelerator, loop)
     store = OneFile(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     if store is not None:
         store.open(resume=resume)

@@ -102,6 +102,7 @@ class Run:
                     "optimizer": updater.optimizer.state_dict(),
                     "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
                     "methods": methods,
+                    "averages": [one.state_dict() for one in updater.adversary.averages] if updater.adversary else [],
                 }
             )
         accelerator.wait_for_everyone()
@@ -138,6 +139,8 @@ class Run:
         if updater.adversary is not None:
             carried = _own(state["methods"], accelerator)
             updater.adversary.state.load_state_dict(send_to_device(carried, accelerator.device))
+            for average, kept in zip(updater.adversary.averages, state.get("averages", []), strict=True):
+                average.load_state_dict(kept)
         self.done, self.seconds, self.losses = state["done"], state["seconds"], state["losses"].tolist()
         (self.skipped, self.in_a_row), self.scores = state["skipped"], state["scores"]
         if self.store is not None and accelerator.is_main_process:

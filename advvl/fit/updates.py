@@ -32,6 +32,7 @@ from advvl.fit.schedules import schedule
 from advvl.fit.shares import Count, Share, cut
 from advvl.maximizers.base import AscentState
 from advvl.passes.traces import PassTrace
+from advvl.regularizers.references import Averaged
 from advvl.runtime.randomness import derive_seed
 from advvl.runtime.states import remembered_buffers
 from advvl.training import AdversarialTraining
@@ -39,16 +40,32 @@ from advvl.training import AdversarialTraining
 
 @dataclass
 class Adversary:
-    """The parts of an adversarial update: the method, its tasks, the adapter, the state it carries, its first update."""
+    """The parts of an adversarial update: the method, its tasks, the adapter, the state it carries, its first update.
 
-    method: AdversarialTraining
+    The method is one for all of the tasks, or one for each by its name.
+    """
+
+    method: AdversarialTraining | Mapping[str, AdversarialTraining]
     tasks: Collection[str] | None
     target: Adapter
     state: AscentState
     first: int = 0
 
-    def wants(self, batch: Mapping[str, Any]) -> bool:
-        return self.tasks is None or batch.get("task") in self.tasks
+    def method_for(self, batch: Mapping[str, Any]) -> AdversarialTraining | None:
+        """Return the method that a batch is for; None: the plain step."""
+        if not isinstance(self.method, AdversarialTraining):
+            return self.method.get(batch.get("task", ""))
+        return self.method if self.tasks is None or batch.get("task") in self.tasks else None
+
+    @property
+    def methods(self) -> Collection[AdversarialTraining]:
+        return [self.method] if isinstance(self.method, AdversarialTraining) else list(self.method.values())
+
+    @property
+    def averages(self) -> list[Averaged]:
+        """The averages of the model that regularisers compare with, each once."""
+        found = [one.reference for method in self.methods for one in method.regularizers]
+        return list(dict.fromkeys(one for one in found if isinstance(one, Averaged)))
 
     def compared(self, batch: Mapping[str, Any]) -> int:
         """Return the number of positions that the regularisers' means are over; 0: they are over rows.
@@ -56,8 +73,9 @@ class Adversary:
         Raises:
             ConfigurationError: some are over positions and some over rows.
         """
-        reads = [one.reads for one in self.method.regularizers]
-        if not self.wants(batch) or None not in reads or (positions := self.target.positions(batch)) is None:
+        method = self.method_for(batch)
+        reads = [] if method is None else [one.reads for one in method.regularizers]
+        if None not in reads or (positions := self.target.positions(batch)) is None:
             return 0
         if any(other is not None for other in reads):
             raise ConfigurationError(
@@ -67,11 +85,12 @@ class Adversary:
 
     def compares_rows(self, share: Share) -> bool:
         """Return True if a regulariser's mean over logits is taken to be over examples, as many rows of each."""
+        method = self.method_for(share.batch)
         return (
             share.weight < 1
             and not share.whole
             and share.compared is None
-            and any(one.reads is None for one in self.method.regularizers)
+            and any(one.reads is None for one in (method.regularizers if method is not None else ()))
         )
 
 
@@ -115,6 +134,8 @@ class Updater:
 
     def __post_init__(self) -> None:
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        for average in self.adversary.averages if self.adversary is not None else ():
+            average.average.to(self.accelerator.device)
         mine = range(self.accelerator.process_index, self.parts, self.accelerator.num_processes)
         parts = Updates(self.source, self.sampler, self.options.batch_size, self.seed, self.parts, mine)
         pinned = self.accelerator.device.type == "cuda"
@@ -171,7 +192,9 @@ class Updater:
             self._batches.of(number),
             mine=self._batches.updates.mine,
             count=self.count,
-            compared=adversary.compared if adversary is not None and adversary.method.regularizers else None,
+            compared=adversary.compared
+            if adversary is not None and any(method.regularizers for method in adversary.methods)
+            else None,
             total=self.total,
             equal=self.equal,
         )
@@ -181,10 +204,12 @@ class Updater:
             _seed_everything(derive_seed(self.seed, "update", number, share.number))
             ahead = self._batches.workers > 0 and self._batches.pinned
             share.batch = send_to_device(share.batch, self.accelerator.device, non_blocking=ahead)
-            wanted = adversary is not None and adversary.wants(share.batch)
-            learn = self._learn_adversarially if wanted else self._learn_plainly
+            method = None if adversary is None else adversary.method_for(share.batch)
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                mean = learn(share, apply if last else None)
+                if method is None:
+                    mean = self._learn_plainly(share, apply if last else None)
+                else:
+                    mean = self._learn_adversarially(method, share, apply if last else None)
             loss += share.weight * mean
         return loss
 
@@ -196,7 +221,9 @@ class Updater:
             apply()
         return value
 
-    def _learn_adversarially(self, share: Share, apply: Callable[[], object] | None) -> float:
+    def _learn_adversarially(
+        self, method: AdversarialTraining, share: Share, apply: Callable[[], object] | None
+    ) -> float:
         adversary, processes = self.adversary, self.accelerator.num_processes
         assert adversary is not None
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "method", self._number, share.number))
@@ -223,7 +250,7 @@ class Updater:
                 )
 
         try:
-            report = share.method(adversary.method).step(
+            report = share.method(method).step(
                 adversary.target,
                 share.batch,
                 loss=loss,
@@ -254,6 +281,8 @@ class Updater:
             raise self._unusable("norm of the gradients", norm, [*chain(*self._batches.updates.divided(self._number))])
         self.optimizer.step()
         self.optimizer.zero_grad()
+        for average in self.adversary.averages if self.adversary is not None else ():
+            average.update(self.model)
 
     def _agree(self) -> None:
         """Raise in every process, before a parameter is touched, what one of them has found.

@@ -61,8 +61,11 @@ def plain_parts(name: str) -> list[str]:
     return [*without_wrappers(parts), {"gamma": "weight", "beta": "bias"}.get(last, last)]
 
 
-def read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
+def read_state(path: str | os.PathLike[str], *, under: str | None = None) -> Mapping[str, Tensor]:
     """The named tensors of a `.safetensors` or PyTorch file, on the CPU.
+
+    Arguments:
+        under: the entry of a PyTorch file that holds the tensors, if it has that entry; others are left out.
 
     Raises:
         CheckpointError: a file that is missing, truncated, or more than tensors; a tensor that is not dense, or larger
@@ -70,7 +73,10 @@ def read_state(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
     """
     path = path_of(path)
     if path.suffix != ".safetensors":
-        return _tensors(read_torch(path), path)
+        value = read_torch(path)
+        return _tensors(
+            value[under] if under is not None and isinstance(value, dict) and under in value else value, path
+        )
     try:
         return _tensors(load_file(path), path)
     except (OSError, SafetensorError) as error:

@@ -9,6 +9,7 @@ from advvl.perturbers.base import Memory as Memory
 from advvl.perturbers.base import Moved as Moved
 from advvl.perturbers.base import Perturber as Perturber
 from advvl.perturbers.paired import Paired as Paired
+from advvl.perturbers.discrete import DiscretePerturber as DiscretePerturber
 from advvl.perturbers.places import Place as Place
 from advvl.perturbers.places import delta_dtype as delta_dtype
 from advvl.perturbers.rules import Adam as Adam
@@ -17,6 +18,7 @@ from advvl.perturbers.rules import Momentum as Momentum
 from advvl.perturbers.rules import StatefulRule as StatefulRule
 from advvl.perturbers.starts import Given as Given
 from advvl.perturbers.starts import Normal as Normal
+from advvl.perturbers.starts import Sometimes as Sometimes
 from advvl.perturbers.starts import Start as Start
 from advvl.perturbers.starts import Uniform as Uniform
 from advvl.perturbers.starts import Zero as Zero

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import torch
@@ -85,6 +85,32 @@ class Normal(Start):
 
     def make(self, ball: Ball, place: Place, generator: torch.Generator | None) -> Tensor:
         return _draw(torch.randn, place.x, generator) * self.scale * ball.unit(place)
+
+
+@dataclass(frozen=True)
+class Sometimes(Start):
+    """Start as another start does with a probability, else at zero; one coin for the batch (DAT).
+
+    Raises:
+        ConfigurationError: no start, a probability outside [0, 1].
+    """
+
+    start: Start
+    _: KW_ONLY
+    probability: float
+
+    random: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.start, Start):
+            raise ConfigurationError(f"expected a start such as Uniform(0.1), got {self.start!r}")
+        if not is_number(self.probability) or not 0 <= self.probability <= 1:
+            raise ConfigurationError(f"expected a probability in [0, 1], got {self.probability!r}")
+
+    def make(self, ball: Ball, place: Place, generator: torch.Generator | None) -> Tensor:
+        coin = _draw(torch.rand, place.x.new_empty(()), generator)
+        made = self.start.make(ball, place, generator)
+        return torch.where(coin < self.probability, made, torch.zeros_like(made))
 
 
 @dataclass(frozen=True, eq=False)

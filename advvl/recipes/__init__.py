@@ -6,6 +6,7 @@ from advvl.recipes.awp import awp as awp
 from advvl.recipes.cat import cat as cat
 from advvl.recipes.circuit_breakers import circuit_breakers as circuit_breakers
 from advvl.recipes.embedding_attack import embedding_attack as embedding_attack
+from advvl.recipes.dat import dat as dat
 from advvl.recipes.fare import fare as fare
 from advvl.recipes.fgm import fgm as fgm
 from advvl.recipes.fgsm_rs import fgsm_rs as fgsm_rs
@@ -25,3 +26,4 @@ from advvl.recipes.trades import trades as trades
 from advvl.recipes.vat import vat as vat
 from advvl.recipes.villa import villa as villa
 from advvl.recipes.villa_uniter import villa_uniter as villa_uniter
+from advvl.recipes.vilta import vilta as vilta

@@ -6,14 +6,14 @@ corruption depends on the generator's seed and the example alone, not on which o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final, get_args
 
 import torch
 from torch import Tensor
 
-from advvl.checks import is_choice, is_number, shown
+from advvl.checks import check_functions, is_choice, is_number, shown
 from advvl.data.masking import MASK_PROBABILITY, mismatch
 from advvl.data.row_draws import RowDraws
 from advvl.data.source import checked_rows
@@ -80,6 +80,8 @@ class CaptionSource:
         replacements: the range of ids [low, high) that wrong words come from.
         word_mask: the share of words that MLM hides.
         tasks: of pre-training; one named twice is drawn twice as often.
+        negatives: makes the batches of "itm" from this source, the rows and their draws; None: half of them show another
+            image, drawn from all.
 
     Raises:
         ConfigurationError: an unknown task, or a share outside [0, 1].
@@ -92,10 +94,12 @@ class CaptionSource:
     replacements: tuple[int, int]
     word_mask: float = MASK_PROBABILITY
     tasks: tuple[Task, ...] = DEFAULT_TASKS
+    negatives: Callable[[CaptionSource, Tensor, RowDraws], dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         check_tasks(self.tasks)
         check_share(self.word_mask)
+        check_functions(negatives=self.negatives)
 
     def __len__(self) -> int:
         return len(self.texts.lengths)
@@ -109,6 +113,8 @@ class CaptionSource:
         rows = checked_rows(indices, len(self))
         task = self.tasks[int(torch.randint(len(self.tasks), (), generator=generator))]
         draws = RowDraws.of(rows, generator)
+        if task == "itm" and self.negatives is not None:
+            return {**self.negatives(self, rows, draws), "task": task}
         if task == "itm":
             shown, targets = mismatch(self.image_rows[rows], len(self.images.lengths), draws=draws)
             return {**join(self.texts, rows, self.images, shown), "targets": targets, "task": task}

@@ -1,0 +1,1 @@
+"""VQGAN: images as a grid of codes, and back."""

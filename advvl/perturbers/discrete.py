@@ -1,0 +1,144 @@
+"""Perturbations seen through a discretiser, such as the codes of a VQGAN."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from advvl.checks import check_functions, is_choice
+from advvl.errors import ConfigurationError, ShapeError
+from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
+from advvl.perturbers.base import Memory, Moved, Perturber
+from advvl.perturbers.places import Place, delta_dtype
+from advvl.perturbers.starts import Normal, Start, Zero
+
+Order = Literal["after", "before"]
+
+
+class DiscretePerturber(Perturber):
+    """Perturbations δ of tensors that the model sees through a discretiser Q, whose gradient is passed straight through.
+
+    The gradient of δ is that of the discretised tensor, as if ∂Q/∂x were the identity, so Q is never differentiated. At
+    masked positions the tensor stays as it is. For training: a clean pass sees x itself, not Q(x).
+
+    Arguments:
+        discretise: Q, from the tensor at the site `(B, …)` to one of its shape and units, the same for the same tensor; run
+            without a graph. A module has to be in eval mode.
+        perturbed: `"after"`: δ moves around Q(x), the passes that move it see Q(x) + δ, and those that do not,
+            Q(Q(x) + δ), as DAT's code has it; `"before"`: δ moves around x, and all passes see Q(x + δ), as in its paper.
+        ascents: as of `EmbeddingPerturber`; a box bounds the tensor to which δ is added.
+
+    Source: Mao et al., "Enhance the Visual Representation via Discrete Adversarial Training", NeurIPS 2022.
+
+    Raises:
+        ConfigurationError: no function, a module in training mode, an unknown `perturbed`, no modality, no `Ascent`.
+        ShapeError: in a pass, a discretised tensor of another shape.
+    """
+
+    def __init__(
+        self, discretise: Callable[[Tensor], Tensor], *, perturbed: Order = "after", **ascents: Ascent
+    ) -> None:
+        check_functions(discretise=discretise)
+        if isinstance(discretise, nn.Module) and any(module.training for module in discretise.modules()):
+            raise ConfigurationError(
+                f"expected the discretiser {type(discretise).__name__} in eval mode, got training mode; call eval()"
+            )
+        if not is_choice(perturbed, get_args(Order)):
+            raise ConfigurationError(f"expected perturbed to be 'after' or 'before', got {perturbed!r}")
+        self.discretise, self.perturbed = discretise, perturbed
+        self._given = EmbeddingPerturber(**ascents)
+        self._codes_of = _remembering(
+            self._discretised
+        )  # asked for in each pass, and a VQGAN costs more than the model
+
+    def __repr__(self) -> str:
+        return f"DiscretePerturber({type(self.discretise).__name__}, perturbed={self.perturbed!r}, {self._given!r})"
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return self._given.modalities
+
+    def starts(self) -> dict[str, Start]:
+        # at zero the model sees Q(x) and not x, so the clean pass cannot serve as the pass at zero
+        return {m: Normal(0.0) if isinstance(at, Zero) else at for m, at in self._given.starts().items()}
+
+    def box(self, modality: str, x: Tensor) -> tuple[float | Tensor, float | Tensor] | None:
+        return self._given.box(modality, x)
+
+    def for_attack(self) -> DiscretePerturber:
+        return self._with(self._given.for_attack())
+
+    def for_part(self, weight: float) -> DiscretePerturber:
+        return self._with(self._given.for_part(weight))
+
+    def begin(self, modality: str, start: Start, place: Place, generator: torch.Generator | None) -> Tensor:
+        return self._given.begin(modality, start, self._around(modality, place), generator)
+
+    def move(
+        self,
+        deltas: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        places: Mapping[str, Place],
+        memory: Memory,
+    ) -> Moved:
+        around = {modality: self._around(modality, places[modality]) for modality in gradients}
+        return self._given.move(deltas, gradients, around, memory)
+
+    def norms(self, deltas: Mapping[str, Tensor], places: Mapping[str, Place]) -> dict[str, Tensor]:
+        return self._given.norms(deltas, places)
+
+    def apply(self, modality: str, place: Place, x: Tensor, delta: Tensor) -> Tensor:
+        """The tensor that the model sees; a pass moves δ where `delta` requires a gradient."""
+        if delta.shape != x.shape:
+            raise ShapeError(
+                f"expected a perturbation of {modality!r} of shape {tuple(x.shape)}, got {tuple(delta.shape)}; "
+                "make it for this very batch"
+            )
+        moved = self._around(modality, place).x + delta.detach()
+        if self.perturbed == "before" or not delta.requires_grad:
+            moved = self._discretised(modality, moved)
+        real, through = place.real(x.ndim), x + delta
+        moved = (through + (moved - through).detach()).to(x.dtype)
+        return moved if real is None else torch.where(real, moved, x)
+
+    def _around(self, modality: str, place: Place) -> Place:
+        """The place around whose tensor δ moves: x itself, or Q(x)."""
+        if self.perturbed == "before":
+            return place
+        return replace(place, x=self._codes_of(modality, place.x))
+
+    def _discretised(self, modality: str, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            found = self.discretise(x.detach().to(delta_dtype(x)))
+        if not isinstance(found, Tensor) or found.shape != x.shape:
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ShapeError(
+                f"expected discretise to give a tensor of {modality!r} of shape {tuple(x.shape)}, got {got}; "
+                "give it inputs of a size that it keeps"
+            )
+        return found
+
+    def _with(self, given: EmbeddingPerturber) -> DiscretePerturber:
+        return DiscretePerturber(self.discretise, perturbed=self.perturbed, **given.ascents)
+
+
+def _remembering(function: Callable[[str, Tensor], Tensor]) -> Callable[[str, Tensor], Tensor]:
+    """The function, run once for a tensor that is asked for again and was not written to; the last one is remembered."""
+    last: list[tuple[Tensor, int, Tensor]] = []
+
+    def remembered(modality: str, x: Tensor) -> Tensor:
+        if not last or not _is_same(x, last[0][0]) or x._version != last[0][1]:
+            last[:] = [(x, x._version, function(modality, x))]  # x is held: its memory is not given to another tensor
+        return last[0][2]
+
+    return remembered
+
+
+def _is_same(x: Tensor, other: Tensor) -> bool:
+    """True of two tensors over the same memory."""
+    views = [(t.data_ptr(), t.dtype, t.device, t.shape, t.stride()) for t in (x, other)]
+    return views[0] == views[1]

@@ -1,0 +1,118 @@
+"""Teachers of masked words for a UNITER: models whose distributions say which other words would do.
+
+Part of a reconstruction of ViLTA (Wang et al., ICCV 2023), whose abstract alone was at hand. A third teacher is
+`advvl.Averaged(model, 0.995)`, a momentum average of the model itself, with the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForMaskedLM
+
+from advvl.errors import CheckpointError, ConfigurationError
+from advvl.models.uniter.layout import gather_index
+from advvl.models.uniter.model import UniterOutput
+from advvl.regularizers.references import Reference
+from advvl.runtime.names import unwrapped
+from advvl.runtime.states import kept_modes
+from advvl.tasks.uniter.pretraining import UniterForPretraining
+
+
+class BertTeacher(nn.Module):
+    """A masked-language model of transformers, asked for the masked words of UNITER's batches; hold it by `Frozen`.
+
+    Arguments:
+        bert: the model, or the folder of one.
+        vocab_size: that of the UNITER; the same ids have to be the same words.
+
+    Raises:
+        CheckpointError: a folder that holds no masked-language model.
+        ConfigurationError: another vocabulary, or no such model.
+    """
+
+    def __init__(self, bert: nn.Module | str | Path, *, vocab_size: int) -> None:
+        super().__init__()
+        if isinstance(bert, str | Path):
+            try:
+                bert = AutoModelForMaskedLM.from_pretrained(bert, local_files_only=True)
+            except (OSError, ValueError) as error:
+                raise CheckpointError(
+                    f"expected the folder of a masked-language model of transformers, got {str(bert)!r}: {error}"
+                ) from error
+        if not isinstance(bert, nn.Module):
+            raise ConfigurationError(f"expected a masked-language model or its folder, got {type(bert).__name__}")
+        found = getattr(getattr(bert, "config", None), "vocab_size", None)
+        if found != vocab_size:
+            raise ConfigurationError(
+                f"expected a teacher with the vocabulary of the UNITER, {vocab_size} words, got {found}; take one that was "
+                "trained with the same vocab.txt"
+            )
+        self.bert = bert.eval().requires_grad_(False)
+
+    def forward(self, *, input_ids: Tensor, txt_lens: Tensor, txt_labels: Tensor, **others: Any) -> UniterOutput:
+        """Score the words at the N masked places, `(N, V)`; pictures are ignored.
+
+        Arguments:
+            input_ids: `(B, L)`.
+            txt_lens: tokens of each text, `(B,)`.
+            txt_labels: `(B, L)`, -1 where no word is asked for.
+        """
+        del others
+        real = torch.arange(input_ids.shape[1], device=input_ids.device) < txt_lens[:, None]
+        logits = self.bert(input_ids=input_ids, attention_mask=real.long()).logits
+        return UniterOutput(logits=logits[txt_labels != -1])
+
+
+class TextAlone(nn.Module):
+    """A UNITER's own masked-word head on texts without their pictures, called as `BertTeacher` is; it holds no copy."""
+
+    def __init__(self, model: UniterForPretraining) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        *,
+        input_ids: Tensor,
+        txt_lens: Tensor,
+        txt_labels: Tensor,
+        position_ids: Tensor | None = None,
+        **others: Any,
+    ) -> UniterOutput:
+        """Score the words at the N masked places, `(N, V)`."""
+        del others
+        rows, length = len(input_ids), int(txt_lens.max())  # a batch may be padded for texts that are not in it
+        regions = torch.zeros_like(txt_lens)
+        dtype = self.model.cls.predictions.bias.dtype
+        output: UniterOutput = self.model(
+            task="mlm",
+            input_ids=input_ids[:, :length],
+            position_ids=None if position_ids is None else position_ids[:, :length],
+            txt_labels=txt_labels[:, :length],
+            img_feat=torch.zeros(rows, 0, self.model.config.img_dim, device=input_ids.device, dtype=dtype),
+            img_pos_feat=torch.zeros(rows, 0, 7, device=input_ids.device, dtype=dtype),
+            attn_masks=(torch.arange(length, device=input_ids.device) < txt_lens[:, None]).long(),
+            gather_index=gather_index(txt_lens, regions, length),
+            txt_lens=txt_lens,
+            num_bbs=regions,
+        )
+        return output
+
+
+class LiveText(Reference):
+    """The trained UNITER itself, as it is now, in eval mode and on text alone."""
+
+    @contextmanager
+    def model(self, model: nn.Module) -> Iterator[nn.Module]:
+        plain = unwrapped(model)
+        if not isinstance(plain, UniterForPretraining):
+            raise ConfigurationError(f"expected a UniterForPretraining for LiveText(), got {type(plain).__name__}")
+        with kept_modes(plain):
+            plain.eval()
+            yield TextAlone(plain)

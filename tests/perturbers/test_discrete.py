@@ -1,0 +1,97 @@
+"""Perturbations through a discretiser: padding stays, gradients pass straight through, what does not fit is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from support.toy import toy, toy_batch
+from torch import nn
+
+from advvl import L2, PGD, AdversarialTraining, Ascent, DiscretePerturber, FreeLB, Place, Sometimes, Uniform, Zero
+from advvl.errors import ConfigurationError, ShapeError
+
+ASCENT = Ascent(L2(0.5), step_size=0.2)
+X = torch.randn(3, 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0], [1, 0, 1, 1, 0]]).bool()
+PLACE = Place(X, MASK)
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    return x.round()
+
+
+@pytest.mark.parametrize("perturbed", ["after", "before"])
+def test_padding_stays_to_the_bit_and_gradients_pass_straight_through(perturbed: Any) -> None:
+    perturber = DiscretePerturber(rounded, perturbed=perturbed, image=ASCENT)
+    x, delta = X.clone().requires_grad_(), (0.1 * MASK.unsqueeze(-1) * torch.ones_like(X)).requires_grad_()
+    seen = perturber.apply("image", PLACE, x, delta)
+    expected = X.round() + 0.1 if perturbed == "after" else (X + 0.1).round()
+    torch.testing.assert_close(seen[MASK], expected[MASK])
+    assert torch.equal(seen[~MASK], X[~MASK])
+    weights = torch.arange(30.0, dtype=torch.float64).view(3, 5, 2)
+    (seen * weights).sum().backward()
+    torch.testing.assert_close(x.grad, weights)
+    torch.testing.assert_close(delta.grad, weights * MASK.unsqueeze(-1))
+
+
+@pytest.mark.parametrize("perturbed", ["after", "before"])
+def test_a_pass_that_does_not_move_the_perturbation_sees_codes(perturbed: Any) -> None:
+    perturber = DiscretePerturber(rounded, perturbed=perturbed, image=ASCENT)
+    seen = perturber.apply("image", PLACE, X, torch.full_like(X, 0.6))[MASK]
+    assert torch.equal(seen, seen.round())
+
+
+@pytest.mark.parametrize("maximizer", [PGD(2), FreeLB(2)], ids=["PGD", "FreeLB"])
+@pytest.mark.parametrize("dropout", ["fresh", "shared"])
+def test_the_clean_pass_sees_the_tensor_and_not_its_codes(maximizer: Any, dropout: Any) -> None:
+    target, batch, traces = toy(), toy_batch(), []
+    method = AdversarialTraining(
+        DiscretePerturber(torch.zeros_like, perturbed="before", image=ASCENT),
+        maximizer,
+        clean_weight=1.0,
+        dropout=dropout,
+    )
+    method.step(target, batch, trace=traces.append)
+    expected = target.model(**batch)["logits"]
+    torch.testing.assert_close(traces[0].logits, expected)
+    blind = target.model(**{**batch, "regions": batch["regions"] * ~batch["region_mask"].unsqueeze(-1)})["logits"]
+    torch.testing.assert_close(traces[-1].logits, blind)
+
+
+def test_a_start_comes_with_its_probability() -> None:
+    generator = torch.Generator().manual_seed(0)
+    starts = [Sometimes(Uniform(1.0), probability=0.3).make(L2(), PLACE, generator) for _ in range(200)]
+    assert 40 < sum(bool(start.any()) for start in starts) < 80
+    assert not Sometimes(Uniform(1.0), probability=0.0).make(L2(), PLACE, None).any()
+    assert Sometimes(Uniform(1.0), probability=1.0).make(L2(), PLACE, None).all()
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: DiscretePerturber(3, image=ASCENT), "discretise"),
+        (lambda: DiscretePerturber(nn.Identity(), image=ASCENT), r"Identity in eval mode, got training mode"),
+        (lambda: DiscretePerturber(rounded, perturbed="inside", image=ASCENT), r"'after' or 'before', got 'inside'"),
+        (lambda: DiscretePerturber(rounded), "at least one modality"),
+        (lambda: Sometimes(0.3, probability=0.3), "expected a start"),
+        (lambda: Sometimes(Zero(), probability=1.3), r"a probability in \[0, 1\], got 1.3"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(made: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        made()
+
+
+@pytest.mark.parametrize("found", [torch.zeros(3, 4, 2), None], ids=["shape", "None"])
+def test_codes_of_another_shape_are_refused(found: Any) -> None:
+    perturber = DiscretePerturber(lambda x: found, image=ASCENT)
+    with pytest.raises(ShapeError, match=r"expected discretise to give a tensor of 'image' of shape \(3, 5, 2\)"):
+        perturber.apply("image", PLACE, X, torch.zeros_like(X))
+    with pytest.raises(ShapeError, match=r"perturbation of 'image' of shape \(3, 5, 2\), got \(1, 5, 2\)"):
+        perturber.apply("image", PLACE, X, torch.zeros(1, 5, 2))
+
+
+def test_it_says_what_it_is() -> None:
+    assert "perturbed='after', EmbeddingPerturber(image=Ascent(" in repr(DiscretePerturber(rounded, image=ASCENT))
