@@ -35,6 +35,7 @@ from advvl.maximizers.base import AscentState as AscentState
 from advvl.maximizers.base import InnerMaximizer as InnerMaximizer
 from advvl.maximizers.free_at import FreeAT as FreeAT
 from advvl.maximizers.freelb import FreeLB as FreeLB
+from advvl.maximizers.held import Held as Held
 from advvl.maximizers.minimum_norm import MinimumNorm as MinimumNorm
 from advvl.maximizers.pgd import PGD as PGD
 from advvl.maximizers.probes import Feedback as Feedback
@@ -50,6 +51,7 @@ from advvl.perturbers.balls import Linf as Linf
 from advvl.perturbers.base import Moved as Moved
 from advvl.perturbers.base import Perturber as Perturber
 from advvl.perturbers.discrete import DiscretePerturber as DiscretePerturber
+from advvl.perturbers.paired import Paired as Paired
 from advvl.perturbers.pixels import Normalised as Normalised
 from advvl.perturbers.places import Place as Place
 from advvl.perturbers.rules import Adam as Adam
@@ -62,13 +64,28 @@ from advvl.perturbers.starts import Start as Start
 from advvl.perturbers.starts import Uniform as Uniform
 from advvl.perturbers.starts import Zero as Zero
 from advvl.perturbers.universal import UniversalPerturber as UniversalPerturber
+from advvl.perturbers.unperturbed import Unperturbed as Unperturbed
+from advvl.perturbers.weights import WeightAscent as WeightAscent
+from advvl.recipes.agft import agft as agft
+from advvl.recipes.alum import alum as alum
+from advvl.recipes.awp import awp as awp
+from advvl.recipes.cat import cat as cat
+from advvl.recipes.circuit_breakers import circuit_breakers as circuit_breakers
 from advvl.recipes.dat import dat as dat
+from advvl.recipes.embedding_attack import embedding_attack as embedding_attack
 from advvl.recipes.fare import fare as fare
+from advvl.recipes.fgm import fgm as fgm
+from advvl.recipes.fgsm_rs import fgsm_rs as fgsm_rs
 from advvl.recipes.free_at import free_at as free_at
 from advvl.recipes.freelb import freelb as freelb
+from advvl.recipes.lat import lat as lat
 from advvl.recipes.lxmert_adv import lxmert_adv as lxmert_adv
+from advvl.recipes.modality_interference import modality_interference as modality_interference
 from advvl.recipes.neftune import neftune as neftune
 from advvl.recipes.pgd import pgd as pgd
+from advvl.recipes.pmg_aft import pmg_aft as pmg_aft
+from advvl.recipes.r_drop import r_drop as r_drop
+from advvl.recipes.sam import sam as sam
 from advvl.recipes.smart import smart as smart
 from advvl.recipes.tecoa import tecoa as tecoa
 from advvl.recipes.trades import trades as trades
@@ -77,7 +94,10 @@ from advvl.recipes.villa import villa as villa
 from advvl.recipes.villa_uniter import villa_uniter as villa_uniter
 from advvl.recipes.vilta import vilta as vilta
 from advvl.regularizers.base import Regularizer as Regularizer
+from advvl.regularizers.distance import Alignment as Alignment
+from advvl.regularizers.distance import Distance as Distance
 from advvl.regularizers.distance import SquaredDistance as SquaredDistance
+from advvl.regularizers.js import JensenShannon as JensenShannon
 from advvl.regularizers.kl import KL as KL
 from advvl.regularizers.kl import SymmetricKL as SymmetricKL
 from advvl.regularizers.references import AdapterOff as AdapterOff
@@ -99,6 +119,7 @@ __all__ = [
     "AdapterOff",
     "AdvVLError",
     "AdversarialTraining",
+    "Alignment",
     "Ascent",
     "AscentState",
     "Attack",
@@ -109,13 +130,16 @@ __all__ = [
     "Binding",
     "Decay",
     "DiscretePerturber",
+    "Distance",
     "EmbeddingPerturber",
     "Feedback",
     "FreeAT",
     "FreeLB",
     "Frozen",
     "Given",
+    "Held",
     "InnerMaximizer",
+    "JensenShannon",
     "Linf",
     "MinimumNorm",
     "Momentum",
@@ -123,6 +147,7 @@ __all__ = [
     "Normal",
     "Normalised",
     "Objective",
+    "Paired",
     "PassTrace",
     "Perturber",
     "Place",
@@ -139,16 +164,31 @@ __all__ = [
     "SymmetricKL",
     "Uniform",
     "UniversalPerturber",
+    "Unperturbed",
+    "WeightAscent",
     "Zero",
     "adapt",
+    "agft",
+    "alum",
+    "awp",
+    "cat",
+    "circuit_breakers",
     "dat",
+    "embedding_attack",
     "fare",
+    "fgm",
+    "fgsm_rs",
     "free_at",
     "freelb",
+    "lat",
     "lxmert_adv",
+    "modality_interference",
     "neftune",
     "pgd",
+    "pmg_aft",
+    "r_drop",
     "register",
+    "sam",
     "sites",
     "smart",
     "tecoa",

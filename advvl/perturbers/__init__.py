@@ -8,8 +8,8 @@ from advvl.perturbers.balls import Linf as Linf
 from advvl.perturbers.base import Memory as Memory
 from advvl.perturbers.base import Moved as Moved
 from advvl.perturbers.base import Perturber as Perturber
-from advvl.perturbers.paired import Paired as Paired
 from advvl.perturbers.discrete import DiscretePerturber as DiscretePerturber
+from advvl.perturbers.paired import Paired as Paired
 from advvl.perturbers.places import Place as Place
 from advvl.perturbers.places import delta_dtype as delta_dtype
 from advvl.perturbers.rules import Adam as Adam
