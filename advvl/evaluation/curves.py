@@ -52,7 +52,13 @@ def kind_of(budget: Budget) -> str:
 
 def radii_of(budget: Budget) -> str:
     """Name the radii of a budget in the order of `kind_of`, such as "0.5 + 1"."""
-    return " + ".join(f"{_radius(ball):g}" for ball in budget.values()) or "0"
+    return " + ".join(_length(ball) for ball in budget.values()) or "0"
+
+
+def name_of(budget: Budget) -> str:
+    """Name a budget, such as "image L2 0.5 + text Linf per token 0.1"."""
+    named = (f"{modality} {_norm_of(ball)} {_length(ball)}" for modality, ball in budget.items())
+    return " + ".join(named) or "nothing"
 
 
 def curves_of(measurement: Measurement) -> tuple[Curve, ...]:
@@ -68,6 +74,7 @@ def curves_of(measurement: Measurement) -> tuple[Curve, ...]:
                 break
         else:
             chains.append([r])
+    chains.sort(key=min)
     worst = measurement.worst()
     kinds = [kind_of(measurement.budgets[chain[0]]) for chain in chains]
     return tuple(
@@ -111,7 +118,7 @@ def comparisons(measurements: Mapping[str, Measurement], *, confidence: float = 
     """Compare every two models on the same examples, clean and at each budget."""
     found = []
     for (first, one), (second, other) in combinations(measurements.items(), 2):
-        names = ["clean", *(f"{kind_of(budget)} {radii_of(budget)}" for budget in one.budgets)]
+        names = ["clean", *map(name_of, one.budgets)]
         rows = zip(names, [one.clean, *one.worst()], [other.clean, *other.worst()], strict=True)
         for name, mine, theirs in rows:
             difference = paired_interval(mine.tolist(), theirs.tolist(), confidence=confidence)
@@ -179,7 +186,7 @@ def check_comparable(measurements: Mapping[str, Measurement]) -> None:
 def _compared(one: Measurement, other: Measurement) -> Sequence[tuple[str, Any, Any]]:
     """What has to be alike, with its name."""
     stated = [(key, one.about.get(key), other.about.get(key)) for key in ALIKE]
-    mine, theirs = ([f"{kind_of(budget)} {radii_of(budget)}" for budget in each.budgets] for each in (one, other))
+    mine, theirs = (list(map(name_of, each.budgets)) for each in (one, other))
     return [
         *stated,
         ("number of examples", len(one.clean), len(other.clean)),
@@ -195,6 +202,10 @@ def _numbers(values: Any) -> list[float]:
 def _radius(ball: Ball) -> float:
     found: float = ball.radius  # type: ignore[attr-defined]  # of both kinds that a measurement holds
     return found
+
+
+def _length(ball: Ball) -> str:
+    return "unlimited" if math.isinf(_radius(ball)) else f"{_radius(ball):g}"
 
 
 def _first(budget: Budget) -> float:

@@ -11,7 +11,7 @@ from itertools import islice
 
 from advvl.checks import check_functions, is_number, is_whole
 from advvl.errors import ConfigurationError, DataError
-from advvl.evaluation.curves import Damage, check_comparable, curves_of, damages, kind_of, radii_of
+from advvl.evaluation.curves import Damage, check_comparable, curves_of, damages, name_of
 from advvl.evaluation.examples import Example
 from advvl.evaluation.measurement import Measurement
 from advvl.evaluation.page_examples import example_html
@@ -122,4 +122,4 @@ def _examples(measurements: Mapping[str, Measurement], draw: Draw, count: int) -
 
 def _how(measurement: Measurement, damage: Damage) -> str:
     budget = measurement.budgets[damage.budget]
-    return f"{measurement.attacks[damage.attack]} within {kind_of(budget)} {radii_of(budget)}"
+    return f"{measurement.attacks[damage.attack]} within {name_of(budget)}"

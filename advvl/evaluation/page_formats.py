@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from advvl.evaluation.curves import accuracies, check_comparable, comparisons, kind_of, radii_of, wins
+from advvl.evaluation.curves import accuracies, check_comparable, comparisons, kind_of, name_of, radii_of, wins
 from advvl.evaluation.measurement import Measurement
 from advvl.evaluation.page import Draw, page
 from advvl.evaluation.page_tables import facts, tables

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advvl.evaluation.curves import accuracies, comparisons, kind_of, radii_of, wins
+from advvl.evaluation.curves import accuracies, comparisons, name_of, wins
 from advvl.evaluation.measurement import Measurement
 from advvl.evaluation.statistics import Interval
 
@@ -74,7 +74,7 @@ def percent(interval: Interval, *, signed: bool = False) -> str:
 
 def _accuracies(measurements: Mapping[str, Measurement], confidence: float, chance: float | None) -> Table:
     first = next(iter(measurements.values()))
-    names = ["clean", *map(_named, first.budgets)]
+    names = ["clean", *map(name_of, first.budgets)]
     columns = [map(percent, accuracies(one, confidence=confidence)) for one in measurements.values()]
     rows = tuple(zip(names, *columns, strict=True))
     floor = "" if chance is None else f" Chance level: {100 * chance:.1f} %."
@@ -89,43 +89,51 @@ def _accuracies(measurements: Mapping[str, Measurement], confidence: float, chan
 
 def _comparisons(measurements: Mapping[str, Measurement], confidence: float) -> Table:
     found = comparisons(measurements, confidence=confidence)
-    rows = tuple(
-        (f"{one.first} less {one.second}", one.budget, percent(one.difference, signed=True), _verdict(one.difference))
-        for one in found
-    )
+    pairs = dict.fromkeys((one.first, one.second) for one in found)
+    cells = {(one.first, one.second, one.budget): _starred(one.difference) for one in found}
     return Table(
         "Which model is better",
-        ("models", "perturbation", "difference in points", "verdict"),
-        rows,
-        f"Paired by example [{100 * confidence:g} % Agresti-Min interval], not corrected for {len(found)} comparisons.",
+        ("perturbation", *(f"{first} less {second}" for first, second in pairs)),
+        tuple((budget, *(cells[*pair, budget] for pair in pairs)) for budget in dict.fromkeys(o.budget for o in found)),
+        f"Difference in points, paired by example [{100 * confidence:g} % Agresti-Min interval]; * where it excludes 0, not "
+        f"corrected for {len(found)} comparisons.",
     )
 
 
-def _verdict(difference: Interval) -> str:
-    if not difference.excludes_zero():
-        return "no difference seen"
-    return "better" if difference.estimate > 0 else "worse"
+def _starred(difference: Interval) -> str:
+    return percent(difference, signed=True) + ("*" if difference.excludes_zero() else "")
 
 
 def _attacks(measurements: Mapping[str, Measurement]) -> Table:
+    first = next(iter(measurements.values()))
     rows = [
-        (name, _named(budget), attack, str(int(count)), _count(unmoved), _count(made))
+        (name, name_of(budget), *(str(int(count)) for count in counts), str(int(left)), _count(still))
         for name, one in measurements.items()
-        for budget, counts, still, tried in zip(one.budgets, wins(one), one.unmoved, ~one.scores.isnan(), strict=True)
-        for attack, count, unmoved, made in zip(one.attacks, counts, still, tried, strict=True)
+        for budget, counts, left, still in zip(one.budgets, wins(one), _left(one), _stuck(one), strict=True)
     ]
     return Table(
         "Which attack won",
-        ("model", "perturbation", "attack", "won", "did not move", "tried"),
+        ("model", "perturbation", *first.attacks, "not lost", "not moved"),
         tuple(rows),
-        "Won: examples whose lowest score this attack found first. Tried: examples that still had a score to lose. One "
-        "that no attack moved says nothing about robustness.",
+        "Examples whose lowest score each attack was the first to find; those that lost nothing; and those among them that no "
+        "attack moved, whose score says nothing about robustness.",
     )
+
+
+def _left(one: Measurement) -> Tensor:
+    """The number of examples with a score that no attack lowered at a budget, `(R,)`."""
+    return ((one.clean > 0) & (one.worst() >= one.clean)).sum(dim=1)
+
+
+def _stuck(one: Measurement) -> Tensor:
+    """The examples with a score left that no attack on them moved, `(R, N)` bool."""
+    made = ~one.scores.isnan()
+    return made.any(dim=1) & (one.unmoved | ~made).all(dim=1) & (one.worst() > 0)
 
 
 def _norms(measurements: Mapping[str, Measurement]) -> Table:
     rows = [
-        (name, _named(budget), modality, *_spread(norms[r]))
+        (name, name_of(budget), modality, *_spread(norms[r]))
         for name, one in measurements.items()
         for r, budget in enumerate(one.budgets)
         for modality, norms in one.norms.items()
@@ -142,10 +150,6 @@ def _norms(measurements: Mapping[str, Measurement]) -> Table:
 def _spread(norms: Tensor) -> tuple[str, str]:
     known = norms[~norms.isnan()]
     return ("-", "-") if not known.numel() else (f"{float(known.median()):.4g}", f"{float(known.max()):.4g}")
-
-
-def _named(budget: Any) -> str:
-    return f"{kind_of(budget)} {radii_of(budget)}"
 
 
 def _count(flags: Tensor) -> str:
