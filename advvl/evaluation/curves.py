@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from advvl.errors import DataError
+from advvl.evaluation.comparisons import holm, mcnemar
 from advvl.evaluation.curve_views import CurveViews
 from advvl.evaluation.measurement import Budget, Measurement, lies_inside
 from advvl.evaluation.statistics import Interval, paired_interval, proportion_interval
@@ -106,24 +107,33 @@ def wins(measurement: Measurement) -> Tensor:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the same examples at one budget: the mean of the first's scores less the second's."""
+    """Two models on the same examples at one budget.
+
+    Arguments:
+        difference: the mean of the first's scores less the second's.
+        p_value: of McNemar's exact test, by Holm's correction for all comparisons of a page; None: of soft scores.
+    """
 
     first: str
     second: str
     budget: str
     difference: Interval
+    p_value: float | None
 
 
 def comparisons(measurements: Mapping[str, Measurement], *, confidence: float = 0.95) -> tuple[Comparison, ...]:
-    """Compare every two models on the same examples, clean and at each budget."""
-    found = []
+    """Compare every two models on the same examples, clean and at each budget, by Agresti and Min's interval and McNemar."""
+    found: list[Comparison] = []
     for (first, one), (second, other) in combinations(measurements.items(), 2):
         names = ["clean", *map(name_of, one.budgets)]
         rows = zip(names, [one.clean, *one.worst()], [other.clean, *other.worst()], strict=True)
         for name, mine, theirs in rows:
             difference = paired_interval(mine.tolist(), theirs.tolist(), confidence=confidence)
-            found.append(Comparison(first, second, name, difference))
-    return tuple(found)
+            hard = bool(((mine == 0) | (mine == 1)).all() and ((theirs == 0) | (theirs == 1)).all())
+            p_value = mcnemar(mine.tolist(), theirs.tolist()).p_value if hard else None
+            found.append(Comparison(first, second, name, difference, p_value))
+    adjusted = iter(holm([one.p_value for one in found if one.p_value is not None]))
+    return tuple(replace(one, p_value=None if one.p_value is None else next(adjusted)) for one in found)
 
 
 @dataclass(frozen=True)

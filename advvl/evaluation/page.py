@@ -17,7 +17,7 @@ from advvl.evaluation.measurement import Measurement
 from advvl.evaluation.page_examples import example_html
 from advvl.evaluation.page_style import STYLE
 from advvl.evaluation.page_svg import curve_svg, legend
-from advvl.evaluation.page_tables import facts, tables
+from advvl.evaluation.page_tables import details, tables
 
 Draw = Callable[[Damage], Example]
 
@@ -56,7 +56,7 @@ def page(
         _curves(measurements, confidence, chance),
         *(table.html() for table in tables(measurements, confidence=confidence, chance=chance)),
         *([] if draw is None else [_examples(measurements, draw, examples)]),
-        *(table.html() for table in facts(measurements)),
+        *(table.html() for table in details(measurements)),
     ]
     body = "\n".join(filter(None, parts))
     return (

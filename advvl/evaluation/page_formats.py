@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from advvl.evaluation.curves import accuracies, check_comparable, comparisons, kind_of, name_of, radii_of, wins
+from advvl.evaluation.curves import accuracies, check_comparable, comparisons, kind_of, radii_of, wins
 from advvl.evaluation.measurement import Measurement
 from advvl.evaluation.page import Draw, page
-from advvl.evaluation.page_tables import facts, tables
+from advvl.evaluation.page_tables import details, tables
 from advvl.files import write_json, write_text
 
 _COLUMNS = ("model", "perturbation", "radius", "accuracy", "low", "high", "confidence", "examples", "interval")
@@ -33,7 +33,7 @@ def to_markdown(
     check_comparable(measurements)
     flags = [f"**{name}: {flag.name}.** {flag.detail}" for name, one in measurements.items() for flag in one.flags]
     loud = ["## Do not trust these figures yet", *flags] if flags else []
-    found = [*tables(measurements, confidence=confidence, chance=chance), *facts(measurements)]
+    found = [*tables(measurements, confidence=confidence, chance=chance), *details(measurements)]
     return "\n\n".join([f"# {title}", *loud, *(table.markdown() for table in found)]) + "\n"
 
 
@@ -66,6 +66,7 @@ def to_json(
                 "difference": one.difference.estimate,
                 "low": one.difference.low,
                 "high": one.difference.high,
+                "p_value": one.p_value,
             }
             for one in comparisons(measurements, confidence=confidence)
         ],

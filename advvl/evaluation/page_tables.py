@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advvl.evaluation.curves import accuracies, comparisons, name_of, wins
+from advvl.evaluation.curves import Comparison, accuracies, comparisons, name_of, wins
 from advvl.evaluation.measurement import Measurement
 from advvl.evaluation.statistics import Interval
 
@@ -50,16 +50,16 @@ class Table:
 def tables(
     measurements: Mapping[str, Measurement], *, confidence: float = 0.95, chance: float | None = None
 ) -> Iterator[Table]:
-    """Yield the tables of accuracies, comparisons, attacks and norms."""
+    """Yield the tables of accuracies and comparisons."""
     yield _accuracies(measurements, confidence, chance)
     if len(measurements) > 1:
         yield _comparisons(measurements, confidence)
+
+
+def details(measurements: Mapping[str, Measurement]) -> Iterator[Table]:
+    """Yield the tables of attacks and norms, and one of configuration, versions and time of each measurement."""
     yield _attacks(measurements)
     yield _norms(measurements)
-
-
-def facts(measurements: Mapping[str, Measurement]) -> Iterator[Table]:
-    """Yield a table of configuration, versions and time of each measurement."""
     for name, one in measurements.items():
         rows = tuple(_flat(one.about))
         if rows:
@@ -90,18 +90,21 @@ def _accuracies(measurements: Mapping[str, Measurement], confidence: float, chan
 def _comparisons(measurements: Mapping[str, Measurement], confidence: float) -> Table:
     found = comparisons(measurements, confidence=confidence)
     pairs = dict.fromkeys((one.first, one.second) for one in found)
-    cells = {(one.first, one.second, one.budget): _starred(one.difference) for one in found}
+    cells = {(one.first, one.second, one.budget): _compared(one) for one in found}
     return Table(
         "Which model is better",
         ("perturbation", *(f"{first} less {second}" for first, second in pairs)),
-        tuple((budget, *(cells[*pair, budget] for pair in pairs)) for budget in dict.fromkeys(o.budget for o in found)),
-        f"Difference in points, paired by example [{100 * confidence:g} % Agresti-Min interval]; * where it excludes 0, not "
-        f"corrected for {len(found)} comparisons.",
+        tuple(
+            (budget, *(cells[(*pair, budget)] for pair in pairs)) for budget in dict.fromkeys(o.budget for o in found)
+        ),
+        f"Difference in points, paired by example [{100 * confidence:g} % Agresti-Min interval]; p of McNemar's exact test, "
+        f"by Holm's correction for all {len(found)} comparisons (none for scores other than right and wrong).",
     )
 
 
-def _starred(difference: Interval) -> str:
-    return percent(difference, signed=True) + ("*" if difference.excludes_zero() else "")
+def _compared(one: Comparison) -> str:
+    p_value = "" if one.p_value is None else ", p < 0.001" if one.p_value < 0.001 else f", p {one.p_value:.3f}"
+    return percent(one.difference, signed=True) + p_value
 
 
 def _attacks(measurements: Mapping[str, Measurement]) -> Table:
@@ -115,8 +118,8 @@ def _attacks(measurements: Mapping[str, Measurement]) -> Table:
         "Which attack won",
         ("model", "perturbation", *first.attacks, "not lost", "not moved"),
         tuple(rows),
-        "Examples whose lowest score each attack was the first to find; those that lost nothing; and those among them that no "
-        "attack moved, whose score says nothing about robustness.",
+        "Examples whose lowest score each attack was the first to find; those that lost nothing; and those among them that "
+        "nothing moved, whose score says nothing about robustness. One lost to a smaller budget need not be tried again.",
     )
 
 
