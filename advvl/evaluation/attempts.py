@@ -1,0 +1,218 @@
+"""Attempts: one attack on some rows of a batch within one budget, and what is left of its claims after verification.
+
+Legend: B rows of a batch, n of them attacked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from advvl.adapters.base import Adapter, Outputs
+from advvl.checks import is_whole, shown
+from advvl.errors import ConfigurationError, DataError
+from advvl.evaluation.measurement import Budget, lies_inside
+from advvl.evaluation.named_attacks import NamedAttack
+from advvl.evaluation.objectives import as_scores
+from advvl.evaluation.scoring import Batch, Score, Targets, answer_score, checked_scores, fresh
+from advvl.evaluation.searches import search
+from advvl.evaluation.verification import Untouched, Verified, verify
+from advvl.ops import Box
+from advvl.passes.objective import Loss
+from advvl.perturbers.balls import L2, Linf
+from advvl.perturbers.pixels import Normalised
+from advvl.runtime.randomness import derive_seed
+
+Rows = Callable[[Batch, Tensor], Batch]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What an attack did to n examples.
+
+    Arguments:
+        scores: `(n,)` fp64, verified.
+        lengths: modality to `(n,)` fp64, of the perturbations that gave the scores.
+        losses: `(n,)` fp64, the highest that the attack saw.
+        still: modality to the examples `(n,)`, bool, that no gradient moved.
+        nonfinite: `(n,)` bool, those with a gradient that was not finite.
+        by_gradients: whether it asked for gradients.
+    """
+
+    scores: Tensor
+    lengths: Mapping[str, Tensor]
+    losses: Tensor
+    still: Mapping[str, Tensor]
+    nonfinite: Tensor
+    by_gradients: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How batches are attacked and judged; the arguments of `worst_case`."""
+
+    adapter: Adapter
+    budgets: tuple[Budget, ...]
+    attacks: tuple[NamedAttack, ...]
+    targets: Targets
+    score: Score | None
+    rows: Rows | None
+    boxes: Mapping[str, Box]
+    pixels: Mapping[str, Normalised]
+    draws: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not is_whole(self.seed) or self.seed < 0:
+            raise ConfigurationError(f"expected seed to be a whole number of 0 or more, got {shown(self.seed)}")
+        if not is_whole(self.draws) or self.draws < 1:
+            raise ConfigurationError(f"expected draws to be a whole number of 1 or more, got {shown(self.draws)}")
+        for name, value in (("boxes", self.boxes), ("pixels", self.pixels)):
+            if not isinstance(value, Mapping):
+                raise ConfigurationError(f"expected {name} as a mapping from modality, got {shown(value)}")
+        for adapter in (self.adapter, *(attack.surrogate for attack in self.attacks)):
+            if adapter is not None:
+                _check_eval(adapter.model)
+
+    def scored(self, adapter: Adapter) -> Score:
+        """The score by which answers of a model are judged, the evaluated one or a surrogate."""
+        return self.score or answer_score(adapter, self.targets)
+
+    def clean(self, batch: Batch, number: int) -> Tensor:
+        """The score of each example of a batch without perturbation, `(B,)` fp64."""
+        score, found = self.scored(self.adapter), []
+        for draw in range(self.draws):
+            with fresh(self.adapter.model, derive_seed(self.seed, "clean", number, draw)), self.adapter.clean():
+                found.append(checked_scores(score(self.adapter.forward(batch), batch)))
+        return torch.stack(found).mean(dim=0)
+
+    def attempt(
+        self,
+        attack: NamedAttack,
+        batch: Batch,
+        left: Tensor,
+        budget: Budget,
+        restart: int,
+        purpose: tuple[str | int, ...],
+    ) -> Attempt:
+        """Make an attack on some rows of a batch, and verify what it found.
+
+        Arguments:
+            left: the rows `(n,)`.
+            restart: its number.
+            purpose: tells its random draws from those of any other attempt.
+
+        Raises:
+            DataError: `rows` that gives others than asked for.
+            ConfigurationError: an attack that leaves its ball, box or mask, or changes the model.
+        """
+        part = batch if self.rows is None else self.rows(batch, left)
+        made_on, seed = attack.surrogate or self.adapter, derive_seed(self.seed, *purpose)
+        ascents = attack.ascents(budget, restart, self.boxes, self.pixels)
+        untouched = Untouched(self.adapter.model)
+        found = search(
+            made_on,
+            part,
+            ascents,
+            attack.maximizer,
+            _loss(attack, made_on, self.targets),
+            self.scored(made_on),
+            seed=seed,
+        )
+        untouched.check(attack.name)
+        if self.rows is not None and len(found.seen) != len(left):
+            raise DataError(
+                f"expected rows to give the {len(left)} rows asked for, got {len(found.seen)}; cut each field"
+            )
+
+        def tried(deltas: Mapping[str, Tensor]) -> Verified:
+            judge = self.scored(self.adapter)
+            return verify(self.adapter, part, ascents, deltas, judge, name=attack.name, seed=seed + 1, draws=self.draws)
+
+        verified = tried(found.ended)
+        if (found.seen < verified.scores).any():
+            verified = verified.or_lower(tried(found.worst))
+        here = left if self.rows is None else torch.arange(len(left), device=left.device)
+        none = torch.zeros_like(found.seen, dtype=torch.bool)
+        return Attempt(
+            verified.scores[here],
+            {modality: lengths[here] for modality, lengths in verified.lengths.items()},
+            found.losses[here],
+            {modality: found.unmoved.get(modality, none)[here] for modality in budget},
+            torch.stack([none, *found.nonfinite.values()]).any(dim=0)[here],
+            found.by_gradients,
+        )
+
+
+def _loss(attack: NamedAttack, adapter: Adapter, targets: Targets) -> Loss:
+    """What an attack climbs on a model."""
+    objective = attack.objective
+    if attack.loss is not None:
+        return attack.loss
+    if objective is None:
+        return adapter.loss
+
+    def climbed(outputs: Outputs, batch: Batch) -> Tensor:
+        logits = adapter.logits(outputs)
+        return objective(logits, as_scores(targets(batch), logits))
+
+    return climbed
+
+
+def checked_attacks(attacks: Sequence[NamedAttack]) -> tuple[NamedAttack, ...]:
+    """The attacks of an evaluation.
+
+    Raises:
+        ConfigurationError: none, something else, or two of one name.
+    """
+    given: object = attacks
+    if not isinstance(given, list | tuple) or not given or not all(isinstance(one, NamedAttack) for one in given):
+        raise ConfigurationError(f"expected attacks as a list of one NamedAttack(…) or more, got {shown(given)}")
+    names = [attack.name for attack in attacks]
+    if len(set(names)) < len(names):
+        raise ConfigurationError(f"expected attacks of different names, got {names}; name each for what it does")
+    return tuple(attacks)
+
+
+def checked_budgets(budgets: Budget | Sequence[Budget], adapter: Adapter) -> tuple[Budget, ...]:
+    """The budgets of an evaluation, a single one as a tuple of one.
+
+    Raises:
+        ConfigurationError: anything but balls of finite radii above 0 by modality, or a budget that lies in an earlier one.
+        SiteError: a modality that the adapter lacks.
+    """
+    found: object = (budgets,) if isinstance(budgets, Mapping) else budgets
+    if not isinstance(found, list | tuple) or not found:
+        raise ConfigurationError(f"expected budgets as mappings from modality to ball, got {shown(budgets)}")
+    for budget in found:
+        if not isinstance(budget, Mapping) or not budget or not all(map(_is_bounded, budget.values())):
+            raise ConfigurationError(
+                f"expected a ball of a finite radius above 0 for each modality, got {shown(budget)}; "
+                'as in {"image": L2(0.5)}'
+            )
+        adapter.check_modalities(budget)
+    for i, outer in enumerate(found):
+        for inner in found[i + 1 :]:
+            if lies_inside(inner, outer):
+                raise ConfigurationError(
+                    f"expected budgets from small to large, each once, got {shown(outer)} before {shown(inner)}; sort them"
+                )
+    return tuple(dict(budget) for budget in found)
+
+
+def _is_bounded(ball: object) -> bool:
+    return isinstance(ball, L2 | Linf) and 0 < ball.radius < math.inf
+
+
+def _check_eval(model: nn.Module) -> None:
+    """Raise ConfigurationError for a model in training mode: its dropout would pass for robustness."""
+    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
+    if training:
+        raise ConfigurationError(
+            f"expected a model in eval mode, got {len(training)} modules in training mode, {training[0]!r} first; "
+            "call model.eval()"
+        )

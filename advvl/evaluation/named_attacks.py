@@ -1,0 +1,130 @@
+"""The attacks of an evaluation: each a value that says what is climbed, how and how often, within whatever budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+
+from advvl.adapters.base import Adapter
+from advvl.checks import at_least, check_functions, instance, is_number, text
+from advvl.errors import ConfigurationError
+from advvl.evaluation.measurement import Budget
+from advvl.evaluation.objectives import Objective, cross_entropy, margin
+from advvl.maximizers.base import AscentState, InnerMaximizer
+from advvl.maximizers.pgd import PGD
+from advvl.maximizers.probes import Feedback, Probe, Probes
+from advvl.ops import Box
+from advvl.passes.objective import Loss
+from advvl.perturbers.ascents import Ascent
+from advvl.perturbers.balls import Ball
+from advvl.perturbers.base import Perturber
+from advvl.perturbers.pixels import Normalised
+from advvl.perturbers.rules import StatefulRule
+from advvl.perturbers.starts import Normal, Start, Uniform, Zero
+
+
+def first_clean(restart: int, ball: Ball) -> Start:
+    """The clean example for restart 0, a random point of the ball for the others."""
+    return Zero() if restart == 0 else Uniform(_radius(ball))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedAttack:
+    """An attack that an evaluation makes at every budget.
+
+    Arguments:
+        name: in measurements and on pages.
+        maximizer: how it searches; it may ask for gradients or do without.
+        objective: from logits and targets to what it climbs, one per row `(B,)`, such as those of `objectives`; None: the
+            model's own loss, one per row.
+        loss: from outputs and batch to `(B,)`, in the place of an objective, for what logits and targets do not say.
+        restarts: how often it is made on an example that holds.
+        start: from the number of the restart and the ball to where a modality begins.
+        step_fraction: step size as a fraction of the radius; None: 2.5/steps, with which it can cross the ball.
+        rule: of the steps, as `Ascent` takes it.
+        surrogate: another model with the same sites that the attack is made on; its perturbations are then tried on the
+            model that is evaluated (a transfer attack).
+
+    Raises:
+        ConfigurationError: parts that are none.
+    """
+
+    name: str
+    maximizer: InnerMaximizer
+    objective: Objective | None = cross_entropy
+    loss: Loss | None = None
+    restarts: int = 1
+    start: Callable[[int, Ball], Start] = first_clean
+    step_fraction: float | None = None
+    rule: Literal["normalised", "sign"] | StatefulRule | None = None
+    surrogate: Adapter | None = None
+
+    def __post_init__(self) -> None:
+        text(self, "name")
+        instance(InnerMaximizer, self, "maximizer")
+        instance((Adapter, type(None)), self, "surrogate")
+        at_least(1, self, "restarts")
+        check_functions(objective=self.objective, loss=self.loss, start=self.start)
+        fraction = self.step_fraction
+        if fraction is not None and not (is_number(fraction) and 0 < fraction < math.inf):
+            raise ConfigurationError(f"expected step_fraction to be a finite number above 0, or None, got {fraction!r}")
+
+    def ascents(
+        self, budget: Budget, restart: int, boxes: Mapping[str, Box], pixels: Mapping[str, Normalised]
+    ) -> dict[str, Ascent]:
+        """How each modality of a budget moves in one restart."""
+        steps = self.maximizer.moves
+        fraction = self.step_fraction or (2.5 / steps if steps else 0.125)
+        return {
+            modality: Ascent(
+                ball,
+                step_size=_radius(ball) * fraction,
+                start=self.start(restart, ball),
+                rule=self.rule,
+                box=boxes.get(modality),
+                pixels=pixels.get(modality),
+            )
+            for modality, ball in budget.items()
+        }
+
+
+@dataclass(frozen=True)
+class RandomDirections(InnerMaximizer):
+    """Points at the edge of the ball, drawn independently of each other and of the model: a search without gradients.
+
+    Arguments:
+        queries: forwards, one for each point.
+    """
+
+    queries: int
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "queries")
+
+    def probes(
+        self, perturber: Perturber, *, generator: torch.Generator | None = None, state: AscentState | None = None
+    ) -> Probes:
+        del generator, state
+        feedback: Feedback | None = None
+        for _ in range(self.queries):
+            feedback = yield Probe(dict.fromkeys(perturber.modalities, Normal(_FAR)), delta_gradients=False)
+        assert feedback is not None
+        return feedback.deltas
+
+
+_FAR: Final = 1e6  # so far outside any ball in use that the projection ends at its edge
+
+DEFAULT: Final = (
+    NamedAttack(name="PGD cross-entropy", maximizer=PGD(20), restarts=3),
+    NamedAttack(name="PGD margin", maximizer=PGD(20), objective=margin, restarts=3),
+    NamedAttack(name="random directions", maximizer=RandomDirections(50), objective=margin),
+)
+"""The attacks of `worst_case` unless others are given: gradients first, and at the end a search that needs none."""
+
+
+def _radius(ball: Ball) -> float:
+    return float(getattr(ball, "radius", math.inf))

@@ -1,0 +1,209 @@
+"""The worst case: the lowest score of each example over attacks, restarts and budgets, verified, with doubts said aloud.
+
+An attack proposes perturbations; what counts is measured afterwards. Each is held against its ball, box and mask, and
+scored in a fresh forward. An example that is lost is not attacked again, except by the first attack at every budget,
+whose own curve shows whether more room made it better, as it should.
+
+Legend: N examples, B rows of a batch, R budgets, A attacks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from advvl.adapters.base import Adapter
+from advvl.adapters.registry import adapted
+from advvl.checks import check_functions
+from advvl.errors import DataError
+from advvl.evaluation.attempts import Plan, Rows, checked_attacks, checked_budgets
+from advvl.evaluation.flags import doubts, raised
+from advvl.evaluation.measurement import Budget, Measurement, lies_inside
+from advvl.evaluation.named_attacks import DEFAULT, NamedAttack
+from advvl.evaluation.scoring import Batch, Score, Targets, own_targets
+from advvl.ops import Box
+from advvl.perturbers.pixels import Normalised
+from advvl.runtime.descriptions import described
+from advvl.runtime.processes import collected, process_count, process_index
+from advvl.runtime.reductions import check_alone
+
+Record = Mapping[str, Tensor]
+"""The record of one batch: tensors by name, on the CPU, whose last axis is the batch's examples."""
+
+Cache = Callable[[int, Callable[[], Record]], Record]
+T = TypeVar("T")
+
+
+def worst_case(
+    model: Adapter | nn.Module,
+    loader: Iterable[Batch],
+    budgets: Budget | Sequence[Budget],
+    *,
+    attacks: Sequence[NamedAttack] = DEFAULT,
+    targets: Targets | None = None,
+    score: Score | None = None,
+    rows: Rows | None = None,
+    boxes: Mapping[str, Box] | None = None,
+    pixels: Mapping[str, Normalised] | None = None,
+    draws: int = 1,
+    seed: int = 0,
+    checks: bool = True,
+    cache: Cache | None = None,
+    over_processes: bool = False,
+    about: Mapping[str, Any] | None = None,
+) -> Measurement:
+    """Attack every example within each budget and keep the worst.
+
+        measured = worst_case(model, loader, [{"image": L2(0.5)}, {"image": L2(1.0)}])
+        print(measured.worst().mean(dim=1), measured.flags)
+
+    The model is left as found, with its gradients, buffers and the global random state.
+
+    Arguments:
+        model: in eval mode, on the device of the batches; or its adapter.
+        loader: batches as mappings; the same in the same order give the same measurement.
+        budgets: a ball for each modality that may be perturbed, or a list of such mappings, small before large; one of
+            several modalities is spent on all of them together.
+        attacks: in this order; those that ask for gradients before those that do not.
+        targets: from a batch to its soft scores `(B, A)` in [0, 1], or class ids `(B,)`, whole numbers; default: its field
+            `targets`.
+        score: from outputs and batch to `(B,)` in [0, 1], what attacks try to take away; default: the targets' score of
+            the model's answer.
+        rows: from a batch and numbers of rows `(n,)` to the batch of those, such as `rows.take_rows`: lost examples are
+            then no longer run.
+        boxes: bounds (low, high) of the perturbed tensor by modality, such as (0, 1) for pixels.
+        pixels: the normalisation behind the tensor by modality; its ball and box are then in pixels.
+        draws: forwards whose mean is the score of an example, for a model that draws numbers.
+        seed: of all random draws.
+        checks: make the passes that flags need beyond the attacks.
+        cache: from the number of a batch and the function that attacks it to its record; it may keep records in files.
+        over_processes: every process is given the same batches, attacks each n-th of them, and gets the whole.
+        about: what else a reader needs, plain JSON.
+
+    Raises:
+        ConfigurationError: a model in training mode; budgets that are none or out of order; an attack that leaves its ball,
+            its box or its mask, or changes the model.
+        DataError: no example; targets or scores that are not in [0, 1]; `rows` that gives others.
+        SiteError: the adapter has no such modality.
+    """
+    began = time.monotonic()
+    with adapted(model) as adapter:
+        plan = Plan(
+            adapter,
+            checked_budgets(budgets, adapter),
+            checked_attacks(attacks),
+            targets or own_targets,
+            score,
+            rows,
+            boxes or {},
+            pixels or {},
+            draws,
+            seed,
+        )
+        check_functions(targets=targets, score=score, rows=rows, cache=cache)
+
+        def record(number: int, batch: Batch) -> Record:
+            found = _record(plan, number, batch, checks=checks)
+            return {name: one.cpu() for name, one in found.items()}
+
+        records = each(adapter, loader, record, cache=cache, over_processes=over_processes)
+    if not any(len(one["clean"]) for one in records):
+        raise DataError("expected one example or more to attack, got none")
+    found = {name: torch.cat([one[name] for one in records], dim=-1) for name in records[0]}
+    names = tuple(attack.name for attack in plan.attacks)
+    said = {"attacks": [described(a) for a in plan.attacks], "seed": seed, "draws": draws, "torch": torch.__version__}
+    return Measurement(
+        plan.budgets,
+        names,
+        found["clean"],
+        found["scores"],
+        {name.removeprefix("norms."): one for name, one in found.items() if name.startswith("norms.")},
+        found["unmoved"],
+        raised(found, plan.budgets, names),
+        {**said, "seconds": time.monotonic() - began, **(about or {})},
+    )
+
+
+def each(
+    adapter: Adapter,
+    loader: Iterable[Batch],
+    record: Callable[[int, Batch], T],
+    *,
+    cache: Callable[[int, Callable[[], T]], T] | None = None,
+    over_processes: bool = False,
+) -> list[T]:
+    """The record of every batch, in order: of this process's own, or of what all processes made of their shares.
+
+    Arguments:
+        record: from a batch's number and the batch.
+        cache: as `worst_case` takes it.
+
+    Raises:
+        DataError: something else than batches.
+        ConfigurationError: over processes, a wrapped model.
+    """
+    if not isinstance(loader, Iterable) or isinstance(loader, Tensor | Mapping):
+        raise DataError(f"expected an iterable of batches, got {type(loader).__name__}; of one batch pass [batch]")
+    count, index = (process_count(), process_index()) if over_processes else (1, 0)
+    if over_processes:
+        check_alone(adapter.model)
+    mine = {}
+    for number, batch in enumerate(loader):
+        if not isinstance(batch, Mapping):
+            raise DataError(f"expected batches as mappings from field to value, got {type(batch).__name__}")
+        if number % count == index:
+            make = partial(record, number, batch)
+            mine[number] = make() if cache is None else cache(number, make)
+    return list(collected(mine).values()) if over_processes else list(mine.values())
+
+
+def _record(plan: Plan, number: int, batch: Batch, *, checks: bool) -> Record:
+    """Attack one batch within every budget."""
+    clean = plan.clean(batch, number)
+    shape = (len(plan.budgets), len(plan.attacks), len(clean))
+    modalities = dict.fromkeys(name for budget in plan.budgets for name in budget)
+    scores, losses, *norms = (clean.new_full(shape, torch.nan) for _ in range(2 + len(modalities)))
+    nonfinite, *still = (torch.zeros(shape, dtype=torch.bool, device=clean.device) for _ in range(1 + len(modalities)))
+    found = {"scores": scores, "losses": losses, "nonfinite": nonfinite}
+    found |= {f"norms.{name}": one for name, one in zip(modalities, norms, strict=True)}
+    found |= {f"still.{name}": one for name, one in zip(modalities, still, strict=True)}
+    by_gradients = torch.zeros(shape[1:], dtype=torch.bool, device=clean.device)
+    for r, a, restart in (
+        (r, a, restart)
+        for r in range(len(plan.budgets))
+        for a, attack in enumerate(plan.attacks)
+        for restart in range(attack.restarts)
+    ):
+        own_curve = checks and a == restart == 0
+        left = (clean if own_curve else _worst(plan, clean, scores, r)).nonzero().squeeze(1)
+        if not len(left):
+            continue
+        name = plan.attacks[a].name
+        made = plan.attempt(plan.attacks[a], batch, left, plan.budgets[r], restart, (name, number, r, restart))
+        first = scores[r, a, left].isnan()
+        lower = first | (made.scores < scores[r, a, left])
+        scores[r, a, left] = torch.where(lower, made.scores, scores[r, a, left])
+        losses[r, a, left] = torch.fmax(losses[r, a, left], made.losses)
+        nonfinite[r, a, left] |= made.nonfinite
+        by_gradients[a] |= made.by_gradients
+        for modality in plan.budgets[r]:
+            length, stuck = found[f"norms.{modality}"], found[f"still.{modality}"]
+            length[r, a, left] = torch.where(lower, made.lengths[modality], length[r, a, left])
+            stuck[r, a, left] = made.still[modality] & (stuck[r, a, left] | first)
+    unmoved = ~scores.isnan()
+    for r, budget in enumerate(plan.budgets):
+        unmoved[r] &= torch.stack([found[f"still.{modality}"][r] for modality in budget]).all(dim=0)
+    found |= {"clean": clean, "unmoved": unmoved, "by_gradients": by_gradients}
+    worst = torch.stack([_worst(plan, clean, scores, r) for r in range(len(plan.budgets))])
+    return found | (doubts(plan, batch, number, clean, worst) if checks else {})
+
+
+def _worst(plan: Plan, clean: Tensor, scores: Tensor, r: int) -> Tensor:
+    """The lowest score so far within budget `r`, `(B,)`: what a smaller one broke is broken."""
+    inner = [i for i in range(r + 1) if lies_inside(plan.budgets[i], plan.budgets[r])]
+    return torch.fmin(clean, scores[inner].nan_to_num(nan=1.0).amin(dim=(0, 1)))
