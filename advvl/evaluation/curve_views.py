@@ -50,7 +50,7 @@ class CurveViews:
             MissingExtraError: pandas, of the extra `report`, is not installed.
         """
         try:
-            import pandas as pd  # type: ignore[import-untyped]
+            import pandas as pd
         except ImportError as error:
             raise missing_extra("pandas", "report") from error
         found = self.intervals(confidence=confidence)

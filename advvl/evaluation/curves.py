@@ -21,7 +21,7 @@ from advvl.evaluation.measurement import Budget, Measurement, lies_inside
 from advvl.evaluation.statistics import Interval, paired_interval, proportion_interval
 from advvl.perturbers.balls import Ball
 
-ALIKE: Final = ("task", "data", "versions")
+ALIKE: Final = ("task", "data", "versions", "torch")
 """What measurements have to say alike in `about` to be compared."""
 
 

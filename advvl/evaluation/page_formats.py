@@ -95,6 +95,7 @@ def write_report(
     confidence: float = 0.95,
     chance: float | None = None,
     draw: Draw | None = None,
+    examples: int = 8,
 ) -> Path:
     """Write `report.html`, `report.md`, `report.json` and `report.csv`; return the page's path.
 
@@ -102,7 +103,7 @@ def write_report(
         DataError, ConfigurationError: as `page`.
     """
     said: dict[str, Any] = {"confidence": confidence, "chance": chance}
-    text = page(measurements, title=title, draw=draw, **said)
+    text = page(measurements, title=title, draw=draw, examples=examples, **said)
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "report.md", to_markdown(measurements, title=title, **said))

@@ -33,6 +33,7 @@ from advvl.checks import (
     shown,
 )
 from advvl.errors import ConfigurationError, DataError, NonFiniteError, more
+from advvl.evaluation.curve_views import CurveViews
 from advvl.evaluation.objectives import OBJECTIVES, Objective, as_scores, score
 from advvl.maximizers.pgd import PGD
 from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
@@ -86,7 +87,7 @@ def _are_objectives(value: Any) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class RobustnessCurve:
+class RobustnessCurve(CurveViews):
     """Scores of N examples without perturbation and, in the worst case, at R radii.
 
     Arguments:
