@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from advvl.errors import DataError
-from advvl.perturbers.places import Place
 
 Box = tuple[float, float, float, float]
 
@@ -65,16 +65,20 @@ def grid(rows: int, columns: int) -> tuple[Box, ...]:
     )
 
 
-def position_norms(delta: Tensor, place: Place | None = None) -> Tensor:
-    """The L2 norm of a perturbation at each position, `(B, T)` fp64 on the CPU, from `(B, T, D)`.
+def position_norms(delta: Tensor) -> Tensor:
+    """The L2 norm of a perturbation at each position, fp64 on the CPU, over features or, of pixels, over channels.
 
     Arguments:
-        place: whose mask says which positions are real; the others are 0.
+        delta: `(B, T, D)` at positions, `(B, C, H, W)` of pixels, or `(B, D)`.
+
+    Returns:
+        `(B, T)`, `(B, H, W)`, or `(B, 1)`.
     """
-    norms = delta.detach().double().flatten(2).norm(dim=2) if delta.ndim > 2 else delta.detach().double().abs()
-    if place is not None and place.mask is not None:
-        norms = norms * place.mask
-    return norms.cpu()
+    wide = delta.detach().double().cpu()
+    if wide.ndim != 4:
+        wide = wide.reshape(len(wide), -1, wide.shape[-1])
+    found: Tensor = torch.linalg.vector_norm(wide, dim=1 if wide.ndim == 4 else 2)
+    return found
 
 
 def picture_bytes(picture: Any) -> tuple[str, bytes]:

@@ -50,14 +50,18 @@ def hit(
     boxes: Mapping[str, Box] | None = None,
     pixels: Mapping[str, Normalised] | None = None,
     seed: int = 0,
+    tries: int = 10,
 ) -> Hit:
     """Make an attack on one example, and say where it hit; of several restarts the one that leaves the least score.
+
+    Random starts differ from those of a measurement, so that more of them may be needed to take the example again.
 
     Arguments:
         model: in eval mode, on the device of the batch; or its adapter.
         batch: of one example.
         targets, boxes, pixels: as `worst_case` takes them.
         seed: of the random starts.
+        tries: further restarts, as long as the example's score holds.
 
     Raises:
         DataError: a batch of several examples.
@@ -73,12 +77,15 @@ def hit(
 
         settings: Any = {"name": attack.name, "seed": seed}
         with fresh(adapter.model, seed), adapter.clean():
-            score(adapter.forward(batch), batch)
+            clean = score(adapter.forward(batch), batch)
         before = seen.pop()
         if len(before) != 1:
             raise DataError(f"expected a batch of one example, got {len(before)}; take its row")
-        made_on, found = attack.surrogate or adapter, []
-        for restart in range(attack.restarts):
+        made_on = attack.surrogate or adapter
+        found: list[tuple[float, Tensor, Mapping[str, Tensor]]] = []
+        for restart in range(attack.restarts + tries):
+            if restart >= attack.restarts and min(left for left, *_ in found) < float(clean[0]):
+                break
             ascents = attack.ascents(budget, restart, boxes or {}, pixels or {})
             loss = loss_of(attack, made_on, asked)
             drawn = derive_seed(seed, attack.name, restart)

@@ -84,7 +84,7 @@ def _flags(measurements: Mapping[str, Measurement]) -> str:
         for flag in one.flags
     ]
     if not items:
-        return "<p>No check found a reason to doubt these figures.</p>"
+        return "<p>No flag was raised against these figures.</p>"
     return f'<section class="flags" role="alert"><h2>Do not trust these figures yet</h2><ul>{"".join(items)}</ul></section>'
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from advvl.evaluation.curves import accuracies, check_comparable, comparisons, kind_of, radii_of, wins
 from advvl.evaluation.measurement import Measurement
 from advvl.evaluation.page import Draw, page
-from advvl.evaluation.page_tables import details, tables
+from advvl.evaluation.page_tables import details, plain, tables
 from advvl.files import write_json, write_text
 
 _COLUMNS = ("model", "perturbation", "radius", "accuracy", "low", "high", "confidence", "examples", "interval")
@@ -31,10 +31,14 @@ def to_markdown(
         DataError: measurements that `check_comparable` refuses.
     """
     check_comparable(measurements)
-    flags = [f"**{name}: {flag.name}.** {flag.detail}" for name, one in measurements.items() for flag in one.flags]
+    flags = [
+        f"**{plain(name)}: {plain(flag.name)}.** {plain(flag.detail)}"
+        for name, one in measurements.items()
+        for flag in one.flags
+    ]
     loud = ["## Do not trust these figures yet", *flags] if flags else []
     found = [*tables(measurements, confidence=confidence, chance=chance), *details(measurements)]
-    return "\n\n".join([f"# {title}", *loud, *(table.markdown() for table in found)]) + "\n"
+    return "\n\n".join([f"# {plain(title)}", *loud, *(table.markdown() for table in found)]) + "\n"
 
 
 def to_json(

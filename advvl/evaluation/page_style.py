@@ -32,7 +32,7 @@ th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; bo
   overflow-wrap: normal; white-space: nowrap; }
 thead th { border-bottom: 2px solid var(--ink); }
 tbody th { font-weight: 600; white-space: normal; min-width: 6.5rem; }
-.facts td { white-space: normal; overflow-wrap: anywhere; }
+.long td { white-space: normal; overflow-wrap: anywhere; }
 .examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); gap: 1rem; }
 figure { margin: 0; padding: .8rem; border: 1px solid var(--faint); border-radius: 6px; min-width: 0; }
 figcaption { font-weight: 600; margin-bottom: .4rem; }

@@ -25,6 +25,7 @@ class Table:
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    long: bool = False  # cells that wrap, whose lines would otherwise be of any length
 
     def html(self) -> str:
         """The table in HTML, every cell escaped; it scrolls by itself where it is wider than the page."""
@@ -37,14 +38,15 @@ class Table:
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
         note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
         title = f"<h2>{html.escape(self.title)}</h2>"
-        scrolled = f'<div class="table" role="region" aria-label="{label}" tabindex="0">{table}</div>'
+        kind = "table long" if self.long else "table"
+        scrolled = f'<div class="{kind}" role="region" aria-label="{label}" tabindex="0">{table}</div>'
         return f"<section>{title}{note}{scrolled}</section>"
 
     def markdown(self) -> str:
         """The table in Markdown."""
         lines = [self.head, tuple("---" for _ in self.head), *self.rows]
-        table = "\n".join(f"| {' | '.join(map(_plain, line))} |" for line in lines)
-        return "\n\n".join(filter(None, (f"## {_plain(self.title)}", _plain(self.note), table)))
+        table = "\n".join(f"| {' | '.join(map(plain, line))} |" for line in lines)
+        return "\n\n".join(filter(None, (f"## {plain(self.title)}", plain(self.note), table)))
 
 
 def tables(
@@ -63,7 +65,7 @@ def details(measurements: Mapping[str, Measurement]) -> Iterator[Table]:
     for name, one in measurements.items():
         rows = tuple(_flat(one.about))
         if rows:
-            yield Table(f"How {name} was measured", ("what", "value"), rows)
+            yield Table(f"How {name} was measured", ("what", "value"), rows, long=True)
 
 
 def percent(interval: Interval, *, signed: bool = False) -> str:
@@ -175,7 +177,8 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is: no markup, no HTML, in one line."""
+def plain(text: str) -> str:
+    """Escape text so that Markdown shows it as it is: no markup, no HTML, in one line."""
     escaped = html.escape(" ".join(text.split()), quote=False)
-    return "".join(f"\\{letter}" if letter in "\\`*_[]|#~" else letter for letter in escaped)
+    marked = "".join(f"\\{letter}" if letter in "\\`*_|~" else letter for letter in escaped)
+    return marked.replace("](", "]\\(")  # a link; brackets alone stay, as every interval has them
