@@ -30,13 +30,16 @@ from advvl.adapters.registry import register as register
 from advvl.attacks import Attack as Attack
 from advvl.attacks import AttackResult as AttackResult
 from advvl.errors import AdvVLError as AdvVLError
+from advvl.maximizers.auto_pgd import AutoPGD as AutoPGD
 from advvl.maximizers.base import AscentState as AscentState
 from advvl.maximizers.base import InnerMaximizer as InnerMaximizer
 from advvl.maximizers.free_at import FreeAT as FreeAT
 from advvl.maximizers.freelb import FreeLB as FreeLB
+from advvl.maximizers.minimum_norm import MinimumNorm as MinimumNorm
 from advvl.maximizers.pgd import PGD as PGD
 from advvl.maximizers.probes import Feedback as Feedback
 from advvl.maximizers.probes import Probe as Probe
+from advvl.maximizers.random_search import RandomSearch as RandomSearch
 from advvl.passes.objective import Objective as Objective
 from advvl.passes.traces import PassTrace as PassTrace
 from advvl.perturbers.ascents import Ascent as Ascent
@@ -95,6 +98,7 @@ __all__ = [
     "AscentState",
     "Attack",
     "AttackResult",
+    "AutoPGD",
     "Averaged",
     "Ball",
     "Binding",
@@ -107,6 +111,7 @@ __all__ = [
     "Given",
     "InnerMaximizer",
     "Linf",
+    "MinimumNorm",
     "Momentum",
     "Moved",
     "Normal",
@@ -116,6 +121,7 @@ __all__ = [
     "Perturber",
     "Place",
     "Probe",
+    "RandomSearch",
     "Reference",
     "Regularizer",
     "Site",

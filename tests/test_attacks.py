@@ -19,6 +19,7 @@ from advvl import (
     Ascent,
     Attack,
     AttackResult,
+    AutoPGD,
     EmbeddingPerturber,
     FreeAT,
     FreeLB,
@@ -26,13 +27,17 @@ from advvl import (
     InnerMaximizer,
     Linf,
     Normal,
+    RandomSearch,
     Uniform,
     Zero,
 )
 from advvl.errors import ConfigurationError, DataError
 
 BALLS = [L2(0.6), Linf(0.1), L2(0.3, per="token"), Linf(0.1, per="token")]
-MAXIMIZERS = [PGD(3), PGD(2, "in turn"), PGD(3, keep="best"), PGD(3, early_stop=True), FreeLB(3), FreeLB(2, "in turn")]
+MAXIMIZERS = [
+    *(PGD(3), PGD(2, "in turn"), PGD(3, keep="best"), PGD(3, early_stop=True), FreeLB(3), FreeLB(2, "in turn")),
+    *(AutoPGD(5), RandomSearch(5)),
+]
 each_ball = pytest.mark.parametrize("ball", BALLS, ids=repr)
 each_maximizer = pytest.mark.parametrize("maximizer", MAXIMIZERS, ids=repr)
 

@@ -22,7 +22,8 @@ NAMES = {
     *("Ball", "L2", "Linf", "Place"),
     *("Ascent", "EmbeddingPerturber", "Given", "Moved", "Normal", "Perturber", "Start", "Uniform", "Zero"),
     *("Adam", "Decay", "Momentum", "Normalised", "UniversalPerturber"),
-    *("AscentState", "Feedback", "FreeAT", "FreeLB", "InnerMaximizer", "PGD", "Probe"),
+    *("AscentState", "AutoPGD", "Feedback", "FreeAT", "FreeLB", "InnerMaximizer", "MinimumNorm", "PGD", "Probe"),
+    "RandomSearch",
     *("AdapterOff", "Averaged", "Frozen", "Reference"),
     *("KL", "Regularizer", "SquaredDistance", "SymmetricKL"),
 }

@@ -32,7 +32,7 @@ Rows = Callable[[Batch, Tensor], Batch]
 
 @dataclass(frozen=True)
 class Attempt:
-    """What an attack did to n examples.
+    """The outcome of an attack on n examples.
 
     Arguments:
         scores: `(n,)` fp64, verified.
@@ -53,7 +53,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Plan:
-    """How batches are attacked and judged; the arguments of `worst_case`."""
+    """The way batches are attacked and judged: the arguments of `worst_case`."""
 
     adapter: Adapter
     budgets: tuple[Budget, ...]
@@ -76,7 +76,7 @@ class Plan:
                 raise ConfigurationError(f"expected {name} as a mapping from modality, got {shown(value)}")
         for adapter in (self.adapter, *(attack.surrogate for attack in self.attacks)):
             if adapter is not None:
-                _check_eval(adapter.model)
+                check_eval(adapter.model)
 
     def scored(self, adapter: Adapter) -> Score:
         """The score by which answers of a model are judged, the evaluated one or a surrogate."""
@@ -208,7 +208,7 @@ def _is_bounded(ball: object) -> bool:
     return isinstance(ball, L2 | Linf) and 0 < ball.radius < math.inf
 
 
-def _check_eval(model: nn.Module) -> None:
+def check_eval(model: nn.Module) -> None:
     """Raise ConfigurationError for a model in training mode: its dropout would pass for robustness."""
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:

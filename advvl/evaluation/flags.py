@@ -1,19 +1,182 @@
-"""Flags: signs that a measured robustness is not what it looks like."""
+"""Flags: signs that a measured robustness is not what it looks like, each with the figures behind it.
+
+Legend: N examples.
+
+Source: the checks of Athalye et al., ICML 2018, Carlini et al., arXiv 1902.06705, and of AutoAttack (Croce & Hein, ICML
+2020); docs/evaluation.md says of each what to do about it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
-from advvl.evaluation.attempts import Plan
-from advvl.evaluation.measurement import Budget, Flag
-from advvl.evaluation.scoring import Batch
+from advvl.evaluation.measurement import Budget, Flag, lies_inside
+from advvl.evaluation.named_attacks import NamedAttack
+
+Found = Mapping[str, Tensor]
 
 
-def doubts(plan: Plan, batch: Batch, number: int, clean: Tensor, worst: Tensor) -> dict[str, Tensor]:
-    return {}
+def raised(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAttack]) -> tuple[Flag, ...]:
+    """The flags that the records of all batches raise.
+
+    Arguments:
+        found: tensors by name, their last axis the N examples.
+    """
+    if not len(found["clean"]):
+        return ()
+    checks = (_random, _nonfinite, _vanishing, _unmoved, _loss, _accuracy, _beaten, _unlimited_holds)
+    return tuple(flag for check in checks for flag in check(found, budgets, attacks))
 
 
-def raised(found: Mapping[str, Tensor], budgets: Sequence[Budget], attacks: Sequence[str]) -> tuple[Flag, ...]:
-    return ()
+Flags = Iterator[Flag]
+
+
+def _many(count: float, of: int) -> bool:
+    """True if so many of the examples are more than luck."""
+    return count > max(1.0, 0.02 * of)
+
+
+def _random(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAttack]) -> Flags:
+    varies = found.get("varies")
+    if varies is not None and varies.any():
+        yield Flag(
+            "random outputs",
+            f"Two clean forwards differ on {int(varies.sum())} of {len(varies)} examples: one draw says little of a model "
+            "that draws, and attacks by one draw's gradients are weak.",
+        )
+
+
+def _nonfinite(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAttack]) -> Flags:
+    for a, attack in enumerate(attacks):
+        rows = found["nonfinite"][:, a].any(dim=0)
+        if rows.any():
+            yield Flag(
+                "gradients not finite",
+                f"{attack.name} met gradients that are not finite on {int(rows.sum())} of {_right(found)} examples.",
+            )
+
+
+def _vanishing(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAttack]) -> Flags:
+    """Zero gradients say nothing where a model ignores the modality, and a lot where it does not."""
+    for a, attack in enumerate(attacks):
+        for modality in dict.fromkeys(name for budget in budgets for name in budget):
+            if (depends := found.get(f"depends.{modality}")) is None:
+                continue
+            made = ~found["scores"][:, a].isnan() & depends
+            still = found[f"still.{modality}"][:, a] & made
+            shares = still.sum(dim=1) / made.sum(dim=1).clamp(min=1)
+            r = int(shares.argmax())
+            if shares[r] > 0.05:
+                yield Flag(
+                    "vanishing gradients",
+                    f"{attack.name} found no gradient of {modality!r} on {int(still[r].sum())} of {int(made[r].sum())} "
+                    "examples whose outputs do change with it.",
+                )
+
+
+def _unmoved(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAttack]) -> Flags:
+    if not any(name.startswith("depends.") for name in found):
+        return
+    for r, budget in enumerate(budgets):
+        depends = torch.stack([found[f"depends.{modality}"] for modality in budget]).any(dim=0)
+        made = ~found["scores"][r].isnan() & found["by_gradients"]
+        inner = [i for i, one in enumerate(budgets) if lies_inside(one, budget)]
+        holds = torch.fmin(found["clean"], found["scores"][inner].nan_to_num(nan=1.0).amin(dim=(0, 1))) > 0
+        stuck = made.any(dim=0) & (found["unmoved"][r] | ~made).all(dim=0) & depends & holds
+        if stuck.any():
+            yield Flag(
+                "unmoved examples",
+                f"No attack by gradients moved {int(stuck.sum())} of {_right(found)} examples within {_said(budget)}.",
+            )
+
+
+def _loss(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAttack]) -> Flags:
+    if "own_losses" not in found or not found["by_gradients"][0].any():
+        return
+    for i, j in _chains(budgets):
+        small, large = found["own_losses"][i], found["own_losses"][j]
+        depends = torch.stack([found[f"depends.{modality}"] for modality in budgets[j]]).any(dim=0)
+        rows = ~small.isnan() & ~large.isnan() & (found["own_scores"][i] > 0) & depends
+        flat = rows & (large <= small)
+        if flat.sum() > max(1.0, 0.75 * int(rows.sum())):
+            yield Flag(
+                "loss not rising with radius",
+                f"The loss of {attacks[0].name} is no higher within {_said(budgets[j])} than within {_said(budgets[i])} on "
+                f"{int(flat.sum())} of {int(rows.sum())} examples.",
+            )
+
+
+def _accuracy(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAttack]) -> Flags:
+    if "own_scores" not in found:
+        return
+    for i, j in _chains(budgets):
+        rows = ~found["own_scores"][[i, j]].isnan().any(dim=0)
+        small, large = (float(found["own_scores"][r][rows].sum()) for r in (i, j))
+        if _many(large - small, _right(found)):
+            yield Flag(
+                "accuracy rising with radius",
+                f"{attacks[0].name} leaves {large:g} of {int(rows.sum())} examples right within {_said(budgets[j])}, and "
+                f"{small:g} within {_said(budgets[i])}.",
+            )
+
+
+def _beaten(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAttack]) -> Flags:
+    """Gradients know more than random draws and other models do; where these find more, the gradients mislead."""
+    asks = found["by_gradients"].any(dim=1)
+    white = [a for a, attack in enumerate(attacks) if asks[a] and attack.surrogate is None]
+    if not white:
+        return
+    for a, attack in enumerate(attacks):
+        if a in white:
+            continue
+        kind = "random search" if attack.surrogate is None else "transfer attack"
+        for r, budget in enumerate(budgets):
+            inner = [i for i, one in enumerate(budgets) if lies_inside(one, budget)]
+            by_white = found["scores"][inner][:, white].flatten(0, 1)
+            tried = ~by_white.isnan().all(dim=0)
+            beaten = tried & (
+                found["scores"][r, a] < torch.fmin(found["clean"], by_white.nan_to_num(nan=1.0).amin(dim=0))
+            )
+            if _many(int(beaten.sum()), _right(found)):
+                yield Flag(
+                    f"{kind} beats gradients",
+                    f"{attack.name} broke {int(beaten.sum())} of {_right(found)} examples within {_said(budget)} that no "
+                    "attack by the model's own gradients broke.",
+                )
+
+
+def _unlimited_holds(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAttack]) -> Flags:
+    for name in [name.removeprefix("unlimited.") for name in found if name.startswith("unlimited.")]:
+        floor, reached = found[f"blind.{name}"], found[f"unlimited.{name}"]
+        rows = ~floor.isnan()
+        left, least = float(reached[rows].sum()), float(floor[rows].sum())
+        if _many(left - least, _right(found)):
+            yield Flag(
+                "unlimited attack fails",
+                f"Without a limit on {name}, attacks by gradients leave {left:g} of {int(rows.sum())} examples right, where "
+                f"{least:g} should be: others' in their place.",
+            )
+
+
+def _chains(budgets: Sequence[Budget]) -> Iterator[tuple[int, int]]:
+    """For each largest budget, the smallest that lies inside and itself."""
+    for j, outer in enumerate(budgets):
+        inner = [i for i, one in enumerate(budgets) if i != j and lies_inside(one, outer) and set(one) == set(outer)]
+        if inner and not any(
+            i != j and lies_inside(outer, one) and set(one) == set(outer) for i, one in enumerate(budgets)
+        ):
+            yield inner[0], j
+
+
+def _right(found: Found) -> int:
+    return int((found["clean"] > 0).sum())
+
+
+def _said(budget: Budget) -> str:
+    return ", ".join(
+        f"{modality} {type(ball).__name__} {getattr(ball, 'radius', math.inf):g}" for modality, ball in budget.items()
+    )

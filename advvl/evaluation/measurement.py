@@ -23,7 +23,7 @@ from advvl.files import plain_json, write_safetensors
 from advvl.perturbers.balls import L2, Ball, Linf
 
 Budget = Mapping[str, Ball]
-"""How far each modality may be perturbed: its ball by name; a modality that is not named stays clean."""
+"""The ball in which each modality may be perturbed, by name; a modality that is not named stays clean."""
 
 _NORMS: Final = {"L2": L2, "Linf": Linf}
 

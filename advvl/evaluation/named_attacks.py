@@ -7,24 +7,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-import torch
-
 from advvl.adapters.base import Adapter
 from advvl.checks import at_least, check_functions, instance, is_number, text
 from advvl.errors import ConfigurationError
 from advvl.evaluation.measurement import Budget
 from advvl.evaluation.objectives import Objective, cross_entropy, margin
-from advvl.maximizers.base import AscentState, InnerMaximizer
+from advvl.maximizers.base import InnerMaximizer
 from advvl.maximizers.pgd import PGD
-from advvl.maximizers.probes import Feedback, Probe, Probes
+from advvl.maximizers.random_search import RandomSearch
 from advvl.ops import Box
 from advvl.passes.objective import Loss
 from advvl.perturbers.ascents import Ascent
 from advvl.perturbers.balls import Ball
-from advvl.perturbers.base import Perturber
 from advvl.perturbers.pixels import Normalised
 from advvl.perturbers.rules import StatefulRule
-from advvl.perturbers.starts import Normal, Start, Uniform, Zero
+from advvl.perturbers.starts import Start, Uniform, Zero
 
 
 def first_clean(restart: int, ball: Ball) -> Start:
@@ -76,7 +73,7 @@ class NamedAttack:
     def ascents(
         self, budget: Budget, restart: int, boxes: Mapping[str, Box], pixels: Mapping[str, Normalised]
     ) -> dict[str, Ascent]:
-        """How each modality of a budget moves in one restart."""
+        """The ascent of each modality of a budget in one restart."""
         steps = self.maximizer.moves
         fraction = self.step_fraction or (2.5 / steps if steps else 0.125)
         return {
@@ -92,36 +89,10 @@ class NamedAttack:
         }
 
 
-@dataclass(frozen=True)
-class RandomDirections(InnerMaximizer):
-    """Points at the edge of the ball, drawn independently of each other and of the model: a search without gradients.
-
-    Arguments:
-        queries: forwards, one for each point.
-    """
-
-    queries: int
-
-    def __post_init__(self) -> None:
-        at_least(1, self, "queries")
-
-    def probes(
-        self, perturber: Perturber, *, generator: torch.Generator | None = None, state: AscentState | None = None
-    ) -> Probes:
-        del generator, state
-        feedback: Feedback | None = None
-        for _ in range(self.queries):
-            feedback = yield Probe(dict.fromkeys(perturber.modalities, Normal(_FAR)), delta_gradients=False)
-        assert feedback is not None
-        return feedback.deltas
-
-
-_FAR: Final = 1e6  # so far outside any ball in use that the projection ends at its edge
-
 DEFAULT: Final = (
     NamedAttack(name="PGD cross-entropy", maximizer=PGD(20), restarts=3),
     NamedAttack(name="PGD margin", maximizer=PGD(20), objective=margin, restarts=3),
-    NamedAttack(name="random directions", maximizer=RandomDirections(50), objective=margin),
+    NamedAttack(name="random search", maximizer=RandomSearch(100), objective=margin, step_fraction=2.0),
 )
 """The attacks of `worst_case` unless others are given: gradients first, and at the end a search that needs none."""
 

@@ -13,7 +13,7 @@ from typing import Final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import cosine_similarity, one_hot
 
 from advvl.errors import DataError, ShapeError
 
@@ -27,7 +27,10 @@ def score(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Softmax cross-entropy `(B,)` against the targets, normalised to sum to 1; 0 for a row with no right answer."""
+    """Softmax cross-entropy `(B,)` against the targets, normalised to sum to 1; 0 for a row with no right answer.
+
+    Its gradient vanishes where the model is sure of the right answer; `margin` and `dlr` have one there.
+    """
     _check(logits, targets)
     total = targets.sum(dim=1, keepdim=True)
     shares = torch.where(total > 0, targets / torch.where(total > 0, total, 1), 0)
@@ -46,7 +49,82 @@ def margin(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.where(right.any(dim=1) & (~right).any(dim=1), gap, 0)
 
 
-OBJECTIVES: Final[Mapping[str, Objective]] = {"cross-entropy": cross_entropy, "margin": margin}
+def dlr(logits: Tensor, targets: Tensor) -> Tensor:
+    """The difference of logits ratio `(B,)`: the margin over the gap between the largest and the third-largest logit.
+
+    Neither its value nor the direction of its gradient changes if the model multiplies its logits by a number. Where the
+    three largest are equal, it is the margin. Source: Croce & Hein, ICML 2020, Eq. 6.
+
+    Raises:
+        ShapeError: fewer than three answers.
+    """
+    _check(logits, targets, answers=3)
+    largest = logits.topk(3, dim=1).values
+    return margin(logits, targets) / _nonzero(largest[:, 0] - largest[:, 2])
+
+
+OBJECTIVES: Final[Mapping[str, Objective]] = {"cross-entropy": cross_entropy, "margin": margin, "dlr": dlr}
+
+
+def targeted_cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
+    """The log-likelihood `(B,)` of the answers that the attacker wants, `(B, A)` as targets are; 0 where it wants none.
+
+    Its gradient does not vanish where the model is sure of another answer.
+    """
+    return -cross_entropy(logits, wanted)
+
+
+def targeted_margin(logits: Tensor, wanted: Tensor) -> Tensor:
+    """The largest wanted logit minus the largest other one, `(B,)`: above 0 where the attacker gets its answer.
+
+    Source: Carlini & Wagner, IEEE S&P 2017, f6.
+    """
+    return -margin(logits, wanted)
+
+
+def targeted_dlr(logits: Tensor, targets: Tensor, wanted: Tensor) -> Tensor:
+    """The targeted difference of logits ratio `(B,)`: the wanted logit minus the right one, over a gap of logits.
+
+    The gap is from the largest logit to the mean of the third- and the fourth-largest one. Of several right or wanted
+    answers the one of the largest logit counts; 0 where there is none. Source: Croce & Hein, ICML 2020, Eq. 7.
+
+    Raises:
+        ShapeError: fewer than four answers.
+    """
+    _check(logits, targets, answers=4)
+    _check(logits, wanted)
+    right, want = targets > 0, wanted > 0
+    ahead = logits.masked_fill(~want, -math.inf).amax(dim=1) - logits.masked_fill(~right, -math.inf).amax(dim=1)
+    largest = logits.topk(4, dim=1).values
+    gap = _nonzero(largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2)
+    return torch.where(right.any(dim=1) & want.any(dim=1), ahead / gap, 0)
+
+
+def kl_from_clean(logits: Tensor, clean: Tensor) -> Tensor:
+    """KL(clean ‖ perturbed) `(B,)` between the answers' distributions, from logits `(B, A)` of both; no label is needed.
+
+    At the clean point its gradient is zero: start at random. Source: Zhang et al. (TRADES), ICML 2019, Eq. 7.
+    """
+    _check(logits, clean)
+    before, after = clean.detach().log_softmax(dim=1), logits.log_softmax(dim=1)
+    return (before.exp() * (before - after)).sum(dim=1)
+
+
+def squared_distance(features: Tensor, clean: Tensor) -> Tensor:
+    """The squared L2 distance `(B,)` between features `(B, …)`, perturbed and clean.
+
+    At the clean point its gradient is zero: start at random. Source: Schlarmann et al. (FARE), ICML 2024.
+    """
+    return (_rows(features, clean) - clean.detach().flatten(1)).square().sum(dim=1)
+
+
+def cosine_distance(features: Tensor, clean: Tensor) -> Tensor:
+    """One minus the cosine `(B,)` of the angle between features `(B, …)`, perturbed and clean; 1 where one is zero.
+
+    At the clean point its gradient is zero: start at random. Source: the similarity of CLIP's embeddings, Radford et
+    al., ICML 2021.
+    """
+    return 1 - cosine_similarity(_rows(features, clean), clean.detach().flatten(1), dim=1)
 
 
 def as_scores(targets: Tensor, logits: Tensor) -> Tensor:
@@ -66,8 +144,20 @@ def as_scores(targets: Tensor, logits: Tensor) -> Tensor:
     return one_hot(targets.long(), classes).to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _check(logits: Tensor, targets: Tensor) -> None:
+def _check(logits: Tensor, targets: Tensor, *, answers: int = 0) -> None:
     if logits.ndim != 2 or logits.shape != targets.shape:
         raise ShapeError(
             f"expected logits and targets of one shape (B, A), got {tuple(logits.shape)} and {tuple(targets.shape)}"
         )
+    if logits.shape[1] < answers:
+        raise ShapeError(f"expected {answers} answers or more, got {logits.shape[1]}; climb the margin")
+
+
+def _rows(features: Tensor, clean: Tensor) -> Tensor:
+    if features.ndim < 2 or features.shape != clean.shape:
+        raise ShapeError(f"expected features of one shape (B, …), got {tuple(features.shape)} and {tuple(clean.shape)}")
+    return features.flatten(1)
+
+
+def _nonzero(gap: Tensor) -> Tensor:
+    return torch.where(gap > 0, gap, 1)

@@ -11,9 +11,9 @@ Legend: N examples, B rows of a batch, R radii.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,21 +33,17 @@ from advvl.checks import (
     shown,
 )
 from advvl.errors import ConfigurationError, DataError, NonFiniteError, more
+from advvl.evaluation.attempts import Rows
 from advvl.evaluation.curve_views import CurveViews
-from advvl.evaluation.objectives import OBJECTIVES, Objective, as_scores, score
+from advvl.evaluation.objectives import OBJECTIVES, Objective, as_scores
+from advvl.evaluation.scoring import Batch, Targets, answer_score, judged, own_targets
+from advvl.evaluation.worst_case import each
 from advvl.maximizers.pgd import PGD
 from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
 from advvl.perturbers.balls import L2
 from advvl.perturbers.starts import Uniform, Zero
-from advvl.runtime.processes import collected, process_count, process_index
 from advvl.runtime.randomness import preserved
-from advvl.runtime.reductions import check_alone
 from advvl.runtime.states import kept_buffers, kept_modes
-
-Batch = Mapping[str, Any]
-Targets = Callable[[Batch], Tensor]
-Rows = Callable[[Batch, Tensor], Batch]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,13 +155,13 @@ def robustness_curve(
     target.check_modalities((modality,))
 
     def scores(number: int, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        clean = _clean_scores(target, batch, targets or _own_targets)
+        clean = _clean_scores(target, batch, targets or own_targets)
         worst, unmoved = _worst_scores(
-            target, batch, clean, modality, radii, attacks or WorstCase(), (seed, number), targets or _own_targets, rows
+            target, batch, clean, modality, radii, attacks or WorstCase(), (seed, number), targets or own_targets, rows
         )
         return clean.cpu(), worst.cpu(), unmoved.cpu()
 
-    found = _each(target, batches, scores, over_processes)
+    found = each(target, batches, scores, over_processes=over_processes)
     if sum(len(clean) for clean, *_ in found) == 0:
         raise DataError("expected one example or more to attack, got none")
     clean, worst, unmoved = zip(*found, strict=True)
@@ -190,27 +186,12 @@ def clean_scores(
 
     def scores(number: int, batch: Batch) -> Tensor:
         del number
-        return _clean_scores(target, batch, targets or _own_targets).cpu()
+        return _clean_scores(target, batch, targets or own_targets).cpu()
 
-    found = _each(target, batches, scores, over_processes)
+    found = each(target, batches, scores, over_processes=over_processes)
     if not found:
         raise DataError("expected one example or more to score, got none")
     return torch.cat(found)
-
-
-def _each(
-    target: Adapter, batches: Iterable[Batch], scores: Callable[[int, Batch], T], over_processes: bool
-) -> list[T]:
-    """The scores of every batch in order: each process's own, or what all found of their shares."""
-    if not isinstance(batches, Iterable) or isinstance(batches, Tensor | Mapping):
-        raise DataError(f"expected an iterable of batches, got {type(batches).__name__}; of one batch pass [batch]")
-    batches = map(_checked, batches)
-    if not over_processes:
-        return [scores(number, batch) for number, batch in enumerate(batches)]
-    check_alone(target.model)
-    count, index = process_count(), process_index()
-    mine = {number: scores(number, batch) for number, batch in enumerate(batches) if number % count == index}
-    return list(collected(mine).values())
 
 
 def _check_scoring(target: object, targets: object) -> None:
@@ -226,12 +207,6 @@ def _radii_ascend(radii: object) -> bool:
     return list(radii) == sorted(set(radii)) and all(0 < radius < math.inf for radius in radii)
 
 
-def _checked(batch: object) -> Batch:
-    if not isinstance(batch, Mapping):
-        raise DataError(f"expected batches as mappings from field to value, got {type(batch).__name__}")
-    return batch
-
-
 class _ScoringLoss:
     """An attack's loss that also keeps, row by row, the lowest score of all the points where it was computed."""
 
@@ -242,7 +217,7 @@ class _ScoringLoss:
     def __call__(self, outputs: Outputs, batch: Batch) -> Tensor:
         logits = self.target.logits(outputs)
         targets = as_scores(self.targets(batch), logits)
-        here = _scores(logits, targets)
+        here = judged(logits, targets)
         self.lowest = here if self.lowest is None else torch.minimum(self.lowest, here)
         return self.objective(logits, targets)
 
@@ -309,25 +284,8 @@ def _clean_scores(target: Adapter, batch: Batch, targets: Targets) -> Tensor:
     model = target.model
     with torch.no_grad(), preserved(model), kept_modes(model), kept_buffers(model):
         model.eval()
-        logits = target.logits(target.forward(batch))
-    soft = as_scores(targets(batch), logits)
-    if not ((soft >= 0) & (soft <= 1)).all():
-        raise DataError("expected targets that are scores in [0, 1], got some outside; divide counts by their cap")
-    return _scores(logits, soft)
-
-
-def _scores(logits: Tensor, targets: Tensor) -> Tensor:
-    if logits.isnan().any():
-        raise NonFiniteError("expected logits to judge answers by, got some that are not a number; see the model")
-    return score(logits.detach(), targets).double()
+        return answer_score(target, targets)(target.forward(batch), batch)
 
 
 def _seed(*entropy: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _own_targets(batch: Batch) -> Tensor:
-    targets = batch.get("targets")
-    if not isinstance(targets, Tensor):
-        raise DataError("expected a batch with a tensor 'targets', got none; pass targets=, from a batch to its scores")
-    return targets

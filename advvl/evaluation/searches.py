@@ -18,6 +18,7 @@ from advvl.errors import ShapeError
 from advvl.evaluation.scoring import Batch, Score
 from advvl.maximizers.base import AscentState, InnerMaximizer
 from advvl.maximizers.probes import Feedback, Probes
+from advvl.maximizers.rows import pick
 from advvl.passes.objective import Loss
 from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
 from advvl.perturbers.base import Perturber
@@ -70,7 +71,7 @@ def search(
     perturber = _Joined(**ascents)
     watch = _Watch(perturber.leaves, loss, score)
     watched = _Watched(maximizer, watch)
-    result = Attack(perturber, watched, loss=watch, seed=seed, end_pass=False)(adapter, batch)
+    result = Attack(perturber, watched, loss=watch, correct=watch.correct, seed=seed, end_pass=False)(adapter, batch)
     assert watch.lowest is not None
     assert watch.highest is not None
     rows = len(watch.lowest)
@@ -133,6 +134,12 @@ class _Watch:
         self.leaves.clear()
         return losses
 
+    def correct(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """The rows of the pass that runs with a score left, `(B,)`, bool; called after the loss."""
+        del outputs, batch
+        assert self._here is not None
+        return self._here > 0
+
     def see(self, feedback: Feedback) -> None:
         """Look at the point of the pass that has just been run, if one was."""
         here, losses, self._here = self._here, self._losses, None
@@ -148,9 +155,8 @@ class _Watch:
         for modality, place in self._places.items():  # of modalities in turn, those not in this pass were clean
             there, now = (of.get(modality) for of in (self.worst, feedback.deltas))
             clean = torch.zeros_like(next(delta for delta in (there, now) if delta is not None))
-            self.worst[modality] = by_rows(
-                better, clean if now is None else now, clean if there is None else there, place
-            )
+            sides = {modality: clean if now is None else now}, {modality: clean if there is None else there}
+            self.worst |= pick(better, *sides, {modality: place})
         self.lowest, self._at_worst = (
             torch.where(better, here, self.lowest),
             torch.where(better, losses, self._at_worst),
@@ -189,11 +195,3 @@ class _Watched(InnerMaximizer):
                 except StopIteration as stop:
                     ended: Mapping[str, Tensor] = stop.value
                     return ended
-
-
-def by_rows(chosen: Tensor, yes: Tensor, no: Tensor, place: Place) -> Tensor:
-    """The perturbation of `yes` for the chosen examples `(B,)`, bool, else that of `no`."""
-    owners, packed = place.owners, place.packed(yes)
-    rows = chosen if owners is None else chosen[owners]
-    rows = rows.reshape(-1, *[1] * (packed.ndim - 1))
-    return torch.where(rows, packed, place.packed(no)).view_as(yes)

@@ -68,6 +68,9 @@ def verify(
         raise ConfigurationError(
             f"expected perturbations of {sorted(ascents)} from the attack {name!r}, got those of {sorted(deltas)}"
         )
+    for modality, delta in deltas.items():
+        if not delta.isfinite().all():
+            raise _left(name, modality, "finite", "some that is not")
     found = []
     for draw in range(draws):
         with (
@@ -86,8 +89,6 @@ def _length(modality: str, ascent: Ascent, delta: Tensor, place: Place, examples
     """The length `(examples,)` of a perturbation, which is checked against its ball, box and mask."""
     wide = delta.dtype == torch.float64
     slack = 1e-10 if wide else 1e-5  # beyond rounding, and too little to matter
-    if not delta.isfinite().all():
-        raise _left(name, modality, "finite", "some that is not")
     if place.mask is not None and not torch.equal(place.masked(delta), delta):
         raise _left(name, modality, "zero at masked positions", "some that is not")
     lengths = length(ascent, delta, place, examples)

@@ -22,7 +22,8 @@ from advvl.adapters.registry import adapted
 from advvl.checks import check_functions
 from advvl.errors import DataError
 from advvl.evaluation.attempts import Plan, Rows, checked_attacks, checked_budgets
-from advvl.evaluation.flags import doubts, raised
+from advvl.evaluation.doubts import doubts
+from advvl.evaluation.flags import raised
 from advvl.evaluation.measurement import Budget, Measurement, lies_inside
 from advvl.evaluation.named_attacks import DEFAULT, NamedAttack
 from advvl.evaluation.scoring import Batch, Score, Targets, own_targets
@@ -124,7 +125,7 @@ def worst_case(
         found["scores"],
         {name.removeprefix("norms."): one for name, one in found.items() if name.startswith("norms.")},
         found["unmoved"],
-        raised(found, plan.budgets, names),
+        raised(found, plan.budgets, plan.attacks),
         {**said, "seconds": time.monotonic() - began, **(about or {})},
     )
 
@@ -173,6 +174,7 @@ def _record(plan: Plan, number: int, batch: Batch, *, checks: bool) -> Record:
     found |= {f"norms.{name}": one for name, one in zip(modalities, norms, strict=True)}
     found |= {f"still.{name}": one for name, one in zip(modalities, still, strict=True)}
     by_gradients = torch.zeros(shape[1:], dtype=torch.bool, device=clean.device)
+    own_scores, own_losses = (clean.new_full((shape[0], shape[2]), torch.nan) for _ in range(2))
     for r, a, restart in (
         (r, a, restart)
         for r in range(len(plan.budgets))
@@ -185,6 +187,8 @@ def _record(plan: Plan, number: int, batch: Batch, *, checks: bool) -> Record:
             continue
         name = plan.attacks[a].name
         made = plan.attempt(plan.attacks[a], batch, left, plan.budgets[r], restart, (name, number, r, restart))
+        if own_curve:
+            own_scores[r, left], own_losses[r, left] = made.scores, made.losses
         first = scores[r, a, left].isnan()
         lower = first | (made.scores < scores[r, a, left])
         scores[r, a, left] = torch.where(lower, made.scores, scores[r, a, left])
@@ -199,8 +203,15 @@ def _record(plan: Plan, number: int, batch: Batch, *, checks: bool) -> Record:
     for r, budget in enumerate(plan.budgets):
         unmoved[r] &= torch.stack([found[f"still.{modality}"][r] for modality in budget]).all(dim=0)
     found |= {"clean": clean, "unmoved": unmoved, "by_gradients": by_gradients}
-    worst = torch.stack([_worst(plan, clean, scores, r) for r in range(len(plan.budgets))])
-    return found | (doubts(plan, batch, number, clean, worst) if checks else {})
+    if not checks:
+        return found
+    own = [a for a, attack in enumerate(plan.attacks) if by_gradients[a].any() and attack.surrogate is None]
+    found |= {"own_scores": own_scores, "own_losses": own_losses}
+    if own:
+        lowest = torch.stack([_worst(plan, clean, scores[:, own], r) for r in range(len(plan.budgets))])
+    else:
+        lowest = clean.expand(len(plan.budgets), -1)
+    return found | doubts(plan, batch, number, clean, lowest, [plan.attacks[a] for a in own])
 
 
 def _worst(plan: Plan, clean: Tensor, scores: Tensor, r: int) -> Tensor:

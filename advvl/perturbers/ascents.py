@@ -18,7 +18,7 @@ from torch import Tensor
 from advvl.checks import is_choice, is_number
 from advvl.errors import ConfigurationError
 from advvl.ops import Box
-from advvl.perturbers.balls import Ball, Linf
+from advvl.perturbers.balls import L2, Ball, Linf
 from advvl.perturbers.base import Memory, Moved, Perturber
 from advvl.perturbers.pixels import Normalised
 from advvl.perturbers.places import Place
@@ -148,11 +148,48 @@ class Ascent:
         moved = stepped.delta if self.pixels is None else self.pixels.per_pixel(stepped.delta)
         return AscentStep(moved, StepMemory(memory.steps + 1, way.state))
 
+    def direction(self, grad: Tensor, place: Place) -> Tensor:
+        """The step of length 1, in the unit of the radius, that the rule takes along a gradient, before any projection.
+
+        For maximisers that choose the size of each row's step themselves, with an `L2` or an `Linf` ball.
+        """
+        free = replace(self, ball=_with_radius(self.ball, math.inf), step_size=1.0, box=None)
+        return free.step(torch.zeros_like(grad), grad, place).delta
+
+    def project(self, delta: Tensor, place: Place, scale: Tensor | None = None) -> Tensor:
+        """Bring a perturbation back into the ball and the box.
+
+        Arguments:
+            scale: 0 or more, broadcastable against `delta`: the share of the radius (of 1 where that is infinite) within
+                which each row is to stay; `math.inf`: the ball's own bound.
+        """
+        if self.pixels is not None:
+            inner = replace(self, pixels=None)
+            return self.pixels.per_pixel(inner.project(self.pixels.lengths(delta), self._in_pixels(place), scale))
+        if scale is not None:
+            known = (scale > 0) & scale.isfinite()
+            unit = torch.where(known, scale, torch.ones_like(scale)).to(delta.dtype)
+            inside = _with_radius(self.ball, self.reach()).project(delta / unit, place) * unit
+            delta = torch.where(known, inside, torch.where(scale > 0, delta, torch.zeros_like(delta)))
+        return self.ball.project(delta, place, box=self.box)
+
+    def reach(self) -> float:
+        """The radius, or 1 where there is no bound: what shares of it are measured by."""
+        radius = getattr(self.ball, "radius", math.inf)
+        return float(radius) if math.isfinite(radius) else 1.0
+
     def norms(self, delta: Tensor, place: Place) -> Tensor:
         """The norm of every row of `delta` in the units of the ball: `(B,)` per sample, `(B, T)` per token."""
         if self.pixels is None:
             return self.ball.norms(delta, place)
         return self.ball.norms(self.pixels.lengths(delta), place)
+
+    def shares(self, delta: Tensor, place: Place) -> Tensor:
+        """The norm of every row as a share of its radius (of 1 where that is infinite), shaped as `norms`."""
+        unit = self.ball.unit(place if self.pixels is None else self._in_pixels(place))
+        if isinstance(unit, Tensor):
+            delta = delta / torch.where(unit > 0, unit, torch.ones_like(unit))
+        return self.norms(delta, place) / self.reach()
 
     def bounds(self, x: Tensor) -> tuple[float | Tensor, float | Tensor] | None:
         """The box in the units of the tensor `x` at the site, broadcastable against it."""
@@ -251,6 +288,11 @@ class EmbeddingPerturber(Perturber):
 
 
 _RULES = ("normalised", "sign")
+
+
+def _with_radius(ball: Ball, radius: float) -> Ball:
+    assert isinstance(ball, L2 | Linf)
+    return replace(ball, radius=radius)
 
 
 def _is_size(value: object) -> bool:

@@ -1,0 +1,103 @@
+"""Doubts: the passes over a batch that show whether its attacks can be trusted, beyond those attacks.
+
+Legend: B rows of a batch, R budgets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from advvl.evaluation.attempts import Plan
+from advvl.evaluation.measurement import Budget
+from advvl.evaluation.named_attacks import NamedAttack
+from advvl.evaluation.replacements import differ, negation, outputs_under, places_of, replacements
+from advvl.evaluation.scoring import Batch
+from advvl.evaluation.verification import length
+from advvl.perturbers.ascents import Ascent
+from advvl.perturbers.balls import L2, Ball, Linf
+from advvl.perturbers.places import Place
+from advvl.runtime.randomness import derive_seed
+
+
+def doubts(
+    plan: Plan, batch: Batch, number: int, clean: Tensor, worst: Tensor, attacks: Sequence[NamedAttack]
+) -> dict[str, Tensor]:
+    """Make the passes over a batch that flags need beyond its attacks.
+
+    Arguments:
+        clean: the scores `(B,)` without perturbation.
+        worst: those that attacks by the model's own gradients left within each budget `(R, B)`.
+        attacks: these attacks.
+
+    Returns:
+        `varies` `(B,)`, bool: the outputs of two forwards differ. `depends.m` `(B,)`, bool: the outputs change where
+        modality m does. For the modalities of each budget, and all of them together: `blind.m+…` `(B,)`, the lowest score
+        where others' replace them, NaN where they cannot; `unlimited.m+…` `(B,)`, the score after attacks by gradients that
+        may go as far.
+    """
+    score = plan.scored(plan.adapter)
+    seeds = [derive_seed(plan.seed, "doubts", number, which) for which in range(2)]
+    (_, answers), (_, again) = (outputs_under(plan.adapter, batch, {}, score, seed=seed) for seed in seeds)
+    found = {"varies": differ(answers, again)}
+    places = places_of(plan.adapter, batch, dict.fromkeys(name for budget in plan.budgets for name in budget))
+    for modality, place in places.items():
+        changed = torch.zeros_like(found["varies"])
+        for deltas in [*replacements({modality: place}, len(clean)), {modality: negation(place)}]:
+            changed |= differ(answers, outputs_under(plan.adapter, batch, deltas, score, seed=seeds[0])[1])
+        found[f"depends.{modality}"] = changed
+    for budget in _sets(plan.budgets):
+        name = "+".join(budget)
+        others = replacements({modality: places[modality] for modality in budget}, len(clean))
+        floor, reached = torch.full_like(clean, math.nan), torch.full_like(clean, math.nan)
+        if others and attacks:
+            scores = [outputs_under(plan.adapter, batch, deltas, score, seed=seeds[0])[0] for deltas in others]
+            floor = torch.fmin(clean, torch.stack(scores).amin(dim=0))
+            if len(budget) > 1 and set(budget) == set(plan.adapter.sites):
+                floor = torch.zeros_like(clean)  # nothing is left that could hold the answer
+            far = {
+                modality: _unlimited(plan, modality, ball, places[modality], others)
+                for modality, ball in budget.items()
+            }
+            inner = [worst[r] for r, one in enumerate(plan.budgets) if set(one) <= set(budget)]
+            reached = _reached(plan, batch, number, far, torch.stack([clean, *inner]).amin(dim=0), attacks)
+        found |= {f"blind.{name}": floor, f"unlimited.{name}": reached}
+    return found
+
+
+def _sets(budgets: Sequence[Budget]) -> list[Budget]:
+    """A budget for each set of modalities that is perturbed together, and one for all; the largest ball of each."""
+    sets: dict[frozenset[str], Budget] = {frozenset(budget): budget for budget in budgets}
+    every = {name: ball for budget in budgets for name, ball in budget.items()}
+    sets.setdefault(frozenset(every), every)
+    return list(sets.values())
+
+
+def _unlimited(plan: Plan, modality: str, ball: Ball, place: Place, others: Sequence[Mapping[str, Tensor]]) -> Ball:
+    """The ball that goes twice as far as to the other examples: beyond that there is nothing to see."""
+    assert isinstance(ball, L2 | Linf)
+    box = plan.boxes.get(modality)
+    ascent = Ascent(type(ball)(per=ball.per), step_size=1.0, pixels=plan.pixels.get(modality))
+    far = 2 * max(float(length(ascent, deltas[modality], place, len(place.x)).max()) for deltas in others)
+    most = box[1] - box[0] if isinstance(ball, Linf) and box is not None else math.inf
+    smallest = ball.radius if not ball.relative else 0.0
+    return replace(ball, radius=min(max(far, smallest, 1e-6), most), relative=False)
+
+
+def _reached(
+    plan: Plan, batch: Batch, number: int, far: Budget, scores: Tensor, attacks: Sequence[NamedAttack]
+) -> Tensor:
+    """The scores left of `scores` `(B,)` after these attacks within a budget."""
+    scores = scores.clone()
+    for attack in attacks:
+        for restart in range(attack.restarts):
+            left = scores.nonzero().squeeze(1)
+            if len(left):
+                purpose: tuple[str | int, ...] = ("unlimited", attack.name, number, *sorted(far), restart)
+                made = plan.attempt(attack, batch, left, far, restart, purpose)
+                scores[left] = torch.minimum(scores[left], made.scores)
+    return scores

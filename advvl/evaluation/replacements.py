@@ -1,0 +1,89 @@
+"""Replacements: a modality of each example put in the place of another's, at the site where it would be perturbed.
+
+Nothing is drawn and nothing differentiated, so it shows what a model makes of a modality, whatever its gradients say.
+
+Legend: B rows of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from advvl.adapters.base import Adapter, Outputs
+from advvl.errors import ConfigurationError
+from advvl.evaluation.scoring import Batch, Score, checked_scores, fresh
+from advvl.passes.forward import Passes
+from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
+from advvl.perturbers.balls import L2
+from advvl.perturbers.places import Place, delta_dtype
+from advvl.perturbers.starts import Zero
+
+_MOST: Final = 4  # examples that each one is replaced by
+
+
+def places_of(adapter: Adapter, batch: Batch, modalities: Iterable[str]) -> Mapping[str, Place]:
+    """The tensor at the site of each modality, with its positions."""
+    with fresh(adapter.model, 0), Passes(adapter, batch, _unbounded(modalities)) as passes:
+        return passes.forward({modality: Zero() for modality in modalities}, wants=False).places
+
+
+def replacements(places: Mapping[str, Place], examples: int) -> list[dict[str, Tensor]]:
+    """The perturbations that put other examples of the batch in the place of each, all modalities from the same one.
+
+    A row's own padding stays. Where rows are not examples, or the batch has one alone, there are none.
+    """
+    if any(place.owners is not None or len(place.x) != examples for place in places.values()):
+        return []
+    return [
+        {modality: shifted(place, by) for modality, place in places.items()}
+        for by in range(1, min(_MOST, examples - 1) + 1)
+    ]
+
+
+def shifted(place: Place, by: int) -> Tensor:
+    """The perturbation that turns each row of a tensor into the row that stands `by` before it."""
+    x = place.x.to(delta_dtype(place.x))
+    return place.masked(x.roll(by, dims=0) - x)
+
+
+def negation(place: Place) -> Tensor:
+    """The perturbation that turns a tensor into its negative: far away, whatever the batch."""
+    return place.masked(-2 * place.x.to(delta_dtype(place.x)))
+
+
+def outputs_under(
+    adapter: Adapter, batch: Batch, deltas: Mapping[str, Tensor], score: Score, *, seed: int
+) -> tuple[Tensor, Tensor]:
+    """The scores `(B,)` of a model under perturbations, and its logits with a row per example, or else the scores again."""
+    with fresh(adapter.model, seed):
+        if not deltas:
+            with adapter.clean():
+                outputs = adapter.forward(batch)
+        else:
+            with Passes(adapter, batch, _unbounded(deltas)) as passes:
+                outputs = passes.forward(deltas, wants=False).outputs
+        scores = checked_scores(score(outputs, batch))
+        return scores, _answers(adapter, outputs, scores)
+
+
+def differ(one: Tensor, other: Tensor) -> Tensor:
+    """The rows `(B,)`, bool, in which two models' answers differ by more than rounding."""
+    wide = one.double().flatten(1), other.double().flatten(1)
+    size = torch.maximum(*(side.abs().amax(dim=1) for side in wide))
+    return (wide[0] - wide[1]).abs().amax(dim=1) > 1e-4 * size
+
+
+def _answers(adapter: Adapter, outputs: Outputs, scores: Tensor) -> Tensor:
+    try:
+        logits = adapter.logits(outputs)
+    except ConfigurationError:  # a model that gives none
+        return scores.unsqueeze(1)
+    return logits if logits.ndim > 1 and len(logits) == len(scores) else scores.unsqueeze(1)
+
+
+def _unbounded(modalities: Iterable[str]) -> EmbeddingPerturber:
+    return EmbeddingPerturber(**{modality: Ascent(L2(), step_size=1.0) for modality in modalities})

@@ -1,0 +1,169 @@
+"""Flags, each seen on a planted fake, and none on honest models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from support.toy import ToyModel, toy_batch, toy_sites
+from torch import Tensor, nn
+
+from advvl import L2, PGD, Adapter, Site
+from advvl.evaluation.flags import raised
+from advvl.evaluation.measurement import Measurement
+from advvl.evaluation.named_attacks import NamedAttack
+from advvl.evaluation.objectives import margin
+from advvl.evaluation.worst_case import worst_case
+from advvl.maximizers.random_search import RandomSearch
+
+BUDGETS = [{"image": L2(0.5)}, {"image": L2(2.0)}]
+ATTACKS = (
+    NamedAttack(name="cross-entropy", maximizer=PGD(10)),
+    NamedAttack(name="margin", maximizer=PGD(10), objective=margin),
+    NamedAttack(name="random search", maximizer=RandomSearch(40), objective=margin, step_fraction=2.0),
+)
+
+
+class Filtered(nn.Module):
+    """A toy model with something before its layer of regions, and its logits multiplied."""
+
+    def __init__(self, before: Callable[[Tensor], Tensor], scale: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.scale = ToyModel(), scale
+        self.inner.project = _Before(before, self.inner.project)
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        logits: Tensor = self.inner(**batch)["logits"]
+        return self.scale * logits
+
+
+class _Before(nn.Module):
+    def __init__(self, before: Callable[[Tensor], Tensor], layer: nn.Module) -> None:
+        super().__init__()
+        self.before, self.layer = before, layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layer(self.before(x))
+        return found
+
+
+def target(before: Callable[[Tensor], Tensor] = lambda x: x, scale: float = 1.0) -> Adapter:
+    sites = {name: Site(f"inner.{site.module}", at=site.at, mask=site.mask) for name, site in toy_sites().items()}
+    return Adapter(Filtered(before, scale).float().eval(), sites)
+
+
+def labelled(adapter: Adapter, count: int = 30) -> dict[str, Tensor]:
+    batch = toy_batch(count, dtype=torch.float32)
+    with torch.no_grad():
+        return batch | {"labels": adapter.model(**batch).argmax(1)}
+
+
+def labels(batch: Mapping[str, Any]) -> Tensor:
+    found: Tensor = batch["labels"]
+    return found
+
+
+def measured(adapter: Adapter, budgets: list[dict[str, L2]] = BUDGETS, **options: Any) -> Measurement:
+    given = {"attacks": ATTACKS, "targets": labels} | options
+    return worst_case(adapter, [labelled(adapter)], budgets, **given)
+
+
+def names(found: Measurement) -> set[str]:
+    return {flag.name for flag in found.flags}
+
+
+EVERYWHERE = [{"text": L2(0.5)}, {"text": L2(1.0)}, {"image": L2(1.0)}, {"text": L2(0.5), "image": L2(0.5)}]
+
+HONEST: dict[str, Callable[[Tensor], Tensor]] = {
+    "as it is": lambda x: x,
+    "ignores the image by a weight of 0": lambda x: 0 * x,
+    "ignores the image and has no gradient": torch.zeros_like,
+    "linear and small": lambda x: x / 100,
+}
+
+
+@pytest.mark.parametrize("before", HONEST.values(), ids=HONEST)
+@pytest.mark.slow
+def test_an_honest_model_raises_no_flag_within_budgets_of_all_kinds(before: Callable[[Tensor], Tensor]) -> None:
+    found = measured(target(before), EVERYWHERE)
+    assert found.flags == ()
+    assert found.worst().mean() < 1
+
+
+class _NoGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] * math.nan
+
+
+FAKES: dict[str, tuple[Adapter, set[str]]] = {
+    "logits of a million": (target(scale=1e6), {"vanishing gradients", "loss not rising with radius"}),
+    "a quantiser": (
+        target(lambda x: (4 * x).round() / 4),
+        {"vanishing gradients", "unmoved examples", "loss not rising with radius", "random search beats gradients"},
+    ),
+    "a quantiser outside the graph": (
+        target(lambda x: (4 * x.detach()).round() / 4),
+        {"vanishing gradients", "unmoved examples", "unlimited attack fails"},
+    ),
+    "random input": (target(lambda x: x + 0.5 * torch.randn_like(x)), {"random outputs"}),
+    "NaN gradients": (target(_NoGradient.apply), {"gradients not finite", "vanishing gradients", "unmoved examples"}),
+}
+
+
+@pytest.mark.parametrize(("adapter", "expected"), FAKES.values(), ids=FAKES)
+def test_a_fake_defence_is_flagged(adapter: Adapter, expected: set[str]) -> None:
+    found = measured(adapter)
+    assert names(found) >= expected
+    assert all(flag.detail.endswith(".") and any(c.isdigit() for c in flag.detail) for flag in found.flags)
+
+
+def test_a_mean_over_draws_is_scored_where_a_model_draws() -> None:
+    adapter = target(lambda x: x + 0.5 * torch.randn_like(x))
+    one, many = (measured(adapter, BUDGETS[:1], attacks=ATTACKS[:1], draws=draws) for draws in (1, 8))
+    assert set(one.clean.tolist()) <= {0.0, 1.0}
+    assert len(set(many.clean.tolist())) > 2
+    assert "random outputs" in names(one) & names(many)
+
+
+def test_gradients_that_point_away_are_beaten_by_a_transfer_attack() -> None:
+    honest = target()
+
+    class Away(torch.autograd.Function):
+        @staticmethod
+        def forward(context: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(context: Any, *gradients: Tensor) -> Tensor:
+            return -gradients[0]
+
+    fake = target(Away.apply)
+    transfer = NamedAttack(name="transfer", maximizer=PGD(10), objective=margin, surrogate=honest)
+    found = measured(fake, attacks=(*ATTACKS[:2], transfer))
+    assert names(found) >= {"transfer attack beats gradients", "loss not rising with radius", "unlimited attack fails"}
+    assert "transfer attack beats gradients" not in names(measured(honest, attacks=(*ATTACKS[:2], transfer)))
+
+
+def test_a_few_examples_that_luck_decides_raise_no_flag() -> None:
+    found = measured(target(), BUDGETS, attacks=ATTACKS[1:])  # too few steps, and a random search behind them
+    assert names(found) == set()
+
+
+def test_without_the_passes_for_flags_only_those_of_the_attacks_are_raised() -> None:
+    found = measured(FAKES["NaN gradients"][0], checks=False)
+    assert names(found) == {"gradients not finite", "random search beats gradients"}
+    assert found.unmoved.any()
+
+
+def test_no_example_raises_no_flag() -> None:
+    nothing = torch.zeros(0, dtype=torch.float64)
+    assert raised({"clean": nothing}, BUDGETS, ATTACKS) == ()
