@@ -16,7 +16,7 @@ a dark or a light ground (Okabe & Ito, Color Universal Design, 2008)."""
 
 _DASHES: Final = ("", "7 3", "2 3", "9 3 2 3")
 _WIDTH, _HEIGHT = 440, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 14, 12, 48
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 12, 48
 
 
 def curve_svg(curves: Mapping[str, Curve], *, confidence: float = 0.95, chance: float | None = None) -> str:

@@ -10,15 +10,17 @@ from typing import Any, Final
 from advvl.checks import at_least, check_each, text
 from advvl.errors import ConfigurationError
 from advvl.evaluation.measurement import Budget
-from advvl.evaluation.named_attacks import NamedAttack, RandomDirections
+from advvl.evaluation.named_attacks import NamedAttack
 from advvl.evaluation.objectives import margin
 from advvl.experiments.database_options import are_names
 from advvl.experiments.options import own
 from advvl.experiments.train_options import TrainOptions
+from advvl.maximizers.auto_pgd import AutoPGD
 from advvl.maximizers.pgd import PGD
+from advvl.maximizers.random_search import RandomSearch
 from advvl.perturbers.balls import L2, Ball, Linf
 
-ATTACKS: Final = ("pgd", "pgd-margin", "random")
+ATTACKS: Final = ("pgd", "pgd-margin", "auto-pgd", "random")
 """The names of `--attack`, in the order in which they are made: those by gradients first."""
 
 _BALLS: Final[Mapping[str, type[L2 | Linf]]] = {"L2": L2, "Linf": Linf}
@@ -122,7 +124,12 @@ class RobustnessOptions:
         made: dict[str, Any] = {
             "pgd": {"maximizer": PGD(self.steps), "restarts": self.restarts},
             "pgd-margin": {"maximizer": PGD(self.steps), "objective": margin, "restarts": self.restarts},
-            "random": {"maximizer": RandomDirections(self.steps * self.restarts), "objective": margin},
+            "auto-pgd": {"maximizer": AutoPGD(self.steps), "restarts": self.restarts, "step_fraction": 2.0},
+            "random": {
+                "maximizer": RandomSearch(self.steps * self.restarts),
+                "objective": margin,
+                "step_fraction": 2.0,
+            },
         }
         return tuple(NamedAttack(name=name, **made[name]) for name in ATTACKS if name in self.attack)
 

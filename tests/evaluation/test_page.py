@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 from support.measurements import measurement
+from support.pages import blocks
 
 from advvl.errors import ConfigurationError, DataError
 from advvl.evaluation.curves import Damage, curves_of
@@ -201,6 +202,13 @@ def test_no_example_is_shown_that_no_attack_took() -> None:
 def test_a_page_of_nonsense_is_refused(given: dict, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         page(**{"measurements": {"a": PLAIN}, **given})
+
+
+def test_the_documentation_comes_from_a_clip_to_a_page_in_ten_lines() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
+    _, code = next(found for found in blocks(text) if "write_report" in found[1])
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    assert all(len(line) <= 100 for line in code.splitlines())
 
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
