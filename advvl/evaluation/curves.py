@@ -22,7 +22,7 @@ from advvl.evaluation.statistics import Interval, paired_interval, proportion_in
 from advvl.perturbers.balls import Ball
 
 ALIKE: Final = ("task", "data", "versions", "torch")
-"""What measurements have to say alike in `about` to be compared."""
+"""Entries of `about` that measurements need alike to be compared."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +194,7 @@ def check_comparable(measurements: Mapping[str, Measurement]) -> None:
 
 
 def _compared(one: Measurement, other: Measurement) -> Sequence[tuple[str, Any, Any]]:
-    """What has to be alike, with its name."""
+    """Pairs of entries that have to be alike, with their names."""
     stated = [(key, one.about.get(key), other.about.get(key)) for key in ALIKE]
     mine, theirs = (list(map(name_of, each.budgets)) for each in (one, other))
     return [

@@ -77,7 +77,7 @@ def _check(measurements: Mapping[str, Measurement], chance: float | None, exampl
 
 
 def _flags(measurements: Mapping[str, Measurement]) -> str:
-    """What puts the figures in doubt, above all figures."""
+    """The findings that put the figures in doubt, to stand above them."""
     items = [
         f"<li><strong>{html.escape(name)}: {html.escape(flag.name)}.</strong> {html.escape(flag.detail)}</li>"
         for name, one in measurements.items()
