@@ -119,7 +119,7 @@ class Plan:
             part,
             ascents,
             attack.maximizer,
-            _loss(attack, made_on, self.targets),
+            loss_of(attack, made_on, self.targets),
             self.scored(made_on),
             seed=seed,
         )
@@ -148,7 +148,7 @@ class Plan:
         )
 
 
-def _loss(attack: NamedAttack, adapter: Adapter, targets: Targets) -> Loss:
+def loss_of(attack: NamedAttack, adapter: Adapter, targets: Targets) -> Loss:
     """The loss that an attack climbs on a model."""
     objective = attack.objective
     if attack.loss is not None:

@@ -34,6 +34,7 @@ from advvl.checks import (
 )
 from advvl.errors import ConfigurationError, DataError, NonFiniteError, more
 from advvl.evaluation.attempts import Rows
+from advvl.evaluation.curve_views import CurveViews
 from advvl.evaluation.objectives import OBJECTIVES, Objective, as_scores
 from advvl.evaluation.scoring import Batch, Targets, answer_score, judged, own_targets
 from advvl.evaluation.worst_case import each
@@ -82,7 +83,7 @@ def _are_objectives(value: Any) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class RobustnessCurve:
+class RobustnessCurve(CurveViews):
     """Scores of N examples without perturbation and, in the worst case, at R radii.
 
     Arguments:

@@ -1,4 +1,4 @@
-"""Intervals: of a mean over seeds, of a paired difference, of a proportion of test examples.
+"""Intervals: of a mean over seeds, of a mean score over test examples, of a paired difference of either.
 
 An interval over seeds says how another training run may come out; one over examples says how another test set may, for
 the one model at hand. Neither stands for the other, so every interval says what it is over.
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from advvl.checks import check_seed, is_whole, shown
 from advvl.errors import ConfigurationError, DataError
 
 
@@ -33,15 +34,18 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
-def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
+def mean_interval(
+    values: Sequence[float], *, confidence: float = 0.95, within: tuple[float, float] = (-math.inf, math.inf)
+) -> Interval:
     """Student's t-interval of the mean of independent `values`, such as one number for each seed.
 
     Arguments:
         values: two or more, finite.
         confidence: of the interval, in (0, 1).
+        within: where the mean can lie, such as (0, 1) for accuracies; the interval is cut there.
 
     Raises:
-        DataError: fewer than two values, or one that is not finite.
+        DataError: fewer than two values, one that is not finite, or one that lies outside `within`.
         ConfigurationError: a confidence outside (0, 1).
 
     Source: any textbook; exact for normal values.
@@ -50,19 +54,77 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
     _check_confidence(confidence)
     if numbers.size < 2:
         raise DataError(f"expected two or more values to see how they scatter, got {numbers.size}; run more seeds")
+    if not within[0] <= numbers.min() <= numbers.max() <= within[1]:
+        raise DataError(f"expected values within {within}, got {numbers.min():g} to {numbers.max():g}; change within=…")
     mean = float(numbers.mean())
     half = float(stats.t.ppf((1 + confidence) / 2, numbers.size - 1) * numbers.std(ddof=1) / math.sqrt(numbers.size))
-    return Interval(mean, mean - half, mean + half, confidence, int(numbers.size), "t")
+    low, high = max(mean - half, within[0]), min(mean + half, within[1])
+    return Interval(mean, low, high, confidence, int(numbers.size), "t")
 
 
-def difference_interval(values: Sequence[float], baseline: Sequence[float], *, confidence: float = 0.95) -> Interval:
+def difference_interval(
+    values: Sequence[float],
+    baseline: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    within: tuple[float, float] = (-math.inf, math.inf),
+) -> Interval:
     """The paired t-interval of `values - baseline`: the i-th of both share their seed, or their test example.
+
+    Arguments:
+        within: where the difference can lie, such as (-1, 1) for that of accuracies.
 
     Raises:
         DataError: the two are not equally long; otherwise as `mean_interval`.
         ConfigurationError: as `mean_interval`.
     """
-    return mean_interval(_differences(values, baseline).tolist(), confidence=confidence)
+    return mean_interval(_differences(values, baseline).tolist(), confidence=confidence, within=within)
+
+
+def bootstrap_interval(
+    scores: Sequence[float], *, confidence: float = 0.95, resamples: int = 9999, seed: int = 0
+) -> Interval:
+    """The percentile bootstrap interval of the mean of scores in [0, 1], one for each test example.
+
+    Of soft scores, such as VQA's, it is narrower than Wilson's. Where all scores are equal, resampling shows no scatter:
+    the interval is then Wilson's, and says so in `method`.
+
+    Arguments:
+        resamples: how often the examples are drawn with replacement.
+        seed: of these draws.
+
+    Raises:
+        DataError: no score, or one outside [0, 1].
+        ConfigurationError: a confidence outside (0, 1), fewer than 100 resamples.
+
+    Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13, by scipy.
+    """
+    numbers = _scores(scores)
+    if numbers.max() == numbers.min():
+        return proportion_interval(float(numbers.sum()), int(numbers.size), confidence=confidence)
+    return _bootstrap(numbers, confidence, resamples, seed)
+
+
+def bootstrap_difference(
+    scores: Sequence[float],
+    baseline: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 9999,
+    seed: int = 0,
+) -> Interval:
+    """The percentile bootstrap interval of the mean of `scores - baseline` in [0, 1], paired by example.
+
+    Examples are drawn as pairs. Where all differences are equal, the interval is Agresti and Min's, and says so in `method`.
+
+    Raises:
+        DataError: the two are not equally long, empty, or outside [0, 1].
+        ConfigurationError: as `bootstrap_interval`.
+    """
+    differences = _differences(_scores(scores).tolist(), _scores(baseline).tolist())
+    if differences.max() == differences.min():
+        return paired_interval(scores, baseline, confidence=confidence)
+    return _bootstrap(differences, confidence, resamples, seed)
 
 
 def paired_interval(scores: Sequence[float], baseline: Sequence[float], *, confidence: float = 0.95) -> Interval:
@@ -114,6 +176,32 @@ def proportion_interval(successes: float, trials: int, *, confidence: float = 0.
     low = 0.0 if successes == 0 else min(centre - half, share)
     high = 1.0 if successes == trials else max(centre + half, share)
     return Interval(share, low, high, confidence, trials, "Wilson")
+
+
+def _bootstrap(numbers: NDArray[np.float64], confidence: float, resamples: int, seed: int) -> Interval:
+    _check_confidence(confidence)
+    check_seed(seed)
+    if not is_whole(resamples) or resamples < 100:
+        raise ConfigurationError(f"expected 100 resamples or more, got {shown(resamples)}")
+    low, high = stats.bootstrap(
+        (numbers,),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, 10**7 // numbers.size),  # resamples held in memory at a time
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(float(numbers.mean()), float(low), float(high), confidence, int(numbers.size), "bootstrap")
+
+
+def _scores(values: Sequence[float]) -> NDArray[np.float64]:
+    numbers = _finite(values)
+    if not numbers.size:
+        raise DataError("expected one score or more, got none")
+    if numbers.min() < 0 or numbers.max() > 1:
+        raise DataError(f"expected scores in [0, 1], got {numbers.min():g} to {numbers.max():g}; divide by their cap")
+    return numbers
 
 
 def _differences(values: Sequence[float], baseline: Sequence[float]) -> NDArray[np.float64]:

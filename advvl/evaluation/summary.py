@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -160,8 +160,7 @@ def _named(examples: Mapping[Condition, int]) -> str:
 
 def _accuracy(scores: Sequence[Tensor], confidence: float) -> Interval:
     if len(scores) > 1:
-        mean = mean_interval([seed.mean().item() for seed in scores], confidence=confidence)
-        return replace(mean, low=max(mean.low, 0.0), high=min(mean.high, 1.0))  # an accuracy is nowhere else
+        return mean_interval([seed.mean().item() for seed in scores], confidence=confidence, within=(0.0, 1.0))
     return proportion_interval(min(scores[0].sum().item(), len(scores[0])), len(scores[0]), confidence=confidence)
 
 
@@ -169,7 +168,7 @@ def _difference(scores: Sequence[Tensor], base: Sequence[Tensor], confidence: fl
     if len(scores) == 1:
         return paired_interval(scores[0].tolist(), base[0].tolist(), confidence=confidence)
     pairs = [seed.mean().item() for seed in scores], [seed.mean().item() for seed in base]
-    return difference_interval(*pairs, confidence=confidence)
+    return difference_interval(*pairs, confidence=confidence, within=(-1.0, 1.0))
 
 
 def _time(times: Sequence[float], confidence: float) -> Interval | None:

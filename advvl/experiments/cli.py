@@ -20,12 +20,16 @@ _TOOLS = {
         "advvl.experiments.train:train_command",
     ),
     "evaluate": (
-        "score a trained model on the databases of its task",
-        "advvl.experiments.train:evaluate_command",
+        "score trained models on the databases of their task, clean or under attack",
+        "advvl.experiments.measure:evaluate_command",
     ),
     "predict": (
         "write a trained model's predictions as the task's server takes them",
         "advvl.experiments.train:predict_command",
+    ),
+    "report": (
+        "make a page of measurements that advvl evaluate --attack wrote",
+        "advvl.experiments.report_tool:report_tool",
     ),
     "data": (
         "convert your own data to UNITER's databases, or say what a database holds",

@@ -26,7 +26,7 @@ def write_predictions(options: TrainOptions, predictions: Mapping[str, Any], nam
     path = Path(options.output) / f"predictions-{name}"
     match options.task:
         case "vqa":
-            words = _answers(options)
+            words = answers_of(options)
             return write_vqa_answers(
                 path.with_suffix(".json"), {_number(key): words[found] for key, found in predictions.items()}
             )
@@ -41,8 +41,13 @@ def write_predictions(options: TrainOptions, predictions: Mapping[str, Any], nam
     raise ConfigurationError(f"expected a task that predicts, got {options.task}; its scores are in advvl evaluate")
 
 
-def _answers(options: TrainOptions) -> list[str]:
-    """Read the answers in words by their numbers: a list of them, or their numbers by the words."""
+def answers_of(options: TrainOptions) -> list[str]:
+    """Read the answers in words by their numbers: a list of them, or their numbers by the words.
+
+    Raises:
+        ConfigurationError: no file is named.
+        DataError: a file that is none, or of another number of answers than the model's.
+    """
     if options.data.answers is None:
         raise ConfigurationError(
             "expected data.answers, a JSON file of answers and their numbers, got none; UNITER's is ans2label.json"

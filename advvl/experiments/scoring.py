@@ -210,9 +210,9 @@ def _results(
     model: UniterTask, options: TrainOptions, source: Source, read: Callable[[Mapping[str, Any], Tensor], list[Any]]
 ) -> list[Any]:
     """Return a result for each example, in order of the examples."""
-    pieces = list(_pieces(source.examples.lengths, options.evaluation.tokens))
+    cut = list(pieces(source.examples.lengths, options.evaluation.tokens))
     parts = _in_batches(model, options, source, lambda batch, output: read(batch, output.logits))
-    found = {row: one for rows, part in zip(pieces, parts, strict=True) for row, one in zip(rows, part, strict=True)}
+    found = {row: one for rows, part in zip(cut, parts, strict=True) for row, one in zip(rows, part, strict=True)}
     return [found[row] for row in sorted(found)]
 
 
@@ -222,7 +222,7 @@ def _in_batches(
     """Return what is read of each batch, whichever process computed it."""
     device = next(model.parameters()).device
     found = {}
-    for number, rows in enumerate(_pieces(source.examples.lengths, options.evaluation.tokens)):
+    for number, rows in enumerate(pieces(source.examples.lengths, options.evaluation.tokens)):
         if number % process_count() == process_index():
             made = source.batch(rows, torch.Generator().manual_seed(options.seed))
             batch = send_to_device(made, device)
@@ -231,7 +231,7 @@ def _in_batches(
     return list(collected(found).values())
 
 
-def _pieces(lengths: Tensor, tokens: int) -> Iterator[list[int]]:
+def pieces(lengths: Tensor, tokens: int) -> Iterator[list[int]]:
     """Cut the examples, the longest first, into batches that fill the budget; an example over it is one by itself."""
     order = lengths.argsort(descending=True, stable=True).tolist()
     place = 0

@@ -1,4 +1,4 @@
-"""The commands `advvl train`, `advvl evaluate` and `advvl predict`: a task of UNITER on databases.
+"""The commands `advvl train` and `advvl predict`: a task of UNITER on databases.
 
     OUTPUT/configuration.yaml                   whose directory it is
     OUTPUT/checkpoints/update-00000500.pt       the latest ones, and the best by the val databases
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from accelerate.utils import DistributedDataParallelKwargs  # type: ignore[import-untyped]
@@ -28,7 +28,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from advvl.data.uniter.datasets.examples import Shard
 from advvl.errors import CheckpointError, ConfigurationError, OutputDirectoryError, missing_extra
 from advvl.experiments.flags import parse
-from advvl.experiments.outputs import claimed
+from advvl.experiments.outputs import Claiming, claimed
 from advvl.experiments.predictions import write_predictions
 from advvl.experiments.progress import duration
 from advvl.experiments.published_json import read_configuration
@@ -54,47 +54,34 @@ from advvl.runtime.processes import check_agreement
 from advvl.runtime.states import kept_modes
 from advvl.tasks.uniter.pretraining import UniterForPretraining
 
+T = TypeVar("T")
+
 DESCRIPTIONS: Final = {
     "train": "Train a task of UNITER on its databases, by CONFIG: a YAML file of examples/configs/uniter, or a JSON file of "
     "UNITER's or VILLA's own.",
-    "evaluate": "Print the clean scores of a trained model on the val databases of CONFIG, and write them as JSON.",
+    "evaluate": "Print the clean scores of a trained model on the val databases of CONFIG, and write them as JSON; with "
+    "--attack and --radius measure how robust it is, or several --checkpoints, and write a page.",
     "predict": "Write the predictions of a trained model for the val databases of CONFIG, as the task's server takes them.",
 }
 
 
-def parsed(name: str, arguments: Sequence[str]) -> TrainOptions:
+def parsed(name: str, arguments: Sequence[str], options: type[T]) -> T:
     """Return the options of a command line, whose first word may be the file of `--config`."""
     words = list(arguments)
     if words and not words[0].startswith("-"):
         words = ["--config", *words]
-    return parse(
-        TrainOptions, words, description=DESCRIPTIONS[name], prog=f"advvl {name} [CONFIG]", read=read_configuration
-    )
+    return parse(options, words, description=DESCRIPTIONS[name], prog=f"advvl {name} [CONFIG]", read=read_configuration)
 
 
 def train_command(arguments: Sequence[str]) -> None:
     """Run `advvl train`."""
-    train(parsed("train", arguments))
-
-
-def evaluate_command(arguments: Sequence[str]) -> None:
-    """Run `advvl evaluate`."""
-    options = parsed("evaluate", arguments)
-    found, shards = _judged(options)
-    if not found.scores:
-        raise ConfigurationError(
-            f"expected databases with targets in data.val_texts, got {', '.join(options.data.val_texts)}; see advvl predict"
-        )
-    path = Path(options.output) / f"scores-{Path(str(shards[0].texts.folder)).stem}.json"
-    write_json(path, dict(found.scores))
-    print("\n".join(f"{name:16} {value:.4f}" for name, value in found.scores.items()))
-    print(f"written to {path}")
+    train(parsed("train", arguments, TrainOptions))
 
 
 def predict_command(arguments: Sequence[str]) -> None:
     """Run `advvl predict`."""
-    options = parsed("predict", arguments)
-    found, shards = _judged(options)
+    options = parsed("predict", arguments, TrainOptions)
+    found, shards = judged(options)
     print(f"written to {write_predictions(options, found.predictions, Path(str(shards[0].texts.folder)).stem)}")
 
 
@@ -113,7 +100,7 @@ def train(options: TrainOptions, *, progress: bool = True) -> Path:
     """
     if options.checkpoint is not None:
         raise ConfigurationError(f"expected start=… to train from, got checkpoint={options.checkpoint!r}; rename it")
-    accelerator = _accelerator(options)
+    accelerator = accelerator_of(options)
     main, processes = accelerator.is_main_process, accelerator.num_processes
     if options.sampling.micro_batches % processes:
         raise ConfigurationError(
@@ -127,7 +114,7 @@ def train(options: TrainOptions, *, progress: bool = True) -> Path:
     if options.start is not None:
         _begin(model, Path(options.data_dir) / options.start, main=main)
     output = Path(options.output)
-    with _claimed(options, main=main):
+    with claimed_by_main(options, "checkpoints", main=main):
         if options.tensorboard:
             accelerator.init_trackers("logs")
         log = _Log(options, accelerator, shards, lines=progress and main and not sys.stderr.isatty())
@@ -242,13 +229,20 @@ class _Log:
 
 
 @contextmanager
-def _claimed(options: TrainOptions, *, main: bool) -> Iterator[None]:
-    """Claim the output directory in the main process; every process hears of a refusal."""
+def claimed_by_main(options: Claiming, results: str, *, main: bool) -> Iterator[None]:
+    """Claim the output directory in the main process; every process hears of a refusal.
+
+    Arguments:
+        results: a pattern of the folders in it that hold results.
+
+    Raises:
+        OutputDirectoryError: as `claimed`.
+    """
     refusal: OutputDirectoryError | None = None
     with ExitStack() as held:
         if main:
             try:
-                held.enter_context(claimed(options, "checkpoints"))
+                held.enter_context(claimed(options, results))
             except OutputDirectoryError as error:
                 refusal = error
         check_agreement("access to the output directory", str(refusal))
@@ -257,7 +251,12 @@ def _claimed(options: TrainOptions, *, main: bool) -> Iterator[None]:
         yield
 
 
-def _accelerator(options: TrainOptions) -> Accelerator:
+def accelerator_of(options: TrainOptions) -> Accelerator:
+    """Return accelerate's own, as the options ask.
+
+    Raises:
+        MissingExtraError: logs are asked for, and TensorBoard is not installed.
+    """
     if options.tensorboard and find_spec("tensorboard") is None:
         raise missing_extra("tensorboard", "logs")
     heads = [DistributedDataParallelKwargs(find_unused_parameters=True)] if options.pretraining else []
@@ -270,7 +269,7 @@ def _accelerator(options: TrainOptions) -> Accelerator:
     )
 
 
-def _judged(options: TrainOptions) -> tuple[Scored, Sequence[Shard]]:
+def judged(options: TrainOptions) -> tuple[Scored, Sequence[Shard]]:
     """Score a trained model on the val databases.
 
     Raises:
@@ -282,7 +281,7 @@ def _judged(options: TrainOptions) -> tuple[Scored, Sequence[Shard]]:
     path = Path(options.output) / "best.safetensors" if options.checkpoint is None else Path(options.checkpoint)
     if not path.is_file():
         raise CheckpointError(f"expected a file of weights at {str(path)!r}, got none; give --checkpoint FILE")
-    accelerator = _accelerator(options)
+    accelerator = accelerator_of(options)
     model = model_of(options)
     shards = val_shards(options)
     check_fit(model, shards)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from advvl.errors import ConfigurationError, DataError
-from advvl.evaluation.statistics import difference_interval, mean_interval, paired_interval, proportion_interval
+from advvl.evaluation.statistics import (
+    Interval,
+    bootstrap_difference,
+    bootstrap_interval,
+    difference_interval,
+    mean_interval,
+    paired_interval,
+    proportion_interval,
+)
 
 
 def test_the_interval_of_a_mean_is_that_of_the_t_distribution() -> None:
@@ -131,3 +141,131 @@ def test_a_paired_interval_adds_half_an_example_to_each_outcome(
     found = paired_interval(here, there)
     assert found.estimate == pytest.approx((only_here - only_there) / len(here))
     assert (found.low, found.high) == pytest.approx((low, high), abs=1e-7)
+
+
+def test_an_interval_of_accuracies_over_seeds_stays_among_accuracies() -> None:
+    wide, cut = mean_interval([0.95, 1.0]), mean_interval([0.95, 1.0], within=(0, 1))
+    assert wide.high > 1
+    assert (cut.low, cut.high) == (wide.low, 1)
+    assert difference_interval([0.99, 0.2], [0.0, 0.0], within=(-1, 1)).high == 1
+    with pytest.raises(DataError, match=r"expected values within \(0, 1\), got 95 to 97"):
+        mean_interval([95.0, 97.0], within=(0, 1))
+
+
+def test_the_bootstrap_of_right_and_wrong_is_a_binomial_of_the_observed_accuracy() -> None:
+    """60 of 200 right: a resampled accuracy is Binomial(200, 0.3)/200, whose quantiles are known."""
+    found = bootstrap_interval([1.0] * 60 + [0.0] * 140, resamples=100_000)
+    low, high = stats.binom.ppf([0.025, 0.975], 200, 0.3) / 200
+    assert (found.estimate, found.count, found.method) == (0.3, 200, "bootstrap")
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1.01 / 200)  # one step of the quantile
+
+
+def test_soft_scores_that_vary_less_have_a_narrower_interval_than_a_proportion() -> None:
+    soft = [0.6, 0.7] * 100
+    found, wilson = bootstrap_interval(soft), proportion_interval(sum(soft), len(soft))
+    assert found.high - found.low < (wilson.high - wilson.low) / 3
+    assert found.low <= 0.65 <= found.high
+
+
+def test_the_bootstrap_of_pairs_keeps_what_two_models_share() -> None:
+    """Models that differ on 12 of 300 examples: far narrower than the interval of either accuracy."""
+    there = [1.0] * 150 + [0.0] * 150
+    here = [1.0] * 160 + [0.0] * 138 + [1.0] * 2
+    found = bootstrap_difference(here, there)
+    assert found.estimate == pytest.approx(0.04)
+    assert found.excludes_zero()
+    single = bootstrap_interval(here)
+    assert found.high - found.low < (single.high - single.low) / 2
+
+
+def test_the_bootstrap_depends_on_its_seed_alone() -> None:
+    scores = np.random.default_rng(0).uniform(size=50).tolist()
+    first = bootstrap_interval(scores, seed=3)
+    assert bootstrap_interval(scores, seed=3) == first
+    assert bootstrap_interval(scores, seed=4) != first
+
+
+def test_where_resampling_shows_no_scatter_the_interval_still_has_a_width() -> None:
+    assert bootstrap_interval([0.0] * 50) == proportion_interval(0, 50)
+    assert bootstrap_difference([1.0] * 50, [1.0] * 50) == paired_interval([1.0] * 50, [1.0] * 50)
+    assert bootstrap_interval([0.0] * 50).method == "Wilson"
+
+
+@pytest.mark.parametrize("scores", [[], [1.5, 0.0], [-0.5, 0.0], [math.inf, 0.0]])
+def test_the_bootstrap_refuses_what_are_no_scores(scores: list[float]) -> None:
+    with pytest.raises(DataError, match="expected"):
+        bootstrap_interval(scores)
+    with pytest.raises(DataError, match="expected"):
+        bootstrap_difference(scores, [0.0] * len(scores))
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("resamples", 10), ("resamples", 1e4), ("seed", "a"), ("confidence", 95)])
+def test_a_bootstrap_that_cannot_be_run_is_refused(name: str, wrong: object) -> None:
+    with pytest.raises(ConfigurationError, match=name):
+        bootstrap_interval([0.0, 1.0], **{name: wrong})  # type: ignore[arg-type]
+
+
+EXAMPLES, DRAWS = 200, 2000
+ACCURACIES = np.linspace(0.05, 0.95, DRAWS)
+
+
+def covered(intervals: list[Interval], truths: np.ndarray) -> float:
+    assert all(-1 <= one.low <= one.estimate <= one.high <= 1 for one in intervals)
+    return float(np.mean([one.low <= truth <= one.high for one, truth in zip(intervals, truths, strict=True)]))
+
+
+@cache
+def right_and_wrong(right: int) -> list[float]:
+    return [1.0] * right + [0.0] * (EXAMPLES - right)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "interval",
+    [
+        pytest.param(lambda scores: proportion_interval(sum(scores), EXAMPLES), id="Wilson"),
+        pytest.param(lambda scores: bootstrap_interval(scores, resamples=1999), id="bootstrap"),
+    ],
+)
+def test_95_percent_intervals_of_an_accuracy_cover_it_95_percent_of_the_time(
+    interval: Callable[[list[float]], Interval],
+) -> None:
+    counts = np.random.default_rng(0).binomial(EXAMPLES, ACCURACIES)
+    of_count = cache(lambda right: interval(right_and_wrong(right)))  # a mean does not depend on the order
+    assert covered([of_count(int(count)) for count in counts], ACCURACIES) == pytest.approx(0.95, abs=0.015)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "interval",
+    [
+        pytest.param(paired_interval, id="Agresti-Min"),
+        pytest.param(lambda here, there: bootstrap_difference(here, there, resamples=999), id="bootstrap"),
+    ],
+)
+def test_95_percent_intervals_of_a_paired_difference_cover_it_95_percent_of_the_time(
+    interval: Callable[[list[float], list[float]], Interval],
+) -> None:
+    """The model gets some of what the baseline has wrong, and loses some of what it has right."""
+    draws = np.random.default_rng(1)
+    gains, losses = draws.uniform(0.05, 0.5, size=(2, DRAWS))
+    chances = np.stack([(1 - ACCURACIES) * gains, ACCURACIES * losses], axis=1)  # better, worse
+    outcomes = draws.multinomial(EXAMPLES, np.column_stack([chances, 1 - chances.sum(1)]))
+
+    @cache
+    def of_counts(better: int, worse: int) -> Interval:
+        agreed = EXAMPLES - better - worse
+        return interval([1.0] * better + [0.0] * (worse + agreed), [0.0] * better + [1.0] * worse + [0.0] * agreed)
+
+    found = [of_counts(int(better), int(worse)) for better, worse, _ in outcomes]
+    assert covered(found, chances[:, 0] - chances[:, 1]) == pytest.approx(0.95, abs=0.015)
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_95_percent_t_intervals_over_seeds_cover_the_mean_95_percent_of_the_time(seeds: int) -> None:
+    """Accuracies of trained models: scattered by one point around the mean, then measured on the 200 examples."""
+    draws = np.random.default_rng(2)
+    trained = draws.normal(ACCURACIES, 0.01, size=(seeds, DRAWS)).clip(0, 1)
+    measured = draws.binomial(EXAMPLES, trained) / EXAMPLES
+    found = [mean_interval(values.tolist(), within=(0, 1)) for values in measured.T]
+    assert covered(found, ACCURACIES) == pytest.approx(0.95, abs=0.015)

@@ -1,0 +1,125 @@
+"""The report page: one self-contained HTML file that says how robust models are, against what, and how sure that is.
+
+Path("report.html").write_text(page({"standard": measured, "VILLA": other}, chance=0.2), encoding="utf-8")
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping
+from itertools import islice
+
+from advvl.checks import check_functions, is_number, is_whole
+from advvl.errors import ConfigurationError, DataError
+from advvl.evaluation.curves import Damage, check_comparable, curves_of, damages, name_of
+from advvl.evaluation.examples import Example
+from advvl.evaluation.measurement import Measurement
+from advvl.evaluation.page_examples import example_html
+from advvl.evaluation.page_style import STYLE
+from advvl.evaluation.page_svg import curve_svg, legend
+from advvl.evaluation.page_tables import details, tables
+
+Draw = Callable[[Damage], Example]
+
+
+def page(
+    measurements: Mapping[str, Measurement],
+    *,
+    title: str = "Robustness",
+    confidence: float = 0.95,
+    chance: float | None = None,
+    draw: Draw | None = None,
+    examples: int = 8,
+) -> str:
+    """Write measurements of models on the same examples as one HTML page that makes no request.
+
+    Arguments:
+        measurements: by the models' names.
+        title: of the page.
+        confidence: of every interval, in (0, 1).
+        chance: accuracy of the best constant answer, in [0, 1], drawn as a line; None: none.
+        draw: from an example that an attack cost a model to how a person looks at it; None: no example is shown.
+        examples: how many of them, of each model.
+
+    Raises:
+        DataError: no measurement, or ones of other examples, budgets, attacks, tasks, data or versions.
+        ConfigurationError: a chance outside [0, 1], a confidence outside (0, 1), a `draw` that is no function.
+    """
+    _check(measurements, chance, examples)
+    check_functions(draw=draw)
+    count = len(next(iter(measurements.values())).clean)
+    head = html.escape(title)
+    said = f"{count} examples; {', '.join(measurements)}. Every accuracy has its {100 * confidence:g} % interval."
+    parts = [
+        f"<header><h1>{head}</h1><p>{html.escape(said)}</p></header>",
+        _flags(measurements),
+        _curves(measurements, confidence, chance),
+        *(table.html() for table in tables(measurements, confidence=confidence, chance=chance)),
+        *([] if draw is None else [_examples(measurements, draw, examples)]),
+        *(table.html() for table in details(measurements)),
+    ]
+    body = "\n".join(filter(None, parts))
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{head}</title>\n'
+        f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _check(measurements: Mapping[str, Measurement], chance: float | None, examples: int) -> None:
+    if not isinstance(measurements, Mapping) or not all(isinstance(one, Measurement) for one in measurements.values()):
+        raise DataError("expected a mapping from the models' names to measurements, got something else; name each")
+    check_comparable(measurements)
+    if chance is not None and not (is_number(chance) and 0 <= chance <= 1):
+        raise ConfigurationError(f"expected chance as an accuracy in [0, 1], or None, got {chance!r}")
+    if not is_whole(examples) or examples < 1:
+        raise ConfigurationError(f"expected 1 or more examples of each model, got {examples!r}; or draw=None")
+
+
+def _flags(measurements: Mapping[str, Measurement]) -> str:
+    """The findings that put the figures in doubt, to stand above them."""
+    items = [
+        f"<li><strong>{html.escape(name)}: {html.escape(flag.name)}.</strong> {html.escape(flag.detail)}</li>"
+        for name, one in measurements.items()
+        for flag in one.flags
+    ]
+    if not items:
+        return "<p>No flag was raised against these figures.</p>"
+    return f'<section class="flags" role="alert"><h2>Do not trust these figures yet</h2><ul>{"".join(items)}</ul></section>'
+
+
+def _curves(measurements: Mapping[str, Measurement], confidence: float, chance: float | None) -> str:
+    found = {name: {curve.kind: curve for curve in curves_of(one)} for name, one in measurements.items()}
+    kinds = next(iter(found.values()))
+    if not kinds:
+        return ""
+    drawn = "".join(
+        f"<div><h3>{html.escape(kind)}</h3>"
+        + curve_svg({name: curves[kind] for name, curves in found.items()}, confidence=confidence, chance=chance)
+        + "</div>"
+        for kind in kinds
+    )
+    note = f"Lines: worst-case accuracy; bands: {100 * confidence:g} % Wilson interval over examples. Radius to scale."
+    return (
+        f"<section><h2>Accuracy against radius</h2><p>{note}</p>{legend(list(measurements))}"
+        f'<div class="curves">{drawn}</div></section>'
+    )
+
+
+def _examples(measurements: Mapping[str, Measurement], draw: Draw, count: int) -> str:
+    figures = [
+        example_html(damage, draw(damage), _how(one, damage))
+        for name, one in measurements.items()
+        for damage in islice(damages(name, one), count)
+    ]
+    if not figures:
+        return "<section><h2>Most damaging examples</h2><p>No attack cost any model an example.</p></section>"
+    note = "Those lost to the smallest budgets first. The stronger the tint, the further that word or region was moved."
+    return (
+        f'<section><h2>Most damaging examples</h2><p>{note}</p><div class="examples">{"".join(figures)}</div></section>'
+    )
+
+
+def _how(measurement: Measurement, damage: Damage) -> str:
+    budget = measurement.budgets[damage.budget]
+    return f"{measurement.attacks[damage.attack]} within {name_of(budget)}"

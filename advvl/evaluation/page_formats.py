@@ -1,0 +1,124 @@
+"""The report in other formats: Markdown, JSON and CSV; and all of them in a directory."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from advvl.evaluation.curves import accuracies, check_comparable, comparisons, kind_of, radii_of, wins
+from advvl.evaluation.measurement import Measurement
+from advvl.evaluation.page import Draw, page
+from advvl.evaluation.page_tables import details, plain, tables
+from advvl.files import write_json, write_text
+
+_COLUMNS = ("model", "perturbation", "radius", "accuracy", "low", "high", "confidence", "examples", "interval")
+
+
+def to_markdown(
+    measurements: Mapping[str, Measurement],
+    *,
+    title: str = "Robustness",
+    confidence: float = 0.95,
+    chance: float | None = None,
+) -> str:
+    """Write the page's flags and tables as Markdown.
+
+    Raises:
+        DataError: measurements that `check_comparable` refuses.
+    """
+    check_comparable(measurements)
+    flags = [
+        f"**{plain(name)}: {plain(flag.name)}.** {plain(flag.detail)}"
+        for name, one in measurements.items()
+        for flag in one.flags
+    ]
+    loud = ["## Do not trust these figures yet", *flags] if flags else []
+    found = [*tables(measurements, confidence=confidence, chance=chance), *details(measurements)]
+    return "\n\n".join([f"# {plain(title)}", *loud, *(table.markdown() for table in found)]) + "\n"
+
+
+def to_json(
+    measurements: Mapping[str, Measurement], *, confidence: float = 0.95, chance: float | None = None
+) -> dict[str, Any]:
+    """Return the figures of the page as plain JSON, with intervals in [0, 1].
+
+    Raises:
+        DataError: measurements that `check_comparable` refuses.
+    """
+    check_comparable(measurements)
+    return {
+        "confidence": confidence,
+        "chance": chance,
+        "models": {
+            name: {
+                "accuracy": [row for row in _rows(measurements, confidence) if row["model"] == name],
+                "wins": [dict(zip(one.attacks, counts.tolist(), strict=True)) for counts in wins(one)],
+                "flags": [{"name": flag.name, "detail": flag.detail} for flag in one.flags],
+                "about": dict(one.about),
+            }
+            for name, one in measurements.items()
+        },
+        "comparisons": [
+            {
+                "first": one.first,
+                "second": one.second,
+                "perturbation": one.budget,
+                "difference": one.difference.estimate,
+                "low": one.difference.low,
+                "high": one.difference.high,
+                "p_value": one.p_value,
+            }
+            for one in comparisons(measurements, confidence=confidence)
+        ],
+    }
+
+
+def to_csv(measurements: Mapping[str, Measurement], *, confidence: float = 0.95) -> str:
+    """Write a row for each model and budget, with its accuracy and interval in [0, 1].
+
+    Raises:
+        DataError: measurements that `check_comparable` refuses.
+    """
+    check_comparable(measurements)
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_rows(measurements, confidence))
+    return stream.getvalue()
+
+
+def write_report(
+    directory: str | os.PathLike[str],
+    measurements: Mapping[str, Measurement],
+    *,
+    title: str = "Robustness",
+    confidence: float = 0.95,
+    chance: float | None = None,
+    draw: Draw | None = None,
+    examples: int = 8,
+) -> Path:
+    """Write `report.html`, `report.md`, `report.json` and `report.csv`; return the page's path.
+
+    Raises:
+        DataError, ConfigurationError: as `page`.
+    """
+    said: dict[str, Any] = {"confidence": confidence, "chance": chance}
+    text = page(measurements, title=title, draw=draw, examples=examples, **said)
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "report.md", to_markdown(measurements, title=title, **said))
+    write_json(folder / "report.json", to_json(measurements, **said))
+    write_text(folder / "report.csv", to_csv(measurements, confidence=confidence))
+    return write_text(folder / "report.html", text)
+
+
+def _rows(measurements: Mapping[str, Measurement], confidence: float) -> Iterator[dict[str, Any]]:
+    for name, one in measurements.items():
+        budgets = [("clean", "0"), *((kind_of(budget), radii_of(budget)) for budget in one.budgets)]
+        for (kind, radii), found in zip(budgets, accuracies(one, confidence=confidence), strict=True):
+            values = (name, kind, radii, found.estimate, found.low, found.high, confidence, found.count, found.method)
+            yield dict(zip(_COLUMNS, values, strict=True))

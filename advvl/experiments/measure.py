@@ -1,0 +1,181 @@
+"""The command `advvl evaluate`: scores of trained models of UNITER's tasks on databases, clean or under attack.
+
+    advvl evaluate vqa.yaml
+    advvl evaluate vqa.yaml --attack pgd,random --radius image=L2:0.5,1 --checkpoints plain.safetensors,villa.safetensors
+
+    REPORT/configuration.yaml               whose folder it is
+    REPORT/report.{html,md,json,csv}
+    REPORT/measurements/MODEL.safetensors   the measurement of each model
+    REPORT/batches/MODEL/0.safetensors      of each batch, until the measurement is whole
+
+A killed evaluation goes on with `--resume`, with the bits of one that never was. Several processes share the batches:
+`accelerate launch -m advvl evaluate …`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors.torch import load_file
+
+import advvl
+from advvl.adapters.registry import adapt
+from advvl.errors import CheckpointError, ConfigurationError
+from advvl.evaluation.measurement import Measurement
+from advvl.evaluation.page_formats import write_report
+from advvl.evaluation.rows import take_rows
+from advvl.evaluation.worst_case import Record, worst_case
+from advvl.experiments.config import identity
+from advvl.experiments.measure_examples import AttackedExamples
+from advvl.experiments.measure_options import EvaluateOptions
+from advvl.experiments.options import own
+from advvl.experiments.records import sha256
+from advvl.experiments.train import accelerator_of, claimed_by_main, judged, parsed
+from advvl.experiments.train_setup import check_fit, model_of
+from advvl.files import write_json, write_safetensors
+from advvl.models.uniter.checkpoint import load_checkpoint
+from advvl.models.uniter.task import UniterTask
+from advvl.runtime.processes import process_count
+
+ATTACKED: Final = ("vqa", "ve", "nlvr2")
+"""The tasks whose answers are one row of logits for each example, which attacks climb."""
+
+
+def evaluate_command(arguments: Sequence[str]) -> None:
+    """Run `advvl evaluate`."""
+    options = parsed("evaluate", arguments, EvaluateOptions)
+    if options.robustness.attack:
+        print(f"written to {measure(options)}")
+        return
+    found, shards = judged(options)
+    if not found.scores:
+        raise ConfigurationError(
+            f"expected databases with targets in data.val_texts, got {', '.join(options.data.val_texts)}; see advvl predict"
+        )
+    path = Path(options.output) / f"scores-{Path(str(shards[0].texts.folder)).stem}.json"
+    write_json(path, dict(found.scores))
+    print("\n".join(f"{name:16} {value:.4f}" for name, value in found.scores.items()))
+    print(f"written to {path}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Claim:
+    """Whose folder a report is: that of one configuration and of these weights."""
+
+    output: str = field(metadata=own("folder"))
+    resume: bool = field(metadata=own("go on"))
+    overwrite: bool = field(metadata=own("lose"))
+    evaluation: EvaluateOptions
+    weights: tuple[str, ...]
+
+
+def measure(options: EvaluateOptions) -> Path:
+    """Attack trained models on the val databases, and write measurements and a page; return the page's path.
+
+    Raises:
+        ConfigurationError: a task whose answers cannot be attacked, or databases without targets.
+        CheckpointError: a file of weights that is missing, or of another task or model.
+        OutputDirectoryError: the folder of the report is another configuration's, or holds results without `resume`.
+    """
+    asked = options.robustness
+    if options.task not in ATTACKED:
+        raise ConfigurationError(
+            f"expected a task of {', '.join(ATTACKED)} to attack, got {options.task}; leave out --attack for clean scores"
+        )
+    files = _named(asked.checkpoints or (options.checkpoint or str(Path(options.output) / "best.safetensors"),))
+    accelerator = accelerator_of(options)
+    model, examples = model_of(options), AttackedExamples.of(options)
+    check_fit(model, examples.shards)
+    for path in files.values():  # all of them before the first is attacked, which may take hours
+        load_checkpoint(model, path)
+    model.to(accelerator.device).eval()
+    claim = _Claim(
+        output=str(Path(options.output) / asked.report),
+        resume=options.resume,
+        overwrite=options.overwrite,
+        evaluation=options,
+        weights=tuple(map(sha256, files.values())),
+    )
+    folder, main = Path(claim.output), accelerator.is_main_process
+    with claimed_by_main(claim, "*", main=main):
+        measured = {}
+        for name, path in files.items():
+            load_checkpoint(model, path)
+            measured[name] = _measured(options, model, examples, folder, name, sha256(path))
+            accelerator.wait_for_everyone()  # all have read the batches' files, or the measurement's
+            if main:
+                measured[name].save(_file(folder, name))
+                shutil.rmtree(folder / "batches", ignore_errors=True)
+        if main:
+            draw = partial(examples.drawn, options, model, files)
+            title = f"Robustness: {options.task}"
+            write_report(folder, measured, title=title, chance=examples.chance, draw=draw, examples=asked.drawn)
+        accelerator.wait_for_everyone()
+    return folder / "report.html"
+
+
+def _measured(
+    options: EvaluateOptions, model: UniterTask, examples: AttackedExamples, folder: Path, name: str, weights: str
+) -> Measurement:
+    """Attack one model, but for what an earlier run has found."""
+    asked = options.robustness
+    if _file(folder, name).exists():
+        return Measurement.load(_file(folder, name))
+    stored = folder / "batches" / name
+    rows = None if options.task == "nlvr2" else partial(take_rows, whole=("position_ids",))
+
+    def cache(number: int, make: Callable[[], Record]) -> Record:
+        path = stored / f"{number}.safetensors"
+        if path.exists():
+            return load_file(path)
+        stored.mkdir(parents=True, exist_ok=True)
+        found = make()
+        write_safetensors(path, {name: tensor.contiguous() for name, tensor in found.items()})
+        return found
+
+    return worst_case(
+        adapt(model),
+        examples.batches(next(model.parameters()).device),
+        asked.budgets,
+        attacks=asked.attacks,
+        rows=rows,
+        seed=options.seed,
+        cache=cache,
+        over_processes=process_count() > 1,
+        about={
+            "task": options.task,
+            "data": examples.about,
+            "versions": {"advvl": advvl.__version__, "torch": torch.__version__},
+            "weights": weights,
+            "configuration": identity(asked),
+        },
+    )
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / "measurements" / f"{name.replace('/', '-')}.safetensors"
+
+
+def _named(paths: Sequence[str]) -> dict[str, Path]:
+    """Name files of weights by as many of their last parts as tell them apart.
+
+    Raises:
+        CheckpointError: a file that is not there, or the same one twice.
+    """
+    files = [Path(path) for path in paths]
+    for path in files:
+        if not path.is_file():
+            raise CheckpointError(
+                f"expected a file of weights at {str(path)!r}, got none; give --checkpoints FILE,FILE"
+            )
+    for parts in range(1, 1 + max(len(path.parts) for path in files)):
+        names = ["/".join(path.with_suffix("").parts[-parts:]) for path in files]
+        if len({name.replace("/", "-") for name in names}) == len(files):
+            return dict(zip(names, files, strict=True))
+    raise CheckpointError(f"expected different files of weights, got {', '.join(map(str, files))}; name each once")

@@ -1,0 +1,69 @@
+"""The command `advvl report`: a page of measurements that `advvl evaluate --attack` or `Measurement.save` wrote."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from advvl.errors import DataError, OutputDirectoryError
+from advvl.evaluation.measurement import Measurement
+from advvl.evaluation.page_formats import write_report
+
+
+def report_tool(arguments: Sequence[str]) -> None:
+    """Run `advvl report`.
+
+    Raises:
+        DataError: files that are no measurements, or of different tasks, data, budgets, attacks or versions.
+        OutputDirectoryError: the output has a report already.
+    """
+    parser = argparse.ArgumentParser(
+        prog="advvl report",
+        allow_abbrev=False,
+        description="Write report.html, report.md, report.json and report.csv of measurements of the same examples: curves "
+        "with intervals, comparisons, attacks, flags. Examples are drawn by advvl evaluate alone, which has the pictures.",
+    )
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="measurements, or folders of them; NAME=FILE names one"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the report")
+    parser.add_argument("--title", default="Robustness", metavar="TEXT", help="of the page")
+    parser.add_argument("--confidence", type=float, default=0.95, metavar="X", help="of every interval (default 0.95)")
+    parser.add_argument(
+        "--chance", type=float, metavar="X", help="accuracy of the best constant answer, drawn as a line"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="lose a report that is there")
+    given = parser.parse_args(list(arguments))
+    measurements = {name: Measurement.load(path) for name, path in named(given.files).items()}
+    page = Path(given.output) / "report.html"
+    if page.exists() and not given.overwrite:
+        raise OutputDirectoryError(
+            f"expected no report at {str(page)!r}, got one; choose another --output or --overwrite"
+        )
+    said = {"title": given.title, "confidence": given.confidence, "chance": given.chance}
+    print(f"written to {write_report(given.output, measurements, **said)}")
+
+
+def named(given: Sequence[str]) -> dict[str, Path]:
+    """The files of measurements by name: what stands before "=", or the file's own name; of a folder all files in it.
+
+    Raises:
+        DataError: a file that is not there, a folder without measurements, two of one name.
+    """
+    found: dict[str, Path] = {}
+    for text in given:
+        name, _, after = text.partition("=")
+        path = Path(after) if after and not Path(text).exists() else Path(text)
+        here = path / "measurements" if (path / "measurements").is_dir() else path
+        files = sorted(here.glob("*.safetensors")) if here.is_dir() else [path]
+        if not files or not files[0].is_file():
+            raise DataError(
+                f"expected a measurement at {str(path)!r}, got none; give what advvl evaluate --attack wrote"
+            )
+        for file in files:
+            label = name if path != Path(text) and len(files) == 1 else file.stem
+            if label in found:
+                raise DataError(f"expected measurements of different names, got {label!r} twice; give NAME=FILE")
+            found[label] = file
+    return found

@@ -1,0 +1,251 @@
+"""`advvl evaluate --attack` and `advvl report`, by their command lines, on small databases."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from support.measurements import measurement
+from support.task_databases import SMALL, write_databases
+
+from advvl import L2, Linf
+from advvl.errors import ConfigurationError
+from advvl.evaluation import worst_case as engine
+from advvl.evaluation.measurement import Measurement
+from advvl.experiments.cli import main
+from advvl.experiments.config import Layer, build
+from advvl.experiments.measure_options import EvaluateOptions, budgets_of
+from advvl.experiments.train_options import TrainOptions
+from advvl.experiments.train_setup import model_of
+from advvl.models.uniter.checkpoint import save_checkpoint
+
+ASKED = ["--attack", "pgd,random", "--radius", "image=L2:1,20", "--radius", "image=L2:1,20+text=Linf/token:0.2,2"]
+SHORT = ["--robustness.steps", "3", "--robustness.restarts", "1"]
+
+
+def configured(task: str, root: Path) -> str:
+    """Write the databases of a task, two untrained models, and the file of its options."""
+    values: dict[str, Any] = {
+        "task": task,
+        "data_dir": str(root),
+        "output": str(root / "out"),
+        "device": "cpu",
+        "model": {**SMALL, "answers": 3},
+        "data": {"val_texts": ["val.db"], "val_images": ["images"]},
+        "sampling": {"tokens": 250},
+        "evaluation": {"tokens": 60},
+    }
+    data = {**values["data"], "train_texts": ["train.db"], "train_images": ["images"]}
+    options = build(TrainOptions, Layer("the test", {**values, "data": data}))
+    write_databases(options, root)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = model_of(build(TrainOptions, Layer("the test", {**values, "seed": seed})))
+        save_checkpoint(model, root / f"seed{seed}" / "best.safetensors")
+    path = root / f"{task}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+def checkpoints(root: Path) -> list[str]:
+    return ["--checkpoints", ",".join(str(root / f"seed{seed}" / "best.safetensors") for seed in (0, 1))]
+
+
+def measured(root: Path, name: str) -> Measurement:
+    return Measurement.load(root / "out" / "robustness" / "measurements" / f"{name}.safetensors")
+
+
+def same(one: Measurement, other: Measurement) -> bool:
+    pairs = [(one.clean, other.clean), (one.scores, other.scores), (one.unmoved, other.unmoved)]
+    pairs += [(one.norms[name], other.norms[name]) for name in one.norms]
+    return all(torch.equal(a.nan_to_num(-1.0), b.nan_to_num(-1.0)) for a, b in pairs) and one.flags == other.flags
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["vqa", "ve", "nlvr2"])
+def test_models_are_measured_and_shown_on_one_page(task: str, tmp_path: Path, capsys: Any) -> None:
+    config = configured(task, tmp_path)
+    assert main(["evaluate", config, *ASKED, *SHORT, *checkpoints(tmp_path)]) == 0
+    folder = tmp_path / "out" / "robustness"
+    assert str(folder / "report.html") in capsys.readouterr().out
+    found = measured(tmp_path, "seed0-best")
+    assert len(found.clean) == 12
+    assert found.budgets == (
+        {"image": L2(1.0)}, {"image": L2(20.0)},
+        {"image": L2(1.0), "text": Linf(0.2, per="token")}, {"image": L2(20.0), "text": Linf(2.0, per="token")},
+    )  # fmt: skip
+    assert found.attacks == ("pgd", "random")
+    assert found.about["task"] == task
+    said = json.loads((folder / "report.json").read_text())
+    assert list(said["models"]) == ["seed0/best", "seed1/best"]
+    assert said["models"]["seed0/best"]["accuracy"][0]["accuracy"] == float(found.clean.mean())
+    assert (
+        said["models"]["seed0/best"]["accuracy"][4]["accuracy"]
+        < said["models"]["seed0/best"]["accuracy"][0]["accuracy"]
+    )
+    page = (folder / "report.html").read_text()
+    assert "<figure>" in page
+    assert "[CLS]" in page
+    assert not (folder / "batches").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_goes_on_to_the_bits_of_one_that_never_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    config = configured("vqa", tmp_path)
+    command = ["evaluate", config, *ASKED, *SHORT, *checkpoints(tmp_path)]
+    assert main(command) == 0
+    whole = {name: measured(tmp_path, name) for name in ("seed0-best", "seed1-best")}
+    page = (tmp_path / "out" / "robustness" / "report.csv").read_text()
+    shutil.rmtree(tmp_path / "out" / "robustness")
+    done: list[int] = []
+    record = engine._record
+
+    def killed(plan: Any, number: int, *rest: Any, **more: Any) -> Any:
+        done.append(number)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        return record(plan, number, *rest, **more)
+
+    monkeypatch.setattr(engine, "_record", killed)
+    assert main(command) == 130
+    kept = sorted(path.name for path in (tmp_path / "out" / "robustness" / "batches" / "seed0" / "best").iterdir())
+    assert kept == ["0.safetensors", "1.safetensors"]
+    assert main(command) == 2
+    assert "--resume" in capsys.readouterr().err
+    done[:] = [0, 0, 0]  # no further kill
+    assert main([*command, "--resume"]) == 0
+    batches = 1 + max(done)
+    assert len(done) == 3 + 2 * batches - 2  # two of the first model's were kept
+    for name, found in whole.items():
+        assert same(measured(tmp_path, name), found)
+    assert (tmp_path / "out" / "robustness" / "report.csv").read_text() == page
+
+
+@pytest.mark.slow
+def test_results_are_not_lost_nor_mixed_with_those_of_other_weights(tmp_path: Path, capsys: Any) -> None:
+    config = configured("vqa", tmp_path)
+    first = str(tmp_path / "seed0" / "best.safetensors")
+    command = ["evaluate", config, "--attack", "random", "--radius", "image=L2:1", "--checkpoint", first, *SHORT]
+    assert main(command) == 0
+    assert main(command) == 2
+    assert "expected no results" in capsys.readouterr().err
+    shutil.copy(tmp_path / "seed1" / "best.safetensors", first)
+    assert main([*command, "--resume"]) == 2
+    assert "weights" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
+
+
+def test_checkpoints_of_another_task_are_refused_before_any_attack(tmp_path: Path, capsys: Any) -> None:
+    config = configured("vqa", tmp_path)
+    other = tmp_path / "other"
+    configured("nlvr2", other)
+    files = f"{tmp_path / 'seed0' / 'best.safetensors'},{other / 'seed0' / 'best.safetensors'}"
+    assert main(["evaluate", config, *ASKED, "--checkpoints", files]) == 2
+    assert str(other) in capsys.readouterr().err
+    assert not (tmp_path / "out" / "robustness").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "more", "said"),
+    [
+        ("vqa", ["--checkpoints", "none.safetensors"], "a file of weights at 'none.safetensors', got none"),
+        ("vqa", [], "best.safetensors', got none"),
+        ("retrieval", [], "a task of vqa, ve, nlvr2 to attack, got retrieval"),
+    ],
+)
+def test_what_cannot_be_attacked_is_refused(task: str, more: list[str], said: str, tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "task.yaml"
+    sampling = {"batch_size": 2} if task == "retrieval" else {"tokens": 100}
+    path.write_text(yaml.safe_dump({"task": task, "output": str(tmp_path / "out"), "sampling": sampling}))
+    assert main(["evaluate", str(path), *ASKED, *more]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_same_weights_twice_are_refused(tmp_path: Path, capsys: Any) -> None:
+    config = configured("vqa", tmp_path)
+    file = tmp_path / "seed0" / "best.safetensors"
+    assert main(["evaluate", config, *ASKED, "--checkpoints", f"{file},{file}"]) == 2
+    assert "expected different files of weights" in capsys.readouterr().err
+
+
+def test_radii_are_read_with_their_norm_alone_or_jointly() -> None:
+    assert budgets_of("image=L2:0.5,1") == [{"image": L2(0.5)}, {"image": L2(1.0)}]
+    assert budgets_of("text=Linf/token:1e-2") == [{"text": Linf(0.01, per="token")}]
+    assert budgets_of("image=L2:1,2+text=L2:3,4") == [
+        {"image": L2(1.0), "text": L2(3.0)},
+        {"image": L2(2.0), "text": L2(4.0)},
+    ]
+
+
+def asked(**robustness: Any) -> EvaluateOptions:
+    return build(EvaluateOptions, Layer("the test", {"sampling": {"tokens": 9}, "robustness": robustness}))
+
+
+@pytest.mark.parametrize(
+    "radius",
+    ["image=L3:1", "image=L2:", "image=L2:2,1", "image=L2:0", "image:1", "image=L2:1,2+text=L2:1", "image=L2:-1"],
+)
+def test_radii_of_another_form_are_refused(radius: str) -> None:
+    with pytest.raises(ConfigurationError, match="MODALITY=NORM:R1,R2"):
+        asked(attack=["pgd"], radius=[radius])
+
+
+@pytest.mark.parametrize(
+    ("robustness", "said"),
+    [
+        ({"attack": ["pgd"]}, "expected attacks and radii"),
+        ({"radius": ["image=L2:1"]}, "expected attacks and radii"),
+        ({"attack": ["gpd"], "radius": ["image=L2:1"]}, "expected attacks of pgd, .*got gpd"),
+        ({"attack": ["pgd", "pgd"], "radius": ["image=L2:1"]}, "each once"),
+        ({"checkpoints": ["a"]}, "expected an attack beside checkpoints"),
+        ({"attack": ["pgd"], "radius": ["image=L2:1"], "examples": 0}, "examples"),
+    ],
+)
+def test_options_that_measure_nothing_are_refused(robustness: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        asked(**robustness)
+
+
+def test_a_report_is_made_of_files_and_folders(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "run" / "measurements").mkdir(parents=True)
+    for name in ("one", "two"):
+        measurement().save(tmp_path / "run" / "measurements" / f"{name}.safetensors")
+    file = measurement([{}, {}, {}]).save(tmp_path / "b.safetensors")
+    command = ["report", str(tmp_path / "run"), f"third={file}", "--output", str(tmp_path / "page"), "--chance", "0.25"]
+    assert main(command) == 0
+    said = json.loads((tmp_path / "page" / "report.json").read_text())
+    assert list(said["models"]) == ["one", "two", "third"]
+    assert said["chance"] == 0.25
+    assert main(command) == 2
+    assert "expected no report" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        (["none.safetensors"], "expected a measurement at 'none.safetensors', got none"),
+        (["a.safetensors"], "different names, got 'a' twice"),
+        (["examples=c.safetensors"], "same number of examples"),
+        (["data=d.safetensors"], "same data"),
+        (["text.md"], "expected a measurement in 'text.md'"),
+    ],
+)
+def test_a_report_of_what_does_not_go_together_is_refused(
+    others: list[str], said: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    measurement().save("a.safetensors")
+    measurement(examples=11).save("c.safetensors")
+    measurement(about={"data": 2}).save("d.safetensors")
+    Path("text.md").write_text("no measurement")
+    assert main(["report", "a.safetensors", *others, "--output", "page"]) == 2
+    assert said in capsys.readouterr().err
+    assert not Path("page").exists()
