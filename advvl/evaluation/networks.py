@@ -1,0 +1,268 @@
+"""Networks whose outputs can be bounded: the graph of their affine steps and ReLUs, found by tracing them."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, cast
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node, symbolic_trace
+from torch.fx.node import map_arg
+
+from advvl.errors import ConfigurationError, DataError, NonFiniteError
+
+_AFFINE: Final = (nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.Flatten, nn.Identity, nn.Dropout)
+
+_FUNCTIONS: Final[Mapping[str, Callable[..., Tensor]]] = {
+    "add": torch.add,
+    "iadd": torch.add,
+    "sub": torch.sub,
+    "isub": torch.sub,
+    "mul": torch.mul,
+    "imul": torch.mul,
+    "div": torch.div,
+    "truediv": torch.div,
+    "itruediv": torch.div,
+    "neg": torch.neg,
+    "cat": torch.cat,
+    "flatten": torch.flatten,
+    "reshape": torch.Tensor.reshape,
+    "view": torch.Tensor.reshape,
+    "squeeze": torch.squeeze,
+    "unsqueeze": torch.unsqueeze,
+    "sum": torch.sum,
+    "mean": torch.mean,
+}
+_PRODUCTS: Final = ("mul", "imul", "div", "truediv", "itruediv")
+_BINARY: Final = (*_PRODUCTS, "add", "iadd", "sub", "isub")
+_OPTIONS: Final = {"dim", "keepdim", "start_dim", "end_dim"}
+
+_SUPPORTED: Final = "Linear, Conv2d, AvgPool2d, ReLU, Flatten, +, -, * and / with constants, cat, sum, mean, reshape"
+
+
+class Network:
+    """A network of affine steps and ReLUs as a graph, with its constants computed.
+
+    Arguments:
+        network: any module that `torch.fx` can trace; a copy in fp64 and eval mode is kept.
+        inputs: the arguments of its forward by name, `(B, …)`.
+        perturbed: names of those that vary.
+
+    Raises:
+        ConfigurationError: a network that cannot be traced; a step on what varies that is not supported; an unknown name.
+        DataError: inputs of other numbers of rows.
+        NonFiniteError: weights that are not finite.
+    """
+
+    def __init__(self, network: nn.Module, inputs: Mapping[str, Tensor], *, perturbed: Sequence[str]) -> None:
+        parameters = inspect.signature(network.forward).parameters
+        if unknown := sorted(set(inputs) - set(parameters)):
+            raise ConfigurationError(
+                f"expected inputs among {sorted(parameters)}, got {unknown}; name the forward's own"
+            )
+        if missing := sorted(set(perturbed) - set(inputs)):
+            raise ConfigurationError(f"expected a budget of inputs {sorted(inputs)}, got {missing}")
+        if not perturbed:
+            raise ConfigurationError("expected a budget with a ball for one input or more, got none")
+        if not all(isinstance(x, Tensor) and x.ndim for x in inputs.values()):
+            raise DataError("expected inputs that are tensors with a row for each example, got something else")
+        if len({len(x) for x in inputs.values()}) > 1:
+            raise DataError(
+                f"expected a row for each example in all inputs, got { ({n: len(x) for n, x in inputs.items()}) }"
+            )
+        self.inputs = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
+        self.examples = len(self.inputs[perturbed[0]])
+        defaults = {name: one.default for name, one in parameters.items() if name not in inputs}
+        if not all(one.isfinite().all() for one in network.state_dict().values()):
+            raise NonFiniteError(f"expected finite weights, got some in {type(network).__name__} that are not")
+        inner = copy.deepcopy(network).double().eval().requires_grad_(False)
+        if isinstance(inner, _AFFINE):  # its own forward would be traced, not the layer
+            inner = nn.Sequential(inner)
+        try:
+            self._graph = symbolic_trace(inner, concrete_args=defaults or None)
+        except Exception as error:  # tracing runs the network's own code
+            raise ConfigurationError(
+                f"expected a network that torch.fx can trace, got {error}; write its forward without branches on tensors"
+            ) from error
+        self._absolute = _absolute(inner)
+        self.placeholders: dict[str, Node] = {}
+        self.affected: list[Node] = []
+        self._constants: dict[Node, Any] = {}
+        self.output = self._walk(set(perturbed))
+
+    def sources(self, node: Node) -> list[Node]:
+        """The tensors that vary from which one is computed."""
+        return [one for one in node.all_input_nodes if one not in self._constants]
+
+    def is_relu(self, node: Node) -> bool:
+        """True for the result of a ReLU."""
+        return isinstance(self._module(node), nn.ReLU) or _name(node) in ("relu", "relu_")
+
+    def feeds_relu(self, node: Node) -> bool:
+        """True for a tensor that goes into a ReLU."""
+        return any(self.is_relu(user) for user in node.users)
+
+    def run(self, node: Node, values: Mapping[Node, Tensor]) -> Tensor:
+        """Compute a tensor from these values of its sources."""
+        args, options = self._arguments(node, values)
+        module = self._module(node)
+        if self.is_relu(node):
+            return cast(Tensor, args[0]).clamp(min=0)
+        return cast(Tensor, module(*args) if module is not None else _FUNCTIONS[_name(node)](*args, **options))
+
+    def spread(self, node: Node, radii: Mapping[Node, Tensor]) -> Tensor:
+        """Compute how far the entries of a tensor can move when those of its sources move by up to `radii`."""
+        module, name = self._module(node), _name(node)
+        if module is not None:
+            args, _ = self._arguments(node, radii)
+            return cast(Tensor, self._absolute.get_submodule(str(node.target))(*args))
+        if name in _PRODUCTS:
+            args, options = self._arguments(node, radii, constant=abs)
+        else:
+            args, options = self._arguments(node, radii, constant=lambda one: one * 0)
+        if name == "neg":
+            return cast(Tensor, args[0])
+        function = torch.add if name in ("sub", "isub") else _FUNCTIONS[name]
+        return function(*args, **options)
+
+    def back(self, node: Node, rows: Tensor) -> tuple[dict[Node, Tensor], Tensor]:
+        """Carry weights `(R, B, *S)` of a tensor's entries back to its sources, by source; also the constant `(R, B)`."""
+        sources = self.sources(node)
+        offset = self.run(node, {one: torch.zeros_like(self.clean[one]) for one in sources})
+        # A module treats every row alike, so R·B of them are one batch, which is faster; constants have B rows alone.
+        repeats = len(rows) if self._module(node) is not None else 1
+        with torch.enable_grad():
+            zeros = {
+                one: self.clean[one].new_zeros(repeats * self.examples, *self.clean[one].shape[1:]).requires_grad_()
+                for one in sources
+            }
+            out = self.run(node, zeros)
+            if repeats == len(rows):
+                found = torch.autograd.grad(out, list(zeros.values()), rows.flatten(0, 1))
+            else:
+                found = torch.autograd.grad(out, list(zeros.values()), rows, is_grads_batched=True)
+        back = {one: grad.view(len(rows), *self.clean[one].shape) for one, grad in zip(sources, found, strict=True)}
+        return back, (rows * offset).flatten(2).sum(2)
+
+    def _walk(self, perturbed: set[str]) -> Node:
+        """Compute every constant, and check what varies; returns the tensor of outputs."""
+        nodes = list(self._graph.graph.nodes)
+        found = nodes[-1].args[0]
+        output = found.get("logits") if isinstance(found, Mapping) else found
+        if not isinstance(output, Node):
+            raise ConfigurationError(f"expected one tensor of outputs, or one named 'logits', got {found}")
+        self.clean: dict[Node, Tensor] = {}  # what varies, at the inputs as given
+        wanted = _ancestors(output)
+        for node in nodes:
+            if node not in wanted:
+                continue
+            if node.op == "placeholder":
+                self.placeholders[str(node.target)] = node
+                value, varies = self.inputs.get(str(node.target)), node.target in perturbed
+            elif any(one in self.clean for one in node.all_input_nodes):
+                self._check_supported(node)
+                value, varies = self.run(node, self.clean), True
+                self._check_rows(node, value)
+            else:
+                value, varies = self._constant(node), False
+            if varies:
+                self.affected.append(node)
+                self.clean[node] = cast(Tensor, value)
+            else:
+                self._constants[node] = value
+        if output not in self.clean:
+            raise ConfigurationError(f"expected outputs that depend on {sorted(perturbed)}, got some that do not")
+        if self.clean[output].ndim != 2:
+            raise ConfigurationError(f"expected outputs (B, K), got {tuple(self.clean[output].shape)}; pool them")
+        return output
+
+    def _constant(self, node: Node) -> Any:
+        args, options = map_arg((node.args, node.kwargs), self._constants.__getitem__)
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(self._graph)
+        if node.op == "call_module":
+            return self._graph.get_submodule(str(node.target))(*args, **options)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **options)
+        return cast(Callable[..., Any], node.target)(*args, **options)
+
+    def _arguments(
+        self, node: Node, values: Mapping[Node, Tensor], constant: Callable[[Any], Any] = lambda one: one
+    ) -> tuple[Any, dict[str, Any]]:
+        """The arguments of a step: the given values of what varies, and its constants as `constant` makes them."""
+
+        def value(one: Node) -> Any:
+            return values[one] if one in values else constant(self._constants[one])
+
+        args, options = map_arg((node.args, node.kwargs), value)
+        if _name(node) in _BINARY:
+            args = tuple(constant(one) if isinstance(one, int | float) else one for one in args)
+        return args, options
+
+    def _module(self, node: Node) -> nn.Module | None:
+        return self._graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def _check_supported(self, node: Node) -> None:
+        module, name = self._module(node), _name(node)
+        varying = [one in self.clean for one in node.all_input_nodes]
+        fine = (
+            isinstance(module, (*_AFFINE, nn.ReLU))
+            if module is not None
+            else name in ("relu", "relu_") or (name in _FUNCTIONS and set(node.kwargs) <= _OPTIONS)
+        )
+        if isinstance(module, nn.Conv2d):
+            fine = module.padding_mode == "zeros"
+        if name in _PRODUCTS:
+            fine = fine and sum(varying) == 1 and _takes_one(node, self.clean, first=name not in ("mul", "imul"))
+        if not fine:
+            what = type(module).__name__ if module is not None else name
+            raise ConfigurationError(f"expected a network of {_SUPPORTED}; got {what} at {node.name!r}")
+
+    def _check_rows(self, node: Node, value: Tensor) -> None:
+        """Refuse a step that mixes examples, since each has a region of its own."""
+        apart = value.ndim > 0 and len(value) == self.examples
+        if apart and not self.is_relu(node):
+            first = {one: torch.zeros_like(self.clean[one]) for one in self.sources(node)}
+            for radius in first.values():
+                radius[:1] = 1
+            apart = not self.spread(node, first)[1:].any()
+        if not apart:
+            raise ConfigurationError(
+                f"expected steps that keep the {self.examples} examples apart on the first axis, got {node.name!r}"
+            )
+
+
+def _absolute(network: nn.Module) -> nn.Module:
+    """Copy a network with the sizes of its weights, and without biases."""
+    absolute = copy.deepcopy(network)
+    for module in absolute.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.weight.abs_()
+            if module.bias is not None:
+                module.bias.zero_()
+    return absolute
+
+
+def _ancestors(node: Node) -> set[Node]:
+    found, left = {node}, [node]
+    while left:
+        fresh = set(left.pop().all_input_nodes) - found
+        found |= fresh
+        left.extend(fresh)
+    return found
+
+
+def _takes_one(node: Node, varying: Mapping[Node, Tensor], *, first: bool) -> bool:
+    """True if a product has what varies in one place, which of a quotient is the first."""
+    places = [isinstance(arg, Node) and arg in varying for arg in node.args]
+    return sum(places) == 1 and (places[0] or not first)
+
+
+def _name(node: Node) -> str:
+    if node.op == "call_method":
+        return str(node.target)
+    return getattr(node.target, "__name__", "") if node.op == "call_function" else ""

@@ -1,0 +1,323 @@
+"""Bounds of a network's outputs: they hold, they are exact where they can be, and no attack succeeds against them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from advvl import L2, PGD, Ascent, Attack, Ball, EmbeddingPerturber, Linf, Site, Uniform, adapt
+from advvl.errors import ConfigurationError, DataError, NonFiniteError
+from advvl.evaluation import bounds
+from advvl.evaluation.bounds import certified_margins, output_bounds
+from advvl.evaluation.objectives import as_scores, cross_entropy, margin
+from advvl.perturbers.places import Place
+
+METHODS = ("interval", "linear")
+
+
+class WordsAndRegions(nn.Module):
+    """A question of word embeddings `(B, T, 4)` about regions `(B, R, 3)`, pooled and joined: logits `(B, 3)`."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.words, self.regions, self.relu = nn.Identity(), nn.Identity(), nn.ReLU()
+        self.text, self.image = nn.Linear(4, width), nn.Linear(3, width)
+        self.joint, self.head = nn.Linear(2 * width, width), nn.Linear(width, 3)
+
+    def forward(self, text: Tensor, image: Tensor, text_mask: Tensor) -> Tensor:
+        real = text_mask.unsqueeze(-1).double()
+        words = (F.relu(self.text(self.words(text))) * real).sum(1) / real.sum(1)
+        regions = self.relu(self.image(self.regions(image))).mean(dim=1)
+        joint = self.relu(self.joint(torch.cat([words, regions], dim=-1)))
+        return self.head(joint + words - 0.5 * regions)
+
+
+def drawn(seed: int, *, examples: int = 3) -> tuple[WordsAndRegions, dict[str, Tensor]]:
+    torch.manual_seed(seed)
+    mask = torch.arange(5) < torch.randint(1, 6, (examples, 1))
+    inputs = {"text": torch.randn(examples, 5, 4), "image": torch.randn(examples, 2, 3), "text_mask": mask}
+    return WordsAndRegions().double(), {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
+
+
+def perturbed(x: Tensor, ball: Ball, mask: Tensor | None, box: tuple[float, float] | None, count: int) -> Tensor:
+    """Points of the region `(count, *x.shape)`: far corners and random directions, brought into ball and box."""
+    place = Place(x, mask)
+    points = []
+    for i in range(count):
+        direction = torch.randn_like(x)
+        far = (direction.sign() if i % 2 else direction) * 10.0 ** (i % 3 - 1)
+        points.append(x + ball.project(place.masked(far), place, box=box))
+    return torch.stack(points)
+
+
+BALLS = (L2(0.7), L2(0.3, per="token"), Linf(0.2), L2(0.2, relative=True), Linf(0.0))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 10**6), text=st.sampled_from(BALLS), image=st.sampled_from((*BALLS, None)), boxed=st.booleans()
+)
+def test_no_perturbation_within_the_budget_leaves_the_bounds(
+    seed: int, text: Ball, image: Ball | None, boxed: bool
+) -> None:
+    network, inputs = drawn(seed)
+    mask = inputs["text_mask"]
+    budget = {"text": text} if image is None else {"text": text, "image": image}
+    limits = (inputs["text"].min().item() - 0.05, inputs["text"].max().item() + 0.05)
+    boxes = {"text": limits} if boxed else {}
+    targets = network(**inputs).argmax(1)
+    words = perturbed(inputs["text"], text, mask, limits if boxed else None, 30)
+    regions = [inputs["image"]] * 30 if image is None else perturbed(inputs["image"], image, None, None, 30)
+    outputs = torch.stack([network(w, r, mask) for w, r in zip(words, regions, strict=True)])
+    margins = torch.stack([-margin(each, as_scores(targets, each)) for each in outputs])
+    for method in METHODS:
+        found = output_bounds(network, inputs, budget, masks={"text": mask}, boxes=boxes, method=method)
+        assert (found.lower <= outputs).all()
+        assert (outputs <= found.upper).all()
+        least = certified_margins(network, inputs, targets, budget, masks={"text": mask}, boxes=boxes, method=method)
+        assert (least <= margins).all()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_linear_bounds_lie_inside_interval_bounds(seed: int) -> None:
+    network, inputs = drawn(seed)
+    budget = {"text": L2(0.5), "image": Linf(0.1)}
+    loose, tight = (output_bounds(network, inputs, budget, method=method) for method in METHODS)
+    assert (tight.lower >= loose.lower).all()
+    assert (tight.upper <= loose.upper).all()
+    assert (tight.upper - tight.lower).mean() < 0.8 * (loose.upper - loose.lower).mean()
+    margins = [certified_margins(network, inputs, torch.zeros(3).long(), budget, method=method) for method in METHODS]
+    assert (margins[1] >= margins[0]).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("ball", "reach"),
+    [
+        pytest.param(Linf(0.3), lambda w: 0.3 * w.abs().sum(dim=(1, 2)), id="Linf"),
+        pytest.param(L2(0.3), lambda w: 0.3 * w.square().sum(dim=(1, 2)).sqrt(), id="L2"),
+        pytest.param(L2(0.3, per="token"), lambda w: 0.3 * w.square().sum(-1).sqrt().sum(-1), id="L2-per-token"),
+    ],
+)
+def test_bounds_of_a_linear_network_are_exact(ball: Ball, reach: Any, method: str) -> None:
+    """The last of three words is masked; L2 by intervals is that of the box around the ball, which is larger."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 7), nn.Linear(7, 2)).double()
+    x, mask = torch.randn(1, 3, 4).double(), torch.tensor([[True, True, False]])
+    weight = (network[2].weight @ network[1].weight).view(2, 3, 4)[:, :2]
+    found = output_bounds(network, {"input": x}, {"input": ball}, masks={"input": mask}, method=method)  # type: ignore[arg-type]
+    exact = network(x) + reach(weight)
+    if method == "linear":
+        torch.testing.assert_close(found.upper, exact, rtol=1e-12, atol=0)
+        torch.testing.assert_close(found.lower, 2 * network(x) - exact, rtol=1e-12, atol=0)
+    assert (found.upper >= exact).all()
+
+
+def test_what_cancels_has_no_width() -> None:
+    class Cancels(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + (-x) / 1.0
+
+    x = torch.ones(2, 3)
+    found = output_bounds(Cancels(), {"x": x}, {"x": Linf(5.0)})
+    assert (found.upper - found.lower).abs().max() < 1e-12
+    assert (output_bounds(Cancels(), {"x": x}, {"x": Linf(5.0)}, method="interval").upper >= 10).all()
+
+
+def test_a_box_cuts_the_region() -> None:
+    network = nn.Linear(2, 1, bias=False).double()
+    network.weight.data = torch.tensor([[1.0, -1.0]]).double()
+    x = torch.tensor([[0.9, 0.05]], dtype=torch.float64)
+    found = output_bounds(network, {"input": x}, {"input": Linf(0.3)}, boxes={"input": (0, 1)})
+    torch.testing.assert_close(found.upper, torch.tensor([[1.0]]).double(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(found.lower, torch.tensor([[0.6 - 0.35]]).double(), rtol=0, atol=1e-12)
+    found = output_bounds(network, {"input": x}, {"input": L2(10.0)}, boxes={"input": (0, 1)})
+    assert found.upper.item() == pytest.approx(1)
+
+
+def test_convolutions_are_bounded_as_the_linear_maps_that_they_are() -> None:
+    torch.manual_seed(0)
+    convolutions = nn.Sequential(nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.AvgPool2d(2), nn.Flatten()).double()
+    x = torch.rand(2, 2, 8, 8).double()
+    weight = torch.func.jacrev(lambda image: convolutions(image[None])[0])(x[0]).flatten(1)
+    found = output_bounds(convolutions, {"input": x}, {"input": Linf(0.1)})
+    reach = (0.1 * weight.abs().sum(1)).expand(2, -1)
+    torch.testing.assert_close(found.upper, convolutions(x) + reach, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rounding_does_not_take_an_output_out_of_its_bounds(method: str) -> None:
+    """Without a radius the bounds are the output itself, summed in another order: sums of 10,000 that cancel."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(10_000, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    x = torch.randn(3, 10_000).double() * 1e6
+    found = output_bounds(network, {"input": x}, {"input": Linf(0.0)}, method=method)  # type: ignore[arg-type]
+    orders = [torch.randperm(10_000) for _ in range(20)]
+    for order in orders:
+        hidden = F.relu(F.linear(x[:, order], network[0].weight[:, order], network[0].bias))
+        outputs = network[2](hidden)
+        assert (found.lower <= outputs).all()
+        assert (outputs <= found.upper).all()
+    assert (found.upper - found.lower).max() < 1e-5 * found.upper.abs().max()
+
+
+@pytest.mark.slow
+def test_no_attack_succeeds_where_the_bounds_say_that_none_can() -> None:
+    network, inputs = trained()
+    mask, targets = inputs["text_mask"], inputs["targets"]
+    given_inputs = {name: x for name, x in inputs.items() if name != "targets"}
+    sites = {"text": Site("words", mask=lambda batch: batch["text_mask"]), "image": Site("regions")}
+    proven, broken = 0, 0
+    for radius in (0.2, 0.6, 1.8):
+        for balls in (
+            {"text": L2(radius)},
+            {"image": L2(radius)},
+            {"text": L2(radius), "image": L2(radius)},
+            {"text": Linf(radius / 4), "image": Linf(radius / 4)},
+            {"text": L2(radius / 2, per="token")},
+        ):
+            least = certified_margins(network, given_inputs, targets, balls, masks={"text": mask})
+            for objective in (cross_entropy, margin):
+                right = attacked(network, sites, inputs, balls, objective)
+                assert not (~right & (least > 0)).any()
+                broken += int((~right).sum())
+            proven += int((least > 0).sum())
+    assert proven > 200  # the test sees both sides: examples that are safe, and attacks that succeed
+    assert broken > 200
+
+
+def trained() -> tuple[WordsAndRegions, dict[str, Tensor]]:
+    """A network that answers by words and regions, and 40 examples of each answer that it was trained on."""
+    network, inputs = drawn(0, examples=120)
+    targets = torch.arange(120) % 3
+    inputs["text"] = inputs["text"] * 0.3 + F.one_hot(targets, 4)[:, None]
+    inputs["image"] = inputs["image"] * 0.3 + F.one_hot(targets, 3)[:, None]
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        F.cross_entropy(network(**inputs), targets).backward()
+        optimizer.step()
+    return network, inputs | {"targets": targets}
+
+
+def attacked(
+    network: nn.Module, sites: dict[str, Site], inputs: dict[str, Tensor], balls: dict[str, Any], objective: Any
+) -> Tensor:
+    """The examples that survive PGD from a random start, `(B,)` bool."""
+    ascents = {
+        name: Ascent(ball, step_size=ball.radius / 4, start=Uniform(ball.radius)) for name, ball in balls.items()
+    }
+
+    def loss(outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        return objective(outputs, as_scores(batch["targets"], outputs))  # type: ignore[no-any-return]
+
+    target = adapt(network, sites, call=lambda model, batch: model(batch["text"], batch["image"], batch["text_mask"]))
+    attack = Attack(
+        EmbeddingPerturber(**ascents), PGD(20), loss=loss, correct=lambda out, batch: out.argmax(1) == batch["targets"]
+    )
+    result = attack(target, inputs)
+    target.close()
+    assert result.correct is not None
+    return result.correct
+
+
+def test_the_network_and_its_inputs_are_left_as_they_are() -> None:
+    network, inputs = drawn(0)
+    network.float().train()
+    inputs["text"] = inputs["text"].float().requires_grad_()
+    before, kept = copy.deepcopy(network.state_dict()), {name: x.clone() for name, x in inputs.items()}
+    found = output_bounds(network, inputs, {"text": L2(0.5)})
+    assert network.training
+    assert found.lower.dtype == torch.float64
+    assert not found.lower.requires_grad
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in before.items())
+    assert all(torch.equal(kept[name], x) for name, x in inputs.items())
+    assert all(p.requires_grad and p.grad is None for p in network.parameters())
+
+
+def test_the_rows_at_a_time_change_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, inputs = drawn(0)
+    whole = output_bounds(network, inputs, {"text": L2(0.5), "image": L2(0.5)})
+    monkeypatch.setattr(bounds, "_ENTRIES", 1)
+    parts = output_bounds(network, inputs, {"text": L2(0.5), "image": L2(0.5)})
+    torch.testing.assert_close(whole.lower, parts.lower, rtol=1e-12, atol=1e-12)
+
+
+class Forward(nn.Module):
+    """A network whose forward is a function of one input."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        pytest.param(nn.Sequential(nn.Linear(3, 3), nn.Tanh()), "a network of Linear, .*; got Tanh at '_1'", id="Tanh"),
+        pytest.param(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), "got BatchNorm1d", id="BatchNorm"),
+        pytest.param(Forward(torch.sigmoid), "got sigmoid", id="sigmoid"),
+        pytest.param(Forward(lambda x: x * x), "got mul", id="square"),
+        pytest.param(Forward(lambda x: 1 / x), "got truediv", id="reciprocal"),
+        pytest.param(Forward(lambda x: x + 2 if x.sum() > 0 else x), "torch.fx can trace", id="branch"),
+        pytest.param(Forward(lambda x: x - x.mean(0)), "keep the 3 examples apart .*, got 'mean'", id="batch-mean"),
+        pytest.param(Forward(lambda x: x.unsqueeze(1) + x), "keep the 3 examples apart", id="pairs"),
+        pytest.param(Forward(lambda x: x.sum()), "keep the 3 examples apart", id="scalar"),
+        pytest.param(Forward(lambda x: (x, x)), "one tensor of outputs", id="tuple"),
+        pytest.param(Forward(lambda x: x.unsqueeze(1)), r"expected outputs \(B, K\), got \(3, 1, 3\)", id="shape"),
+        pytest.param(Forward(lambda x: torch.ones(3, 3)), "depend on", id="constant"),
+    ],
+)
+def test_a_network_that_cannot_be_bounded_is_refused(network: nn.Module, message: str) -> None:
+    name = "x" if isinstance(network, Forward) else "input"
+    with pytest.raises(ConfigurationError, match=message):
+        output_bounds(network, {name: torch.ones(3, 3)}, {name: Linf(0.1)})
+
+
+LINEAR = nn.Linear(3, 2)
+ONES = torch.ones(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "budget", "options", "message"),
+    [
+        pytest.param({"x": ONES}, {"x": Linf(0.1)}, {}, r"expected inputs among \['input'\], got \['x'\]", id="name"),
+        pytest.param({"input": ONES}, {"text": Linf(0.1)}, {}, r"budget of inputs \['input'\]", id="budget"),
+        pytest.param({"input": ONES}, {}, {}, "a ball for one input", id="no-budget"),
+        pytest.param({"input": ONES}, {"input": L2(math.inf)}, {}, "finite radius", id="radius"),
+        pytest.param({"input": ONES}, {"input": 0.1}, {}, "finite radius", id="no-ball"),
+        pytest.param({"input": ONES}, {"input": L2(1)}, {"boxes": {"x": (0, 1)}}, "expected a box of", id="box-name"),
+        pytest.param({"input": ONES}, {"input": L2(1)}, {"boxes": {"input": (2, 3)}}, "inside its box", id="box"),
+        pytest.param({"input": ONES}, {"input": L2(1)}, {"masks": {"input": ONES}}, "expected a bool mask", id="mask"),
+        pytest.param({"input": ONES * math.nan}, {"input": L2(1)}, {}, "finite numbers in 'input'", id="nan"),
+        pytest.param({"input": ONES}, {"input": L2(1)}, {"method": "alpha"}, "expected method", id="method"),
+        pytest.param({"input": torch.tensor(1.0)}, {"input": L2(1)}, {}, "a row for each example", id="scalar"),
+    ],
+)
+def test_what_cannot_be_bounded_is_refused(inputs: Any, budget: Any, options: Any, message: str) -> None:
+    with pytest.raises((ConfigurationError, DataError), match=message):
+        output_bounds(LINEAR, inputs, budget, **options)
+
+
+@pytest.mark.parametrize("targets", [torch.tensor([0, 2]), torch.tensor([0]), torch.tensor([0.0, 1.0])])
+def test_targets_that_are_no_classes_are_refused(targets: Tensor) -> None:
+    with pytest.raises(DataError, match="expected"):
+        certified_margins(LINEAR, {"input": ONES}, targets, {"input": L2(1)})
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    network = copy.deepcopy(LINEAR)
+    network.weight.data[0, 0] = math.inf
+    with pytest.raises(NonFiniteError, match="finite weights"):
+        output_bounds(network, {"input": ONES}, {"input": L2(1)})
