@@ -35,7 +35,7 @@ def check_arguments(**arguments: Any) -> None:
     if given.updates is not None:
         at_least(1, given, "updates")
     check_each(given, ("sampler",), _is_sampler, "a Sampler, with examples, parts(…) and updates(…), or None")
-    check_each(given, ("method",), _are_methods, "an AdversarialTraining, one for each task by name, or None")
+    check_each(given, ("method",), _are_methods, "of type AdversarialTraining or None, or one for each task by name")
     if isinstance(given.method, Mapping) and given.adversarial_tasks is not None:
         raise ConfigurationError(
             "expected adversarial_tasks=None with a method for each task, got both; name tasks once"

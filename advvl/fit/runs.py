@@ -139,8 +139,14 @@ class Run:
         if updater.adversary is not None:
             carried = _own(state["methods"], accelerator)
             updater.adversary.state.load_state_dict(send_to_device(carried, accelerator.device))
-            for average, kept in zip(updater.adversary.averages, state.get("averages", []), strict=True):
-                average.load_state_dict(kept)
+            averages, kept = updater.adversary.averages, state.get("averages", [])
+            if len(averages) != len(kept):
+                raise CheckpointError(
+                    f"expected the averages of {len(averages)} references in {str(path)!r}, got {len(kept)}: an earlier "
+                    "version left them out; start without resuming"
+                )
+            for average, weights in zip(averages, kept, strict=True):
+                average.load_state_dict(weights)
         self.done, self.seconds, self.losses = state["done"], state["seconds"], state["losses"].tolist()
         (self.skipped, self.in_a_row), self.scores = state["skipped"], state["scores"]
         if self.store is not None and accelerator.is_main_process:

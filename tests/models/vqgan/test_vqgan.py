@@ -49,10 +49,12 @@ def published() -> VQGAN:
         return VQGAN()
 
 
+@pytest.mark.slow
 def test_the_published_model_has_67_7_million_parameters(published: VQGAN) -> None:
     assert round(sum(parameter.numel() for parameter in published.parameters()) / 1e6, 1) == 67.7
 
 
+@pytest.mark.slow
 def test_it_has_the_names_of_the_published_checkpoints(published: VQGAN) -> None:
     names = set(published.state_dict())
     assert set(NAMES) <= names
@@ -64,6 +66,7 @@ def test_it_has_the_names_of_the_published_checkpoints(published: VQGAN) -> None
         assert absent not in names
 
 
+@pytest.mark.slow
 def test_an_image_of_224_pixels_has_28_codes_a_side(published: VQGAN) -> None:
     with torch.device("meta"):
         assert published.encode(torch.zeros(1, 3, 224, 224)).shape == (1, 28, 28, 4)
