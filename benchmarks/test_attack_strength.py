@@ -6,6 +6,7 @@ Times say little here: what is asserted are robust accuracies and losses, all de
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -93,14 +94,14 @@ def their_pgd(other: str, model: Known, step: float) -> Any:
     """A function from a seed to the images that another library's PGD with a random start ends at."""
     if not isinstance(model.ball, Linf):
         pytest.skip(f"{other} is compared under Linf")
-    radius = model.ball.radius
+    radius, each = model.ball.radius, partial(F.cross_entropy, reduction="none")
 
     def run(seed: int) -> Tensor:
         torch.manual_seed(seed)
         if other == "torchattacks":
             attack = peer("torchattacks").PGD(model.model, eps=radius, alpha=step, steps=STEPS, random_start=True)
             return attack(model.images, model.labels)  # type: ignore[no-any-return]
-        attack = peer("captum.robust").PGD(model.model, F.cross_entropy, lower_bound=0.0, upper_bound=1.0)
+        attack = peer("captum.robust").PGD(model.model, each, lower_bound=0.0, upper_bound=1.0)
         return attack.perturb(  # type: ignore[no-any-return]
             model.images, radius=radius, step_size=step, step_num=STEPS, target=model.labels, random_start=True
         )
