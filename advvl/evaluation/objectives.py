@@ -52,15 +52,19 @@ def margin(logits: Tensor, targets: Tensor) -> Tensor:
 def dlr(logits: Tensor, targets: Tensor) -> Tensor:
     """The difference of logits ratio `(B,)`: the margin over the gap between the largest and the third-largest logit.
 
-    Neither its value nor the direction of its gradient changes if the model multiplies its logits by a number. Where the
-    three largest are equal, it is the margin. Source: Croce & Hein, ICML 2020, Eq. 6.
+    Neither its value nor the direction of its gradient changes if the model multiplies its logits by a number. Of several
+    right answers only the one of the largest logit counts. Where the gap is 0, or there is no third answer, it is the
+    margin. Source: Croce & Hein, ICML 2020, Eq. 6.
 
     Raises:
         ShapeError: fewer than three answers.
     """
     _check(logits, targets, answers=3)
-    largest = logits.topk(3, dim=1).values
-    return margin(logits, targets) / _nonzero(largest[:, 0] - largest[:, 2])
+    right = targets > 0
+    best = logits.masked_fill(~right, -math.inf).argmax(dim=1, keepdim=True)
+    others = logits.masked_fill(right.scatter(1, best, False), -math.inf)  # else two right answers make it a constant
+    largest = others.topk(3, dim=1).values
+    return margin(logits, targets) / _usable(largest[:, 0] - largest[:, 2])
 
 
 OBJECTIVES: Final[Mapping[str, Objective]] = {"cross-entropy": cross_entropy, "margin": margin, "dlr": dlr}
@@ -96,8 +100,8 @@ def targeted_dlr(logits: Tensor, targets: Tensor, wanted: Tensor) -> Tensor:
     right, want = targets > 0, wanted > 0
     ahead = logits.masked_fill(~want, -math.inf).amax(dim=1) - logits.masked_fill(~right, -math.inf).amax(dim=1)
     largest = logits.topk(4, dim=1).values
-    gap = _nonzero(largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2)
-    return torch.where(right.any(dim=1) & want.any(dim=1), ahead / gap, 0)
+    gap = _usable(largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2)
+    return torch.where(right.any(dim=1) & want.any(dim=1), ahead, 0) / gap
 
 
 def kl_from_clean(logits: Tensor, clean: Tensor) -> Tensor:
@@ -159,5 +163,5 @@ def _rows(features: Tensor, clean: Tensor) -> Tensor:
     return features.flatten(1)
 
 
-def _nonzero(gap: Tensor) -> Tensor:
-    return torch.where(gap > 0, gap, 1)
+def _usable(gap: Tensor) -> Tensor:
+    return torch.where((gap > 0) & gap.isfinite(), gap, 1)
