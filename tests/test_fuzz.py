@@ -47,8 +47,11 @@ from advvl import (
     UniversalPerturber,
 )
 from advvl.errors import AdvVLError
+from advvl.evaluation.interference import modality_interference
 from advvl.evaluation.loaders import AttackedLoader, attack_loader
+from advvl.evaluation.named_attacks import NamedAttack
 from advvl.evaluation.robustness import WorstCase, clean_scores, robustness_curve
+from advvl.evaluation.worst_case import worst_case
 
 VALUES: list[Any] = [
     None, True, 0, 1, -1, 2**70, 1.5, -0.0, math.nan, math.inf, -math.inf, "", "text", "nan", b"x", (), [], {}, [1, "a"],
@@ -85,6 +88,14 @@ def scored(batch: Any) -> dict[str, Any]:
 def scoring() -> Any:
     return advvl.adapt(ToyModel().double(), toy_sites(), call=lambda model, batch: model(**scored(batch)))
 
+
+def judging() -> Any:
+    target = scoring()
+    target.model.eval()
+    return target
+
+
+ONE_STEP = [NamedAttack(name="step", maximizer=PGD(1))]
 
 CALLS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
     "L2": (L2, lambda: {"radius": 1.0, "per": "sample", "relative": False}),
@@ -189,6 +200,28 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
         ),
     ),
     "clean_scores": (clean_scores, lambda: {"target": scoring(), "batches": [curve_batch()], "targets": None}),
+    "NamedAttack": (
+        NamedAttack,
+        lambda: (
+            {"name": "a", "maximizer": PGD(1), "objective": None, "loss": None, "restarts": 1, "step_fraction": 1.0}
+            | {"rule": None, "surrogate": None}
+        ),
+    ),
+    "worst_case": (
+        worst_case,
+        lambda: (
+            {"model": judging(), "loader": [curve_batch()], "budgets": {"image": L2(0.1)}, "attacks": ONE_STEP}
+            | {"targets": None, "score": None, "rows": None, "boxes": None, "pixels": None, "draws": 1, "seed": 0}
+            | {"checks": False, "cache": None, "about": None}
+        ),
+    ),
+    "modality_interference": (
+        modality_interference,
+        lambda: (
+            {"model": judging(), "loader": [curve_batch()], "modalities": ("image",), "budget": None, "targets": None}
+            | {"score": None, "seed": 0}
+        ),
+    ),
     "attack_loader": (
         attack_loader,
         lambda: (
@@ -212,6 +245,9 @@ FUNCTIONS = {
     "positions",
     "place",
     "targets",
+    "score",
+    "rows",
+    "cache",
 }
 
 

@@ -69,11 +69,8 @@ class Plan:
     def __post_init__(self) -> None:
         if not is_whole(self.seed) or self.seed < 0:
             raise ConfigurationError(f"expected seed to be a whole number of 0 or more, got {shown(self.seed)}")
-        if not is_whole(self.draws) or self.draws < 1:
-            raise ConfigurationError(f"expected draws to be a whole number of 1 or more, got {shown(self.draws)}")
-        for name, value in (("boxes", self.boxes), ("pixels", self.pixels)):
-            if not isinstance(value, Mapping):
-                raise ConfigurationError(f"expected {name} as a mapping from modality, got {shown(value)}")
+        if not is_whole(self.draws) or not 1 <= self.draws <= 10_000:
+            raise ConfigurationError(f"expected draws to be a whole number from 1 to 10000, got {shown(self.draws)}")
         for adapter in (self.adapter, *(attack.surrogate for attack in self.attacks)):
             if adapter is not None:
                 check_eval(adapter.model)

@@ -5,7 +5,7 @@ Legend: N examples.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from advvl.adapters.base import Adapter
 from advvl.adapters.registry import adapted
-from advvl.checks import check_functions, check_seed
+from advvl.checks import check_functions, check_seed, shown
 from advvl.errors import ConfigurationError, DataError
 from advvl.evaluation.attempts import check_eval
 from advvl.evaluation.measurement import Budget
@@ -53,7 +53,7 @@ def modality_interference(
     model: Adapter | nn.Module,
     loader: Iterable[Batch],
     *,
-    modalities: Iterable[str] | None = None,
+    modalities: Sequence[str] | None = None,
     budget: Budget | None = None,
     targets: Targets | None = None,
     score: Score | None = None,
@@ -79,6 +79,10 @@ def modality_interference(
     """
     check_functions(targets=targets, score=score)
     check_seed(seed)
+    if not (modalities is None or isinstance(modalities, list | tuple)):
+        raise ConfigurationError(f"expected modalities as a list of names, or None, got {shown(modalities)}")
+    if not (budget is None or isinstance(budget, Mapping)):
+        raise ConfigurationError(f"expected budget as a mapping from modality to ball, or None, got {shown(budget)}")
     if not isinstance(loader, Iterable):
         raise DataError(f"expected an iterable of batches, got {type(loader).__name__}; of one batch pass [batch]")
     batches = list(loader) if budget else loader

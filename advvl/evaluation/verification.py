@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +94,7 @@ def _length(modality: str, ascent: Ascent, delta: Tensor, place: Place, examples
         raise _left(name, modality, "zero at masked positions", "some that is not")
     lengths = length(ascent, delta, place, examples)
     radius = getattr(ascent.ball, "radius", torch.inf)
-    outside = lengths > radius * (1 + slack)
+    outside = ~(lengths <= radius * (1 + slack))  # NaN is outside too
     if outside.any():
         raise _left(name, modality, f"in {ascent.ball}", f"{lengths.max():.6g} in {int(outside.sum())} rows")
     if (bounds := ascent.bounds(place.x)) is not None:
@@ -117,8 +118,8 @@ def length(ascent: Ascent, delta: Tensor, place: Place, examples: int) -> Tensor
         delta, place = ascent.pixels.lengths(delta), replace(place, x=ascent.pixels.pixels(place.x))
     unit = ascent.ball.unit(place)
     if isinstance(unit, Tensor):  # constant over what one norm is taken of
-        zero = torch.where(delta == 0, 0.0, torch.inf).to(delta.dtype)
-        delta = torch.where(unit > 0, delta / torch.where(unit > 0, unit, 1), zero)
+        far = torch.where(delta == 0, 0.0, _FAR).to(delta.dtype)
+        delta = torch.where(unit > 0, delta / torch.where(unit > 0, unit, 1), far)
     norms = ascent.ball.norms(delta, place)
     if ascent.ball.per == "sample" and place.segments is not None:  # by the number of the sample already
         return torch.cat([norms, norms.new_zeros(max(examples - len(norms), 0))])[:examples].double()
@@ -127,6 +128,9 @@ def length(ascent: Ascent, delta: Tensor, place: Place, examples: int) -> Tensor
     if place.owners is not None:
         rows = rows.new_zeros(examples).scatter_reduce_(0, place.owners, rows, "amax")
     return rows.double()
+
+
+_FAR: Final = 1e30  # a length of anything in a unit of 0
 
 
 class Untouched:

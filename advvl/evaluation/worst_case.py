@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from advvl.adapters.base import Adapter
 from advvl.adapters.registry import adapted
-from advvl.checks import check_functions
-from advvl.errors import DataError
+from advvl.checks import check_functions, shown
+from advvl.errors import ConfigurationError, DataError
 from advvl.evaluation.attempts import Plan, Rows, checked_attacks, checked_budgets
 from advvl.evaluation.doubts import doubts
 from advvl.evaluation.flags import raised
@@ -92,6 +92,13 @@ def worst_case(
         DataError: no example; targets or scores that are not in [0, 1]; `rows` that gives others.
         SiteError: the adapter has no such modality.
     """
+    check_functions(targets=targets, score=score, rows=rows, cache=cache)
+    for name, given in (("boxes", boxes), ("pixels", pixels), ("about", about)):
+        if not (given is None or isinstance(given, Mapping)):
+            raise ConfigurationError(f"expected {name} as a mapping, or None, got {shown(given)}")
+    for name, said in (("checks", checks), ("over_processes", over_processes)):
+        if not isinstance(said, bool):
+            raise ConfigurationError(f"expected {name} to be True or False, got {shown(said)}")
     began = time.monotonic()
     with adapted(model) as adapter:
         plan = Plan(
@@ -106,7 +113,6 @@ def worst_case(
             draws,
             seed,
         )
-        check_functions(targets=targets, score=score, rows=rows, cache=cache)
 
         def record(number: int, batch: Batch) -> Record:
             found = _record(plan, number, batch, checks=checks)
@@ -117,7 +123,7 @@ def worst_case(
         raise DataError("expected one example or more to attack, got none")
     found = {name: torch.cat([one[name] for one in records], dim=-1) for name in records[0]}
     names = tuple(attack.name for attack in plan.attacks)
-    said = {"attacks": [described(a) for a in plan.attacks], "seed": seed, "draws": draws, "torch": torch.__version__}
+    facts = {"attacks": [described(a) for a in plan.attacks], "seed": seed, "draws": draws, "torch": torch.__version__}
     return Measurement(
         plan.budgets,
         names,
@@ -126,7 +132,7 @@ def worst_case(
         {name.removeprefix("norms."): one for name, one in found.items() if name.startswith("norms.")},
         found["unmoved"],
         raised(found, plan.budgets, plan.attacks),
-        {**said, "seconds": time.monotonic() - began, **(about or {})},
+        {**facts, "seconds": time.monotonic() - began, **(about or {})},
     )
 
 

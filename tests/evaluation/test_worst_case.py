@@ -402,6 +402,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "seed": ({"seed": -1}, ConfigurationError, "seed"),
     "draws": ({"draws": 0}, ConfigurationError, "draws"),
     "boxes": ({"boxes": (0, 1)}, ConfigurationError, "boxes as a mapping"),
+    "checks": ({"checks": "no"}, ConfigurationError, "checks to be True or False"),
     "score": ({"score": lambda outputs, batch: outputs}, ShapeError, "one number per example"),
     "scale": ({"score": lambda outputs, batch: 2 + outputs[:, 0]}, DataError, r"scores in \[0, 1\]"),
     "rows": ({"rows": lambda batch, rows: batch}, DataError, "the 36 rows asked for, got 40"),
