@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from advvl.adapters.registry import adapt
 from advvl.attacks import Attack
+from advvl.data.colors.corpus import pairs_of
 from advvl.data.colors.rounds import Condition, Round
-from advvl.data.uniter.sources import LabelledSource
 from advvl.errors import missing_extra
 from advvl.evaluation.statistics import Interval, mean_interval, proportion_interval
 from advvl.experiments.experiment import Row, Task
@@ -21,8 +22,6 @@ from advvl.files import read_json, replacing, write_text
 from advvl.maximizers.pgd import PGD
 from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
 from advvl.perturbers.balls import L2
-
-_LOOKED_AT = 200  # rounds among which those for the picture are found
 
 
 def condition_table(
@@ -64,22 +63,54 @@ def _line(name: str, intervals: Sequence[Interval]) -> str:
     return f"| {name} | {' | '.join(cells)} |"
 
 
+def _invented(number: int, utterance: str, *colors: tuple[float, float, float]) -> Round:
+    """A round whose first colour is meant; it is put in the place that its number says."""
+    target = number % 3
+    placed = (*colors[1 : 1 + target], colors[0], *colors[1 + target :])
+    return Round(f"invented-{number}", number, "split", utterance, placed, target, target)
+
+
+INVENTED: Final = tuple(
+    _invented(number, *one)
+    for number, one in enumerate(
+        [
+            ("green", (0.2, 0.7, 0.2), (0.55, 0.7, 0.15), (0.5, 0.3, 0.7)),
+            ("the darker blue", (0.15, 0.2, 0.6), (0.3, 0.4, 0.85), (0.8, 0.3, 0.5)),
+            ("purple", (0.5, 0.2, 0.65), (0.3, 0.3, 0.75), (0.3, 0.65, 0.4)),
+            ("pink", (0.95, 0.4, 0.7), (0.9, 0.35, 0.4), (0.4, 0.7, 0.75)),
+            ("the grey one", (0.5, 0.5, 0.5), (0.5, 0.4, 0.6), (0.45, 0.6, 0.4)),
+            ("bright orange", (1.0, 0.55, 0.1), (0.85, 0.7, 0.2), (0.3, 0.4, 0.6)),
+            ("teal", (0.1, 0.55, 0.55), (0.15, 0.65, 0.35), (0.65, 0.25, 0.25)),
+            ("yellow", (0.9, 0.85, 0.15), (0.7, 0.8, 0.2), (0.25, 0.3, 0.75)),
+            ("red", (0.8, 0.15, 0.15), (0.8, 0.35, 0.15), (0.3, 0.55, 0.3)),
+            ("brown", (0.5, 0.35, 0.15), (0.6, 0.5, 0.15), (0.55, 0.2, 0.45)),
+            ("sky blue", (0.4, 0.7, 0.95), (0.4, 0.55, 0.85), (0.5, 0.8, 0.5)),
+            ("lime green", (0.6, 0.9, 0.1), (0.35, 0.75, 0.3), (0.85, 0.6, 0.3)),
+        ]
+    )
+)
+"""Rounds that nobody played."""
+
+
 def draw_swatches(
     models: Sequence[tuple[str, nn.Module]],
-    source: LabelledSource,
+    rounds: Sequence[Round],
+    tokenizer: Tokenizer,
     path: Path,
     *,
     radius: float,
     steps: int,
     count: int,
 ) -> None:
-    """Draw three colours of each round before an attack and after it, for each model, as a PNG.
+    """Draw the words and three colours of each round before an attack, and the colours after it, for each model, as a PNG.
 
     Rounds are the first that all models answer rightly and some model no longer does under attack, so that no model is
     favoured. The target has a frame, the colour that the model chooses a dot.
 
     Arguments:
         models: names, and models of the task.
+        rounds: to choose from, such as `INVENTED`, which a picture may show where the corpus may not be published.
+        tokenizer: of the models' words.
         radius, steps: of the L2 attack on the colours, which stay in [0, 1].
         count: rounds to show at most.
 
@@ -90,11 +121,11 @@ def draw_swatches(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise missing_extra("matplotlib", "report") from error
-    batch = source.batch(range(min(_LOOKED_AT, len(source))))
+    batch = pairs_of(rounds, tokenizer).batch(range(len(rounds)))
     seen = [_attacked(model, batch, radius, steps) for _, model in models]
     shown = _lost(seen, batch["targets"])[:count]
     columns = [("before", None), *((name, index) for index, (name, _) in enumerate(models))]
-    figure = Figure(figsize=(1.9 * len(columns), 0.75 * max(1, len(shown)) + 0.9), layout="constrained")
+    figure = Figure(figsize=(1.9 * len(columns), 0.85 * max(1, len(shown)) + 0.9), layout="constrained")
     panels = figure.subplots(max(1, len(shown)), len(columns), squeeze=False)
     for panel in panels.flat:
         panel.set_axis_off()
@@ -103,8 +134,9 @@ def draw_swatches(
             colours = batch["img_feat"][number] if index is None else seen[index][0][number]
             chosen = None if index is None else int(seen[index][2][number])
             _swatches(panel, colours, int(batch["targets"][number]), chosen)
+        line[0].text(0.06, 1.04, f"“{rounds[number].utterance}”", va="bottom", fontsize="x-small")
     for panel, (name, _) in zip(panels[0], columns, strict=True):
-        panel.text(1.5, 1.45, name, ha="center", va="bottom", fontsize="small")
+        panel.text(1.5, 1.6, name, ha="center", va="bottom", fontsize="small")
     figure.suptitle(f"L2 attack of radius {radius:g} on the colours: frame: meant, dot: chosen", fontsize="medium")
     with replacing(path) as stream:
         figure.savefig(stream, format="png", dpi=150)
@@ -142,5 +174,5 @@ def _swatches(panel: Any, colours: Tensor, target: int, chosen: int | None) -> N
         if place == chosen:
             panel.plot(place + 0.5, -0.18, marker="o", color="black", markersize=4)
     panel.set_xlim(0, 3)
-    panel.set_ylim(-0.35, 1.1)
+    panel.set_ylim(-0.35, 1.4)
     panel.set_aspect("equal")

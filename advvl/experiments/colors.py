@@ -12,7 +12,7 @@ from typing import Final
 
 from advvl.data.colors.corpus import ColorsCorpus, colors_corpus
 from advvl.data.colors.rounds import read_rounds
-from advvl.experiments.color_report import condition_table, draw_swatches
+from advvl.experiments.color_report import INVENTED, condition_table, draw_swatches
 from advvl.experiments.colors_options import PRESETS, ColorsOptions
 from advvl.experiments.experiment import Experiment, Row, Setup, Task
 from advvl.experiments.outputs import OutputDirectory
@@ -51,15 +51,16 @@ def set_up(options: ColorsOptions, corpus: ColorsCorpus, task: Task, start: Path
 
 
 def conclude(options: ColorsOptions, rows: Sequence[Row], directory: OutputDirectory) -> str:
-    """Write accuracy by condition beside people's, and draw rounds that the attack changes; return the table."""
+    """Write accuracy by condition beside people's, and draw invented rounds that the attack changes; return the table."""
     corpus = open_corpus(options, directory)
     table = condition_table(rows, options.seeds, directory, corpus.rounds[options.evaluation.split])
     if options.swatches:
         draw_swatches(
             [(row.name, _trained(options, corpus, row, directory)) for row in rows],
-            getattr(corpus, options.evaluation.split),
+            INVENTED,
+            corpus.tokenizer,
             directory / "swatches.png",
-            radius=max(options.evaluation.radii),
+            radius=sorted(options.evaluation.radii)[len(options.evaluation.radii) // 2],
             steps=options.evaluation.steps,
             count=options.swatches,
         )

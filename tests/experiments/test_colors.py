@@ -139,7 +139,9 @@ def test_swatches_are_drawn_even_where_no_attack_succeeds(tmp_path: Path) -> Non
     made = colors_corpus(corpus(tmp_path, games=40))
     torch.manual_seed(0)
     model = UniterForReferringExpressions(config_of(SIZE, made))
-    draw_swatches([("one", model)], made.test, tmp_path / "swatches.png", radius=1e-6, steps=10, count=3)
+    draw_swatches(
+        [("one", model)], made.rounds["test"], made.tokenizer, tmp_path / "swatches.png", radius=1e-6, steps=10, count=3
+    )
     assert imread(tmp_path / "swatches.png").ndim == 3
 
 
@@ -161,12 +163,12 @@ def test_swatches_favour_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             torch.where(after[name] == 1, targets, wrong),
         ),
     )
-    monkeypatch.setattr(color_report, "_LOOKED_AT", 6)
     monkeypatch.setattr(
         color_report, "_swatches", lambda panel, colours, target, chosen: shown.append((target, chosen))
     )
     models: Any = [("one", "one"), ("two", "two")]
-    draw_swatches(models, made.test, tmp_path / "swatches.png", radius=0.1, steps=2, count=5)
+    rounds = made.rounds["test"][:6]
+    draw_swatches(models, rounds, made.tokenizer, tmp_path / "swatches.png", radius=0.1, steps=2, count=5)
     first, second = (int(targets[n]) for n in (0, 1))
     assert shown == [
         (first, None),

@@ -76,7 +76,7 @@ def colors_corpus(path: str | os.PathLike[str]) -> ColorsCorpus:
         "test": corpus.part("test"),
     }
     tokenizer = build_tokenizer((one.utterance for one in rounds["train"]), least=_LEAST)
-    sources = {name: _pairs(part, tokenizer) for name, part in rounds.items()}
+    sources = {name: pairs_of(part, tokenizer) for name, part in rounds.items()}
     train = sources["train"]
     captions = CaptionSource(
         train.texts,
@@ -90,7 +90,8 @@ def colors_corpus(path: str | os.PathLike[str]) -> ColorsCorpus:
     )
 
 
-def _pairs(rounds: Sequence[Round], tokenizer: Tokenizer) -> LabelledSource:
+def pairs_of(rounds: Sequence[Round], tokenizer: Tokenizer) -> LabelledSource:
+    """Make a source of rounds: the utterance's tokens, the three colours as regions, and the place of the one meant."""
     count = len(rounds)
     ids = token_ids(tokenizer, (one.utterance for one in rounds))
     ids = [[*row[: MOST_TOKENS - 1], row[-1]] if len(row) > MOST_TOKENS else row for row in ids]
