@@ -14,6 +14,7 @@ from torch.fx import Node, symbolic_trace
 from torch.fx.node import map_arg
 from torch.nn.utils import parametrize
 
+from advvl.checks import shown
 from advvl.errors import ConfigurationError, DataError, NonFiniteError
 
 _WEIGHTED: Final = (nn.Linear, nn.Conv2d)
@@ -64,6 +65,8 @@ class Network:
     """
 
     def __init__(self, network: nn.Module, inputs: Mapping[str, Tensor], *, perturbed: Sequence[str]) -> None:
+        if not isinstance(network, nn.Module):
+            raise ConfigurationError(f"expected a network that is an nn.Module, got {shown(network)}")
         parameters = inspect.signature(network.forward).parameters
         if unknown := sorted(set(inputs) - set(parameters)):
             raise ConfigurationError(
@@ -76,7 +79,11 @@ class Network:
         if absent := sorted(_required(parameters) - set(inputs)):
             raise ConfigurationError(f"expected all inputs without a default, got none for {absent}; give them as well")
         if not all(isinstance(x, Tensor) and x.ndim and len(x) for x in inputs.values()):
-            raise DataError("expected inputs that are tensors with a row for each of one example or more, got others")
+            raise DataError("expected inputs that are tensors with one row per example, one or more, got others")
+        if whole := sorted(name for name in perturbed if not inputs[name].is_floating_point()):
+            raise ConfigurationError(
+                f"expected floating-point numbers to perturb, got others in {whole}; embed them first"
+            )
         if len({len(x) for x in inputs.values()}) > 1:
             raise DataError(
                 f"expected a row for each example in all inputs, got { ({n: len(x) for n, x in inputs.items()}) }"

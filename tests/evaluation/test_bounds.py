@@ -122,6 +122,37 @@ def test_bounds_of_a_linear_network_are_exact(ball: Ball, reach: Any, method: st
     assert (found.upper >= exact).all()
 
 
+class Words(nn.Module):
+    """Words `(B, T, 4)` with a mask of any dtype, pooled by a mean, written by shapes: logits `(B, 2)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, words: Tensor, mask: Tensor) -> Tensor:
+        whole = (words * mask).view(words.size(0), -1)
+        parts = (words * mask.to(words.dtype)).reshape(words.shape[0], words.shape[1] * words.shape[2])
+        return self.head(input=whole + parts) / words.size(1) - words.ndim
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_shapes_dtypes_and_bool_masks_are_constants(method: Any) -> None:
+    torch.manual_seed(0)
+    network, words = Words().double(), torch.randn(2, 3, 4).double()
+    mask = torch.tensor([[[True], [True], [False]], [[True], [False], [True]]])
+    found = output_bounds(network, {"words": words, "mask": mask}, {"words": Linf(0.1)}, method=method)
+    reach = 0.1 * (network.head.weight.view(1, 2, 3, 4) * 2 / 3 * mask.unsqueeze(1)).abs().flatten(2).sum(2)
+    torch.testing.assert_close(found.upper, network(words, mask) + reach, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.lower, network(words, mask) - reach, rtol=1e-12, atol=0)
+
+
+def test_a_ball_per_token_of_inputs_without_tokens_is_that_of_the_sample() -> None:
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).double(), torch.randn(3, 4).double()
+    found, expected = (output_bounds(network, {"input": x}, {"input": L2(0.3, per=per)}) for per in ("token", "sample"))
+    torch.testing.assert_close((found.lower, found.upper), (expected.lower, expected.upper), rtol=1e-12, atol=0)
+
+
 def test_what_cancels_has_no_width() -> None:
     class Cancels(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -413,8 +444,16 @@ ONES = torch.ones(2, 3)
         pytest.param({"input": ONES}, {"input": L2(1)}, {"masks": {"input": ONES}}, "expected a bool mask", id="mask"),
         pytest.param({"input": ONES * math.nan}, {"input": L2(1)}, {}, "finite numbers in 'input'", id="nan"),
         pytest.param({"input": ONES}, {"input": L2(1)}, {"method": "alpha"}, "expected method", id="method"),
-        pytest.param({"input": torch.tensor(1.0)}, {"input": L2(1)}, {}, "a row for each of one", id="scalar"),
-        pytest.param({"input": ONES[:0]}, {"input": L2(1)}, {}, "a row for each of one example or more", id="empty"),
+        pytest.param({"input": torch.tensor(1.0)}, {"input": L2(1)}, {}, "one row per example", id="scalar"),
+        pytest.param({"input": ONES[:0]}, {"input": L2(1)}, {}, "one row per example, one or more", id="empty"),
+        pytest.param(ONES, {"input": L2(1)}, {}, "expected inputs as a dict", id="inputs-alone"),
+        pytest.param({"input": ONES}, L2(1), {}, "expected budget as a dict", id="ball-alone"),
+        pytest.param({"input": ONES}, {"input": L2(1)}, {"masks": ONES}, "expected masks as a dict", id="mask-alone"),
+        pytest.param({"input": ONES}, {"input": L2(1)}, {"boxes": (0, 1)}, "expected boxes as a dict", id="box-alone"),
+        pytest.param({"input": ONES}, {"input": L2(1)}, {"masks": {"input": [True]}}, "a bool mask", id="list-mask"),
+        pytest.param({"input": ONES}, {"input": L2(1)}, {"boxes": {"input": 1}}, "expected a box", id="no-box"),
+        pytest.param({"input": ONES}, {"input": L2(1)}, {"boxes": {"input": "ab"}}, "expected a box", id="text-box"),
+        pytest.param({"input": ONES.long()}, {"input": L2(1)}, {}, "floating-point numbers to perturb", id="ids"),
     ],
 )
 def test_what_cannot_be_bounded_is_refused(inputs: Any, budget: Any, options: Any, message: str) -> None:
@@ -422,8 +461,16 @@ def test_what_cannot_be_bounded_is_refused(inputs: Any, budget: Any, options: An
         output_bounds(LINEAR, inputs, budget, **options)
 
 
-@pytest.mark.parametrize("targets", [torch.tensor([0, 2]), torch.tensor([0]), torch.tensor([0.0, 1.0])])
-def test_targets_that_are_no_classes_are_refused(targets: Tensor) -> None:
+def test_what_is_no_network_and_an_input_that_is_missing_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"an nn\.Module, got <"):
+        output_bounds(torch.relu, {"input": ONES}, {"input": L2(1)})  # type: ignore[arg-type]
+    network, inputs = drawn(0)
+    with pytest.raises(ConfigurationError, match=r"all inputs without a default, got none for \['text_mask'\]"):
+        output_bounds(network, {"text": inputs["text"], "image": inputs["image"]}, {"text": L2(1)})
+
+
+@pytest.mark.parametrize("targets", [torch.tensor([0, 2]), torch.tensor([0]), torch.tensor([0.0, 1.0]), [0, 1], None])
+def test_targets_that_are_no_classes_are_refused(targets: Any) -> None:
     with pytest.raises(DataError, match="expected"):
         certified_margins(LINEAR, {"input": ONES}, targets, {"input": L2(1)})
 
