@@ -106,8 +106,9 @@ def certified_margins(
     sweep = _Sweep(network, inputs, budget, masks, boxes, method)
     lower, upper = sweep.lower[sweep.output], sweep.upper[sweep.output]
     count = lower.shape[1]
-    if targets.shape != lower.shape[:1] or targets.is_floating_point() or targets.dtype == torch.bool:
-        raise DataError(f"expected a class for each of {len(lower)} examples, got {tuple(targets.shape)}")
+    whole = isinstance(targets, Tensor) and not targets.is_floating_point() and targets.dtype != torch.bool
+    if not whole or targets.shape != lower.shape[:1]:
+        raise DataError(f"expected a tensor with a class for each of {len(lower)} examples, got {shown(targets)}")
     if count < 2 or not ((targets >= 0) & (targets < count)).all():
         raise DataError(f"expected classes in 0..{count - 1} of two or more, got {shown(targets.tolist())}")
     right = nn.functional.one_hot(targets.long().to(lower.device), count).bool()
@@ -132,6 +133,9 @@ class _Sweep:
     ) -> None:
         if not is_choice(method, get_args(Method)):
             raise ConfigurationError(f"expected method to be one of {get_args(Method)}, got {shown(method)}")
+        for name, given in (("inputs", inputs), ("budget", budget), ("masks", masks), ("boxes", boxes)):
+            if given is not None and not isinstance(given, Mapping):
+                raise ConfigurationError(f"expected {name} as a dict by the name of the input, got {shown(given)}")
         self.network = Network(network, inputs, perturbed=tuple(budget))
         self.output = self.network.output
         self.regions = {

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from advvl.checks import shown
 from advvl.errors import DataError
+from advvl.evaluation.statistics import flat
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,9 @@ def mcnemar(scores: Sequence[float], baseline: Sequence[float]) -> McNemar:
 
     Source: McNemar, Psychometrika 12 (1947); the exact form is a binomial test.
     """
-    here, there = (np.asarray(values, dtype=np.float64) for values in (scores, baseline))
-    if here.ndim != 1 or here.shape != there.shape or not here.size:
-        raise DataError(f"expected two flat lists of scores of the same examples, got {here.shape} and {there.shape}")
+    here, there = flat(scores), flat(baseline)
+    if here.size != there.size or not here.size:
+        raise DataError(f"expected scores of the same examples, one or more, got {here.size} and {there.size}")
     if not all(np.isin(values, (0.0, 1.0)).all() for values in (here, there)):
         raise DataError("expected scores of 0 or 1, got others; for soft scores use bootstrap_difference")
     better, worse = int((here > there).sum()), int((here < there).sum())
@@ -67,9 +69,9 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
 
     Source: Holm, Scandinavian Journal of Statistics 6 (1979).
     """
-    found = np.asarray(p_values, dtype=np.float64)
-    if found.ndim != 1 or not ((found >= 0) & (found <= 1)).all():
-        raise DataError(f"expected a flat list of p-values in [0, 1], got {p_values!r}")
+    found = flat(p_values)
+    if not ((found >= 0) & (found <= 1)).all():
+        raise DataError(f"expected a flat list of p-values in [0, 1], got {shown(p_values)}")
     order = np.argsort(found, kind="stable")
     adjusted = np.empty_like(found)
     adjusted[order] = np.maximum.accumulate(found[order] * np.arange(found.size, 0, -1)).clip(max=1)

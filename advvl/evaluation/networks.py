@@ -12,21 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node, symbolic_trace
 from torch.fx.node import map_arg
+from torch.nn.utils import parametrize
 
+from advvl.checks import shown
 from advvl.errors import ConfigurationError, DataError, NonFiniteError
 
-_AFFINE: Final = (nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.Flatten, nn.Identity, nn.Dropout)
+_WEIGHTED: Final = (nn.Linear, nn.Conv2d)
+_AFFINE: Final = (*_WEIGHTED, nn.AvgPool2d, nn.Flatten, nn.Identity, nn.Dropout)
 
 _FUNCTIONS: Final[Mapping[str, Callable[..., Tensor]]] = {
     "add": torch.add,
-    "iadd": torch.add,
     "sub": torch.sub,
-    "isub": torch.sub,
     "mul": torch.mul,
-    "imul": torch.mul,
     "div": torch.div,
     "truediv": torch.div,
-    "itruediv": torch.div,
     "neg": torch.neg,
     "cat": torch.cat,
     "flatten": torch.flatten,
@@ -37,9 +36,14 @@ _FUNCTIONS: Final[Mapping[str, Callable[..., Tensor]]] = {
     "sum": torch.sum,
     "mean": torch.mean,
 }
-_PRODUCTS: Final = ("mul", "imul", "div", "truediv", "itruediv")
-_BINARY: Final = (*_PRODUCTS, "add", "iadd", "sub", "isub")
+_PRODUCTS: Final = ("mul", "div", "truediv")
+_BINARY: Final = (*_PRODUCTS, "add", "sub")
+_NEW: Final = (*_BINARY, "neg", "cat", "sum", "mean")
+"""Steps whose result shares no memory with what they are computed from."""
+
 _OPTIONS: Final = {"dim", "keepdim", "start_dim", "end_dim"}
+_CONSTANT: Final = ("shape", "ndim", "dtype", "device")
+"""Attributes of a tensor that do not vary with it."""
 
 _SUPPORTED: Final = "Linear, Conv2d, AvgPool2d, ReLU, Flatten, +, -, * and / with constants, cat, sum, mean, reshape"
 
@@ -48,17 +52,21 @@ class Network:
     """A network of affine steps and ReLUs as a graph, with its constants computed.
 
     Arguments:
-        network: any module that `torch.fx` can trace; a copy in fp64 and eval mode is kept.
+        network: any module that `torch.fx` can trace; a copy in fp64 and eval mode is kept, its weights as their
+            parametrizations give them.
         inputs: the arguments of its forward by name, `(B, …)`.
         perturbed: names of those that vary.
 
     Raises:
-        ConfigurationError: a network that cannot be traced; a step on what varies that is not supported; an unknown name.
-        DataError: inputs of other numbers of rows.
+        ConfigurationError: a network that cannot be traced, has hooks, or computes other outputs than its graph; a step
+            on what varies that is not supported; a step in place; an unknown name.
+        DataError: no examples, or inputs of other numbers of rows.
         NonFiniteError: weights that are not finite.
     """
 
     def __init__(self, network: nn.Module, inputs: Mapping[str, Tensor], *, perturbed: Sequence[str]) -> None:
+        if not isinstance(network, nn.Module):
+            raise ConfigurationError(f"expected a network that is an nn.Module, got {shown(network)}")
         parameters = inspect.signature(network.forward).parameters
         if unknown := sorted(set(inputs) - set(parameters)):
             raise ConfigurationError(
@@ -68,19 +76,29 @@ class Network:
             raise ConfigurationError(f"expected a budget of inputs {sorted(inputs)}, got {missing}")
         if not perturbed:
             raise ConfigurationError("expected a budget with a ball for one input or more, got none")
-        if not all(isinstance(x, Tensor) and x.ndim for x in inputs.values()):
-            raise DataError("expected inputs that are tensors with a row for each example, got something else")
+        if absent := sorted(_required(parameters) - set(inputs)):
+            raise ConfigurationError(f"expected all inputs without a default, got none for {absent}; give them as well")
+        if not all(isinstance(x, Tensor) and x.ndim and len(x) for x in inputs.values()):
+            raise DataError("expected inputs that are tensors with one row per example, one or more, got others")
+        if whole := sorted(name for name in perturbed if not inputs[name].is_floating_point()):
+            raise ConfigurationError(
+                f"expected floating-point numbers to perturb, got others in {whole}; embed them first"
+            )
         if len({len(x) for x in inputs.values()}) > 1:
             raise DataError(
                 f"expected a row for each example in all inputs, got { ({n: len(x) for n, x in inputs.items()}) }"
             )
-        self.inputs = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
+        self.inputs = {
+            name: (x.double() if x.is_floating_point() else x).detach().clone() for name, x in inputs.items()
+        }
         self.examples = len(self.inputs[perturbed[0]])
         defaults = {name: one.default for name, one in parameters.items() if name not in inputs}
         if not all(one.isfinite().all() for one in network.state_dict().values()):
             raise NonFiniteError(f"expected finite weights, got some in {type(network).__name__} that are not")
-        inner = copy.deepcopy(network).double().eval().requires_grad_(False)
-        if isinstance(inner, _AFFINE):  # its own forward would be traced, not the layer
+        _check_hooks(network)
+        whole = copy.deepcopy(network).double().eval().requires_grad_(False)
+        inner = _baked(copy.deepcopy(whole))
+        if type(inner) in _AFFINE:  # its own forward would be traced, not the layer
             inner = nn.Sequential(inner)
         try:
             self._graph = symbolic_trace(inner, concrete_args=defaults or None)
@@ -93,6 +111,7 @@ class Network:
         self.affected: list[Node] = []
         self._constants: dict[Node, Any] = {}
         self.output = self._walk(set(perturbed))
+        self._check_outputs(whole, perturbed)
 
     def sources(self, node: Node) -> list[Node]:
         """The tensors that vary from which one is computed."""
@@ -100,7 +119,7 @@ class Network:
 
     def is_relu(self, node: Node) -> bool:
         """True for the result of a ReLU."""
-        return isinstance(self._module(node), nn.ReLU) or _name(node) in ("relu", "relu_")
+        return type(self._module(node)) is nn.ReLU or _name(node) in ("relu", "relu_")
 
     def feeds_relu(self, node: Node) -> bool:
         """True for a tensor that goes into a ReLU."""
@@ -108,26 +127,28 @@ class Network:
 
     def run(self, node: Node, values: Mapping[Node, Tensor]) -> Tensor:
         """Compute a tensor from these values of its sources."""
+        if self.is_relu(node):
+            (source,) = self.sources(node)
+            return values[source].clamp(min=0)
         args, options = self._arguments(node, values)
         module = self._module(node)
-        if self.is_relu(node):
-            return cast(Tensor, args[0]).clamp(min=0)
-        return cast(Tensor, module(*args) if module is not None else _FUNCTIONS[_name(node)](*args, **options))
+        return cast(
+            Tensor, module(*args, **options) if module is not None else _FUNCTIONS[_name(node)](*args, **options)
+        )
 
     def spread(self, node: Node, radii: Mapping[Node, Tensor]) -> Tensor:
         """Compute how far the entries of a tensor can move when those of its sources move by up to `radii`."""
         module, name = self._module(node), _name(node)
         if module is not None:
-            args, _ = self._arguments(node, radii)
-            return cast(Tensor, self._absolute.get_submodule(str(node.target))(*args))
+            args, options = self._arguments(node, radii)
+            return cast(Tensor, self._absolute.get_submodule(str(node.target))(*args, **options))
         if name in _PRODUCTS:
-            args, options = self._arguments(node, radii, constant=abs)
+            args, options = self._arguments(node, radii, constant=_size)
         else:
             args, options = self._arguments(node, radii, constant=lambda one: one * 0)
         if name == "neg":
             return cast(Tensor, args[0])
-        function = torch.add if name in ("sub", "isub") else _FUNCTIONS[name]
-        return function(*args, **options)
+        return _FUNCTIONS["add" if name == "sub" else name](*args, **options)
 
     def back(self, node: Node, rows: Tensor) -> tuple[dict[Node, Tensor], Tensor]:
         """Carry weights `(R, B, *S)` of a tensor's entries back to its sources, by source; also the constant `(R, B)`."""
@@ -158,12 +179,13 @@ class Network:
         self.clean: dict[Node, Tensor] = {}  # what varies, at the inputs as given
         wanted = _ancestors(output)
         for node in nodes:
+            self._check_in_place(node)
             if node not in wanted:
                 continue
             if node.op == "placeholder":
                 self.placeholders[str(node.target)] = node
                 value, varies = self.inputs.get(str(node.target)), node.target in perturbed
-            elif any(one in self.clean for one in node.all_input_nodes):
+            elif any(one in self.clean for one in node.all_input_nodes) and not _is_constant(node):
                 self._check_supported(node)
                 value, varies = self.run(node, self.clean), True
                 self._check_rows(node, value)
@@ -181,7 +203,8 @@ class Network:
         return output
 
     def _constant(self, node: Node) -> Any:
-        args, options = map_arg((node.args, node.kwargs), self._constants.__getitem__)
+        known = self._constants | self.clean  # of what varies, the shape does not
+        args, options = map_arg((node.args, node.kwargs), known.__getitem__)
         if node.op == "get_attr":
             return operator.attrgetter(str(node.target))(self._graph)
         if node.op == "call_module":
@@ -193,10 +216,13 @@ class Network:
     def _arguments(
         self, node: Node, values: Mapping[Node, Tensor], constant: Callable[[Any], Any] = lambda one: one
     ) -> tuple[Any, dict[str, Any]]:
-        """The arguments of a step: the given values of what varies, and its constants as `constant` makes them."""
+        """The arguments of a step: the given values of what varies, and what it is joined with as `constant` makes it."""
+        joins = _name(node) in (*_BINARY, "cat")  # constants of other steps are shapes and axes
 
         def value(one: Node) -> Any:
-            return values[one] if one in values else constant(self._constants[one])
+            if one in values:
+                return values[one]
+            return constant(self._constants[one]) if joins else self._constants[one]
 
         args, options = map_arg((node.args, node.kwargs), value)
         if _name(node) in _BINARY:
@@ -210,17 +236,60 @@ class Network:
         module, name = self._module(node), _name(node)
         varying = [one in self.clean for one in node.all_input_nodes]
         fine = (
-            isinstance(module, (*_AFFINE, nn.ReLU))
+            type(module) in (*_AFFINE, nn.ReLU)  # a subclass may compute something else
             if module is not None
             else name in ("relu", "relu_") or (name in _FUNCTIONS and set(node.kwargs) <= _OPTIONS)
         )
         if isinstance(module, nn.Conv2d):
-            fine = module.padding_mode == "zeros"
+            fine = fine and module.padding_mode == "zeros"
         if name in _PRODUCTS:
             fine = fine and sum(varying) == 1 and _takes_one(node, self.clean, first=name not in ("mul", "imul"))
         if not fine:
             what = type(module).__name__ if module is not None else name
             raise ConfigurationError(f"expected a network of {_SUPPORTED}; got {what} at {node.name!r}")
+
+    def _check_in_place(self, node: Node) -> None:
+        """Refuse a step that overwrites its input, but for a ReLU's that nothing else reads."""
+        if self._is_in_place(node) and not (self.is_relu(node) and self._is_free(node.all_input_nodes[0])):
+            raise ConfigurationError(
+                f"expected in-place steps only of ReLUs whose input is not used again, got {node.name!r}; keep both tensors"
+            )
+
+    def _is_in_place(self, node: Node) -> bool:
+        module, name = self._module(node), _name(node)
+        if module is not None:
+            return bool(getattr(module, "inplace", False)) and type(module) is not nn.Dropout  # which does nothing
+        written = node.kwargs.get("inplace") or node.kwargs.get("out") is not None or name == "setitem"
+        return bool(written) or (name.endswith("_") and not name.endswith("__"))
+
+    def _is_free(self, node: Node) -> bool:
+        """True if one step alone reads a tensor, and all that may share memory with it."""
+        if node.op == "get_attr" or len(node.users) > 1:
+            return False
+        module = self._module(node)
+        is_new = type(module) in (*_WEIGHTED, nn.AvgPool2d) if module is not None else _name(node) in _NEW
+        return is_new or all(map(self._is_free, node.all_input_nodes))
+
+    def _check_outputs(self, network: nn.Module, perturbed: Sequence[str]) -> None:
+        """Refuse a network whose own forward gives other outputs than its graph, such as one that writes to its tensors."""
+        draws = torch.Generator().manual_seed(0)
+        shifts = {one: torch.randn(self.inputs[one].shape, generator=draws, dtype=torch.float64) for one in perturbed}
+        for scale in (0, 1):  # at the inputs, where parts may be 0, and beside them
+            inputs = {name: x.clone() for name, x in self.inputs.items()}
+            for name, shift in shifts.items():
+                inputs[name] += scale * shift.to(inputs[name].device)
+            values = {self.placeholders[name]: inputs[name].clone() for name in perturbed if name in self.placeholders}
+            for node in self.affected:
+                if node not in values:
+                    values[node] = self.run(node, values)
+            with torch.no_grad():
+                found = network(**inputs)
+            found = found["logits"] if isinstance(found, Mapping) else found
+            size = found.nan_to_num(0, 0, 0).abs().max().item()
+            if not torch.allclose(values[self.output], found, rtol=0, atol=1e-9 * size, equal_nan=True):
+                raise ConfigurationError(
+                    "expected a forward whose torch.fx graph gives its outputs, got others; write it without in-place steps"
+                )
 
     def _check_rows(self, node: Node, value: Tensor) -> None:
         """Refuse a step that mixes examples, since each has a region of its own."""
@@ -236,15 +305,60 @@ class Network:
             )
 
 
+def _required(parameters: Mapping[str, inspect.Parameter]) -> set[str]:
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {name for name, one in parameters.items() if one.default is one.empty and one.kind in named}
+
+
+def _check_hooks(network: nn.Module) -> None:
+    """Refuse hooks, which the graph does not have, and forwards set on an instance."""
+    for name, module in network.named_modules():
+        hooks = (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        )
+        if any(hooks) or "forward" in vars(module):
+            raise ConfigurationError(
+                f"expected a network without hooks, got one on {name or type(module).__name__!r}; "
+                "remove it, or close() what adapt(…) returned"
+            )
+
+
+def _baked(network: nn.Module) -> nn.Module:
+    """Replace parametrized weights by their values.
+
+    Torch's own `remove_parametrizations` would take them from the original too, as a copy has the same class.
+    """
+    for module in list(network.modules()):
+        if parametrize.is_parametrized(module):
+            weights = {name: getattr(module, name) for name in cast(nn.ModuleDict, module.parametrizations)}
+            module.__class__ = parametrize.type_before_parametrizations(module)
+            del module.parametrizations
+            for name, weight in weights.items():
+                setattr(module, name, nn.Parameter(weight, requires_grad=False))
+    return network
+
+
 def _absolute(network: nn.Module) -> nn.Module:
     """Copy a network with the sizes of its weights, and without biases."""
     absolute = copy.deepcopy(network)
     for module in absolute.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            module.weight.abs_()
-            if module.bias is not None:
-                module.bias.zero_()
+        if isinstance(module, _WEIGHTED):
+            module.weight = nn.Parameter(module.weight.abs(), requires_grad=False)
+            module.bias = None
     return absolute
+
+
+def _size(constant: Any) -> Any:
+    is_bool = isinstance(constant, Tensor) and constant.dtype == torch.bool  # which has no abs
+    return constant if is_bool else abs(constant)
+
+
+def _is_constant(node: Node) -> bool:
+    """True for the shape, dtype or device of a tensor, which do not vary."""
+    return _name(node) in ("size", "dim") or (_name(node) == "getattr" and node.args[1] in _CONSTANT)
 
 
 def _ancestors(node: Node) -> set[Node]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from advvl.checks import is_number, shown
 from advvl.errors import ConfigurationError, DataError
 from advvl.perturbers.balls import L2, Ball, Linf
 from advvl.perturbers.places import Place
@@ -47,9 +48,8 @@ class Region:
         # Scaled by the reach, a position's weights measure how far the ball takes the sum along them.
         scaled = rows * self.reach
         drops = scaled.flatten(2) if self.per == "sample" else scaled
-        drop = torch.linalg.vector_norm(drops, dim=-1)
-        in_ball = (rows * self.x).flatten(2).sum(2) - (drop if self.per == "sample" else drop.flatten(2).sum(2))
-        return torch.maximum(lowest, in_ball)
+        drop = torch.linalg.vector_norm(drops, dim=-1, keepdim=True).flatten(2).sum(2)
+        return torch.maximum(lowest, (rows * self.x).flatten(2).sum(2) - drop)
 
     @classmethod
     def of(
@@ -74,10 +74,13 @@ def _region(name: str, x: Tensor, ball: Ball, mask: Tensor | None, box: tuple[fl
         raise ConfigurationError(f"expected L2(…) or Linf(…) with a finite radius for {name!r}, got {ball!r}")
     if not x.isfinite().all():
         raise DataError(f"expected finite numbers in {name!r}, got some that are not")
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[: mask.ndim]):
+    fits = isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == x.shape[: mask.ndim]
+    if mask is not None and not fits:
         raise ConfigurationError(
-            f"expected a bool mask of the positions of {name!r} {tuple(x.shape)}, got {mask.dtype} {tuple(mask.shape)}"
+            f"expected a bool mask of the positions of {name!r} {tuple(x.shape)}, got {shown(mask)}"
         )
+    if not isinstance(box, tuple | list) or len(box) != 2 or not all(map(is_number, box)):
+        raise ConfigurationError(f"expected a box (lower, upper) of numbers for {name!r}, got {shown(box)}")
     if not (x.min() >= box[0] and x.max() <= box[1]):
         raise DataError(f"expected {name!r} inside its box {box}, got {x.min():g} to {x.max():g}")
     place = Place(x, mask)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from advvl.checks import check_seed, is_whole, shown
+from advvl.checks import check_seed, is_number, is_whole, shown
 from advvl.errors import ConfigurationError, DataError
 
 
@@ -46,12 +46,14 @@ def mean_interval(
 
     Raises:
         DataError: fewer than two values, one that is not finite, or one that lies outside `within`.
-        ConfigurationError: a confidence outside (0, 1).
+        ConfigurationError: a confidence outside (0, 1), or `within` that is no pair of numbers.
 
     Source: any textbook; exact for normal values.
     """
     numbers = _finite(values)
     _check_confidence(confidence)
+    if not isinstance(within, tuple | list) or len(within) != 2 or not all(map(is_number, within)):
+        raise ConfigurationError(f"expected within=(lower, upper) of numbers, got {shown(within)}")
     if numbers.size < 2:
         raise DataError(f"expected two or more values to see how they scatter, got {numbers.size}; run more seeds")
     if not within[0] <= numbers.min() <= numbers.max() <= within[1]:
@@ -78,7 +80,9 @@ def difference_interval(
         DataError: the two are not equally long; otherwise as `mean_interval`.
         ConfigurationError: as `mean_interval`.
     """
-    return mean_interval(_differences(values, baseline).tolist(), confidence=confidence, within=within)
+    return mean_interval(
+        _differences(_finite(values), _finite(baseline)).tolist(), confidence=confidence, within=within
+    )
 
 
 def bootstrap_interval(
@@ -121,7 +125,7 @@ def bootstrap_difference(
         DataError: the two are not equally long, empty, or outside [0, 1].
         ConfigurationError: as `bootstrap_interval`.
     """
-    differences = _differences(_scores(scores).tolist(), _scores(baseline).tolist())
+    differences = _differences(_scores(scores), _scores(baseline))
     if differences.max() == differences.min():
         return paired_interval(scores, baseline, confidence=confidence)
     return _bootstrap(differences, confidence, resamples, seed)
@@ -134,15 +138,13 @@ def paired_interval(scores: Sequence[float], baseline: Sequence[float], *, confi
     a width where the two agree on every example. Scores between 0 and 1 count as parts of examples.
 
     Raises:
-        DataError: the two are not equally long, empty or not finite.
+        DataError: the two are not equally long, empty, or outside [0, 1].
         ConfigurationError: a confidence outside (0, 1).
 
     Source: Agresti & Min, Statistics in Medicine 24 (2005), for binary scores.
     """
-    differences = _differences(scores, baseline)
+    differences = _differences(_scores(scores), _scores(baseline))
     _check_confidence(confidence)
-    if not differences.size:
-        raise DataError("expected one pair of scores or more, got none")
     count = int(differences.size)
     estimate, centre = float(differences.mean()), float(differences.sum()) / (count + 2)
     variance = (float(np.square(differences).sum()) + 1) / (count + 2) - centre**2
@@ -159,14 +161,16 @@ def proportion_interval(successes: float, trials: int, *, confidence: float = 0.
     wide enough, and wider than it need be.
 
     Raises:
-        DataError: unless `0 <= successes <= trials` and `trials >= 1`.
+        DataError: unless `trials` is a whole number of 1 or more and `0 <= successes <= trials`.
         ConfigurationError: a confidence outside (0, 1).
 
     Source: Wilson, JASA 22 (1927).
     """
     _check_confidence(confidence)
-    if trials < 1 or not 0 <= successes <= trials:
-        raise DataError(f"expected 0 to {trials} successes in one trial or more, got {successes!r} in {trials!r}")
+    if not is_whole(trials) or trials < 1:
+        raise DataError(f"expected trials to be a whole number of 1 or more, got {shown(trials)}")
+    if not is_number(successes) or not 0 <= successes <= trials:
+        raise DataError(f"expected 0 to {trials} successes, got {shown(successes)}")
     share = successes / trials
     z = float(stats.norm.ppf((1 + confidence) / 2))
     shrink = 1 + z * z / trials
@@ -176,6 +180,21 @@ def proportion_interval(successes: float, trials: int, *, confidence: float = 0.
     low = 0.0 if successes == 0 else min(centre - half, share)
     high = 1.0 if successes == trials else max(centre + half, share)
     return Interval(share, low, high, confidence, trials, "Wilson")
+
+
+def flat(values: Sequence[float]) -> NDArray[np.float64]:
+    """Return a flat list of numbers as an array.
+
+    Raises:
+        DataError: anything else.
+    """
+    try:
+        numbers = np.asarray(values)
+        if numbers.ndim == 1 and (not numbers.size or numbers.dtype.kind in "biuf"):
+            return numbers.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError):  # lists of unequal lengths, tensors that numpy cannot read
+        pass
+    raise DataError(f"expected a flat list of numbers, got {shown(values)}")
 
 
 def _bootstrap(numbers: NDArray[np.float64], confidence: float, resamples: int, seed: int) -> Interval:
@@ -204,21 +223,21 @@ def _scores(values: Sequence[float]) -> NDArray[np.float64]:
     return numbers
 
 
-def _differences(values: Sequence[float], baseline: Sequence[float]) -> NDArray[np.float64]:
+def _differences(values: NDArray[np.float64], baseline: NDArray[np.float64]) -> NDArray[np.float64]:
     if len(values) != len(baseline):
         raise DataError(
             f"expected as many values as the baseline's {len(baseline)}, got {len(values)}; pair them by seed"
         )
-    return _finite(values) - _finite(baseline)
+    return values - baseline
 
 
 def _finite(values: Sequence[float]) -> NDArray[np.float64]:
-    numbers = np.asarray(values, dtype=np.float64)
-    if numbers.ndim != 1 or not np.isfinite(numbers).all():
-        raise DataError(f"expected a flat list of finite numbers, got {values!r}")
+    numbers = flat(values)
+    if not np.isfinite(numbers).all():
+        raise DataError(f"expected a flat list of finite numbers, got {shown(values)}")
     return numbers
 
 
 def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise ConfigurationError(f"expected a confidence between 0 and 1, such as 0.95, got {confidence!r}")
+    if not is_number(confidence) or not 0 < confidence < 1:
+        raise ConfigurationError(f"expected a confidence between 0 and 1, such as 0.95, got {shown(confidence)}")

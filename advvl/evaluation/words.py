@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ Search = Literal["greedy", "random"]
 
 _ROWS: Final = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 _PARTS: Final = ("noun", "verb", "adj", "adv")
+_PUNCTUATION: Final = re.compile(r"^[\W_]+|[\W_]+$")  # around a word
 
 
 def keyboard(word: str) -> list[str]:
@@ -65,15 +67,15 @@ TYPOS: Final[tuple[Change, ...]] = (keyboard, swaps, case, spacing)
 
 
 def synonyms(of: Mapping[str, Sequence[str]]) -> Change:
-    """Replace a word by any of its synonyms, written with a capital where the word is.
+    """Replace a word by any of its synonyms, in capitals or with a capital as the word is; punctuation around it stays.
 
     Arguments:
         of: a word in lower case to its synonyms, as `wordnet` reads them, or a list of one's own.
     """
 
     def change(word: str) -> list[str]:
-        found = of.get(word.lower(), ())
-        return [one[:1].upper() + one[1:] if word[:1].isupper() else one for one in found]
+        inner = word if word.lower() in of else _PUNCTUATION.sub("", word)
+        return [word.replace(inner, _in_case_of(inner, one), 1) for one in of.get(inner.lower(), ())]
 
     return change
 
@@ -242,6 +244,13 @@ def _scored(score: Score, texts: list[str], rows: list[int]) -> Tensor:
             f"expected a finite score for each of {len(texts)} texts, got {tuple(found.shape)} {shown(found)}"
         )
     return found.clone()
+
+
+def _in_case_of(word: str, other: str) -> str:
+    """Write another word in capitals, or with a capital, where a word is."""
+    if len(word) > 1 and word.isupper():
+        return other.upper()
+    return other[:1].upper() + other[1:] if word[:1].isupper() else other
 
 
 def _lines(path: Path) -> list[tuple[int, list[str]]]:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize
 
 from advvl import L2, PGD, Ascent, Attack, Ball, EmbeddingPerturber, Linf, Site, Uniform, adapt
 from advvl.errors import ConfigurationError, DataError, NonFiniteError
@@ -119,6 +120,37 @@ def test_bounds_of_a_linear_network_are_exact(ball: Ball, reach: Any, method: st
         torch.testing.assert_close(found.upper, exact, rtol=1e-12, atol=0)
         torch.testing.assert_close(found.lower, 2 * network(x) - exact, rtol=1e-12, atol=0)
     assert (found.upper >= exact).all()
+
+
+class Words(nn.Module):
+    """Words `(B, T, 4)` with a mask of any dtype, pooled by a mean, written by shapes: logits `(B, 2)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, words: Tensor, mask: Tensor) -> Tensor:
+        whole = (words * mask).view(words.size(0), -1)
+        parts = (words * mask.to(words.dtype)).reshape(words.shape[0], words.shape[1] * words.shape[2])
+        return self.head(input=whole + parts) / words.size(1) - words.ndim
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_shapes_dtypes_and_bool_masks_are_constants(method: Any) -> None:
+    torch.manual_seed(0)
+    network, words = Words().double(), torch.randn(2, 3, 4).double()
+    mask = torch.tensor([[[True], [True], [False]], [[True], [False], [True]]])
+    found = output_bounds(network, {"words": words, "mask": mask}, {"words": Linf(0.1)}, method=method)
+    reach = 0.1 * (network.head.weight.view(1, 2, 3, 4) * 2 / 3 * mask.unsqueeze(1)).abs().flatten(2).sum(2)
+    torch.testing.assert_close(found.upper, network(words, mask) + reach, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.lower, network(words, mask) - reach, rtol=1e-12, atol=0)
+
+
+def test_a_ball_per_token_of_inputs_without_tokens_is_that_of_the_sample() -> None:
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).double(), torch.randn(3, 4).double()
+    found, expected = (output_bounds(network, {"input": x}, {"input": L2(0.3, per=per)}) for per in ("token", "sample"))
+    torch.testing.assert_close((found.lower, found.upper), (expected.lower, expected.upper), rtol=1e-12, atol=0)
 
 
 def test_what_cancels_has_no_width() -> None:
@@ -262,6 +294,116 @@ class Forward(nn.Module):
         return self.function(x)  # type: ignore[no-any-return]
 
 
+class Halved(nn.Module):
+    """A parametrization that is no weight of torch's own."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight / 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "parametrized",
+    [
+        pytest.param(parametrizations.weight_norm, id="weight-norm"),
+        pytest.param(parametrizations.spectral_norm, id="spectral-norm"),
+        pytest.param(lambda layer: parametrize.register_parametrization(layer, "bias", Halved()), id="bias"),
+    ],
+)
+def test_parametrized_weights_are_bounded_as_their_values(parametrized: Any, method: Any) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)]
+    network = nn.Sequential(*(parametrized(one) if isinstance(one, nn.Linear) else one for one in layers)).double()
+    network.eval()  # where a spectral norm is no longer estimated
+    plain = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    plain.load_state_dict({name: getattr(network[int(name[0])], name[2:]) for name in plain.state_dict()})
+    x = torch.randn(3, 4).double()
+    expected = output_bounds(plain, {"input": x}, {"input": Linf(0.3)}, method=method)
+    found = output_bounds(network, {"input": x}, {"input": Linf(0.3)}, method=method)
+    torch.testing.assert_close((found.lower, found.upper), (expected.lower, expected.upper), rtol=1e-12, atol=0)
+    assert parametrize.is_parametrized(network[0])
+    torch.testing.assert_close(network(x), plain(x))  # it is left as it is
+
+
+def multiplied_in_place(x: Tensor) -> Tensor:
+    """torch.fx sees a product that leaves `y` as it was; at 0 the two are the same."""
+    y = x = 2 * x
+    x *= 2.0
+    return x + y
+
+
+def overwritten(x: Tensor, step: Any) -> Tensor:
+    """The step's result is thrown away, and what it overwrote is used."""
+    x = 2 * x
+    step(x)
+    return x + 1
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        pytest.param(
+            lambda x: (y := 2 * x).relu_() + y, "of ReLUs whose input is not used again, got 'relu_'", id="method"
+        ),
+        pytest.param(lambda x: F.relu(y := 2 * x, inplace=True) + y, "not used again, got 'relu'", id="function"),
+        pytest.param(lambda x: (y := 2 * x).view(-1, 3).relu_() + y, "not used again, got 'relu_'", id="view"),
+        pytest.param(lambda x: overwritten(x, torch.relu_), "not used again, got 'relu_'", id="relu-thrown-away"),
+        pytest.param(lambda x: overwritten(x, lambda y: y.mul_(0)), "in-place steps only .*, got 'mul_'", id="product"),
+        pytest.param(lambda x: overwritten(x, lambda y: torch.neg(y, out=y)), "in-place steps only .*'neg'", id="out"),
+        pytest.param(multiplied_in_place, "whose torch.fx graph gives its outputs, got others", id="multiplied"),
+    ],
+)
+@pytest.mark.parametrize("x", [torch.ones(3, 3), torch.zeros(3, 3)], ids=["ones", "zeros"])
+def test_what_is_overwritten_and_used_again_is_refused(function: Any, message: str, x: Tensor) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        output_bounds(Forward(function), {"x": x}, {"x": Linf(0.1)})
+
+
+@pytest.mark.parametrize("relu", [nn.ReLU(inplace=True), torch.relu_, lambda x: F.relu(x, inplace=True)])
+def test_a_relu_in_place_of_what_is_not_used_again_is_bounded_and_leaves_the_inputs(relu: Any) -> None:
+    x, scale = torch.randn(3, 3).double(), torch.randn(3, 3).double()
+    before = x.clone(), scale.clone()
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relu = relu
+
+        def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+            return 1 + 2 * self.relu(x) * self.relu(scale)
+
+    found = output_bounds(Twice(), {"x": x, "scale": scale}, {"x": Linf(0.0)})
+    torch.testing.assert_close(found.upper, 1 + 2 * x.relu() * scale.relu())
+    assert torch.equal(x, before[0])
+    assert torch.equal(scale, before[1])
+
+
+@pytest.mark.parametrize(
+    "register", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"]
+)
+@pytest.mark.parametrize("name", ["", "1"])
+def test_hooks_are_refused(name: str, register: str) -> None:
+    network = nn.Sequential(nn.ReLU(), nn.Linear(3, 2))
+    getattr(network.get_submodule(name), register)(lambda module, *_: None)
+    with pytest.raises(ConfigurationError, match=rf"without hooks, got one on '{name or 'Sequential'}'; remove it"):
+        output_bounds(network, {"input": torch.ones(3, 3)}, {"input": Linf(0.1)})
+
+
+def test_a_forward_set_on_a_layer_and_a_layer_of_another_class_are_refused() -> None:
+    class Doubled(nn.Linear):
+        __module__ = "torch.nn.ours"  # so that torch.fx takes it for a layer
+
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    network = nn.Sequential(nn.Linear(3, 2))
+    network[0].forward = lambda input: 2 * input  # type: ignore[method-assign]
+    with pytest.raises(ConfigurationError, match="without hooks, got one on '0'"):
+        output_bounds(network, {"input": torch.ones(3, 3)}, {"input": Linf(0.1)})
+    with pytest.raises(ConfigurationError, match="got Doubled"):
+        output_bounds(nn.Sequential(Doubled(3, 2)), {"input": torch.ones(3, 3)}, {"input": Linf(0.1)})
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [
@@ -302,7 +444,16 @@ ONES = torch.ones(2, 3)
         pytest.param({"input": ONES}, {"input": L2(1)}, {"masks": {"input": ONES}}, "expected a bool mask", id="mask"),
         pytest.param({"input": ONES * math.nan}, {"input": L2(1)}, {}, "finite numbers in 'input'", id="nan"),
         pytest.param({"input": ONES}, {"input": L2(1)}, {"method": "alpha"}, "expected method", id="method"),
-        pytest.param({"input": torch.tensor(1.0)}, {"input": L2(1)}, {}, "a row for each example", id="scalar"),
+        pytest.param({"input": torch.tensor(1.0)}, {"input": L2(1)}, {}, "one row per example", id="scalar"),
+        pytest.param({"input": ONES[:0]}, {"input": L2(1)}, {}, "one row per example, one or more", id="empty"),
+        pytest.param(ONES, {"input": L2(1)}, {}, "expected inputs as a dict", id="inputs-alone"),
+        pytest.param({"input": ONES}, L2(1), {}, "expected budget as a dict", id="ball-alone"),
+        pytest.param({"input": ONES}, {"input": L2(1)}, {"masks": ONES}, "expected masks as a dict", id="mask-alone"),
+        pytest.param({"input": ONES}, {"input": L2(1)}, {"boxes": (0, 1)}, "expected boxes as a dict", id="box-alone"),
+        pytest.param({"input": ONES}, {"input": L2(1)}, {"masks": {"input": [True]}}, "a bool mask", id="list-mask"),
+        pytest.param({"input": ONES}, {"input": L2(1)}, {"boxes": {"input": 1}}, "expected a box", id="no-box"),
+        pytest.param({"input": ONES}, {"input": L2(1)}, {"boxes": {"input": "ab"}}, "expected a box", id="text-box"),
+        pytest.param({"input": ONES.long()}, {"input": L2(1)}, {}, "floating-point numbers to perturb", id="ids"),
     ],
 )
 def test_what_cannot_be_bounded_is_refused(inputs: Any, budget: Any, options: Any, message: str) -> None:
@@ -310,8 +461,16 @@ def test_what_cannot_be_bounded_is_refused(inputs: Any, budget: Any, options: An
         output_bounds(LINEAR, inputs, budget, **options)
 
 
-@pytest.mark.parametrize("targets", [torch.tensor([0, 2]), torch.tensor([0]), torch.tensor([0.0, 1.0])])
-def test_targets_that_are_no_classes_are_refused(targets: Tensor) -> None:
+def test_what_is_no_network_and_an_input_that_is_missing_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"an nn\.Module, got <"):
+        output_bounds(torch.relu, {"input": ONES}, {"input": L2(1)})  # type: ignore[arg-type]
+    network, inputs = drawn(0)
+    with pytest.raises(ConfigurationError, match=r"all inputs without a default, got none for \['text_mask'\]"):
+        output_bounds(network, {"text": inputs["text"], "image": inputs["image"]}, {"text": L2(1)})
+
+
+@pytest.mark.parametrize("targets", [torch.tensor([0, 2]), torch.tensor([0]), torch.tensor([0.0, 1.0]), [0, 1], None])
+def test_targets_that_are_no_classes_are_refused(targets: Any) -> None:
     with pytest.raises(DataError, match="expected"):
         certified_margins(LINEAR, {"input": ONES}, targets, {"input": L2(1)})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,14 +111,52 @@ def test_values_that_cannot_be_paired_are_refused() -> None:
         difference_interval([1.0, 2.0, 3.0], [1.0, 2.0])
 
 
-@pytest.mark.parametrize(("successes", "trials"), [(-1, 3), (4, 3), (0, 0), (math.nan, 3)])
-def test_a_proportion_that_is_none_is_refused(successes: float, trials: int) -> None:
-    with pytest.raises(DataError, match="successes"):
+@pytest.mark.parametrize(("successes", "trials"), [(-1, 3), (4, 3), (math.nan, 3), ("1", 3), (None, 3)])
+def test_a_proportion_that_is_none_is_refused(successes: Any, trials: int) -> None:
+    with pytest.raises(DataError, match="expected 0 to 3 successes"):
         proportion_interval(successes, trials)
 
 
-@pytest.mark.parametrize("confidence", [0, 1, 95, math.nan])
-def test_a_confidence_outside_zero_to_one_is_refused(confidence: float) -> None:
+@pytest.mark.parametrize("trials", [0, 4.5, math.nan, "4", True])
+def test_trials_that_are_no_count_are_refused(trials: Any) -> None:
+    with pytest.raises(DataError, match="expected trials to be a whole number of 1 or more"):
+        proportion_interval(0, trials)
+
+
+@pytest.mark.parametrize("values", [["a", "b"], [[0.0, 1.0], [1.0]], [[0.0, 1.0]], 0.5, [None, 1.0], ["0", "1"]])
+def test_what_is_no_flat_list_of_numbers_is_refused(values: Any) -> None:
+    for interval in (mean_interval, bootstrap_interval):
+        with pytest.raises(DataError, match="expected a flat list of numbers, got"):
+            interval(values)
+    for interval in (difference_interval, bootstrap_difference, paired_interval):
+        with pytest.raises(DataError, match="expected a flat list of numbers, got"):
+            interval(values, [0.0, 1.0])
+        with pytest.raises(DataError, match="expected a flat list of numbers, got"):
+            interval([0.0, 1.0], values)
+
+
+@pytest.mark.parametrize("interval", [paired_interval, bootstrap_difference])
+@pytest.mark.parametrize(("here", "there"), [([60.0, 70.0], [0.4, 0.5]), ([0.6, 0.7], [40.0, 50.0]), ([-0.1], [0.0])])
+def test_pairs_of_scores_that_are_no_shares_are_refused(interval: Any, here: list[float], there: list[float]) -> None:
+    with pytest.raises(DataError, match=r"expected scores in \[0, 1\], got .*; divide by their cap"):
+        interval(here, there)
+
+
+def test_pairs_of_no_scores_and_of_unequal_lengths_are_refused() -> None:
+    with pytest.raises(DataError, match="one score or more, got none"):
+        paired_interval([], [])
+    with pytest.raises(DataError, match="as many values as the baseline's 1, got 2"):
+        paired_interval([0.0, 1.0], [1.0])
+
+
+@pytest.mark.parametrize("within", [0.5, (0,), ("a", "b"), (0, 1, 2)])
+def test_a_range_that_is_no_pair_is_refused(within: Any) -> None:
+    with pytest.raises(ConfigurationError, match="expected within="):
+        mean_interval([0.1, 0.2], within=within)
+
+
+@pytest.mark.parametrize("confidence", [0, 1, 95, math.nan, "0.95", None, True])
+def test_a_confidence_outside_zero_to_one_is_refused(confidence: Any) -> None:
     with pytest.raises(ConfigurationError, match="confidence"):
         mean_interval([1.0, 2.0], confidence=confidence)
     with pytest.raises(ConfigurationError, match="confidence"):

@@ -41,6 +41,32 @@ def test_synonyms_keep_a_capital() -> None:
     assert change("cat") == []
 
 
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        pytest.param("dog?", ["hound?"], id="mark"),
+        pytest.param('("Dog,"...', ['("Hound,"...'], id="around"),
+        pytest.param("DOG!", ["HOUND!"], id="capitals"),
+        pytest.param("A,", ["One,"], id="one-letter"),
+        pytest.param("u.s.", ["america"], id="listed-with-its-points"),
+        pytest.param("'U.S.',", [], id="points-of-its-own"),
+        pytest.param("dog's", [], id="another-word"),
+        pytest.param("?!", [], id="no-word"),
+        pytest.param("", [], id="empty"),
+    ],
+)
+def test_synonyms_keep_the_punctuation_and_capitals_of_the_word(word: str, expected: list[str]) -> None:
+    assert synonyms({"dog": ["hound"], "a": ["one"], "u.s.": ["america"]})(word) == expected
+
+
+def test_a_search_changes_the_last_word_of_a_question() -> None:
+    change = synonyms({"dog": ["hound"]})
+    found = changed_words(
+        ["is this a dog?"], lambda texts, rows: torch.tensor([-float(len(t)) for t in texts]), changes=(change,)
+    )
+    assert found.texts == ("is this a hound?",)
+
+
 def by_letters(texts: list[str], rows: Tensor) -> Tensor:
     """A score that falls with every letter that is not of the example's own text, in its place."""
     return torch.tensor(
