@@ -71,10 +71,15 @@ def outputs_under(
 
 
 def differ(one: Tensor, other: Tensor) -> Tensor:
-    """The rows `(B,)`, bool, in which two models' answers differ by more than rounding."""
-    wide = one.double().flatten(1), other.double().flatten(1)
-    size = torch.maximum(*(side.abs().amax(dim=1) for side in wide))
-    return (wide[0] - wide[1]).abs().amax(dim=1) > 1e-4 * size
+    """The rows `(B,)`, bool, in which two models' answers differ by more than rounding.
+
+    An entry is held against its own size and that of the two largest, so that a masked answer, at -1e9 or -inf, hides no
+    difference of the others.
+    """
+    wide = [side.double().flatten(1) for side in (one, other)]
+    largest = torch.cat([side.topk(min(2, side.shape[1])).values for side in wide], dim=1)
+    size = torch.where(largest.isfinite(), largest.abs(), 0).amax(dim=1, keepdim=True).clamp(min=1e-30)
+    return ~torch.isclose(wide[0] / size, wide[1] / size, rtol=1e-4, atol=1e-4).all(dim=1)
 
 
 def _answers(adapter: Adapter, outputs: Outputs, scores: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from advvl.evaluation.flags import raised
 from advvl.evaluation.measurement import Measurement
 from advvl.evaluation.named_attacks import NamedAttack
 from advvl.evaluation.objectives import margin
+from advvl.evaluation.replacements import differ
 from advvl.evaluation.worst_case import worst_case
 from advvl.maximizers.random_search import RandomSearch
 
@@ -151,6 +152,38 @@ def test_gradients_that_point_away_are_beaten_by_a_transfer_attack() -> None:
     found = measured(fake, attacks=(*ATTACKS[:2], transfer))
     assert names(found) >= {"transfer attack beats gradients", "loss not rising with radius", "unlimited attack fails"}
     assert "transfer attack beats gradients" not in names(measured(honest, attacks=(*ATTACKS[:2], transfer)))
+
+
+class _Masked(nn.Module):
+    """A model with one more answer, which is masked."""
+
+    def __init__(self, inner: nn.Module, at: float) -> None:
+        super().__init__()
+        self.inner, self.at = inner, at
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        logits: Tensor = self.inner(**batch)
+        return torch.cat([logits, logits.new_full((len(logits), 1), self.at)], dim=1)
+
+
+@pytest.mark.parametrize("at", [-1e9, -math.inf])
+@pytest.mark.parametrize("fake", ["a quantiser", "random input"])
+def test_a_masked_answer_hides_no_flag(fake: str, at: float) -> None:
+    adapter, expected = FAKES[fake]
+    sites = {name: Site(f"inner.inner.{site.module}", at=site.at, mask=site.mask) for name, site in toy_sites().items()}
+    masked = Adapter(_Masked(adapter.model, at).eval(), sites)
+    assert names(measured(masked)) >= expected
+
+
+def test_answers_differ_by_more_than_rounding() -> None:
+    row = torch.tensor([3.0, 1.0, 1e-9, -2.0])
+    changed = {False: [0.0, 1e-4, 1e-4, -1e-4], True: [0.01, 0.0, 0.0, 0.0]}
+    for tail in (torch.zeros(0), torch.tensor([-1e9]), torch.tensor([-math.inf])):
+        for expected, change in changed.items():
+            one, other = torch.cat([row, tail]), torch.cat([row + torch.tensor(change), tail * (1 + 1e-7)])
+            assert differ(one[None], other[None]).tolist() == [expected]
+    assert differ(torch.zeros(1, 3), torch.zeros(1, 3)).tolist() == [False]
+    assert differ(torch.tensor([[1.0, -math.inf]]), torch.tensor([[1.0, 0.0]])).tolist() == [True]
 
 
 def test_a_few_examples_that_luck_decides_raise_no_flag() -> None:
