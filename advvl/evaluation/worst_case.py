@@ -9,6 +9,7 @@ Legend: N examples, B rows of a batch, R budgets, A attacks.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -87,15 +88,19 @@ def worst_case(
         about: what else a reader needs, plain JSON.
 
     Raises:
-        ConfigurationError: a model in training mode; budgets that are none or out of order; an attack that leaves its ball,
-            its box or its mask, or changes the model.
+        ConfigurationError: a model in training mode; budgets that are none, out of order, or relative to their batch; boxes
+            or pixels that are none; an `about` that is no JSON; an attack that leaves its ball, its box or its mask, or
+            changes the model.
         DataError: no example; targets or scores that are not in [0, 1]; `rows` that gives others.
-        SiteError: the adapter has no such modality.
+        SiteError: the adapter has no such modality, in budgets, boxes or pixels.
     """
     check_functions(targets=targets, score=score, rows=rows, cache=cache)
-    for name, given in (("boxes", boxes), ("pixels", pixels), ("about", about)):
-        if not (given is None or isinstance(given, Mapping)):
-            raise ConfigurationError(f"expected {name} as a mapping, or None, got {shown(given)}")
+    if not (about is None or isinstance(about, Mapping)):
+        raise ConfigurationError(f"expected about as a mapping, or None, got {shown(about)}")
+    try:
+        json.dumps(dict(about or {}), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"expected about as plain JSON, to be saved, got {shown(about)}: {error}") from error
     for name, said in (("checks", checks), ("over_processes", over_processes)):
         if not isinstance(said, bool):
             raise ConfigurationError(f"expected {name} to be True or False, got {shown(said)}")
@@ -108,8 +113,8 @@ def worst_case(
             targets or own_targets,
             score,
             rows,
-            boxes or {},
-            pixels or {},
+            {} if boxes is None else boxes,
+            {} if pixels is None else pixels,
             draws,
             seed,
         )
@@ -123,7 +128,14 @@ def worst_case(
         raise DataError("expected one example or more to attack, got none")
     found = {name: torch.cat([one[name] for one in records], dim=-1) for name in records[0]}
     names = tuple(attack.name for attack in plan.attacks)
-    facts = {"attacks": [described(a) for a in plan.attacks], "seed": seed, "draws": draws, "torch": torch.__version__}
+    facts = {
+        "attacks": [described(attack) for attack in plan.attacks],
+        "boxes": {name: list(box) for name, box in plan.boxes.items()},
+        "pixels": {name: described(normalised) for name, normalised in plan.pixels.items()},
+        "seed": seed,
+        "draws": draws,
+        "torch": torch.__version__,
+    }
     return Measurement(
         plan.budgets,
         names,

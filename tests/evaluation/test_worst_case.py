@@ -401,7 +401,16 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "one name": ({"attacks": [MARGIN, MARGIN]}, ConfigurationError, "attacks of different names"),
     "seed": ({"seed": -1}, ConfigurationError, "seed"),
     "draws": ({"draws": 0}, ConfigurationError, "draws"),
-    "boxes": ({"boxes": (0, 1)}, ConfigurationError, "boxes as a mapping"),
+    "boxes": ({"boxes": (0, 1)}, ConfigurationError, "a mapping from modality to box"),
+    "a box's modality": ({"boxes": {"imge": (0, 1)}}, SiteError, "'imge'"),
+    "a box": ({"boxes": {"image": 1}}, ConfigurationError, "low < high"),
+    "pixels": ({"pixels": 3}, ConfigurationError, "a mapping from modality to pixels"),
+    "pixels' modality": ({"pixels": {"imge": Normalised([0.5], [0.5])}}, SiteError, "'imge'"),
+    "a normalisation": ({"pixels": {"image": 3}}, ConfigurationError, r"a Normalised\(mean, std\)"),
+    "relative to the batch": ({"budgets": {"text": L2(0.5, relative="batch")}}, ConfigurationError, "relative='row'"),
+    "about a tensor": ({"about": {"x": torch.ones(1)}}, ConfigurationError, "about as plain JSON"),
+    "about NaN": ({"about": {"x": math.nan}}, ConfigurationError, "about as plain JSON"),
+    "about a list": ({"about": [1]}, ConfigurationError, "about as a mapping"),
     "checks": ({"checks": "no"}, ConfigurationError, "checks to be True or False"),
     "score": ({"score": lambda outputs, batch: outputs}, ShapeError, "one number per example"),
     "scale": ({"score": lambda outputs, batch: 2 + outputs[:, 0]}, DataError, r"scores in \[0, 1\]"),
@@ -424,6 +433,23 @@ def test_arguments_that_make_no_sense_are_refused(wrong: dict[str, Any], error: 
     given: dict[str, Any] = {"loader": [examples(target)], "budgets": {"text": L2(0.5)}, "attacks": [MARGIN], **wrong}
     with pytest.raises(error, match=words):
         worst_case(target, given.pop("loader"), given.pop("budgets"), **given)
+
+
+@pytest.mark.parametrize("wrong", [{"boxes": {"imge": (0, 1)}}, {"pixels": {"image": 3}}, {"about": {"x": {1}}}])
+def test_what_would_fail_late_is_refused_before_the_model_runs(wrong: dict[str, Any]) -> None:
+    target = linear()
+    batch, before = examples(target), target.model.rows
+    with pytest.raises((ConfigurationError, SiteError)):
+        worst_case(target, [batch], {"text": L2(0.5)}, **wrong)
+    assert target.model.rows == before
+
+
+def test_a_measurement_says_its_boxes_and_pixels() -> None:
+    target = linear()
+    options: Any = {"boxes": {"image": (-9, 9)}, "pixels": {"image": Normalised([0.5] * 2, [0.5] * 2, axis=1)}}
+    found = worst_case(target, [examples(target)], {"image": L2(0.1)}, attacks=[MARGIN], **options)
+    assert found.about["boxes"] == {"image": [-9, 9]}
+    assert "0.5" in found.about["pixels"]["image"]
 
 
 def test_a_negative_radius_is_refused_by_the_ball() -> None:
