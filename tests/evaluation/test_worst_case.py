@@ -21,6 +21,7 @@ from advvl.evaluation.named_attacks import NamedAttack
 from advvl.evaluation.objectives import margin
 from advvl.evaluation.rows import take_rows
 from advvl.evaluation.worst_case import Record, worst_case
+from advvl.files import write_safetensors
 from advvl.maximizers.auto_pgd import AutoPGD
 from advvl.maximizers.base import AscentState, InnerMaximizer
 from advvl.maximizers.minimum_norm import MinimumNorm
@@ -450,6 +451,26 @@ def test_a_measurement_says_its_boxes_and_pixels() -> None:
     found = worst_case(target, [examples(target)], {"image": L2(0.1)}, attacks=[MARGIN], **options)
     assert found.about["boxes"] == {"image": [-9, 9]}
     assert "0.5" in found.about["pixels"]["image"]
+
+
+def test_a_fingerprint_is_that_of_the_examples_alone() -> None:
+    target = linear()
+    batch = examples(target)
+    run = partial(worst_case, target, budgets={"text": L2(0.1)}, attacks=[MARGIN], checks=False)
+    whole = run([batch]).about["data_fingerprint"]
+    assert (
+        run([take_rows(batch, torch.arange(7)), take_rows(batch, torch.arange(7, 40))]).about["data_fingerprint"]
+        == whole
+    )
+    assert run([batch | {"image": batch["image"] + 1e-9}]).about["data_fingerprint"] != whole
+    assert run([take_rows(batch, torch.arange(40).flip(0))]).about["data_fingerprint"] != whole
+
+
+@pytest.mark.parametrize("said", ["{}", "[]", '{"budgets": [{"text": {}}]}', '{"budgets": 1}'])
+def test_a_measurement_of_other_entries_is_refused(said: str, tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "x.safetensors", {"clean": torch.ones(1)}, metadata={"advvl_measurement": said})
+    with pytest.raises(DataError, match=r"a whole measurement in .*x\.safetensors"):
+        Measurement.load(tmp_path / "x.safetensors")
 
 
 def test_a_negative_radius_is_refused_by_the_ball() -> None:
