@@ -115,7 +115,7 @@ class Plan:
         part = batch if self.rows is None else self.rows(batch, left)
         made_on, seed = attack.surrogate or self.adapter, derive_seed(self.seed, *purpose)
         ascents = attack.ascents(budget, restart, self.boxes, self.pixels)
-        untouched = Untouched(self.adapter.model)
+        untouched = [Untouched(one.model) for one in (self.adapter, attack.surrogate) if one is not None]
         found = search(
             made_on,
             part,
@@ -125,7 +125,8 @@ class Plan:
             self.scored(made_on),
             seed=seed,
         )
-        untouched.check(attack.name)
+        for model in untouched:
+            model.check(attack.name)
         if self.rows is not None and len(found.seen) != len(left):
             raise DataError(
                 f"expected rows to give the {len(left)} rows asked for, got {len(found.seen)}; cut each field"

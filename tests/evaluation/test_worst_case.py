@@ -390,6 +390,15 @@ def test_an_attack_that_leaves_gradients_or_changes_parameters_is_refused() -> N
         target.model.zero_grad()
 
 
+def test_an_attack_that_changes_the_model_that_it_is_made_on_is_refused() -> None:
+    target, other = linear(), linear()
+    attack = NamedAttack(
+        name="careless", maximizer=PGD(2), loss=writes_parameters(other), step_fraction=1.0, surrogate=other
+    )
+    with pytest.raises(ConfigurationError, match="the attack 'careless' to leave the model as found"):
+        worst_case(target, [examples(target)], {"text": L2(0.5)}, attacks=[attack])
+
+
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "order": ({"budgets": [{"text": L2(1.0)}, {"text": L2(0.5)}]}, ConfigurationError, "from small to large"),
     "twice": ({"budgets": [{"text": L2(1.0)}, {"text": L2(1.0)}]}, ConfigurationError, "from small to large"),
