@@ -69,8 +69,8 @@ def worst_case(
 
     Arguments:
         model: in eval mode, on the device of the batches; or its adapter.
-        loader: batches as mappings; the same in the same order give the same measurement. Random draws go by a batch's number
-            and its rows: in other batches an example has other random starts.
+        loader: batches as mappings; the same in the same order give the same measurement. Random draws go by the number of
+            a batch and of a row: in other batches an example has other random starts.
         budgets: a ball for each modality that may be perturbed, or a list of such mappings, small before large; one of
             several modalities gives each its whole ball at the same time.
         attacks: in any order; those by the model's own gradients are made first, then those on another model, then random
