@@ -23,6 +23,7 @@ from advvl.evaluation.searches import search
 from advvl.evaluation.verification import Untouched, Verified, verify
 from advvl.ops import Box
 from advvl.passes.objective import Loss
+from advvl.perturbers.ascents import Ascent
 from advvl.perturbers.balls import L2, Linf
 from advvl.perturbers.pixels import Normalised
 from advvl.runtime.randomness import derive_seed
@@ -74,6 +75,10 @@ class Plan:
         for adapter in (self.adapter, *(attack.surrogate for attack in self.attacks)):
             if adapter is not None:
                 check_eval(adapter.model)
+        check_bounds(self.adapter, boxes=self.boxes, pixels=self.pixels)
+        for attack in self.attacks:
+            for budget in self.budgets:
+                attack.ascents(budget, 0, self.boxes, self.pixels)  # refuses what does not go together
 
     def scored(self, adapter: Adapter) -> Score:
         """The score by which answers of a model are judged, the evaluated one or a surrogate."""
@@ -110,7 +115,7 @@ class Plan:
         part = batch if self.rows is None else self.rows(batch, left)
         made_on, seed = attack.surrogate or self.adapter, derive_seed(self.seed, *purpose)
         ascents = attack.ascents(budget, restart, self.boxes, self.pixels)
-        untouched = Untouched(self.adapter.model)
+        untouched = [Untouched(one.model) for one in (self.adapter, attack.surrogate) if one is not None]
         found = search(
             made_on,
             part,
@@ -120,7 +125,8 @@ class Plan:
             self.scored(made_on),
             seed=seed,
         )
-        untouched.check(attack.name)
+        for model in untouched:
+            model.check(attack.name)
         if self.rows is not None and len(found.seen) != len(left):
             raise DataError(
                 f"expected rows to give the {len(left)} rows asked for, got {len(found.seen)}; cut each field"
@@ -179,7 +185,8 @@ def checked_budgets(budgets: Budget | Sequence[Budget], adapter: Adapter) -> tup
     """The budgets of an evaluation, a single one as a tuple of one.
 
     Raises:
-        ConfigurationError: anything but balls of finite radii above 0 by modality, or a budget that lies in an earlier one.
+        ConfigurationError: anything but balls of finite radii above 0 by modality; a ball relative to the batch, whose size
+            would change with the number of examples in it; a budget that lies in an earlier one.
         SiteError: a modality that the adapter lacks.
     """
     found: object = (budgets,) if isinstance(budgets, Mapping) else budgets
@@ -191,6 +198,10 @@ def checked_budgets(budgets: Budget | Sequence[Budget], adapter: Adapter) -> tup
                 f"expected a ball of a finite radius above 0 for each modality, got {shown(budget)}; "
                 'as in {"image": L2(0.5)}'
             )
+        if any(ball.relative == "batch" for ball in budget.values()):
+            raise ConfigurationError(
+                f"expected balls that do not depend on the batch, got {shown(budget)}; use relative='row', or absolute radii"
+            )
         adapter.check_modalities(budget)
     for i, outer in enumerate(found):
         for inner in found[i + 1 :]:
@@ -199,6 +210,23 @@ def checked_budgets(budgets: Budget | Sequence[Budget], adapter: Adapter) -> tup
                     f"expected budgets from small to large, each once, got {shown(outer)} before {shown(inner)}; sort them"
                 )
     return tuple(dict(budget) for budget in found)
+
+
+def check_bounds(adapter: Adapter, *, boxes: object, pixels: object = None) -> None:
+    """Check boxes and normalisations by modality, also of modalities that no budget names.
+
+    Raises:
+        ConfigurationError: anything but mappings from modality to (low, high), and to `Normalised`.
+        SiteError: a modality that the adapter lacks.
+    """
+    for name, given in (("box", boxes), ("pixels", pixels)):
+        if given is None:
+            continue
+        if not isinstance(given, Mapping):
+            raise ConfigurationError(f"expected a mapping from modality to {name}, got {shown(given)}")
+        adapter.check_modalities(given)
+        for one in given.values():
+            Ascent(L2(), step_size=1.0, **{name: one})
 
 
 def _is_bounded(ball: object) -> bool:

@@ -8,20 +8,30 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 import torch
 from torch import Tensor
 
+from advvl.errors import NonFiniteError
 from advvl.evaluation.attempts import Plan
 from advvl.evaluation.measurement import Budget
 from advvl.evaluation.named_attacks import NamedAttack
-from advvl.evaluation.replacements import differ, negation, outputs_under, places_of, replacements
-from advvl.evaluation.scoring import Batch
+from advvl.evaluation.replacements import differ, negation, others_of, outputs_under, places_of, replacements
+from advvl.evaluation.scoring import Batch, targets_of
 from advvl.evaluation.verification import length
 from advvl.perturbers.ascents import Ascent
 from advvl.perturbers.balls import L2, Ball, Linf
 from advvl.perturbers.places import Place
 from advvl.runtime.randomness import derive_seed
+
+SKIPPED: Final = (
+    "",
+    "one example in a batch, or rows that are not examples",
+    "answers that are not a number at the points of the check",
+    "no attack by the model's own gradients",
+)
+"""The reasons why a check was not made on an example, by their numbers in a record; the first: it was made."""
 
 
 def doubts(
@@ -38,35 +48,52 @@ def doubts(
         `varies` `(B,)`, bool: the outputs of two forwards differ. `depends.m` `(B,)`, bool: the outputs change where
         modality m does. For the modalities of each budget, and all of them together: `blind.m+…` `(B,)`, the lowest score
         where others' replace them, NaN where they cannot; `unlimited.m+…` `(B,)`, the score after attacks by gradients that
-        may go as far.
+        may go as far. `skipped.depends.m` and `skipped.unlimited.m+…` `(B,)`, whole numbers: why that was not made, of
+        `SKIPPED`.
     """
     score = plan.scored(plan.adapter)
     seeds = [derive_seed(plan.seed, "doubts", number, which) for which in range(2)]
     (_, answers), (_, again) = (outputs_under(plan.adapter, batch, {}, score, seed=seed) for seed in seeds)
     found = {"varies": differ(answers, again)}
+    numbers = others_of(targets_of(batch, plan.targets, plan.score), len(clean), clean.device)
     places = places_of(plan.adapter, batch, dict.fromkeys(name for budget in plan.budgets for name in budget))
     for modality, place in places.items():
-        changed = torch.zeros_like(found["varies"])
-        for deltas in [*replacements({modality: place}, len(clean)), {modality: negation(place)}]:
-            changed |= differ(answers, outputs_under(plan.adapter, batch, deltas, score, seed=seeds[0])[1])
-        found[f"depends.{modality}"] = changed
+        changed, skipped = torch.zeros_like(found["varies"]), 2
+        box = Ascent(L2(), step_size=1.0, box=plan.boxes.get(modality), pixels=plan.pixels.get(modality))
+        opposite = {modality: negation(place, box.bounds(place.x))}
+        for deltas in [*replacements({modality: place}, numbers), opposite]:
+            try:
+                changed |= differ(answers, outputs_under(plan.adapter, batch, deltas, score, seed=seeds[0])[1])
+            except NonFiniteError:  # an honest model need not be defined there
+                continue
+            skipped = 0
+        found |= {f"depends.{modality}": changed, f"skipped.depends.{modality}": _all(skipped, clean)}
     for budget in _sets(plan.budgets):
         name = "+".join(budget)
-        others = replacements({modality: places[modality] for modality in budget}, len(clean))
-        floor, reached = torch.full_like(clean, math.nan), torch.full_like(clean, math.nan)
-        if others and attacks:
-            scores = [outputs_under(plan.adapter, batch, deltas, score, seed=seeds[0])[0] for deltas in others]
-            floor = torch.fmin(clean, torch.stack(scores).amin(dim=0))
-            if len(budget) > 1 and set(budget) == set(plan.adapter.sites):
-                floor = torch.zeros_like(clean)  # nothing is left that could hold the answer
+        others = replacements({modality: places[modality] for modality in budget}, numbers)
+        floor = reached = torch.full_like(clean, math.nan)
+        skipped = 3 if not attacks else 0 if others else 1
+        if not skipped:
             far = {
                 modality: _unlimited(plan, modality, ball, places[modality], others)
                 for modality, ball in budget.items()
             }
             inner = [worst[r] for r, one in enumerate(plan.budgets) if set(one) <= set(budget)]
-            reached = _reached(plan, batch, number, far, torch.stack([clean, *inner]).amin(dim=0), attacks)
+            try:
+                scores = [outputs_under(plan.adapter, batch, deltas, score, seed=seeds[0])[0] for deltas in others]
+                reached = _reached(plan, batch, number, far, torch.stack([clean, *inner]).amin(dim=0), attacks)
+                floor = torch.fmin(clean, torch.stack(scores).amin(dim=0))
+                if len(budget) > 1 and set(budget) == set(plan.adapter.sites):
+                    floor = torch.zeros_like(clean)  # nothing is left that could hold the answer
+            except NonFiniteError:
+                skipped = 2
         found |= {f"blind.{name}": floor, f"unlimited.{name}": reached}
+        found[f"skipped.unlimited.{name}"] = _all(skipped, clean)
     return found
+
+
+def _all(skipped: int, clean: Tensor) -> Tensor:
+    return torch.full_like(clean, skipped, dtype=torch.long)
 
 
 def _sets(budgets: Sequence[Budget]) -> list[Budget]:

@@ -8,14 +8,15 @@ Source: the checks of Athalye et al., ICML 2018, Carlini et al., arXiv 1902.0670
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from advvl.evaluation.measurement import Budget, Flag, lies_inside
-from advvl.evaluation.named_attacks import NamedAttack
+from advvl.evaluation.curves import name_of
+from advvl.evaluation.doubts import SKIPPED
+from advvl.evaluation.measurement import Budget, Flag, lies_inside, lowest
+from advvl.evaluation.named_attacks import NamedAttack, in_order
 
 Found = Mapping[str, Tensor]
 
@@ -30,6 +31,52 @@ def raised(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAttac
         return ()
     checks = (_random, _nonfinite, _vanishing, _unmoved, _loss, _accuracy, _beaten, _unlimited_holds)
     return tuple(flag for check in checks for flag in check(found, budgets, attacks))
+
+
+def made(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAttack]) -> dict[str, str]:
+    """Say of each check, by the name of its flag, "made", or why it was not, on which of the examples.
+
+    A flag that was not raised speaks for a measurement only where its check was made.
+    """
+    asks = found["by_gradients"].any(dim=1).tolist()
+    tried = (~found["scores"].isnan()).any(dim=0).any(dim=1).tolist()
+    own = [a for a, attack in enumerate(attacks) if asks[a] and attack.surrogate is None]
+    others = [a for a in range(len(attacks)) if a not in own and tried[a]]
+    gradients = "" if any(asks) else "no attack asked for gradients"
+    passes = "" if "varies" in found else "checks=False leaves it out"
+    nested = "" if any(True for _ in _chains(budgets)) else "no budget lies inside another of its kind"
+    searches, transfers = (
+        "no attack by the model's own gradients was made"
+        if not own
+        else ""
+        if any((attacks[a].surrogate is not None) == transfers for a in others)
+        else f"no {kind} was made"
+        for kind, transfers in (("random search", False), ("transfer attack", True))
+    )
+    depends, unlimited = (_skipped(found, f"skipped.{check}.") for check in ("depends", "unlimited"))
+    why = {
+        "random outputs": passes,
+        "gradients not finite": gradients,
+        "vanishing gradients": gradients or passes or depends,
+        "unmoved examples": gradients or passes or depends,
+        "loss not rising with radius": gradients or passes or nested or depends,
+        "accuracy rising with radius": passes or nested,
+        "random search beats gradients": searches,
+        "transfer attack beats gradients": transfers,
+        "unlimited attack fails": passes or unlimited,
+    }
+    return {check: f"not made: {reason}" if reason else "made" for check, reason in why.items()}
+
+
+def _skipped(found: Found, prefix: str) -> str:
+    """The reasons why a check was not made on some examples, of each set of modalities."""
+    reasons = []
+    for name, numbers in found.items():
+        if name.startswith(prefix):
+            for number in sorted(set(numbers.tolist()) - {0}):
+                count = int((numbers == number).sum())
+                reasons.append(f"{name.removeprefix(prefix)} on {count} of {len(numbers)} examples, {SKIPPED[number]}")
+    return "; ".join(reasons)
 
 
 Flags = Iterator[Flag]
@@ -84,18 +131,18 @@ def _unmoved(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAtt
     for r, budget in enumerate(budgets):
         depends = torch.stack([found[f"depends.{modality}"] for modality in budget]).any(dim=0)
         made = ~found["scores"][r].isnan() & found["by_gradients"]
-        inner = [i for i, one in enumerate(budgets) if lies_inside(one, budget)]
-        holds = torch.fmin(found["clean"], found["scores"][inner].nan_to_num(nan=1.0).amin(dim=(0, 1))) > 0
+        holds = lowest(found["clean"], found["scores"], budgets, budget) > 0
         stuck = made.any(dim=0) & (found["unmoved"][r] | ~made).all(dim=0) & depends & holds
         if stuck.any():
             yield Flag(
                 "unmoved examples",
-                f"No attack by gradients moved {int(stuck.sum())} of {_right(found)} examples within {_said(budget)}.",
+                f"No attack by gradients moved {int(stuck.sum())} of {_right(found)} examples within {name_of(budget)}.",
             )
 
 
 def _loss(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAttack]) -> Flags:
-    if "own_losses" not in found or not found["by_gradients"][0].any():
+    first = in_order(attacks)[0]
+    if "own_losses" not in found or not found["by_gradients"][first].any():
         return
     for i, j in _chains(budgets):
         small, large = found["own_losses"][i], found["own_losses"][j]
@@ -105,22 +152,23 @@ def _loss(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAttack
         if flat.sum() > max(1.0, 0.75 * int(rows.sum())):
             yield Flag(
                 "loss not rising with radius",
-                f"The loss of {attacks[0].name} is no higher within {_said(budgets[j])} than within {_said(budgets[i])} on "
-                f"{int(flat.sum())} of {int(rows.sum())} examples.",
+                f"The loss of {attacks[first].name} is no higher within {name_of(budgets[j])} than within "
+                f"{name_of(budgets[i])} on {int(flat.sum())} of {int(rows.sum())} examples.",
             )
 
 
 def _accuracy(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAttack]) -> Flags:
     if "own_scores" not in found:
         return
+    first = in_order(attacks)[0]
     for i, j in _chains(budgets):
         rows = ~found["own_scores"][[i, j]].isnan().any(dim=0)
         small, large = (float(found["own_scores"][r][rows].sum()) for r in (i, j))
         if _many(large - small, _right(found)):
             yield Flag(
                 "accuracy rising with radius",
-                f"{attacks[0].name} leaves {large:g} of {int(rows.sum())} examples right within {_said(budgets[j])}, and "
-                f"{small:g} within {_said(budgets[i])}.",
+                f"{attacks[first].name} leaves {large:g} of {int(rows.sum())} examples right within "
+                f"{name_of(budgets[j])}, and {small:g} within {name_of(budgets[i])}.",
             )
 
 
@@ -139,12 +187,12 @@ def _beaten(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAtta
             by_white = found["scores"][inner][:, white].flatten(0, 1)
             tried = ~by_white.isnan().all(dim=0)
             beaten = tried & (
-                found["scores"][r, a] < torch.fmin(found["clean"], by_white.nan_to_num(nan=1.0).amin(dim=0))
+                found["scores"][r, a] < lowest(found["clean"], found["scores"][:, white], budgets, budget)
             )
             if _many(int(beaten.sum()), _right(found)):
                 yield Flag(
                     f"{kind} beats gradients",
-                    f"{attack.name} broke {int(beaten.sum())} of {_right(found)} examples within {_said(budget)} that no "
+                    f"{attack.name} broke {int(beaten.sum())} of {_right(found)} examples within {name_of(budget)} that no "
                     "attack by the model's own gradients broke.",
                 )
 
@@ -174,9 +222,3 @@ def _chains(budgets: Sequence[Budget]) -> Iterator[tuple[int, int]]:
 
 def _right(found: Found) -> int:
     return int((found["clean"] > 0).sum())
-
-
-def _said(budget: Budget) -> str:
-    return ", ".join(
-        f"{modality} {type(ball).__name__} {getattr(ball, 'radius', math.inf):g}" for modality, ball in budget.items()
-    )

@@ -16,9 +16,9 @@ from advvl.adapters.registry import adapted
 from advvl.checks import check_functions, check_seed, shown
 from advvl.errors import ConfigurationError, DataError
 from advvl.evaluation.attempts import check_eval
-from advvl.evaluation.measurement import Budget
-from advvl.evaluation.replacements import outputs_under, places_of, replacements
-from advvl.evaluation.scoring import Batch, Score, Targets, answer_score, own_targets
+from advvl.evaluation.measurement import Budget, Flag
+from advvl.evaluation.replacements import others_of, outputs_under, places_of, replacements
+from advvl.evaluation.scoring import Batch, Score, Targets, answer_score, own_targets, targets_of
 from advvl.evaluation.statistics import Interval, proportion_interval
 from advvl.evaluation.worst_case import each, worst_case
 from advvl.runtime.randomness import derive_seed
@@ -30,9 +30,11 @@ class Interference:
 
     Arguments:
         scores: from "clean", "other text", "perturbed text" and so on to `(N,)` fp64 in [0, 1], on the CPU.
+        flags: findings that put the scores under attack in doubt.
     """
 
     scores: Mapping[str, Tensor]
+    flags: tuple[Flag, ...] = ()
 
     def accuracy(self, *, confidence: float = 0.95) -> dict[str, Interval]:
         """The mean score under each condition, with Wilson's interval over the examples."""
@@ -46,7 +48,7 @@ class Interference:
             f"{name:<24} {100 * found.estimate:5.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}]"
             for name, found in self.accuracy().items()
         ]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"{flag.name}: {flag.detail}" for flag in self.flags)])
 
 
 def modality_interference(
@@ -66,7 +68,8 @@ def modality_interference(
 
     Arguments:
         model: in eval mode, on the device of the batches; or its adapter.
-        loader: batches as mappings, of two examples or more; each is given the modality of the one before it in its batch.
+        loader: batches as mappings, of two examples or more; each is given the modality of
+            another one in its batch, the nearest before it with another target; of any target where there is none.
         modalities: those to replace; None: all that the adapter has.
         budget: the ball of each modality to attack as well, by itself, as `worst_case` does; None: none.
         targets, score: as `worst_case` takes them.
@@ -98,8 +101,10 @@ def modality_interference(
             drawn = derive_seed(seed, "interference", number)
             clean = outputs_under(adapter, batch, {}, judge, seed=drawn)[0]
             found = {"clean": clean}
+            kinds = targets_of(batch, targets or own_targets, score)
+            numbers = others_of(kinds, len(clean), clean.device)
             for name in names:
-                others = replacements(places_of(adapter, batch, (name,)), len(clean))
+                others = replacements(places_of(adapter, batch, (name,)), numbers)
                 if not others:
                     raise DataError(
                         f"expected two examples or more in a batch, with a row of {name!r} each, got {len(clean)}; "
@@ -112,7 +117,9 @@ def modality_interference(
         if not records:
             raise DataError("expected one example or more to score, got none")
         scores = {condition: torch.cat([one[condition] for one in records]) for condition in records[0]}
+        flags: list[Flag] = []
         for name, ball in (budget or {}).items():
-            measured = worst_case(adapter, batches, {name: ball}, targets=targets, score=score, seed=seed, checks=False)
+            measured = worst_case(adapter, batches, {name: ball}, targets=targets, score=score, seed=seed)
             scores[f"perturbed {name}"] = measured.worst()[0]
-        return Interference(scores)
+            flags += measured.flags
+        return Interference(scores, tuple(dict.fromkeys(flags)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -68,13 +68,7 @@ class Measurement:
 
     def worst(self) -> Tensor:
         """The lowest score of each example within each budget, `(R, N)`, over attacks and all budgets that lie inside."""
-        found = torch.fmin(self.scores.nan_to_num(nan=1.0).amin(dim=1), self.clean)
-        return torch.stack(
-            [
-                torch.stack([found[i] for i, inner in enumerate(self.budgets) if lies_inside(inner, outer)]).amin(dim=0)
-                for outer in self.budgets
-            ]
-        )
+        return torch.stack([lowest(self.clean, self.scores, self.budgets, budget) for budget in self.budgets])
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one safetensors file that `load` reads; it replaces what was there only when it is whole."""
@@ -104,6 +98,15 @@ class Measurement:
         if said is None:
             raise DataError(f"expected a measurement in {str(path)!r}, got other tensors; give what save() wrote")
         found = plain_json(said)
+        try:
+            return cls._of(found, tensors)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"expected a whole measurement in {str(path)!r}, got {error!r}; give what save() wrote"
+            ) from error
+
+    @classmethod
+    def _of(cls, found: Any, tensors: Mapping[str, Tensor]) -> Measurement:
         return cls(
             tuple({name: _ball(one) for name, one in budget.items()} for budget in found["budgets"]),
             tuple(found["attacks"]),
@@ -114,6 +117,17 @@ class Measurement:
             tuple(Flag(*one) for one in found["flags"]),
             found["about"],
         )
+
+
+def lowest(clean: Tensor, scores: Tensor, budgets: Sequence[Budget], budget: Budget) -> Tensor:
+    """The lowest score `(N,)` within one of R budgets: what broke an example within a smaller one breaks it there.
+
+    Arguments:
+        clean: `(N,)`.
+        scores: `(R, A, N)`; NaN where none was made.
+    """
+    inner = [r for r, one in enumerate(budgets) if lies_inside(one, budget)]
+    return torch.fmin(clean, scores[inner].nan_to_num(nan=1.0).amin(dim=(0, 1)))
 
 
 def lies_inside(inner: Budget, outer: Budget) -> bool:

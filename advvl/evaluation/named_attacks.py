@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -95,6 +95,18 @@ DEFAULT: Final = (
     NamedAttack(name="random search", maximizer=RandomSearch(100), objective=margin, step_fraction=2.0),
 )
 """The attacks of `worst_case` unless others are given: gradients first, and at the end a search that needs none."""
+
+
+def in_order(attacks: Sequence[NamedAttack]) -> list[int]:
+    """The numbers of attacks in the order in which they are made, whatever the order in which they are given.
+
+    Those by the model's own gradients come first, then those made on another model, then random searches: what one of the
+    latter breaks has then withstood the gradients, which a flag looks at.
+    """
+    return sorted(
+        range(len(attacks)),
+        key=lambda a: (isinstance(attacks[a].maximizer, RandomSearch), attacks[a].surrogate is not None),
+    )
 
 
 def _radius(ball: Ball) -> float:

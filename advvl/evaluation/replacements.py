@@ -31,28 +31,49 @@ def places_of(adapter: Adapter, batch: Batch, modalities: Iterable[str]) -> Mapp
         return passes.forward({modality: Zero() for modality in modalities}, wants=False).places
 
 
-def replacements(places: Mapping[str, Place], examples: int) -> list[dict[str, Tensor]]:
+def others_of(targets: Tensor | None, examples: int, device: torch.device) -> Tensor:
+    """The examples of a batch that each one is replaced by, `(n, B)`, numbers of rows.
+
+    Arguments:
+        targets: `(B, …)`; those of another target come first, so that no order of the data hides what a replacement
+            shows. None: by their distance in the batch alone.
+    """
+    rows = torch.arange(examples, device=device)
+    before = (rows - torch.arange(1, examples, device=device)[:, None]) % max(examples, 1)
+    if targets is None:
+        return before[:_MOST]
+    kinds = targets.to(device).unique(dim=0, return_inverse=True)[1]
+    same = kinds[before] == kinds
+    return before.gather(0, same.long().argsort(dim=0, stable=True))[:_MOST]
+
+
+def replacements(places: Mapping[str, Place], others: Tensor) -> list[dict[str, Tensor]]:
     """The perturbations that put other examples of the batch in the place of each, all modalities from the same one.
 
     A row's own padding stays. Where rows are not examples, or the batch has one alone, there are none.
+
+    Arguments:
+        others: `(n, B)`, as `others_of` gives them.
     """
-    if any(place.owners is not None or len(place.x) != examples for place in places.values()):
+    if any(place.owners is not None or len(place.x) != others.shape[1] for place in places.values()):
         return []
-    return [
-        {modality: shifted(place, by) for modality, place in places.items()}
-        for by in range(1, min(_MOST, examples - 1) + 1)
-    ]
+    return [{modality: replaced(place, by) for modality, place in places.items()} for by in others]
 
 
-def shifted(place: Place, by: int) -> Tensor:
-    """The perturbation that turns each row of a tensor into the row that stands `by` before it."""
+def replaced(place: Place, by: Tensor) -> Tensor:
+    """The perturbation that turns each row of a tensor into the row of these numbers `(B,)`."""
     x = place.x.to(delta_dtype(place.x))
-    return place.masked(x.roll(by, dims=0) - x)
+    return place.masked(x[by.to(x.device)] - x)
 
 
-def negation(place: Place) -> Tensor:
-    """The perturbation that turns a tensor into its negative: far away, whatever the batch."""
-    return place.masked(-2 * place.x.to(delta_dtype(place.x)))
+def negation(place: Place, bounds: tuple[float | Tensor, float | Tensor] | None) -> Tensor:
+    """The perturbation that turns a tensor into its negative, or as near as its box allows: far away, whatever the batch."""
+    x = place.x.to(delta_dtype(place.x))
+    there = -x
+    if bounds is not None:
+        low, high = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in bounds)
+        there = torch.minimum(torch.maximum(there, low), high)
+    return place.masked(there - x)
 
 
 def outputs_under(
@@ -71,10 +92,15 @@ def outputs_under(
 
 
 def differ(one: Tensor, other: Tensor) -> Tensor:
-    """The rows `(B,)`, bool, in which two models' answers differ by more than rounding."""
-    wide = one.double().flatten(1), other.double().flatten(1)
-    size = torch.maximum(*(side.abs().amax(dim=1) for side in wide))
-    return (wide[0] - wide[1]).abs().amax(dim=1) > 1e-4 * size
+    """The rows `(B,)`, bool, in which two models' answers differ by more than rounding.
+
+    An entry is held against its own size and that of the two largest, so that a masked answer, at -1e9 or -inf, hides no
+    difference of the others.
+    """
+    wide = [side.double().flatten(1) for side in (one, other)]
+    largest = torch.cat([side.topk(min(2, side.shape[1])).values for side in wide], dim=1)
+    size = torch.where(largest.isfinite(), largest.abs(), 0).amax(dim=1, keepdim=True).clamp(min=1e-30)
+    return ~torch.isclose(wide[0] / size, wide[1] / size, rtol=1e-4, atol=1e-4).all(dim=1)
 
 
 def _answers(adapter: Adapter, outputs: Outputs, scores: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from advvl.checks import (
     shown,
 )
 from advvl.errors import ConfigurationError, DataError, NonFiniteError, more
-from advvl.evaluation.attempts import Rows
+from advvl.evaluation.attempts import Rows, check_bounds
 from advvl.evaluation.curve_views import CurveViews
 from advvl.evaluation.objectives import OBJECTIVES, Objective, as_scores
 from advvl.evaluation.scoring import Batch, Targets, answer_score, judged, own_targets
@@ -140,7 +140,7 @@ def robustness_curve(
         ConfigurationError: radii that are not ascending, finite and above 0; over processes, a wrapped model.
         DataError: no example; targets that are neither scores in [0, 1] nor class ids; `rows` that gives others.
         NonFiniteError: logits that are not a number; examples that no attack could move, since no gradient was finite.
-        SiteError: the adapter has no such modality.
+        SiteError: the adapter has no such modality, or one of the boxes' modalities.
     """
     _check_scoring(target, targets)
     check_functions(rows=rows)
@@ -153,11 +153,13 @@ def robustness_curve(
     if not isinstance(modality, str):
         raise ConfigurationError(f"expected a modality's name, got {shown(modality)}")
     target.check_modalities((modality,))
+    attacks = attacks or WorstCase()
+    check_bounds(target, boxes=attacks.boxes)
 
     def scores(number: int, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         clean = _clean_scores(target, batch, targets or own_targets)
         worst, unmoved = _worst_scores(
-            target, batch, clean, modality, radii, attacks or WorstCase(), (seed, number), targets or own_targets, rows
+            target, batch, clean, modality, radii, attacks, (seed, number), targets or own_targets, rows
         )
         return clean.cpu(), worst.cpu(), unmoved.cpu()
 

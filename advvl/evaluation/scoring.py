@@ -5,6 +5,7 @@ Legend: N examples, B rows of a batch, A answers.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -33,6 +34,16 @@ def own_targets(batch: Batch) -> Tensor:
     if not isinstance(targets, Tensor):
         raise DataError("expected a batch with a tensor 'targets', got none; pass targets=, from a batch to its scores")
     return targets
+
+
+def targets_of(batch: Batch, targets: Targets, score: Score | None) -> Tensor | None:
+    """The targets of a batch, `(B, …)`; None where a score of the user's needs none and the batch has none."""
+    try:
+        return targets(batch)
+    except DataError:
+        if score is None:
+            raise
+        return None
 
 
 def answer_score(adapter: Adapter, targets: Targets = own_targets) -> Score:
@@ -72,15 +83,37 @@ def checked_scores(scores: object) -> Tensor:
 
     Raises:
         ShapeError: anything but one number for each example.
-        DataError: a number that is not in [0, 1].
+        NonFiniteError: one that is not a number.
+        DataError: one that is not in [0, 1].
     """
     if not isinstance(scores, Tensor) or scores.ndim != 1:
         got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ShapeError(f"expected score to give one number per example, a tensor (B,), got {got}; reduce other axes")
     wide = scores.detach().double()
-    if not ((wide >= 0) & (wide <= 1)).all():  # NaN fails too
+    if wide.isnan().any():
+        raise NonFiniteError("expected scores in [0, 1], got some that are not a number; see the model and score=")
+    if not ((wide >= 0) & (wide <= 1)).all():
         raise DataError(f"expected scores in [0, 1], got {wide.min():g} to {wide.max():g}; divide by the largest one")
     return wide
+
+
+def fingerprints(batch: Batch, examples: int) -> Tensor:
+    """A number of each example's content `(B,)`, int64 on the CPU: equal for equal tensors, whatever the others are.
+
+    Arguments:
+        batch: of its tensors those with a row for each example count row by row, the others for all.
+    """
+    hashes = [hashlib.blake2b(digest_size=8) for _ in range(examples)]
+    for name, value in sorted(batch.items()):
+        if isinstance(value, Tensor):
+            rows = value.detach().cpu().contiguous()
+            own = rows.ndim > 0 and len(rows) == examples
+            for i, one in enumerate(hashes):
+                part = (rows[i] if own else rows).reshape(-1)
+                one.update(
+                    f"{name} {part.dtype} {tuple(part.shape)} ".encode() + part.view(torch.uint8).numpy().tobytes()
+                )
+    return torch.tensor([int.from_bytes(one.digest(), "little", signed=True) for one in hashes], dtype=torch.int64)
 
 
 @contextmanager

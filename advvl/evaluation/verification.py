@@ -158,11 +158,18 @@ def _state(model: nn.Module) -> dict[str, Sequence[object]]:
     found: dict[str, Sequence[object]] = {}
     for name, parameter in model.named_parameters():
         gradient = parameter.grad
-        found[f"parameter {name!r}"] = (parameter.requires_grad, *_content(parameter))
-        found[f".grad of {name!r}"] = () if gradient is None else (id(gradient), *_content(gradient))
+        found[f"parameter {name!r}"] = (parameter.requires_grad, *_writes(parameter), *_content(parameter))
+        found[f".grad of {name!r}"] = () if gradient is None else (*_writes(gradient), *_content(gradient))
     for name, buffer in model.named_buffers():
         found[f"buffer {name!r}"] = _content(buffer)
     return found
+
+
+def _writes(tensor: Tensor) -> tuple[int, ...]:
+    """Its identity and its number of writes, which tell of an exchange of entries that leaves their sums."""
+    if tensor.is_meta or tensor.is_inference():  # a stand-in for one that lies elsewhere; one that counts no writes
+        return ()
+    return id(tensor), tensor._version
 
 
 def _content(tensor: Tensor) -> tuple[Tensor, ...]:

@@ -9,6 +9,8 @@ Legend: N examples, B rows of a batch, R budgets, A attacks.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -23,10 +25,10 @@ from advvl.checks import check_functions, shown
 from advvl.errors import ConfigurationError, DataError
 from advvl.evaluation.attempts import Plan, Rows, checked_attacks, checked_budgets
 from advvl.evaluation.doubts import doubts
-from advvl.evaluation.flags import raised
-from advvl.evaluation.measurement import Budget, Measurement, lies_inside
-from advvl.evaluation.named_attacks import DEFAULT, NamedAttack
-from advvl.evaluation.scoring import Batch, Score, Targets, own_targets
+from advvl.evaluation.flags import made, raised
+from advvl.evaluation.measurement import Budget, Measurement, lowest
+from advvl.evaluation.named_attacks import DEFAULT, NamedAttack, in_order
+from advvl.evaluation.scoring import Batch, Score, Targets, fingerprints, own_targets
 from advvl.ops import Box
 from advvl.perturbers.pixels import Normalised
 from advvl.runtime.descriptions import described
@@ -67,10 +69,12 @@ def worst_case(
 
     Arguments:
         model: in eval mode, on the device of the batches; or its adapter.
-        loader: batches as mappings; the same in the same order give the same measurement.
+        loader: batches as mappings; the same in the same order give the same measurement. Random draws go by the number of
+            a batch and of a row: in other batches an example has other random starts.
         budgets: a ball for each modality that may be perturbed, or a list of such mappings, small before large; one of
-            several modalities is spent on all of them together.
-        attacks: in this order; those that ask for gradients before those that do not.
+            several modalities gives each its whole ball at the same time.
+        attacks: in any order; those by the model's own gradients are made first, then those on another model, then random
+            searches.
         targets: from a batch to its soft scores `(B, A)` in [0, 1], or class ids `(B,)`, whole numbers; default: its field
             `targets`.
         score: from outputs and batch to `(B,)` in [0, 1], what attacks try to take away; default: the targets' score of
@@ -87,15 +91,19 @@ def worst_case(
         about: what else a reader needs, plain JSON.
 
     Raises:
-        ConfigurationError: a model in training mode; budgets that are none or out of order; an attack that leaves its ball,
-            its box or its mask, or changes the model.
+        ConfigurationError: a model in training mode; budgets that are none, out of order, or relative to their batch; boxes
+            or pixels that are none; an `about` that is no JSON; an attack that leaves its ball, its box or its mask, or
+            changes the model.
         DataError: no example; targets or scores that are not in [0, 1]; `rows` that gives others.
-        SiteError: the adapter has no such modality.
+        SiteError: the adapter has no such modality, in budgets, boxes or pixels.
     """
     check_functions(targets=targets, score=score, rows=rows, cache=cache)
-    for name, given in (("boxes", boxes), ("pixels", pixels), ("about", about)):
-        if not (given is None or isinstance(given, Mapping)):
-            raise ConfigurationError(f"expected {name} as a mapping, or None, got {shown(given)}")
+    if not (about is None or isinstance(about, Mapping)):
+        raise ConfigurationError(f"expected about as a mapping, or None, got {shown(about)}")
+    try:
+        json.dumps(dict(about or {}), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"expected about as plain JSON, to be saved, got {shown(about)}: {error}") from error
     for name, said in (("checks", checks), ("over_processes", over_processes)):
         if not isinstance(said, bool):
             raise ConfigurationError(f"expected {name} to be True or False, got {shown(said)}")
@@ -108,8 +116,8 @@ def worst_case(
             targets or own_targets,
             score,
             rows,
-            boxes or {},
-            pixels or {},
+            {} if boxes is None else boxes,
+            {} if pixels is None else pixels,
             draws,
             seed,
         )
@@ -123,7 +131,16 @@ def worst_case(
         raise DataError("expected one example or more to attack, got none")
     found = {name: torch.cat([one[name] for one in records], dim=-1) for name in records[0]}
     names = tuple(attack.name for attack in plan.attacks)
-    facts = {"attacks": [described(a) for a in plan.attacks], "seed": seed, "draws": draws, "torch": torch.__version__}
+    facts = {
+        "attacks": [described(attack) for attack in plan.attacks],
+        "boxes": {name: list(box) for name, box in plan.boxes.items()},
+        "pixels": {name: described(normalised) for name, normalised in plan.pixels.items()},
+        "seed": seed,
+        "draws": draws,
+        "data_fingerprint": hashlib.sha256(found["fingerprint"].numpy().tobytes()).hexdigest()[:16],
+        "checks": made(found, plan.budgets, plan.attacks),
+        "torch": torch.__version__,
+    }
     return Measurement(
         plan.budgets,
         names,
@@ -181,46 +198,40 @@ def _record(plan: Plan, number: int, batch: Batch, *, checks: bool) -> Record:
     found |= {f"still.{name}": one for name, one in zip(modalities, still, strict=True)}
     by_gradients = torch.zeros(shape[1:], dtype=torch.bool, device=clean.device)
     own_scores, own_losses = (clean.new_full((shape[0], shape[2]), torch.nan) for _ in range(2))
-    for r, a, restart in (
-        (r, a, restart)
-        for r in range(len(plan.budgets))
-        for a, attack in enumerate(plan.attacks)
-        for restart in range(attack.restarts)
-    ):
-        own_curve = checks and a == restart == 0
-        left = (clean if own_curve else _worst(plan, clean, scores, r)).nonzero().squeeze(1)
+    order = in_order(plan.attacks)
+    attempts = [
+        (r, a, restart) for r in range(len(plan.budgets)) for a in order for restart in range(plan.attacks[a].restarts)
+    ]
+    for r, a, restart in attempts:
+        own_curve = checks and a == order[0] and restart == 0
+        left = (clean if own_curve else lowest(clean, scores, plan.budgets, plan.budgets[r])).nonzero().squeeze(1)
         if not len(left):
             continue
         name = plan.attacks[a].name
-        made = plan.attempt(plan.attacks[a], batch, left, plan.budgets[r], restart, (name, number, r, restart))
+        one = plan.attempt(plan.attacks[a], batch, left, plan.budgets[r], restart, (name, number, r, restart))
         if own_curve:
-            own_scores[r, left], own_losses[r, left] = made.scores, made.losses
+            own_scores[r, left], own_losses[r, left] = one.scores, one.losses
         first = scores[r, a, left].isnan()
-        lower = first | (made.scores < scores[r, a, left])
-        scores[r, a, left] = torch.where(lower, made.scores, scores[r, a, left])
-        losses[r, a, left] = torch.fmax(losses[r, a, left], made.losses)
-        nonfinite[r, a, left] |= made.nonfinite
-        by_gradients[a] |= made.by_gradients
+        lower = first | (one.scores < scores[r, a, left])
+        scores[r, a, left] = torch.where(lower, one.scores, scores[r, a, left])
+        losses[r, a, left] = torch.fmax(losses[r, a, left], one.losses)
+        nonfinite[r, a, left] |= one.nonfinite
+        by_gradients[a] |= one.by_gradients
         for modality in plan.budgets[r]:
             length, stuck = found[f"norms.{modality}"], found[f"still.{modality}"]
-            length[r, a, left] = torch.where(lower, made.lengths[modality], length[r, a, left])
-            stuck[r, a, left] = made.still[modality] & (stuck[r, a, left] | first)
+            length[r, a, left] = torch.where(lower, one.lengths[modality], length[r, a, left])
+            stuck[r, a, left] = one.still[modality] & (stuck[r, a, left] | first)
     unmoved = ~scores.isnan()
     for r, budget in enumerate(plan.budgets):
         unmoved[r] &= torch.stack([found[f"still.{modality}"][r] for modality in budget]).all(dim=0)
     found |= {"clean": clean, "unmoved": unmoved, "by_gradients": by_gradients}
+    found["fingerprint"] = fingerprints(batch, len(clean))
     if not checks:
         return found
     own = [a for a, attack in enumerate(plan.attacks) if by_gradients[a].any() and attack.surrogate is None]
     found |= {"own_scores": own_scores, "own_losses": own_losses}
     if own:
-        lowest = torch.stack([_worst(plan, clean, scores[:, own], r) for r in range(len(plan.budgets))])
+        worst = torch.stack([lowest(clean, scores[:, own], plan.budgets, budget) for budget in plan.budgets])
     else:
-        lowest = clean.expand(len(plan.budgets), -1)
-    return found | doubts(plan, batch, number, clean, lowest, [plan.attacks[a] for a in own])
-
-
-def _worst(plan: Plan, clean: Tensor, scores: Tensor, r: int) -> Tensor:
-    """The lowest score so far within budget `r`, `(B,)`: what a smaller one broke is broken."""
-    inner = [i for i in range(r + 1) if lies_inside(plan.budgets[i], plan.budgets[r])]
-    return torch.fmin(clean, scores[inner].nan_to_num(nan=1.0).amin(dim=(0, 1)))
+        worst = clean.expand(len(plan.budgets), -1)
+    return found | doubts(plan, batch, number, clean, worst, [plan.attacks[a] for a in own])

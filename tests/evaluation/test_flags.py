@@ -11,11 +11,12 @@ import torch
 from support.toy import ToyModel, toy_batch, toy_sites
 from torch import Tensor, nn
 
-from advvl import L2, PGD, Adapter, Site
+from advvl import L2, PGD, Adapter, Linf, Site
 from advvl.evaluation.flags import raised
 from advvl.evaluation.measurement import Measurement
 from advvl.evaluation.named_attacks import NamedAttack
 from advvl.evaluation.objectives import margin
+from advvl.evaluation.replacements import differ
 from advvl.evaluation.worst_case import worst_case
 from advvl.maximizers.random_search import RandomSearch
 
@@ -137,20 +138,115 @@ def test_a_mean_over_draws_is_scored_where_a_model_draws() -> None:
 def test_gradients_that_point_away_are_beaten_by_a_transfer_attack() -> None:
     honest = target()
 
-    class Away(torch.autograd.Function):
-        @staticmethod
-        def forward(context: Any, x: Tensor) -> Tensor:
-            return x.clone()
-
-        @staticmethod
-        def backward(context: Any, *gradients: Tensor) -> Tensor:
-            return -gradients[0]
-
-    fake = target(Away.apply)
+    fake = target(_Away.apply)
     transfer = NamedAttack(name="transfer", maximizer=PGD(10), objective=margin, surrogate=honest)
     found = measured(fake, attacks=(*ATTACKS[:2], transfer))
     assert names(found) >= {"transfer attack beats gradients", "loss not rising with radius", "unlimited attack fails"}
     assert "transfer attack beats gradients" not in names(measured(honest, attacks=(*ATTACKS[:2], transfer)))
+
+
+class _Masked(nn.Module):
+    """A model with one more answer, which is masked."""
+
+    def __init__(self, inner: nn.Module, at: float) -> None:
+        super().__init__()
+        self.inner, self.at = inner, at
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        logits: Tensor = self.inner(**batch)
+        return torch.cat([logits, logits.new_full((len(logits), 1), self.at)], dim=1)
+
+
+@pytest.mark.parametrize("at", [-1e9, -math.inf])
+@pytest.mark.parametrize("fake", ["a quantiser", "random input"])
+def test_a_masked_answer_hides_no_flag(fake: str, at: float) -> None:
+    adapter, expected = FAKES[fake]
+    sites = {name: Site(f"inner.inner.{site.module}", at=site.at, mask=site.mask) for name, site in toy_sites().items()}
+    masked = Adapter(_Masked(adapter.model, at).eval(), sites)
+    assert names(measured(masked)) >= expected
+
+
+def test_answers_differ_by_more_than_rounding() -> None:
+    row = torch.tensor([3.0, 1.0, 1e-9, -2.0])
+    changed = {False: [0.0, 1e-4, 1e-4, -1e-4], True: [0.01, 0.0, 0.0, 0.0]}
+    for tail in (torch.zeros(0), torch.tensor([-1e9]), torch.tensor([-math.inf])):
+        for expected, change in changed.items():
+            one, other = torch.cat([row, tail]), torch.cat([row + torch.tensor(change), tail * (1 + 1e-7)])
+            assert differ(one[None], other[None]).tolist() == [expected]
+    assert differ(torch.zeros(1, 3), torch.zeros(1, 3)).tolist() == [False]
+    assert differ(torch.tensor([[1.0, -math.inf]]), torch.tensor([[1.0, 0.0]])).tolist() == [True]
+
+
+class _Away(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        return -gradients[0]
+
+
+def test_the_order_of_attacks_decides_no_flag_and_no_score() -> None:
+    transfer = NamedAttack(name="transfer", maximizer=PGD(10), objective=margin, surrogate=target())
+    given = (*ATTACKS[:1], transfer, ATTACKS[2])
+    one, other = (measured(target(_Away.apply), attacks=attacks) for attacks in (given, given[::-1]))
+    assert {flag.name: flag.detail for flag in one.flags} == {flag.name: flag.detail for flag in other.flags}
+    assert "transfer attack beats gradients" in names(one)
+    assert other.attacks == one.attacks[::-1]
+    assert torch.equal(other.scores.flip(1).nan_to_num(2.0), one.scores.nan_to_num(2.0))
+
+
+UNDEFINED: dict[str, Callable[[Tensor], Tensor]] = {
+    "a power": lambda x: (x / 3 + 1.5) ** 0.45,
+    "a logarithm": lambda x: torch.log(x + 5),
+}
+
+
+@pytest.mark.parametrize("before", UNDEFINED.values(), ids=UNDEFINED)
+def test_an_honest_model_that_is_undefined_far_away_is_measured_all_the_same(
+    before: Callable[[Tensor], Tensor],
+) -> None:
+    found = measured(target(before), [{"image": L2(0.05)}], attacks=ATTACKS[:1])
+    assert found.flags == ()
+    assert found.about["checks"]["unlimited attack fails"] == (
+        "not made: image on 30 of 30 examples, answers that are not a number at the points of the check"
+    )
+
+
+def test_doubts_stay_in_the_box() -> None:
+    def gamma(x: Tensor) -> Tensor:
+        assert x.min() >= -1e-6
+        assert x.max() <= 1 + 1e-6
+        return x.clamp(min=0)
+
+    adapter = target(gamma)
+    batch = toy_batch(30, dtype=torch.float32)
+    batch["regions"] = batch["regions"].sigmoid()
+    with torch.no_grad():
+        batch["labels"] = adapter.model(**batch).argmax(1)
+    found = worst_case(
+        adapter, [batch], [{"image": Linf(0.02)}], attacks=ATTACKS[:1], boxes={"image": (0, 1)}, targets=labels
+    )
+    assert found.about["checks"]["unlimited attack fails"] == "made"
+
+
+def test_checks_that_were_not_made_are_said_with_the_reason() -> None:
+    adapter = target()
+    checks = measured(adapter, BUDGETS, attacks=ATTACKS).about["checks"]
+    assert checks.pop("transfer attack beats gradients") == "not made: no transfer attack was made"
+    assert set(checks.values()) == {"made"}
+    checks = measured(adapter, BUDGETS[:1], attacks=ATTACKS[2:], checks=False).about["checks"]
+    assert checks["vanishing gradients"] == "not made: no attack asked for gradients"
+    assert checks["random outputs"] == "not made: checks=False leaves it out"
+    assert not any(said == "made" for said in checks.values())
+    batch = labelled(adapter, 3)
+    one = [{name: field[row : row + 1] for name, field in batch.items()} for row in range(3)]
+    checks = worst_case(adapter, one, BUDGETS[:1], attacks=ATTACKS[:1], targets=labels).about["checks"]
+    assert checks["unlimited attack fails"].startswith("not made: image on 3 of 3 examples, one example in a batch")
+    assert checks["accuracy rising with radius"] == "not made: no budget lies inside another of its kind"
+    checks = measured(adapter, BUDGETS[:1], attacks=ATTACKS[2:]).about["checks"]
+    assert "no attack by the model's own gradients" in checks["unlimited attack fails"]
 
 
 def test_a_few_examples_that_luck_decides_raise_no_flag() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,6 +59,39 @@ def test_a_budget_attacks_its_modality_and_intervals_hold_the_estimate() -> None
     assert "perturbed image          100.0 % [61.0, 100.0]" in str(found)
     for interval in found.accuracy().values():
         assert 0 <= interval.low <= interval.estimate <= interval.high <= 1
+
+
+def test_the_order_of_the_data_changes_nothing() -> None:
+    given = batch(6)
+    order = given["targets"].argsort(stable=True)
+    for rows in (torch.arange(6), order):
+        found = modality_interference(target(1, 0), [{name: field[rows] for name, field in given.items()}])
+        assert found.scores["other text"].tolist() == [0.0] * 6
+
+
+def test_examples_of_one_target_are_replaced_by_each_other() -> None:
+    given = batch(4) | {"targets": torch.zeros(4, dtype=torch.long)}
+    found = modality_interference(target(1, 0), [given])
+    assert found.scores["clean"].tolist() == [1.0, 0.0, 0.0, 1.0]
+    assert found.scores["other text"].tolist() == [1.0, 1.0, 0.0, 0.0]
+
+
+class _Hidden(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] * math.nan
+
+
+def test_flags_of_the_attacks_are_kept() -> None:
+    fake = target(0, 1)
+    fake.model.regions.register_forward_hook(lambda module, inputs, output: _Hidden.apply(output))
+    found = modality_interference(fake, [batch()], budget={"image": L2(0.1)})
+    assert "gradients not finite" in {flag.name for flag in found.flags}
+    assert "gradients not finite: " in str(found)
 
 
 @pytest.mark.parametrize(

@@ -422,3 +422,15 @@ def test_logits_that_are_not_a_number_judge_nothing() -> None:
         target.model.head.bias[0] = math.nan
     with pytest.raises(NonFiniteError, match="not a number"):
         clean_scores(target, [batch], targets=one_hot)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "error", "words"),
+    [({"imge": (0, 1)}, SiteError, "'imge'"), ({"image": 1}, ConfigurationError, "low < high")],
+    ids=["modality", "box"],
+)
+def test_boxes_of_no_modality_are_refused_before_the_first_attack(
+    boxes: Any, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        robustness_curve(toy(), [], modality="image", radii=(0.5,), attacks=WorstCase(boxes=boxes))

@@ -87,6 +87,10 @@ def test_any_change_of_a_model_is_seen() -> None:
         "parameter 'head.bias'": lambda: model.head.bias.data.add_(1),
         ".grad of 'head.bias'": lambda: setattr(model.head.bias, "grad", torch.zeros_like(model.head.bias)),
         ".grad of 'head.weight'": lambda: model.head.weight.grad.add_(1),
+        "parameter 'head.weight'": lambda: model.head.weight.detach().copy_(model.head.weight.flip(0)),
+        "parameter 'words.weight'": lambda: setattr(
+            model.words, "weight", torch.nn.Parameter(model.words.weight.detach().clone())
+        ),
         "parameter 'query.bias'": lambda: model.query.bias.requires_grad_(False),
         "buffer 'steps'": lambda: model.steps.add_(1),
     }

@@ -21,6 +21,7 @@ from advvl.evaluation.named_attacks import NamedAttack
 from advvl.evaluation.objectives import margin
 from advvl.evaluation.rows import take_rows
 from advvl.evaluation.worst_case import Record, worst_case
+from advvl.files import write_safetensors
 from advvl.maximizers.auto_pgd import AutoPGD
 from advvl.maximizers.base import AscentState, InnerMaximizer
 from advvl.maximizers.minimum_norm import MinimumNorm
@@ -389,6 +390,15 @@ def test_an_attack_that_leaves_gradients_or_changes_parameters_is_refused() -> N
         target.model.zero_grad()
 
 
+def test_an_attack_that_changes_the_model_that_it_is_made_on_is_refused() -> None:
+    target, other = linear(), linear()
+    attack = NamedAttack(
+        name="careless", maximizer=PGD(2), loss=writes_parameters(other), step_fraction=1.0, surrogate=other
+    )
+    with pytest.raises(ConfigurationError, match="the attack 'careless' to leave the model as found"):
+        worst_case(target, [examples(target)], {"text": L2(0.5)}, attacks=[attack])
+
+
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "order": ({"budgets": [{"text": L2(1.0)}, {"text": L2(0.5)}]}, ConfigurationError, "from small to large"),
     "twice": ({"budgets": [{"text": L2(1.0)}, {"text": L2(1.0)}]}, ConfigurationError, "from small to large"),
@@ -401,7 +411,16 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "one name": ({"attacks": [MARGIN, MARGIN]}, ConfigurationError, "attacks of different names"),
     "seed": ({"seed": -1}, ConfigurationError, "seed"),
     "draws": ({"draws": 0}, ConfigurationError, "draws"),
-    "boxes": ({"boxes": (0, 1)}, ConfigurationError, "boxes as a mapping"),
+    "boxes": ({"boxes": (0, 1)}, ConfigurationError, "a mapping from modality to box"),
+    "a box's modality": ({"boxes": {"imge": (0, 1)}}, SiteError, "'imge'"),
+    "a box": ({"boxes": {"image": 1}}, ConfigurationError, "low < high"),
+    "pixels": ({"pixels": 3}, ConfigurationError, "a mapping from modality to pixels"),
+    "pixels' modality": ({"pixels": {"imge": Normalised([0.5], [0.5])}}, SiteError, "'imge'"),
+    "a normalisation": ({"pixels": {"image": 3}}, ConfigurationError, r"a Normalised\(mean, std\)"),
+    "relative to the batch": ({"budgets": {"text": L2(0.5, relative="batch")}}, ConfigurationError, "relative='row'"),
+    "about a tensor": ({"about": {"x": torch.ones(1)}}, ConfigurationError, "about as plain JSON"),
+    "about NaN": ({"about": {"x": math.nan}}, ConfigurationError, "about as plain JSON"),
+    "about a list": ({"about": [1]}, ConfigurationError, "about as a mapping"),
     "checks": ({"checks": "no"}, ConfigurationError, "checks to be True or False"),
     "score": ({"score": lambda outputs, batch: outputs}, ShapeError, "one number per example"),
     "scale": ({"score": lambda outputs, batch: 2 + outputs[:, 0]}, DataError, r"scores in \[0, 1\]"),
@@ -424,6 +443,43 @@ def test_arguments_that_make_no_sense_are_refused(wrong: dict[str, Any], error: 
     given: dict[str, Any] = {"loader": [examples(target)], "budgets": {"text": L2(0.5)}, "attacks": [MARGIN], **wrong}
     with pytest.raises(error, match=words):
         worst_case(target, given.pop("loader"), given.pop("budgets"), **given)
+
+
+@pytest.mark.parametrize("wrong", [{"boxes": {"imge": (0, 1)}}, {"pixels": {"image": 3}}, {"about": {"x": {1}}}])
+def test_what_would_fail_late_is_refused_before_the_model_runs(wrong: dict[str, Any]) -> None:
+    target = linear()
+    batch, before = examples(target), target.model.rows
+    with pytest.raises((ConfigurationError, SiteError)):
+        worst_case(target, [batch], {"text": L2(0.5)}, **wrong)
+    assert target.model.rows == before
+
+
+def test_a_measurement_says_its_boxes_and_pixels() -> None:
+    target = linear()
+    options: Any = {"boxes": {"image": (-9, 9)}, "pixels": {"image": Normalised([0.5] * 2, [0.5] * 2, axis=1)}}
+    found = worst_case(target, [examples(target)], {"image": L2(0.1)}, attacks=[MARGIN], **options)
+    assert found.about["boxes"] == {"image": [-9, 9]}
+    assert "0.5" in found.about["pixels"]["image"]
+
+
+def test_a_fingerprint_is_that_of_the_examples_alone() -> None:
+    target = linear()
+    batch = examples(target)
+    run = partial(worst_case, target, budgets={"text": L2(0.1)}, attacks=[MARGIN], checks=False)
+    whole = run([batch]).about["data_fingerprint"]
+    assert (
+        run([take_rows(batch, torch.arange(7)), take_rows(batch, torch.arange(7, 40))]).about["data_fingerprint"]
+        == whole
+    )
+    assert run([batch | {"image": batch["image"] + 1e-9}]).about["data_fingerprint"] != whole
+    assert run([take_rows(batch, torch.arange(40).flip(0))]).about["data_fingerprint"] != whole
+
+
+@pytest.mark.parametrize("said", ["{}", "[]", '{"budgets": [{"text": {}}]}', '{"budgets": 1}'])
+def test_a_measurement_of_other_entries_is_refused(said: str, tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "x.safetensors", {"clean": torch.ones(1)}, metadata={"advvl_measurement": said})
+    with pytest.raises(DataError, match=r"a whole measurement in .*x\.safetensors"):
+        Measurement.load(tmp_path / "x.safetensors")
 
 
 def test_a_negative_radius_is_refused_by_the_ball() -> None:
