@@ -129,6 +129,37 @@ def test_a_killed_evaluation_goes_on_to_the_bits_of_one_that_never_was(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("place", [0, 1], ids=["first", "second"])
+def test_a_resumed_evaluation_attacks_no_batch_twice(
+    place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    config = configured("vqa", tmp_path)
+    command = ["evaluate", config, "--attack", "random", "--radius", "image=L2:1", *SHORT, *checkpoints(tmp_path)]
+    done: list[int] = []
+    record, stop = engine._record, [0]
+
+    def killed(plan: Any, number: int, *rest: Any, **more: Any) -> Any:
+        if len(done) == stop[0]:
+            raise KeyboardInterrupt
+        done.append(number)
+        return record(plan, number, *rest, **more)
+
+    monkeypatch.setattr(engine, "_record", killed)
+    stop[0] = -1
+    assert main(command) == 0
+    batches = len(done) // 2
+    assert batches > 2
+    shutil.rmtree(tmp_path / "out" / "robustness")
+    done.clear()
+    for begun in range(2):  # killed twice, each time after one batch more
+        stop[0] = place * batches + 1 + begun
+        assert main([*command, "--resume"] if begun else command) == 130
+    stop[0] = -1
+    assert main([*command, "--resume"]) == 0
+    assert done == 2 * list(range(batches))
+
+
+@pytest.mark.slow
 def test_results_are_not_lost_nor_mixed_with_those_of_other_weights(tmp_path: Path, capsys: Any) -> None:
     config = configured("vqa", tmp_path)
     first = str(tmp_path / "seed0" / "best.safetensors")
