@@ -146,7 +146,8 @@ class Damage:
     Arguments:
         model: its name.
         example: its place among the N.
-        budget, attack: places of the smallest budget in which it was lost, and of the attack that came lowest.
+        budget, attack: places of those that left the lowest score; of equal ones the first. An example with soft scores may
+            have lost some of its score within a smaller budget.
         clean, worst: its scores.
         norms: modality to the length of the perturbation.
     """
@@ -161,7 +162,7 @@ class Damage:
 
 
 def damages(name: str, measurement: Measurement) -> tuple[Damage, ...]:
-    """List the examples that attacks cost a model, those first that fell furthest, in the smallest budget, by the least."""
+    """List the examples that attacks cost a model, those first that fell furthest, within the first budget, by the least."""
     found = []
     scores = measurement.scores.nan_to_num(nan=math.inf)
     lowest, attacks = scores.min(dim=1)

@@ -114,7 +114,11 @@ def _examples(measurements: Mapping[str, Measurement], draw: Draw, count: int) -
     ]
     if not figures:
         return "<section><h2>Most damaging examples</h2><p>No attack cost any model an example.</p></section>"
-    note = "Those lost to the smallest budgets first. The stronger the tint, the further that word or region was moved."
+    note = (
+        "Those whose score fell furthest first; of equal falls, those within the earlier budget of the table. Tint and "
+        "answers are of an attack that was made again to draw the example; score and length are those measured. The "
+        "stronger the tint, the further that word or region was moved."
+    )
     return (
         f'<section><h2>Most damaging examples</h2><p>{note}</p><div class="examples">{"".join(figures)}</div></section>'
     )

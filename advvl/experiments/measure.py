@@ -111,7 +111,9 @@ def measure(options: EvaluateOptions) -> Path:
             accelerator.wait_for_everyone()  # all have read the batches' files, or the measurement's
             if main:
                 measured[name].save(_file(folder, name))
-                shutil.rmtree(_batches(folder, name), ignore_errors=True)  # a killed run goes on from those of the others
+                shutil.rmtree(
+                    _batches(folder, name), ignore_errors=True
+                )  # a killed run goes on from those of the others
         if main:
             shutil.rmtree(folder / "batches", ignore_errors=True)
             draw = partial(examples.drawn, options, model, files)

@@ -8,7 +8,6 @@ import matplotlib.colors
 import pytest
 import torch
 from support.measurements import BUDGETS, measurement
-
 from torch import nn
 
 from advvl import L2, PGD, Linf, adapt
@@ -120,7 +119,19 @@ def test_damage_is_listed_by_loss_then_budget_then_length() -> None:
         (measurement(budgets=(*BUDGETS[:2], {"image": L2(2.0)})), "same budgets"),
         (measurement(attacks=("gradients", "squares")), "same attacks"),
     ],
-    ids=["task", "data", "versions", "effort", "seed", "draws", "boxes", "fingerprint", "examples", "budgets", "attacks"],
+    ids=[
+        "task",
+        "data",
+        "versions",
+        "effort",
+        "seed",
+        "draws",
+        "boxes",
+        "fingerprint",
+        "examples",
+        "budgets",
+        "attacks",
+    ],
 )
 def test_results_that_differ_in_more_than_the_model_are_refused(other, said: str) -> None:
     check_comparable({"a": measurement(), "b": measurement()})
@@ -196,6 +207,13 @@ def test_a_missing_extra_is_named(view: str, package: str, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtraError, match=r"advvl\[report\]"):
         getattr(CURVE, view)()
+
+
+def test_damage_names_the_budget_and_the_attack_of_the_lowest_score() -> None:
+    found = measurement([{0: 0}, {}, {}])
+    found.scores[0, 0, 0], found.scores[1, 1, 0] = 0.5, 0.25
+    (one,) = damages("m", found)
+    assert (one.budget, one.attack, one.worst) == (1, 1, 0.25)
 
 
 def test_norms_that_are_not_known_sort_last() -> None:

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -185,6 +186,25 @@ def test_no_example_is_shown_that_no_attack_took() -> None:
     assert "No attack cost any model an example." in text
     assert text.count("<figure>") == 0
     assert page({"a": PLAIN}, draw=draw, examples=2).count("<figure>") == 2
+
+
+def test_an_example_that_the_repeated_attack_did_not_take_says_so() -> None:
+    shown = page({"a": PLAIN}, draw=draw, examples=1)
+    assert "Measured: score 1 to 0 by gradients within image L2 0.5; length image 0.5" in shown
+    assert "did not take this example" not in shown
+    missed = page({"a": PLAIN}, draw=lambda damage: replace(draw(damage), taken=False), examples=2)
+    assert missed.count("The attack did not take this example when it was made again") == 2
+    alike = page({"a": PLAIN}, draw=lambda damage: replace(draw(damage), after=EVIL), examples=1)
+    assert "did not take this example" in alike
+
+
+def test_the_order_of_the_most_damaging_examples_is_the_one_that_the_page_states() -> None:
+    found = measurement([{0: 0}, {1: 0}, {}])
+    found.scores[0, 0, 0] = 0.5  # lost within the smaller budget, but by less
+    shown = page({"a": found}, draw=draw)
+    assert "Those whose score fell furthest first" in shown
+    assert shown.index("a, example 1<") < shown.index("a, example 0<")
+    assert "score 1 to 0.5 by gradients within image L2 0.5" in shown
 
 
 @pytest.mark.parametrize(
