@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -113,6 +114,22 @@ def test_flags_stand_above_all_figures() -> None:
     assert text.index("Do not trust these figures yet") < text.index("<h2>Accuracy against radius</h2>")
     assert "random search beats gradients" in text
     assert "Do not trust" not in page({"standard": PLAIN})
+
+
+def test_checks_that_were_not_made_are_named_with_the_reason() -> None:
+    reason = f"no other example {EVIL}"
+    made = measurement([{}, {}, {}], about={"checks": {"random outputs": True, "unlimited attack": True}})
+    partly = measurement([{}, {}, {}], about={"checks": {"random outputs": True, "unlimited attack": reason}})
+    assert "No flag was raised against these figures." in page({"a": made})
+    assert "Not checked" not in page({"a": made}) + to_markdown({"a": made})
+    shown = page({"a": made, "b": partly})
+    assert "No flag was raised by the checks that were made." in shown
+    assert f"<li>b: unlimited attack ({escape(reason)})</li>" in shown
+    assert "<li>a: " not in shown
+    assert "- b: unlimited attack (no other example &lt;script" in to_markdown({"b": partly})
+    assert "<li>a: it is not recorded which checks were made</li>" in page({"a": measurement()})
+    flagged = page({"a": replace(partly, flags=(FLAG,))})
+    assert flagged.index("Do not trust") < flagged.index("Not checked:") < flagged.index("Accuracy against radius")
 
 
 def test_the_radius_is_to_scale_and_the_band_holds_its_line() -> None:
