@@ -14,12 +14,13 @@ from support.measurements import measurement
 from support.task_databases import SMALL, write_databases
 
 from advvl import L2, Linf
-from advvl.errors import ConfigurationError
+from advvl.errors import ConfigurationError, DataError
 from advvl.evaluation import worst_case as engine
 from advvl.evaluation.measurement import Measurement
 from advvl.experiments.cli import main
 from advvl.experiments.config import Layer, build
 from advvl.experiments.measure_options import EvaluateOptions, budgets_of
+from advvl.experiments.report_tool import named
 from advvl.experiments.train_options import TrainOptions
 from advvl.experiments.train_setup import model_of
 from advvl.models.uniter.checkpoint import save_checkpoint
@@ -257,6 +258,17 @@ def test_a_report_is_made_of_files_and_folders(tmp_path: Path, capsys: Any) -> N
     assert main(command) == 2
     assert "expected no report" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
+
+
+def test_a_name_before_a_folder_is_of_all_its_files(tmp_path: Path) -> None:
+    for run, files in (("a", ("plain", "villa")), ("b", ("plain", "villa")), ("c", ("best",))):
+        (tmp_path / run / "measurements").mkdir(parents=True)
+        for name in files:
+            measurement().save(tmp_path / run / "measurements" / f"{name}.safetensors")
+    given = [f"ours={tmp_path / 'a'}", f"theirs={tmp_path / 'b'}", f"old={tmp_path / 'c'}", str(tmp_path / "a")]
+    assert list(named(given)) == ["ours/plain", "ours/villa", "theirs/plain", "theirs/villa", "old", "plain", "villa"]
+    with pytest.raises(DataError, match=r"expected a measurement at '=.*', got none"):
+        named([f"={tmp_path / 'c'}"])
 
 
 @pytest.mark.parametrize(
