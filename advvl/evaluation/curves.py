@@ -20,9 +20,12 @@ from advvl.evaluation.curve_views import CurveViews
 from advvl.evaluation.measurement import Budget, Measurement, lies_inside
 from advvl.evaluation.statistics import Interval, paired_interval, proportion_interval
 from advvl.perturbers.balls import Ball
+from advvl.runtime.descriptions import differing
 
-ALIKE: Final = ("task", "data", "versions", "torch")
-"""Entries of `about` that measurements need alike to be compared."""
+ALIKE: Final = (
+    "task", "data", "data_fingerprint", "versions", "torch", "attacks", "seed", "draws", "boxes", "pixels",
+)  # fmt: skip
+"""Entries of `about` that measurements need alike to be compared; one that has an entry is not compared with one without."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +146,8 @@ class Damage:
     Arguments:
         model: its name.
         example: its place among the N.
-        budget, attack: places of the smallest budget in which it was lost, and of the attack that came lowest.
+        budget, attack: places of those that left the lowest score; of equal ones the first. An example with soft scores may
+            have lost some of its score within a smaller budget.
         clean, worst: its scores.
         norms: modality to the length of the perturbation.
     """
@@ -158,7 +162,7 @@ class Damage:
 
 
 def damages(name: str, measurement: Measurement) -> tuple[Damage, ...]:
-    """List the examples that attacks cost a model, those first that fell furthest, in the smallest budget, by the least."""
+    """List the examples that attacks cost a model, those first that fell furthest, within the first budget, by the least."""
     found = []
     scores = measurement.scores.nan_to_num(nan=math.inf)
     lowest, attacks = scores.min(dim=1)
@@ -173,10 +177,11 @@ def damages(name: str, measurement: Measurement) -> tuple[Damage, ...]:
 
 
 def check_comparable(measurements: Mapping[str, Measurement]) -> None:
-    """Check that measurements are of the same examples, budgets, task, data and versions.
+    """Check that measurements differ in the model alone, as far as they record: same examples, budgets, attacks, seed, data.
 
     Raises:
-        DataError: they are not, or there is none, or one of no example.
+        DataError: they differ in an entry of `ALIKE`, in budgets or in the number of examples; there is none, or one of no
+            example.
     """
     if not measurements:
         raise DataError("expected one measurement or more, got none")
@@ -188,9 +193,19 @@ def check_comparable(measurements: Mapping[str, Measurement]) -> None:
         for what, mine, theirs in _compared(first[1], one):
             if mine != theirs:
                 raise DataError(
-                    f"expected measurements of the same {what} to compare, got {mine} of {first[0]!r} and {theirs} of "
-                    f"{name!r}; write a page for each"
+                    f"expected measurements of the same {what.replace('_', ' ')} to compare, got "
+                    f"{_difference(mine, theirs, first[0], name)}; write a page for each"
                 )
+
+
+def _difference(mine: Any, theirs: Any, first: str, name: str) -> str:
+    """Two entries that differ in words; of descriptions, such as of attacks, the fields that do."""
+    if isinstance(mine, list) and isinstance(theirs, list) and len(mine) == len(theirs):
+        (one, other) = next(pair for pair in zip(mine, theirs, strict=True) if pair[0] != pair[1])
+        if isinstance(one, str) and isinstance(other, str):
+            return f"{differing(one, other)}, there of {first!r} and here of {name!r}"
+    shown = ["none recorded" if value is None else value for value in (mine, theirs)]
+    return f"{shown[0]} of {first!r} and {shown[1]} of {name!r}"
 
 
 def _compared(one: Measurement, other: Measurement) -> Sequence[tuple[str, Any, Any]]:
@@ -198,10 +213,10 @@ def _compared(one: Measurement, other: Measurement) -> Sequence[tuple[str, Any, 
     stated = [(key, one.about.get(key), other.about.get(key)) for key in ALIKE]
     mine, theirs = (list(map(name_of, each.budgets)) for each in (one, other))
     return [
-        *stated,
         ("number of examples", len(one.clean), len(other.clean)),
         ("budgets", mine, theirs),
         ("attacks", one.attacks, other.attacks),
+        *stated,
     ]
 
 

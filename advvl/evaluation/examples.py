@@ -33,6 +33,8 @@ class Example:
         regions: left, top, right and bottom of each region as shares of the picture's width and height.
         region_heat: length of the perturbation of each region, G numbers of 0 or more; empty: not perturbed.
         before, after, truth: the model's answer without and with the perturbation, and the right one.
+        taken: the perturbation of heat and `after` lowers the score, as `Hit` says; None: where the two answers differ. The
+            page says so where it does not.
 
     Raises:
         DataError: a heat per word or region of another number than these, negative or not finite; regions outside [0, 1].
@@ -46,6 +48,7 @@ class Example:
     before: str
     after: str
     truth: str = ""
+    taken: bool | None = None
 
     def __post_init__(self) -> None:
         for name, heat, of in (("word", self.word_heat, self.words), ("region", self.region_heat, self.regions)):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from advvl.adapters.base import Adapter, Outputs
 from advvl.adapters.registry import adapted
 from advvl.errors import DataError
-from advvl.evaluation.attempts import loss_of
+from advvl.evaluation.attempts import check_eval, loss_of
 from advvl.evaluation.examples import position_norms
 from advvl.evaluation.measurement import Budget
 from advvl.evaluation.named_attacks import NamedAttack
@@ -33,11 +33,13 @@ class Hit:
     Arguments:
         heat: modality to the L2 norm of its perturbation at each position, `(n, T)` fp64; of pixels `(n, H, W)`.
         before, after: logits `(A,)` fp64 without and with the perturbation.
+        taken: the perturbation lowers the example's score.
     """
 
     heat: Mapping[str, Tensor]
     before: Tensor
     after: Tensor
+    taken: bool
 
 
 def hit(
@@ -54,7 +56,8 @@ def hit(
 ) -> Hit:
     """Make an attack on one example, and say where it hit; of several restarts the one that leaves the least score.
 
-    Random starts differ from those of a measurement, so that more of them may be needed to take the example again.
+    Random starts differ from those of a measurement, so that more of them may be needed to take the example again; `taken`
+    says if one did.
 
     Arguments:
         model: in eval mode, on the device of the batch; or its adapter.
@@ -65,9 +68,12 @@ def hit(
 
     Raises:
         DataError: a batch of several examples.
-        ConfigurationError, SiteError: as `worst_case`.
+        ConfigurationError, SiteError: as `worst_case`; a model in training mode is refused.
     """
     with adapted(model) as adapter:
+        made_on = attack.surrogate or adapter
+        for attacked in (adapter, made_on):
+            check_eval(attacked.model)
         asked, seen = targets or own_targets, list[Tensor]()
         judge = answer_score(adapter, asked)
 
@@ -81,7 +87,6 @@ def hit(
         before = seen.pop()
         if len(before) != 1:
             raise DataError(f"expected a batch of one example, got {len(before)}; take its row")
-        made_on = attack.surrogate or adapter
         found: list[tuple[float, Tensor, Mapping[str, Tensor]]] = []
         for restart in range(attack.restarts + tries):
             if restart >= attack.restarts and min(left for left, *_ in found) < float(clean[0]):
@@ -92,5 +97,6 @@ def hit(
             searched = search(made_on, batch, ascents, attack.maximizer, loss, answer_score(made_on, asked), seed=drawn)
             left = float(verify(adapter, batch, ascents, searched.worst, score, **settings).scores[0])
             found.append((left, seen.pop(), searched.worst))
-        _, after, deltas = min(found, key=lambda one: one[0])
-        return Hit({modality: position_norms(delta) for modality, delta in deltas.items()}, before[0], after[0])
+        least, after, deltas = min(found, key=lambda one: one[0])
+        heat = {modality: position_norms(delta) for modality, delta in deltas.items()}
+        return Hit(heat, before[0], after[0], least < float(clean[0]))

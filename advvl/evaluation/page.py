@@ -17,7 +17,7 @@ from advvl.evaluation.measurement import Measurement
 from advvl.evaluation.page_examples import example_html
 from advvl.evaluation.page_style import STYLE
 from advvl.evaluation.page_svg import curve_svg, legend
-from advvl.evaluation.page_tables import details, tables
+from advvl.evaluation.page_tables import details, tables, unchecked
 
 Draw = Callable[[Damage], Example]
 
@@ -77,15 +77,21 @@ def _check(measurements: Mapping[str, Measurement], chance: float | None, exampl
 
 
 def _flags(measurements: Mapping[str, Measurement]) -> str:
-    """The findings that put the figures in doubt, to stand above them."""
+    """The findings that put the figures in doubt, and the checks that were not made, to stand above them."""
     items = [
         f"<li><strong>{html.escape(name)}: {html.escape(flag.name)}.</strong> {html.escape(flag.detail)}</li>"
         for name, one in measurements.items()
         for flag in one.flags
     ]
+    missing = "".join(f"<li>{html.escape(name)}: {html.escape(said)}</li>" for name, said in unchecked(measurements))
+    skipped = f"<p>Not checked:</p><ul>{missing}</ul>" if missing else ""
     if not items:
-        return "<p>No flag was raised against these figures.</p>"
-    return f'<section class="flags" role="alert"><h2>Do not trust these figures yet</h2><ul>{"".join(items)}</ul></section>'
+        made = "by the checks that were made" if missing else "against these figures"
+        return f"<section><p>No flag was raised {made}.</p>{skipped}</section>"
+    return (
+        f'<section class="flags" role="alert"><h2>Do not trust these figures yet</h2><ul>{"".join(items)}</ul></section>'
+        + (f"<section>{skipped}</section>" if skipped else "")
+    )
 
 
 def _curves(measurements: Mapping[str, Measurement], confidence: float, chance: float | None) -> str:
@@ -114,7 +120,11 @@ def _examples(measurements: Mapping[str, Measurement], draw: Draw, count: int) -
     ]
     if not figures:
         return "<section><h2>Most damaging examples</h2><p>No attack cost any model an example.</p></section>"
-    note = "Those lost to the smallest budgets first. The stronger the tint, the further that word or region was moved."
+    note = (
+        "Those whose score fell furthest first; of equal falls, those within the earlier budget of the table. Tint and "
+        "answers are of an attack that was made again to draw the example; score and length are those measured. The "
+        "stronger the tint, the further that word or region was moved."
+    )
     return (
         f'<section><h2>Most damaging examples</h2><p>{note}</p><div class="examples">{"".join(figures)}</div></section>'
     )

@@ -13,6 +13,9 @@ from advvl.evaluation.curves import Damage
 from advvl.evaluation.examples import Example, picture_bytes
 
 _HEAT: Final = "213, 94, 0"  # Okabe and Ito's vermilion, whose strength says it all
+_MISSED: Final = (
+    "The attack did not take this example when it was made again: tint and answer are of an attempt that failed."
+)
 _SMALL: Final = 128  # pixels: a narrower picture is shown with its pixels as squares
 
 
@@ -26,9 +29,12 @@ def example_html(damage: Damage, example: Example, how: str) -> str:
     words = f'<p class="words">{_words(example)}</p>' if example.words else ""
     truth = f"<dt>Truth</dt><dd>{html.escape(example.truth)}</dd>" if example.truth else ""
     norms = ", ".join(f"{modality} {norm:.4g}" for modality, norm in damage.norms.items() if norm == norm)
+    measured = f"Measured: score {damage.clean:g} to {damage.worst:g} by {how}" + (f"; length {norms}" if norms else "")
+    taken = example.before != example.after if example.taken is None else example.taken
+    missed = "" if taken else f"<p><strong>{_MISSED}</strong></p>"
     said = (
         f"<dl><dt>Before</dt><dd>{html.escape(example.before)}</dd><dt>After</dt><dd>{html.escape(example.after)}</dd>"
-        f"{truth}</dl><p>{html.escape(how)}" + (f"; length {html.escape(norms)}" if norms else "") + "</p>"
+        f"{truth}</dl>{missed}<p>{html.escape(measured)}</p>"
     )
     caption = f"<figcaption>{html.escape(damage.model)}, example {damage.example}</figcaption>"
     return f"<figure>{caption}{picture}{words}{said}</figure>"

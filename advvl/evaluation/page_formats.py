@@ -12,7 +12,7 @@ from typing import Any
 from advvl.evaluation.curves import accuracies, check_comparable, comparisons, kind_of, radii_of, wins
 from advvl.evaluation.measurement import Measurement
 from advvl.evaluation.page import Draw, page
-from advvl.evaluation.page_tables import details, plain, tables
+from advvl.evaluation.page_tables import details, plain, tables, unchecked
 from advvl.files import write_json, write_text
 
 _COLUMNS = ("model", "perturbation", "radius", "accuracy", "low", "high", "confidence", "examples", "interval")
@@ -25,7 +25,7 @@ def to_markdown(
     confidence: float = 0.95,
     chance: float | None = None,
 ) -> str:
-    """Write the page's flags and tables as Markdown.
+    """Write the page's flags, checks that were not made and tables as Markdown.
 
     Raises:
         DataError: measurements that `check_comparable` refuses.
@@ -37,6 +37,8 @@ def to_markdown(
         for flag in one.flags
     ]
     loud = ["## Do not trust these figures yet", *flags] if flags else []
+    missing = "\n".join(f"- {plain(name)}: {plain(said)}" for name, said in unchecked(measurements))
+    loud += ["Not checked:", missing] if missing else []
     found = [*tables(measurements, confidence=confidence, chance=chance), *details(measurements)]
     return "\n\n".join([f"# {plain(title)}", *loud, *(table.markdown() for table in found)]) + "\n"
 

@@ -68,6 +68,24 @@ def details(measurements: Mapping[str, Measurement]) -> Iterator[Table]:
             yield Table(f"How {name} was measured", ("what", "value"), rows, long=True)
 
 
+def unchecked(measurements: Mapping[str, Measurement]) -> list[tuple[str, str]]:
+    """Name the checks on each measurement that were not made, each with the reason, as its entry `about["checks"]` records.
+
+    The entry maps the name of each check to True, or to a text that says why the check was not made.
+
+    Returns:
+        Pairs of the model's name and a text.
+    """
+    found = []
+    for name, one in measurements.items():
+        checks = one.about.get("checks")
+        if isinstance(checks, Mapping):
+            found += [(name, f"{check} ({reason})") for check, reason in checks.items() if reason is not True]
+        else:
+            found.append((name, "it is not recorded which checks were made"))
+    return found
+
+
 def percent(interval: Interval, *, signed: bool = False) -> str:
     """An interval in per cent, such as "61.5 [54.6, 68.0]"."""
     sign = "+" if signed else ""

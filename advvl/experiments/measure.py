@@ -111,8 +111,11 @@ def measure(options: EvaluateOptions) -> Path:
             accelerator.wait_for_everyone()  # all have read the batches' files, or the measurement's
             if main:
                 measured[name].save(_file(folder, name))
-                shutil.rmtree(folder / "batches", ignore_errors=True)
+                shutil.rmtree(
+                    _batches(folder, name), ignore_errors=True
+                )  # a killed run goes on from those of the others
         if main:
+            shutil.rmtree(folder / "batches", ignore_errors=True)
             draw = partial(examples.drawn, options, model, files)
             title = f"Robustness: {options.task}"
             write_report(folder, measured, title=title, chance=examples.chance, draw=draw, examples=asked.drawn)
@@ -127,7 +130,7 @@ def _measured(
     asked = options.robustness
     if _file(folder, name).exists():
         return Measurement.load(_file(folder, name))
-    stored = folder / "batches" / name
+    stored = _batches(folder, name)
     rows = None if options.task == "nlvr2" else partial(take_rows, whole=("position_ids",))
 
     def cache(number: int, make: Callable[[], Record]) -> Record:
@@ -160,6 +163,10 @@ def _measured(
 
 def _file(folder: Path, name: str) -> Path:
     return folder / "measurements" / f"{name.replace('/', '-')}.safetensors"
+
+
+def _batches(folder: Path, name: str) -> Path:
+    return folder / "batches" / name
 
 
 def _named(paths: Sequence[str]) -> dict[str, Path]:

@@ -116,6 +116,7 @@ class AttackedExamples:
             before=names(int(found.before.argmax())),
             after=names(int(found.after.argmax())),
             truth=names(int(target if target.ndim == 0 else target.argmax())),
+            taken=found.taken,
         )
 
     def _words(self, row: int) -> list[str]:

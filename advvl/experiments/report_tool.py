@@ -25,7 +25,10 @@ def report_tool(arguments: Sequence[str]) -> None:
         "with intervals, comparisons, attacks, flags. Examples are drawn by advvl evaluate alone, which has the pictures.",
     )
     parser.add_argument(
-        "files", nargs="+", metavar="FILE", help="measurements, or folders of them; NAME=FILE names one"
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="measurements, or folders of them; NAME=FILE or NAME=DIR names them",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the report")
     parser.add_argument("--title", default="Robustness", metavar="TEXT", help="of the page")
@@ -48,13 +51,15 @@ def report_tool(arguments: Sequence[str]) -> None:
 def named(given: Sequence[str]) -> dict[str, Path]:
     """The files of measurements by name: what stands before "=", or the file's own name; of a folder all files in it.
 
+    With a name before it, a folder of several files gives NAME/FILE.
+
     Raises:
         DataError: a file that is not there, a folder without measurements, two of one name.
     """
     found: dict[str, Path] = {}
     for text in given:
         name, _, after = text.partition("=")
-        path = Path(after) if after and not Path(text).exists() else Path(text)
+        path = Path(after) if name and after and not Path(text).exists() else Path(text)
         here = path / "measurements" if (path / "measurements").is_dir() else path
         files = sorted(here.glob("*.safetensors")) if here.is_dir() else [path]
         if not files or not files[0].is_file():
@@ -62,7 +67,7 @@ def named(given: Sequence[str]) -> dict[str, Path]:
                 f"expected a measurement at {str(path)!r}, got none; give what advvl evaluate --attack wrote"
             )
         for file in files:
-            label = name if path != Path(text) and len(files) == 1 else file.stem
+            label = file.stem if path == Path(text) else name if len(files) == 1 else f"{name}/{file.stem}"
             if label in found:
                 raise DataError(f"expected measurements of different names, got {label!r} twice; give NAME=FILE")
             found[label] = file

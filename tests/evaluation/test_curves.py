@@ -8,8 +8,9 @@ import matplotlib.colors
 import pytest
 import torch
 from support.measurements import BUDGETS, measurement
+from torch import nn
 
-from advvl import L2, Linf
+from advvl import L2, PGD, Linf, adapt
 from advvl.errors import DataError, MissingExtraError
 from advvl.evaluation.curves import (
     accuracies,
@@ -21,8 +22,10 @@ from advvl.evaluation.curves import (
     name_of,
     wins,
 )
+from advvl.evaluation.named_attacks import NamedAttack
 from advvl.evaluation.robustness import RobustnessCurve
 from advvl.evaluation.statistics import paired_interval, proportion_interval
+from advvl.evaluation.worst_case import worst_case
 
 CURVE = RobustnessCurve(
     "image",
@@ -31,6 +34,10 @@ CURVE = RobustnessCurve(
     torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]], dtype=torch.float64),
     torch.zeros(2, 4, dtype=torch.bool),
 )
+
+
+def of_image(model, batch):
+    return model(batch["image"])
 
 
 def test_budgets_that_lie_inside_one_another_make_a_curve_in_order_of_radius() -> None:
@@ -103,16 +110,61 @@ def test_damage_is_listed_by_loss_then_budget_then_length() -> None:
         (measurement(about={"task": "ve"}), "same task.*'a'.*ve of 'b'"),
         (measurement(about={"data": {"keys": "2"}}), "same data"),
         (measurement(about={"versions": {"advvl": "2"}}), "same versions"),
+        (measurement(about={"attacks": ["PGD(1)", "S(2)"]}), "same attacks.*none recorded of 'a'"),
+        (measurement(about={"seed": 1}), "same seed"),
+        (measurement(about={"draws": 2}), "same draws"),
+        (measurement(about={"boxes": {"image": [0, 1]}}), "same boxes"),
+        (measurement(about={"data_fingerprint": "f00"}), "same data fingerprint"),
         (measurement(examples=11), "same number of examples.*10 of 'a' and 11 of 'b'"),
         (measurement(budgets=(*BUDGETS[:2], {"image": L2(2.0)})), "same budgets"),
         (measurement(attacks=("gradients", "squares")), "same attacks"),
     ],
-    ids=["task", "data", "versions", "examples", "budgets", "attacks"],
+    ids=[
+        "task",
+        "data",
+        "versions",
+        "effort",
+        "seed",
+        "draws",
+        "boxes",
+        "fingerprint",
+        "examples",
+        "budgets",
+        "attacks",
+    ],
 )
 def test_results_that_differ_in_more_than_the_model_are_refused(other, said: str) -> None:
     check_comparable({"a": measurement(), "b": measurement()})
     with pytest.raises(DataError, match=said):
         check_comparable({"a": measurement(), "b": other})
+
+
+def test_the_effort_of_attacks_that_differs_is_named_and_what_is_of_a_model_may_differ() -> None:
+    one, other, same = (
+        measurement(about={"attacks": ["PGD(5)", f"Search({count})"], "weights": count, "seconds": float(count)})
+        for count in (1, 9, 1)
+    )
+    with pytest.raises(DataError, match=r"same attacks.*got 0 \(1 there, 9 here\), there of 'a' and here of 'b'"):
+        check_comparable({"a": one, "b": other})
+    same.about["weights"] = 2
+    check_comparable({"a": one, "b": same})
+
+
+def test_measurements_of_another_effort_are_refused() -> None:
+    torch.manual_seed(0)
+    model = adapt(nn.Sequential(nn.Identity(), nn.Linear(6, 4)).eval(), sites={"image": "0"}, call=of_image)
+
+    x = torch.randn(8, 6)
+    with torch.no_grad():
+        batch = {"image": x, "targets": model.model(x).argmax(1)}
+
+    def measured(steps: int):
+        attack = NamedAttack(name="PGD", maximizer=PGD(steps))
+        return worst_case(model, [batch], {"image": L2(0.3)}, attacks=[attack], checks=False)
+
+    check_comparable({"a": measured(2), "b": measured(2)})
+    with pytest.raises(DataError, match=r"same attacks to compare, got maximizer.steps \(1 there, 2 here\)"):
+        check_comparable({"a": measured(1), "b": measured(2)})
 
 
 def test_nothing_to_compare_is_refused() -> None:
@@ -155,6 +207,13 @@ def test_a_missing_extra_is_named(view: str, package: str, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtraError, match=r"advvl\[report\]"):
         getattr(CURVE, view)()
+
+
+def test_damage_names_the_budget_and_the_attack_of_the_lowest_score() -> None:
+    found = measurement([{0: 0}, {}, {}])
+    found.scores[0, 0, 0], found.scores[1, 1, 0] = 0.5, 0.25
+    (one,) = damages("m", found)
+    assert (one.budget, one.attack, one.worst) == (1, 1, 0.25)
 
 
 def test_norms_that_are_not_known_sort_last() -> None:

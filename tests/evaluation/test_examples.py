@@ -11,7 +11,7 @@ from matplotlib import image
 from support.toy import toy, toy_batch
 
 from advvl import L2, PGD, Linf
-from advvl.errors import DataError
+from advvl.errors import ConfigurationError, DataError
 from advvl.evaluation.examples import Example, grid, picture_bytes, position_norms
 from advvl.evaluation.hits import hit
 from advvl.evaluation.named_attacks import NamedAttack, first_clean
@@ -97,6 +97,7 @@ def test_a_hit_says_the_answers_and_where_the_perturbation_is() -> None:
     batch, found = attacked()
     assert found.before.argmax() == batch["labels"][0]
     assert found.after.argmax() != batch["labels"][0]
+    assert found.taken
     for modality, mask in (("text", batch["mask"]), ("image", batch["region_mask"])):
         assert found.heat[modality].shape == mask.shape
         assert (found.heat[modality] > 0).equal(mask)  # zero at masked positions alone
@@ -119,8 +120,21 @@ def test_an_attack_that_fails_is_made_with_further_starts_until_one_takes_the_ex
     batch = one_example()
     with torch.no_grad():
         batch["labels"] = model.logits(model.forward(batch)).argmax(1)
-    hit(model, batch, {"text": Linf(1e-9)}, attack, targets=lambda batch: batch["labels"], tries=3)
+    found = hit(model, batch, {"text": Linf(1e-9)}, attack, targets=lambda batch: batch["labels"], tries=3)
     assert set(seen) == {0, 1, 2, 3}
+    assert not found.taken
+    assert found.before.argmax() == found.after.argmax()
+    assert float(found.heat["text"].max()) > 0
+
+
+@pytest.mark.parametrize("trains", ["model", "surrogate"])
+def test_a_model_in_training_mode_is_refused(trains: str) -> None:
+    models = {"model": toy(), "surrogate": toy()}
+    for name, adapter in models.items():
+        adapter.model.train(name == trains)
+    attack = NamedAttack(name="pgd", maximizer=PGD(2), surrogate=models["surrogate"])
+    with pytest.raises(ConfigurationError, match="expected a model in eval mode"):
+        hit(models["model"], one_example(), {"text": L2(1.0)}, attack, targets=lambda batch: batch["labels"])
 
 
 def test_a_batch_of_several_examples_is_refused() -> None:

@@ -8,6 +8,8 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -114,6 +116,22 @@ def test_flags_stand_above_all_figures() -> None:
     assert "Do not trust" not in page({"standard": PLAIN})
 
 
+def test_checks_that_were_not_made_are_named_with_the_reason() -> None:
+    reason = f"no other example {EVIL}"
+    made = measurement([{}, {}, {}], about={"checks": {"random outputs": True, "unlimited attack": True}})
+    partly = measurement([{}, {}, {}], about={"checks": {"random outputs": True, "unlimited attack": reason}})
+    assert "No flag was raised against these figures." in page({"a": made})
+    assert "Not checked" not in page({"a": made}) + to_markdown({"a": made})
+    shown = page({"a": made, "b": partly})
+    assert "No flag was raised by the checks that were made." in shown
+    assert f"<li>b: unlimited attack ({escape(reason)})</li>" in shown
+    assert "<li>a: " not in shown
+    assert "- b: unlimited attack (no other example &lt;script" in to_markdown({"b": partly})
+    assert "<li>a: it is not recorded which checks were made</li>" in page({"a": measurement()})
+    flagged = page({"a": replace(partly, flags=(FLAG,))})
+    assert flagged.index("Do not trust") < flagged.index("Not checked:") < flagged.index("Accuracy against radius")
+
+
 def test_the_radius_is_to_scale_and_the_band_holds_its_line() -> None:
     (curve, _) = curves_of(measurement([{0: 0}, {1: 0}, {}]))
     root = ElementTree.fromstring(curve_svg({"a": curve}, chance=0.5))
@@ -185,6 +203,25 @@ def test_no_example_is_shown_that_no_attack_took() -> None:
     assert "No attack cost any model an example." in text
     assert text.count("<figure>") == 0
     assert page({"a": PLAIN}, draw=draw, examples=2).count("<figure>") == 2
+
+
+def test_an_example_that_the_repeated_attack_did_not_take_says_so() -> None:
+    shown = page({"a": PLAIN}, draw=draw, examples=1)
+    assert "Measured: score 1 to 0 by gradients within image L2 0.5; length image 0.5" in shown
+    assert "did not take this example" not in shown
+    missed = page({"a": PLAIN}, draw=lambda damage: replace(draw(damage), taken=False), examples=2)
+    assert missed.count("The attack did not take this example when it was made again") == 2
+    alike = page({"a": PLAIN}, draw=lambda damage: replace(draw(damage), after=EVIL), examples=1)
+    assert "did not take this example" in alike
+
+
+def test_the_order_of_the_most_damaging_examples_is_the_one_that_the_page_states() -> None:
+    found = measurement([{0: 0}, {1: 0}, {}])
+    found.scores[0, 0, 0] = 0.5  # lost within the smaller budget, but by less
+    shown = page({"a": found}, draw=draw)
+    assert "Those whose score fell furthest first" in shown
+    assert shown.index("a, example 1<") < shown.index("a, example 0<")
+    assert "score 1 to 0.5 by gradients within image L2 0.5" in shown
 
 
 @pytest.mark.parametrize(

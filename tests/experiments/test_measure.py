@@ -14,12 +14,13 @@ from support.measurements import measurement
 from support.task_databases import SMALL, write_databases
 
 from advvl import L2, Linf
-from advvl.errors import ConfigurationError
+from advvl.errors import ConfigurationError, DataError
 from advvl.evaluation import worst_case as engine
 from advvl.evaluation.measurement import Measurement
 from advvl.experiments.cli import main
 from advvl.experiments.config import Layer, build
 from advvl.experiments.measure_options import EvaluateOptions, budgets_of
+from advvl.experiments.report_tool import named
 from advvl.experiments.train_options import TrainOptions
 from advvl.experiments.train_setup import model_of
 from advvl.models.uniter.checkpoint import save_checkpoint
@@ -129,6 +130,37 @@ def test_a_killed_evaluation_goes_on_to_the_bits_of_one_that_never_was(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("place", [0, 1], ids=["first", "second"])
+def test_a_resumed_evaluation_attacks_no_batch_twice(
+    place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    config = configured("vqa", tmp_path)
+    command = ["evaluate", config, "--attack", "random", "--radius", "image=L2:1", *SHORT, *checkpoints(tmp_path)]
+    done: list[int] = []
+    record, stop = engine._record, [0]
+
+    def killed(plan: Any, number: int, *rest: Any, **more: Any) -> Any:
+        if len(done) == stop[0]:
+            raise KeyboardInterrupt
+        done.append(number)
+        return record(plan, number, *rest, **more)
+
+    monkeypatch.setattr(engine, "_record", killed)
+    stop[0] = -1
+    assert main(command) == 0
+    batches = len(done) // 2
+    assert batches > 2
+    shutil.rmtree(tmp_path / "out" / "robustness")
+    done.clear()
+    for begun in range(2):  # killed twice, each time after one batch more
+        stop[0] = place * batches + 1 + begun
+        assert main([*command, "--resume"] if begun else command) == 130
+    stop[0] = -1
+    assert main([*command, "--resume"]) == 0
+    assert done == 2 * list(range(batches))
+
+
+@pytest.mark.slow
 def test_results_are_not_lost_nor_mixed_with_those_of_other_weights(tmp_path: Path, capsys: Any) -> None:
     config = configured("vqa", tmp_path)
     first = str(tmp_path / "seed0" / "best.safetensors")
@@ -226,6 +258,17 @@ def test_a_report_is_made_of_files_and_folders(tmp_path: Path, capsys: Any) -> N
     assert main(command) == 2
     assert "expected no report" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
+
+
+def test_a_name_before_a_folder_is_of_all_its_files(tmp_path: Path) -> None:
+    for run, files in (("a", ("plain", "villa")), ("b", ("plain", "villa")), ("c", ("best",))):
+        (tmp_path / run / "measurements").mkdir(parents=True)
+        for name in files:
+            measurement().save(tmp_path / run / "measurements" / f"{name}.safetensors")
+    given = [f"ours={tmp_path / 'a'}", f"theirs={tmp_path / 'b'}", f"old={tmp_path / 'c'}", str(tmp_path / "a")]
+    assert list(named(given)) == ["ours/plain", "ours/villa", "theirs/plain", "theirs/villa", "old", "plain", "villa"]
+    with pytest.raises(DataError, match=r"expected a measurement at '=.*', got none"):
+        named([f"={tmp_path / 'c'}"])
 
 
 @pytest.mark.parametrize(
