@@ -115,6 +115,10 @@ class AdversarialTraining:
                 raise ConfigurationError(f"expected {name} to be one of {choices}, got {getattr(self, name)!r}")
         if not isinstance(self.weights, WeightAscent | None):
             raise ConfigurationError(f"expected weights as a WeightAscent(…), or None, got {self.weights!r}")
+        if self.weights is not None and self.maximizer.lessons(self.perturber) > 1:
+            raise ConfigurationError(
+                f"expected a maximiser that teaches once an update beside weights=…, got {self.maximizer!r}; use PGD, together"
+            )
         self._check_objectives()
         needs_clean = any(one.reference is None or one.on == "clean" for one in self.regularizers)
         if self.track_stats == "clean" and not needs_clean and not self.clean_weight:
