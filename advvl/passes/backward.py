@@ -37,10 +37,7 @@ def input_gradients(objective: Tensor, run: Pass, passes: Passes, *, retain_grap
         )
 
     with _explained(objective, passes):
-        if scales:
-            found = scaled(differentiate, run.places, most=_most(objective))
-        else:
-            found = list(differentiate())
+        found = scaled(differentiate, run.places, most=_most(objective)) if scales else differentiate()
     return all_found(dict(zip(leaves, found, strict=True)), run, passes)
 
 
