@@ -40,7 +40,8 @@ class StepReport:
     """The account of one step; every tensor stays on its device, so that reading the report is what synchronises.
 
     Arguments:
-        loss: the whole objective whose gradient the parameters got, a scalar.
+        loss: the whole objective whose gradient the parameters got, a scalar; of several updates in the step (FreeAT, Held),
+            the sum over them.
         task_loss, regularization: its two parts; None where the objective has none.
         passes: forwards run.
         rows: modality to the number of rows of its perturbation, samples or packed ones.
@@ -115,6 +116,11 @@ class AdversarialTraining:
                 raise ConfigurationError(f"expected {name} to be one of {choices}, got {getattr(self, name)!r}")
         if not isinstance(self.weights, WeightAscent | None):
             raise ConfigurationError(f"expected weights as a WeightAscent(…), or None, got {self.weights!r}")
+        if self.weights is not None and self.maximizer.lessons(self.perturber) > 1:
+            raise ConfigurationError(
+                f"expected a maximiser that teaches once an update beside weights=…, got {self.maximizer!r}; "
+                "use PGD, together"
+            )
         self._check_objectives()
         needs_clean = any(one.reference is None or one.on == "clean" for one in self.regularizers)
         if self.track_stats == "clean" and not needs_clean and not self.clean_weight:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from advvl.errors import ConfigurationError, DataError
+from advvl.regularizers.base import Scaled
 from advvl.training import AdversarialTraining
 
 Count = Callable[[Mapping[str, Any]], "int | Tensor"]
@@ -24,7 +25,7 @@ class Share:
         weight: of a mean over its rows.
         whole: its own means are what `weight` is of, whatever they are over.
         counted: the weight of a mean over what `count` counts; None: nothing counts it.
-        compared: the weight of a regulariser's mean over positions; None: it is over rows.
+        compared: of each regulariser, the weight of its mean over rows that count; None: they are as many for each example.
         empty: parts of the update, of all processes, in which `count` counts nothing.
     """
 
@@ -33,7 +34,7 @@ class Share:
     batch: Mapping[str, Any]
     weight: float
     counted: float | None = None
-    compared: float | None = None
+    compared: Sequence[float | None] = ()
     empty: int = 0
     whole: bool = False
 
@@ -64,26 +65,22 @@ class Share:
             )
         return loss * (self.counted / self.weight)
 
-    def method(self, whole: AdversarialTraining) -> AdversarialTraining:
-        """Return the method that does to this part what `whole` does to all of the batch."""
-        penalty = 1.0 if self.compared is None else self.compared / self.weight
-        return of_part(whole, self.weight, penalty=penalty)
 
-
-def of_part(method: AdversarialTraining, weight: float, *, penalty: float = 1.0) -> AdversarialTraining:
+def of_part(method: AdversarialTraining, weight: float, *, penalties: Sequence[float] = ()) -> AdversarialTraining:
     """Return the method that does to a part of a batch what `method` does to the whole.
 
     Arguments:
         weight: of the part's mean among those of all parts; perturbers take gradients for those of the whole.
-        penalty: what the part's penalty weighs beside a mean over rows; of one over nothing it does not matter.
+        penalties: what each regulariser's mean of the part weighs beside `weight`; none: 1. Of one over nothing it does
+            not matter.
     """
     if weight == 1:
         return method
     method = replace(method, perturber=method.perturber.for_part(weight))
-    if penalty in (0, 1):
+    if all(penalty in (0, 1) for penalty in penalties):
         return method
-    climb = None if method.climb is None else replace(method.climb, penalty=method.climb.penalty * penalty)
-    return replace(method, teach=replace(method.teach, penalty=method.teach.penalty * penalty), climb=climb)
+    each = zip(method.regularizers, penalties, strict=True)
+    return replace(method, regularizer=tuple(one if part in (0, 1) else Scaled(one, part) for one, part in each))
 
 
 def cut(
@@ -92,7 +89,7 @@ def cut(
     *,
     mine: Sequence[int],
     count: Count | None,
-    compared: Count | None,
+    compared: Callable[[Mapping[str, Any]], Sequence[float | None]] | None,
     total: Callable[..., list[float]],
     equal: bool = False,
 ) -> list[Share]:
@@ -102,7 +99,8 @@ def cut(
         parts: the examples of each part.
         batches: of those that are mine.
         count: how many entries the mean loss of a batch is over; None: nobody asks, or it is one loss per row.
-        compared: how many positions a regulariser's mean is over, 0 where it is over rows; None: there is no regulariser.
+        compared: how many rows each regulariser's mean is over, None where they are as many for each example or it is for
+            other batches; None: there is no regulariser.
         total: sums numbers over the processes.
         equal: parts weigh the same, whatever their numbers of rows and entries.
     """
@@ -112,10 +110,20 @@ def cut(
         shares.append(Share(part, own, batch, 1 / len(parts) if equal else len(own) / rows, whole=equal))
     if len(parts) > 1 and not equal and (count is not None or compared is not None):
         counts = [0.0 if count is None else float(count(share.batch)) for share in shares]
-        positions = [0.0 if compared is None else float(compared(share.batch)) for share in shares]
-        entries, empty, places = total(sum(counts), sum(number < 1 for number in counts), sum(positions))
-        for share, number, seen in zip(shares, counts, positions, strict=True):
+        seen = [() if compared is None else compared(share.batch) for share in shares]
+        places = [sum(own or 0.0 for own in each) for each in zip(*seen, strict=True)]
+        weights = [share.weight for share in shares]
+        of_method = [
+            sum(weight for weight, own in zip(weights, each, strict=True) if own is not None)
+            for each in zip(*seen, strict=True)
+        ]
+        entries, empty, *sums = total(sum(counts), sum(number < 1 for number in counts), *places, *of_method)
+        places, of_method = sums[: len(places)], sums[len(places) :]
+        for share, number, rows_compared in zip(shares, counts, seen, strict=True):
             if count is not None:
                 share.counted, share.empty = number / max(entries, 1.0), int(empty)
-            share.compared = seen / places if places else None
+            share.compared = [
+                None if own is None or not every else own / every * weight
+                for own, every, weight in zip(rows_compared, places, of_method, strict=True)
+            ]
     return shares

@@ -151,8 +151,8 @@ class AdversarialTrainer(Trainer):
             return found * parts
 
         processes = int(self.accelerator.num_processes)
-        penalty = window * self._share(inputs, num_items_in_batch) if gives_parts else 1.0
-        report = of_part(self.method, 1 / (window * processes), penalty=penalty).step(
+        penalties = self._penalties(inputs, num_items_in_batch) if gives_parts else ()
+        report = of_part(self.method, 1 / (window * processes), penalties=penalties).step(
             self._through(model),
             inputs,
             loss=loss,
@@ -164,14 +164,18 @@ class AdversarialTrainer(Trainer):
         self._batch += 1
         return (report.loss / parts).requires_grad_()  # a leaf: the backward that follows has nothing left to do
 
-    def _share(self, inputs: Batch, num_items_in_batch: Tensor | int | None) -> float:
-        """Return this batch's share of the window's predictions that regularisers compare; of rows, all have the same."""
-        window, compared = self.current_gradient_accumulation_steps, [one.reads for one in self.method.regularizers]
-        positions = self.target.positions(inputs) if compared and not any(compared) else None
+    def _penalties(self, inputs: Batch, num_items_in_batch: Tensor | int | None) -> list[float]:
+        """Return what each regulariser's mean of this batch weighs beside one of the window's means over batches.
+
+        Of predictions it is their share of the window's items; means over anything else weigh the same.
+        """
+        positions = self.target.positions(inputs) if self.method.regularizers else None
         if positions is None or num_items_in_batch is None:
-            return 1 / window
+            return [1.0] * len(self.method.regularizers)
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return float(positions.sum()) * processes / max(float(num_items_in_batch), 1.0)
+        share = float(positions.sum()) * processes / max(float(num_items_in_batch), 1.0)
+        share *= self.current_gradient_accumulation_steps
+        return [share if one.reads is None and one.rows is None else 1.0 for one in self.method.regularizers]
 
     def _gives_parts(self, num_items_in_batch: Tensor | int | None) -> bool:
         """Return True if `compute_loss` divides by the number of items in the whole window, as Trainer judges it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -29,8 +29,9 @@ from advvl.errors import ConfigurationError, NonFiniteError
 from advvl.fit.loading import Batches, Updates
 from advvl.fit.options import LoopOptions, OptimizerOptions
 from advvl.fit.schedules import schedule
-from advvl.fit.shares import Count, Share, cut
+from advvl.fit.shares import Count, Share, cut, of_part
 from advvl.maximizers.base import AscentState
+from advvl.passes.readouts import rows_of
 from advvl.passes.traces import PassTrace
 from advvl.regularizers.references import Averaged
 from advvl.runtime.randomness import derive_seed
@@ -67,31 +68,40 @@ class Adversary:
         found = [one.reference for method in self.methods for one in method.regularizers]
         return list(dict.fromkeys(one for one in found if isinstance(one, Averaged)))
 
-    def compared(self, batch: Mapping[str, Any]) -> int:
-        """Return the number of positions that the regularisers' means are over; 0: they are over rows.
+    def compared(self, batch: Mapping[str, Any]) -> list[float | None]:
+        """Return how many rows the mean of each regulariser of each method is over.
 
-        Raises:
-            ConfigurationError: some are over positions and some over rows.
+        None: it is of a method for other batches, or over as many rows for each example.
         """
-        method = self.method_for(batch)
-        reads = [] if method is None else [one.reads for one in method.regularizers]
-        if None not in reads or (positions := self.target.positions(batch)) is None:
-            return 0
-        if any(other is not None for other in reads):
-            raise ConfigurationError(
-                "expected regularizers that all compare logits at positions, got others too where a batch is cut"
-            )
-        return int(positions.sum())
+        own = self.method_for(batch)
+        masks = [
+            rows_of(one, self.target, batch) if method is own else None
+            for method in self.methods
+            for one in method.regularizers
+        ]
+        return [None if mask is None else float(mask.bool().sum()) for mask in masks]
+
+    def compared_in(self, share: Share) -> Sequence[float | None]:
+        """Return what the regularisers of the part's own method weigh, in their order."""
+        own, start = self.method_for(share.batch), 0
+        for method in self.methods:
+            if method is own:
+                return share.compared[start : start + len(method.regularizers)]
+            start += len(method.regularizers)
+        return ()
+
+    def for_part(self, method: AdversarialTraining, share: Share) -> AdversarialTraining:
+        """Return the method that does to a part what `method` does to all of the batch."""
+        weights = self.compared_in(share)
+        return of_part(method, share.weight, penalties=[1.0 if one is None else one / share.weight for one in weights])
 
     def compares_rows(self, share: Share) -> bool:
         """Return True if a regulariser's mean over logits is taken to be over examples, as many rows of each."""
         method = self.method_for(share.batch)
-        return (
-            share.weight < 1
-            and not share.whole
-            and share.compared is None
-            and any(one.reads is None for one in (method.regularizers if method is not None else ()))
-        )
+        if method is None or share.whole or share.weight == 1:
+            return False
+        weights = zip(method.regularizers, self.compared_in(share), strict=True)
+        return any(one.reads is None and weight is None for one, weight in weights)
 
 
 class Unusable(NonFiniteError):
@@ -250,7 +260,7 @@ class Updater:
                 )
 
         try:
-            report = share.method(method).step(
+            report = adversary.for_part(method, share).step(
                 adversary.target,
                 share.batch,
                 loss=loss,

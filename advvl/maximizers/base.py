@@ -78,6 +78,11 @@ class InnerMaximizer(ABC):
         """Ascent steps that each modality takes in one batch; None: not known."""
         return None
 
+    def lessons(self, perturber: Perturber) -> int:
+        """Return the number of passes that parameters learn from before each update."""
+        del perturber
+        return 1
+
     def check(self, perturber: Perturber) -> None:
         """Raise ConfigurationError if this maximiser makes no sense with `perturber`."""
         del perturber

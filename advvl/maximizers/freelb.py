@@ -45,6 +45,9 @@ class FreeLB(InnerMaximizer):
     def moves(self) -> int:
         return self.steps - 1
 
+    def lessons(self, perturber: Perturber) -> int:
+        return self.steps * len(turns_of(perturber, self.modalities))
+
     def check(self, perturber: Perturber) -> None:
         if self.steps == 1 and some_pass_starts_at_zero(perturber, self.modalities):
             raise ConfigurationError(

@@ -49,6 +49,9 @@ class PGD(InnerMaximizer):
     def moves(self) -> int:
         return self.steps
 
+    def lessons(self, perturber: Perturber) -> int:
+        return len(turns_of(perturber, self.modalities))
+
     def probes(
         self, perturber: Perturber, *, generator: torch.Generator | None = None, state: AscentState | None = None
     ) -> Probes:

@@ -12,18 +12,15 @@ from advvl.adapters.diagnosis import NON_REENTRANT, is_reentrant, why_independen
 from advvl.adapters.positions import matters
 from advvl.errors import ConfigurationError, SiteError
 from advvl.passes.forward import Pass, Passes
-from advvl.passes.scaling import scaled
+from advvl.passes.scaling import scaled, scaled_whole
 
 Backward = Callable[[Tensor], object]
 
 
-def input_gradients(
-    objective: Tensor, run: Pass, passes: Passes, *, retain_graph: bool = False, scales: bool = False
-) -> dict[str, Tensor]:
+def input_gradients(objective: Tensor, run: Pass, passes: Passes, *, retain_graph: bool = False) -> dict[str, Tensor]:
     """The gradients of an objective by the perturbations of its pass alone; parameters get none.
 
-    Arguments:
-        scales: differentiate at a loss scale that suits each row.
+    A backward in fp16 is run at a loss scale that suits each row, since no scaler of the caller's reaches it.
 
     Raises:
         SiteError: the objective does not depend on one of them; activation checkpointing with `use_reentrant=True`,
@@ -31,7 +28,7 @@ def input_gradients(
         ConfigurationError: it depends on nothing.
     """
     _check_differentiable(objective, run, passes)
-    leaves = run.leaves
+    leaves, scales = run.leaves, _in_half(run, passes)
 
     def differentiate(scale: float = 1.0) -> tuple[Tensor | None, ...]:
         given = None if scale == 1 else torch.full_like(objective, scale)
@@ -40,24 +37,41 @@ def input_gradients(
         )
 
     with _explained(objective, passes):
-        if scales:
-            most = 2.0**15 if objective.dtype == torch.float16 else 2.0**100
-            found = scaled(differentiate, run.places, most=most)
-        else:
-            found = list(differentiate())
+        found = scaled(differentiate, run.places, most=_most(objective)) if scales else differentiate()
     return all_found(dict(zip(leaves, found, strict=True)), run, passes)
 
 
 def weight_gradients(total: Tensor, weights: Mapping[str, Tensor], run: Pass, passes: Passes) -> dict[str, Tensor]:
     """The gradients of `total` by these weights, those that it depends on; nothing is left in `.grad`.
 
+    A backward in fp16 is run at a loss scale that suits each weight.
+
     Raises:
         SiteError, ConfigurationError: as `input_gradients`.
     """
     _check_differentiable(total, run, passes)
+    scales = _in_half(run, passes)
+
+    def differentiate(scale: float = 1.0) -> tuple[Tensor | None, ...]:
+        given = None if scale == 1 else torch.full_like(total, scale)
+        return torch.autograd.grad(total, list(weights.values()), given, retain_graph=scales, allow_unused=True)
+
     with _explained(total, passes):
-        found = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
+        found = scaled_whole(differentiate, len(weights), most=_most(total)) if scales else differentiate()
     return {name: gradient for name, gradient in zip(weights, found, strict=True) if gradient is not None}
+
+
+def _in_half(run: Pass, passes: Passes) -> bool:
+    """True if some of a pass's backward is in fp16: by its weights, by autocast at a site or, as logits show, after it."""
+    if passes.in_half or passes.autocasts_to_half:
+        return True
+    logits = passes.logits_if_any(run.outputs)
+    return logits is not None and logits.dtype == torch.float16
+
+
+def _most(objective: Tensor) -> float:
+    """The largest scale of an objective that its own dtype holds."""
+    return 2.0**15 if objective.dtype == torch.float16 else 2.0**100
 
 
 def accumulate(total: Tensor, backward: Backward | None, run: Pass, passes: Passes) -> Tensor | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from advvl.maximizers.probes import Feedback, Probe, Probes
 from advvl.passes.backward import input_gradients
-from advvl.passes.forward import Pass, Passes
+from advvl.passes.forward import Passes
 from advvl.passes.scaling import wide_losses
 
 
@@ -39,12 +39,5 @@ def ascend(passes: Passes, probe: Probe) -> Feedback:
         run.binding.begin_backward()
         gradients = {}
         if probe.delta_gradients:
-            in_half = passes.in_half or passes.autocasts_to_half or _has_half_logits(run, passes)
-            gradients = input_gradients(task, run, passes, scales=in_half)
+            gradients = input_gradients(task, run, passes)
         return passes.feedback(run, losses, gradients)
-
-
-def _has_half_logits(run: Pass, passes: Passes) -> bool:
-    """True if autocast that began after the sites has some of the backward in fp16, as the logits show."""
-    logits = passes.logits_if_any(run.outputs)
-    return logits is not None and logits.dtype == torch.float16

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advvl.adapters.base import Outputs
-from advvl.adapters.injection import first_tensor
+from advvl.adapters.base import Adapter, Outputs
+from advvl.adapters.injection import Batch, first_tensor
 from advvl.errors import ConfigurationError, SiteError
 from advvl.passes.forward import Pass, Passes
 from advvl.regularizers.base import Regularizer
@@ -31,11 +31,11 @@ def read(regularizer: Regularizer, run: Pass, passes: Passes) -> Tensor:
     return _read(regularizer, run.outputs, run.binding.taps, passes)
 
 
-def rows_of(regularizer: Regularizer, passes: Passes) -> Tensor | None:
-    """The mask of the rows that a regulariser compares; None: all."""
+def rows_of(regularizer: Regularizer, adapter: Adapter, batch: Batch) -> Tensor | None:
+    """The mask of the rows of a batch that a regulariser compares; None: all."""
     if regularizer.rows is not None:
-        return regularizer.rows(passes.batch)
-    return passes.adapter.positions(passes.batch) if regularizer.reads is None else None
+        return regularizer.rows(batch)
+    return adapter.positions(batch) if regularizer.reads is None else None
 
 
 def of_references(regularizers: Sequence[Regularizer], passes: Passes) -> list[Tensor | None]:

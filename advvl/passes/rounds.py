@@ -167,7 +167,7 @@ class Rounds:
         found = [
             one.penalty(
                 readouts.read(one.regularizer, run, self.passes),
-                readouts.rows_of(one.regularizer, self.passes),
+                readouts.rows_of(one.regularizer, self.passes.adapter, self.passes.batch),
                 learns=learns,
                 in_one_graph=in_one_graph,
             )

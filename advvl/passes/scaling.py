@@ -1,4 +1,4 @@
-"""Loss scales of attacks on models in fp16, where the gradients of small losses underflow and their rows would not move.
+"""Loss scales of moves in fp16, where the gradients of small losses underflow and their rows would not move.
 
 Rows do not depend on each other in a backward, so each keeps the gradient of a scale that suits it: neither the size of the
 batch nor the way in which a model reduces its loss decides which rows move. Losses are computed in fp32, as autocast does.
@@ -74,6 +74,25 @@ def scaled(differentiate: Differentiate, places: Mapping[str, Place], *, most: f
     return [rows.gradient for rows in found]
 
 
+def scaled_whole(differentiate: Differentiate, count: int, *, most: float) -> list[Tensor | None]:
+    """The gradients of tensors of any shape, in fp32 at least, each as one row of `scaled`; reads from the device.
+
+    Arguments:
+        differentiate, most: as of `scaled`.
+        count: the number of tensors.
+    """
+
+    def as_rows(scale: float) -> list[Tensor | None]:
+        found = differentiate(scale)
+        return [None if g is None else g.to(torch.promote_types(g.dtype, torch.float32)).unsqueeze(0) for g in found]
+
+    place = Place(torch.empty(0))
+    found = scaled(
+        as_rows, {str(n): place for n in range(count)}, most=min(most, _FIRST * _STEP**2)
+    )  # a weight's is often 0
+    return [None if g is None else g.squeeze(0) for g in found]
+
+
 class _Rows:
     """The gradient of a place with the largest entry of each of its rows at the scale that it came from."""
 
@@ -84,7 +103,7 @@ class _Rows:
     def of(cls, gradient: Tensor | None, place: Place, scale: float) -> _Rows:
         if gradient is None or not gradient.numel():
             return cls(gradient, torch.ones(0))
-        largest = torch.linalg.vector_norm(place.masked(gradient).flatten(1), torch.inf, dim=1)
+        largest = torch.linalg.vector_norm(place.masked(gradient).reshape(len(gradient), -1), torch.inf, dim=1)
         if len(largest) != len(gradient):  # one perturbation for all rows
             largest = largest.amax(0, keepdim=True)
         real = place.mask if place.mask is not None and len(place.mask) == len(gradient) else None

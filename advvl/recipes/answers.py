@@ -7,6 +7,7 @@ the same prompt with the answer to give, both padded on the right.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,10 +24,29 @@ IGNORED = -100  # the label of a token that is not predicted, as of torch's cros
 
 
 class Answers(NamedTuple):
-    """The log-probability of each token of the answers `(B, T)`, 0 elsewhere, and where they are, bool."""
+    """The logits `(B, T, V)` that predict the tokens of the answers, and those tokens `(B, T)`, -100 elsewhere."""
 
-    logps: Tensor
-    counts: Tensor
+    logits: Tensor
+    labels: Tensor
+
+    @property
+    def counts(self) -> Tensor:
+        """Where the answers' tokens are, `(B, T)` bool."""
+        return self.labels != IGNORED
+
+    @property
+    def logps(self) -> Tensor:
+        """The log-probability of each token, `(B, T)`; 0 elsewhere."""
+        losses = F.cross_entropy(
+            self.logits.flatten(0, 1), self.labels.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+        return -losses.view(self.labels.shape)
+
+    @property
+    def others(self) -> Tensor:
+        """The log-probability log(1 − p) of all other tokens, `(B, T)`: summed over them, since 1 − p rounds to 0."""
+        tokens = self.labels.clamp(min=0).unsqueeze(-1)
+        return F.log_softmax(self.logits, dim=-1).scatter(-1, tokens, -math.inf).logsumexp(-1)
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean of values of tokens over each answer, `(B,)`."""
@@ -41,31 +61,29 @@ def prompts(batch: Batch) -> Tensor:
     """
     labels, real = batch["labels"], batch["attention_mask"].bool()
     mask: Tensor = real & (labels == IGNORED)
-    _predicted(labels)
+    _check_predicted(labels)
     return mask
 
 
 def answers(outputs: Outputs, batch: Batch) -> Answers:
-    """The likelihood of the answers; the logits at a position predict the token after it.
+    """The answers with what predicts them, in fp32 at least; the logits at a position predict the token after it.
 
     Raises:
         DataError: a row without a token of an answer; reads from the device.
     """
-    logits, counts = read_logits(outputs)[:, :-1], _predicted(batch["labels"])
-    labels, wide = batch["labels"][:, 1:], logits.to(torch.promote_types(logits.dtype, torch.float32))
-    losses = F.cross_entropy(wide.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
-    return Answers(-losses.view(labels.shape), counts)
+    logits, labels = read_logits(outputs)[:, :-1], batch["labels"]
+    _check_predicted(labels)
+    return Answers(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels[:, 1:])
 
 
-def _predicted(labels: Tensor) -> Tensor:
-    """Where the answers' tokens are that something predicts, `(B, T-1)`; refuse a row without one."""
+def _check_predicted(labels: Tensor) -> None:
+    """Refuse a row without a token of the answer that something predicts."""
     counts = labels[:, 1:] != IGNORED
     if not bool(counts.any(1).all()):
         rows = (~counts.any(1)).nonzero().flatten().tolist()
         raise DataError(
             f"expected labels with a token of the answer in each row, got none in rows {rows}; give its ids there"
         )
-    return counts
 
 
 def cross_entropy(found: Answers) -> Tensor:
@@ -76,8 +94,7 @@ def cross_entropy(found: Answers) -> Tensor:
 def unlikely(found: Answers) -> Tensor:
     """The mean of −log(1 − p) over each answer's tokens, `(B,)`; those with log p below −5 count as 0 (LAT)."""
     inner = found.counts & (found.logps >= -5)
-    logps = torch.where(inner, found.logps, -1.0).clamp(max=-torch.finfo(found.logps.dtype).eps)
-    return found.mean(torch.where(inner, -torch.log(-torch.expm1(logps)), 0.0))
+    return found.mean(torch.where(inner, -found.others, 0.0))
 
 
 def away(found: Answers) -> Tensor:
@@ -109,12 +126,12 @@ def of_pairs(shunned: Callable[[Answers], Tensor] | None, given: Callable[[Answe
 
     def loss(outputs: Outputs, batch: Batch) -> Tensor:
         found = answers(outputs, batch)
-        if len(found.logps) % 2:
-            raise DataError(f"expected a batch of pairs, got {len(found.logps)} rows; see advvl.recipes.answers")
+        if len(found.labels) % 2:
+            raise DataError(f"expected a batch of pairs, got {len(found.labels)} rows; see advvl.recipes.answers")
         halves = [Answers(*half) for half in zip(*(side.chunk(2) for side in found), strict=True)]
         return torch.cat(
             [
-                half.logps.sum(1) * 0 if term is None else term(half)
+                half.logits.new_zeros(len(half.labels)) if term is None else term(half)
                 for term, half in zip((shunned, given), halves, strict=True)
             ]
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from advvl.perturbers.weights import WeightAscent
+from advvl.recipes.parts import check_method
 from advvl.training import AdversarialTraining
 
 
@@ -14,5 +15,6 @@ def awp(method: AdversarialTraining, *, gamma: float = 5e-3) -> AdversarialTrain
     As in `awp(pgd(radius=…, step_size=…))` or `awp(trades(…))`. Wu et al., "Adversarial Weight Perturbation Helps Robust
     Generalization", NeurIPS 2020. Its code moves a second copy of the model, and puts weights back by subtracting v.
     """
+    check_method(method)
     chosen = WeightAscent(gamma, per="tensor", relative=True, chosen=lambda name, parameter: parameter.ndim > 1)
     return replace(method, weights=chosen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from advvl.maximizers.pgd import PGD
 from advvl.perturbers.pixels import Normalised
 from advvl.perturbers.starts import Uniform
-from advvl.recipes.parts import perturber_at, steepest
+from advvl.recipes.parts import check_positive, perturber_at, steepest
 from advvl.training import AdversarialTraining
 
 
@@ -22,6 +22,7 @@ def fgsm_rs(
     Wong, Rice & Kolter, "Fast is better than free: Revisiting adversarial training", ICLR 2020. Its code sends both
     backwards through the parameters and throws the first one's gradients away.
     """
+    check_positive("radius", radius)
     size = 1.25 * radius if step_size is None else step_size
     ascent = steepest("linf", radius, step_size=size, start=Uniform(radius), box=box, pixels=pixels)
     return AdversarialTraining(perturber_at(modality, ascent), PGD(1))

@@ -12,6 +12,7 @@ from advvl.perturbers.balls import L2
 from advvl.perturbers.paired import Paired
 from advvl.perturbers.rules import Adam
 from advvl.recipes.answers import cross_entropy, of_pairs, unlikely
+from advvl.recipes.parts import check_names
 from advvl.training import AdversarialTraining
 
 
@@ -29,6 +30,7 @@ def lat(
     see `advvl.recipes.answers`. Sheshadri et al., "Latent Adversarial Training Improves Robustness to Persistent Harmful
     Behaviors in LLMs", 2024. Its code sets NaN gradients to 0, shrinks δ by weight decay, and clips with δ's gradient in.
     """
+    check_names("modalities", modalities)
     ascent = Ascent(L2(radius, per="token"), step_size=step_size, rule=Adam())
     perturber = Paired(EmbeddingPerturber(**dict.fromkeys(modalities, ascent)))
     climb = of_pairs(lambda shunned: -cross_entropy(shunned), lambda given: -unlikely(given))

@@ -8,7 +8,7 @@ from advvl.maximizers.pgd import PGD
 from advvl.passes.objective import Objective
 from advvl.perturbers.ascents import EmbeddingPerturber
 from advvl.perturbers.starts import Zero
-from advvl.recipes.parts import steepest
+from advvl.recipes.parts import check_names, steepest
 from advvl.regularizers.js import JensenShannon
 from advvl.training import AdversarialTraining
 
@@ -27,6 +27,7 @@ def modality_interference(
     Interference in Multimodal Large Language Models", arXiv:2505.19616, 2025. Its code steps by α times the raw gradient,
     which depends on how the loss is scaled, and lets every parameter train after the first step; here signs, and neither.
     """
+    check_names("modalities", modalities)
     ascent = steepest("linf", radius, step_size=step_size, start=Zero())
     perturber, climb = EmbeddingPerturber(**dict.fromkeys(modalities, ascent)), Objective(penalty=0.0)
     return AdversarialTraining(perturber, PGD(steps), JensenShannon(weight), clean_weight=1.0, climb=climb)

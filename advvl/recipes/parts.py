@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal, get_args
 
 from torch import Tensor
 
 from advvl.adapters.outputs import Outputs, field
-from advvl.checks import is_choice, shown
+from advvl.checks import is_choice, is_number, shown
 from advvl.errors import ConfigurationError
 from advvl.ops import Box, Norm
 from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
 from advvl.perturbers.balls import L2, Ball, Linf
 from advvl.perturbers.pixels import Normalised
 from advvl.perturbers.starts import Start
+from advvl.training import AdversarialTraining
 
 PUBLISHED_FLOOR = 1e-8  # under the gradient's norm, in VILLA's and FreeLB's code
 
@@ -43,6 +45,26 @@ def perturber_at(modality: str, ascent: Ascent) -> EmbeddingPerturber:
     if not isinstance(modality, str):
         raise ConfigurationError(f"expected modality to be a text, got {shown(modality)}")
     return EmbeddingPerturber(**{modality: ascent})
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raise ConfigurationError unless a value that is computed with is a finite number above 0."""
+    if not is_number(value) or not 0 < value < math.inf:
+        raise ConfigurationError(f"expected {name} as a finite number above 0, got {shown(value)}")
+
+
+def check_names(name: str, values: object) -> None:
+    """Raise ConfigurationError unless it is a list or tuple of names; a text is one name, not several letters."""
+    if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
+        raise ConfigurationError(f'expected {name} as a list of names, as in ["text"], got {shown(values)}')
+
+
+def check_method(method: object) -> None:
+    """Raise ConfigurationError unless it is a method of training."""
+    if not isinstance(method, AdversarialTraining):
+        raise ConfigurationError(
+            f"expected a method such as pgd(radius=…, step_size=…), got {shown(method)}; give an AdversarialTraining"
+        )
 
 
 def steepest(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from advvl.maximizers.freelb import FreeLB
 from advvl.perturbers.unperturbed import Unperturbed
 from advvl.perturbers.weights import WeightAscent
+from advvl.recipes.parts import check_method
 from advvl.training import AdversarialTraining
 
 
@@ -17,4 +18,5 @@ def sam(method: AdversarialTraining | None = None, *, rho: float = 0.05) -> Adve
     PyTorch adds 1e-12 to the norm and leaves the user to keep BatchNorm's statistics; here `track_stats` is as elsewhere.
     """
     plain = AdversarialTraining(Unperturbed(), FreeLB(1)) if method is None else method
+    check_method(plain)
     return replace(plain, weights=WeightAscent(rho))

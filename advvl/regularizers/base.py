@@ -96,6 +96,26 @@ class Weighted(Regularizer):
         return True
 
 
+class Scaled(Regularizer):
+    """A regulariser whose penalty is multiplied by a factor."""
+
+    def __init__(self, regularizer: Regularizer, factor: float) -> None:
+        self.regularizer, self.factor = regularizer, factor
+        self.reads, self.reference = regularizer.reads, regularizer.reference
+        self.on, self.rows = regularizer.on, regularizer.rows
+
+    @property
+    def through_clean(self) -> bool:
+        return self.regularizer.through_clean
+
+    @property
+    def vanishes_at_equality(self) -> bool:
+        return self.regularizer.vanishes_at_equality
+
+    def __call__(self, clean: Tensor, perturbed: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.factor * self.regularizer(clean, perturbed, mask)
+
+
 def sides(
     clean: Tensor, perturbed: Tensor, mask: Tensor | None, what: str, *, axis: int | None = None
 ) -> tuple[Tensor, Tensor]:

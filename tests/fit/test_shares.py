@@ -20,16 +20,22 @@ from advvl import (
     Adapter,
     AdversarialTraining,
     Ascent,
+    AscentState,
+    Distance,
     EmbeddingPerturber,
     FreeLB,
+    Frozen,
     Objective,
     Site,
+    SquaredDistance,
     SymmetricKL,
     adapt,
 )
 from advvl.errors import ConfigurationError
 from advvl.fit.loop import fit
 from advvl.fit.options import LoopOptions, OptimizerOptions
+from advvl.fit.shares import cut
+from advvl.fit.updates import Adversary
 
 LENGTHS = torch.tensor([6, 5, 1, 1, 4, 2, 1, 6])
 MASK = torch.arange(6) < LENGTHS[:, None]
@@ -154,8 +160,45 @@ def test_logits_of_other_rows_than_examples_have_to_be_known_where_a_batch_is_cu
     assert torch.equal(model.words.weight, before)
 
 
-def test_penalties_over_positions_and_over_rows_are_refused_together_where_a_batch_is_cut() -> None:
-    method = AdversarialTraining(perturber(), FreeLB(2), (SymmetricKL(), SymmetricKL(reads="topic")))
-    update(Tagger(loss="words", logits="words"), method, 1)
-    with pytest.raises(ConfigurationError, match="regularizers that all compare logits"):
-        update(Tagger(loss="words", logits="words"), method, 2)
+@pytest.mark.parametrize("accumulate", [2, 8])
+@pytest.mark.parametrize("logits", ["rows", "words"])
+def test_each_regulariser_is_weighed_by_what_its_own_mean_is_over(logits: str, accumulate: int) -> None:
+    """Over positions or rows, over the rows that it names, and over all words of a module."""
+    teacher = Frozen(Tagger(loss="rows", logits=logits, sure=2.0))
+    regularizers = (
+        SymmetricKL(reference=teacher),
+        SquaredDistance(3.0, reads="tag", rows=lambda batch: batch["tagged"]),
+        Distance(2.0, reads="tag", reference=teacher, rows=lambda batch: batch["mask"] & ~batch["tagged"]),
+        SymmetricKL(reads="topic"),
+    )
+    for method in (
+        AdversarialTraining(perturber(), FreeLB(2), regularizers),
+        AdversarialTraining(perturber(), PGD(2), regularizers, climb=Objective(task=0)),
+    ):
+        whole, parts = (update(Tagger(loss="rows", logits=logits), method, cut) for cut in (1, accumulate))
+        close_gradients(parts, whole)
+
+
+def test_each_task_weighs_the_regularisers_of_its_own_method() -> None:
+    """Of two tasks in one update each penalty's mean is over the rows of its own parts."""
+    methods = {
+        "all": AdversarialTraining(perturber(), FreeLB(2), SymmetricKL(reads="topic")),
+        "tagged": AdversarialTraining(
+            perturber(), FreeLB(2), SquaredDistance(3.0, reads="tag", rows=lambda batch: batch["tagged"])
+        ),
+    }
+    model = Tagger(loss="rows", logits="rows")
+    target = adapt(model, {"text": Site("words", mask=lambda batch: batch["mask"])})
+    adversary = Adversary(methods, None, target, AscentState())
+    batch = Source().batch(range(ROWS), torch.Generator().manual_seed(0))
+    parts = [{**batch, "task": task} for task in ("all", "tagged", "tagged")]
+    parts[2]["tagged"] = batch["mask"]
+    shares = cut(
+        [[0], [1], [2]], parts, mine=range(3), count=None, compared=adversary.compared, total=lambda *sums: list(sums)
+    )
+    one, two = float(batch["tagged"].sum()), float(batch["mask"].sum())
+    assert [list(adversary.compared_in(share)) for share in shares] == [
+        [None],
+        [pytest.approx(2 / 3 * one / (one + two))],
+        [pytest.approx(2 / 3 * two / (one + two))],
+    ]

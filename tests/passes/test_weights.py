@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from advvl import Adapter, AdversarialTraining, Attack, FreeLB, PassTrace, Site
 from advvl.errors import ConfigurationError, NonFiniteError
 from advvl.perturbers import WeightAscent
-from advvl.recipes import awp, freelb, neftune, pgd, sam, trades, villa
+from advvl.recipes import awp, fgm, freelb, neftune, pgd, sam, trades, villa
 
 RADIUS, SIZE, STEPS = 0.2, 0.06, 3
 DROPOUTS = pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -280,12 +280,24 @@ def test_an_ascent_of_weights_that_makes_no_sense(options: Any, words: str) -> N
 
 @pytest.mark.parametrize(
     "method",
-    [freelb({"image": 0.1}), villa({"image": 0.1}), replace(pgd(radius=0.1, step_size=0.1), maximizer=FreeLB(2))],
-    ids=["freelb", "villa", "pgd"],
+    [freelb({"image": 0.1}), villa({"image": 0.1}), fgm(modality="image")],
+    ids=["freelb", "villa", "fgm"],
 )
 def test_several_passes_that_teach_before_one_update_are_refused(method: AdversarialTraining) -> None:
     with pytest.raises(ConfigurationError, match="teaches once an update beside weights"):
-        sam(method).step(pixel_net(), pixels())
+        sam(method)
+    with pytest.raises(ConfigurationError, match="teaches once an update beside weights"):
+        replace(sam(), perturber=method.perturber, maximizer=method.maximizer)
+
+
+def test_a_maximiser_that_does_not_say_what_it_teaches_is_refused_in_the_step() -> None:
+    class Unsaid(FreeLB):
+        def lessons(self, perturber: object) -> int:
+            return 1
+
+    method = sam(replace(pgd(radius=0.1, step_size=0.1), maximizer=Unsaid(2)))
+    with pytest.raises(ConfigurationError, match="teaches once an update beside weights"):
+        method.step(pixel_net(), pixels())
 
 
 def test_what_is_no_ascent_and_weights_that_are_not_there_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -398,25 +399,35 @@ def test_rows_that_are_no_pairs_are_refused() -> None:
         cat(radius=1.0).step(ours, left)
 
 
+def _of(logps: Tensor, counts: Tensor) -> Answers:
+    """Answers of two words, of which the first has these log-probabilities."""
+    logits = torch.stack([logps, torch.log(-torch.expm1(logps))], -1)
+    return Answers(logits, torch.where(counts, 0, -100))
+
+
 def test_losses_of_answers_are_what_they_say() -> None:
-    logps = torch.tensor([[-0.1, -9.0, 0.0], [-2.0, -4.0, -7.0]], dtype=torch.float64)
-    found = Answers(logps, torch.tensor([[True, True, False], [True, True, True]]))
+    logps = torch.tensor([[-0.1, -9.0, -1.0], [-2.0, -4.0, -7.0]], dtype=torch.float64)
+    counts = torch.tensor([[True, True, False], [True, True, True]])
+    found = _of(logps, counts)
     agree(cross_entropy(found), torch.tensor([4.55, 13 / 3], dtype=torch.float64))
     agree(
-        away(Answers(2 * logps, found.counts)),
+        away(_of(2 * logps, counts)),
         torch.tensor([-5 - 0.001 * 9.1, -5 - 0.001 * 26 / 3], dtype=torch.float64),
     )
     agree(away(found), -cross_entropy(found))
-    agree(toward(Answers(logps / 20, found.counts)), 0.5 + 0.001 * cross_entropy(found) / 20)
+    agree(toward(_of(logps / 20, counts)), 0.5 + 0.001 * cross_entropy(found) / 20)
     terms = -(1 - logps.exp()).log()
     agree(unlikely(found), torch.stack([terms[0, 0] / 2, (terms[1, 0] + terms[1, 1]) / 3]))
 
 
-def test_a_certain_token_has_a_finite_loss_and_gradient() -> None:
-    logps = torch.zeros(1, 2, requires_grad=True)
-    unlikely(Answers(logps, torch.ones(1, 2, dtype=torch.bool))).backward()
-    assert logps.grad is not None
-    assert logps.grad.isfinite().all()
+@pytest.mark.parametrize("gap", [10.0, 17.0, 30.0, 200.0])
+def test_a_certain_token_is_as_unlikely_as_its_logit_and_no_less(gap: float) -> None:
+    logits = torch.tensor([[[gap, 0.0, 0.0], [gap, 0.0, 0.0]]], requires_grad=True)
+    loss = unlikely(Answers(logits, torch.tensor([[0, 0]])))
+    torch.testing.assert_close(loss, torch.tensor([gap - math.log(2)]), rtol=1e-4, atol=0)
+    loss.backward()
+    assert logits.grad is not None
+    torch.testing.assert_close(2 * logits.grad[0, 0], torch.tensor([1.0, -0.5, -0.5]), rtol=1e-3, atol=0)
 
 
 def test_the_likelihood_of_an_answer_is_that_of_a_decoders_own_loss() -> None:

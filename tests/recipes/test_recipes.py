@@ -39,6 +39,7 @@ from advvl import (
     villa,
 )
 from advvl.errors import ConfigurationError
+from advvl.recipes import awp, circuit_breakers, fgsm_rs, lat, modality_interference, r_drop, sam
 from advvl.recipes import parts as shared_parts
 from advvl.recipes.lxmert_adv import lxmert_adv
 from advvl.recipes.villa_uniter import villa_uniter
@@ -247,3 +248,26 @@ def test_step_sizes_may_come_first(recipe: Any) -> None:
     for wrong in ({"steps": SIZES}, {"radius": SIZES}, {"modalities": SIZES}, {"dropout": SIZES}, {"norm": SIZES}):
         with pytest.raises(ConfigurationError, match="expected"):
             recipe(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: fgsm_rs(radius="0.1"), "radius as a finite number above 0, got '0.1'"),
+        (lambda: r_drop("x"), "alpha as a finite number above 0, got 'x'"),
+        (lambda: r_drop(None), "alpha as a finite number above 0, got None"),
+        (lambda: awp("x"), "a method such as pgd"),
+        (lambda: sam(trades), "a method such as pgd"),
+        (lambda: lat(3), "modalities as a list of names, .* got 3"),
+        (lambda: lat("hidden"), "modalities as a list of names, .* got 'hidden'"),
+        (lambda: modality_interference("text", radius=0.1, step_size=0.1), "modalities as a list of names"),
+        (lambda: modality_interference([3], radius=0.1, step_size=0.1), "modalities as a list of names"),
+        (lambda: circuit_breakers("abc", harmful=len, retained=len, progress=0.5), "layers as a list of names"),
+        (lambda: circuit_breakers(None, harmful=len, retained=len, progress=0.5), "layers as a list of names"),
+        (lambda: circuit_breakers(["a"], harmful=len, retained=len, progress=0.5, alpha="x"), "alpha as a finite"),
+        (lambda: circuit_breakers(["a"], harmful=None, retained=len, progress=0.5), "harmful as a function"),
+    ],
+)
+def test_arguments_that_a_recipe_computes_with_are_checked_by_their_names(make: Callable[[], Any], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"expected {words}"):
+        make()
