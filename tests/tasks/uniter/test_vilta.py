@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.compare import differences
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM
+from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
 from advvl import Averaged, Frozen, adapt, villa, vilta
 from advvl.data.uniter.batching import Images, Texts
@@ -96,6 +96,24 @@ def test_the_live_model_on_text_alone_does_not_see_the_picture() -> None:
     alone = TextAlone(given)(**batch).logits
     torch.testing.assert_close(TextAlone(given)(**{**batch, "img_feat": 9 * batch["img_feat"]}).logits, alone)
     assert not torch.allclose(given(**batch).logits, alone)
+
+
+def test_a_teacher_is_looked_for_in_a_folder_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def asked(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("transformers was asked, which may ask the network")
+
+    monkeypatch.setattr(AutoModelForMaskedLM, "from_pretrained", asked)
+    for name in ("bert-base-uncased", tmp_path / "none"):
+        with pytest.raises(CheckpointError, match="the folder of a masked-language model of transformers, got .*; give"):
+            BertTeacher(name, vocab_size=WORDS)
+
+
+@pytest.mark.parametrize("kind", ["bert", "live"])
+def test_a_batch_without_masked_words_is_refused_in_words(kind: str) -> None:
+    given, batch = model(), drawn(source(tasks=("itm",)))
+    teacher = LiveText() if kind == "live" else Frozen(BertTeacher(bert(), vocab_size=WORDS))
+    with pytest.raises(DataError, match="'txt_labels'"):
+        vilta(teacher).step(adapt(given), batch)
 
 
 @pytest.mark.parametrize("perturbed", [False, True], ids=["plain", "villa"])
