@@ -205,6 +205,23 @@ def test_similar_images_come_with_their_share() -> None:
         nearest_images(plain.images, 24)
 
 
+def test_a_copy_of_the_true_image_is_no_image_like_it() -> None:
+    images = source().images
+    twice = Images(*(torch.cat([part, part]) for part in vars(images).values()))
+    nearest = nearest_images(twice, 2)
+    assert not (nearest % 24 == torch.arange(48)[:, None] % 24).any()
+    few = Images(*(part[[0, 0, 0, 1]] for part in vars(images).values()))
+    with pytest.raises(DataError, match="2 other images for each, got 1 for image 0"):
+        nearest_images(few, 2)
+
+
+@pytest.mark.parametrize("nearest", [torch.zeros(23, 1).long(), torch.full((24, 1), 24), torch.full((24, 1), -1)])
+def test_nearest_images_of_another_source_are_refused(nearest: Tensor) -> None:
+    negatives = HardNegatives(fixed(torch.zeros(WORDS)), CONTENT, synthesised=0.0, similar=1.0, nearest=nearest)
+    with pytest.raises(ShapeError, match="nearest images of the source's 24, got"):
+        drawn(source(tasks=("itm",), negatives=negatives))
+
+
 def test_shares_of_negatives_are_as_asked_and_draws_repeat() -> None:
     negatives = HardNegatives(TextAlone(model()), CONTENT, synthesised=0.3)
     given = source(count=24, tasks=("itm",), negatives=negatives)
@@ -241,6 +258,10 @@ def test_content_words_are_whole_words_that_are_no_function_words() -> None:
         ({"synthesised": 1.2}, "share in"),
         ({"synthesised": 0.7, "similar": 0.5, "nearest": torch.zeros(2, 1).long()}, "at most 1 together"),
         ({"similar": 0.2}, "expected nearest images"),
+        ({"similar": 0.2, "nearest": 3}, "numbers of images, a whole number for each, .M, n., got 3"),
+        ({"similar": 0.2, "nearest": torch.rand(24, 2)}, "numbers of images"),
+        ({"similar": 0.2, "nearest": torch.zeros(24).long()}, "numbers of images"),
+        ({"similar": 0.2, "nearest": torch.zeros(24, 0).long()}, "numbers of images"),
         ({"top_k": 0}, "top_k"),
         ({"content": torch.ones(3)}, "content as a bool"),
         ({"encoder": 3}, "encoder as a function"),
