@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, cast, get_args
 import torch
 from torch import Tensor
 
-from advvl.checks import at_least, check_each, choice, choices, is_number, positive
+from advvl.checks import at_least, check_each, choice, choices, fraction, is_number, is_whole, positive
 from advvl.data.colors.corpus import ColorsCorpus
 from advvl.data.digits.corpus import DigitsCorpus
 from advvl.data.uniter.sources import CaptionSource
@@ -30,7 +30,7 @@ from advvl.recipes.vilta import vilta
 from advvl.regularizers.references import Averaged
 from advvl.tasks.uniter.pretraining import UniterForPretraining
 from advvl.tasks.uniter.soft_labels import LiveText, TextAlone
-from advvl.tasks.uniter.synthesised import HardNegatives, content_words, nearest_images
+from advvl.tasks.uniter.synthesised import HardNegatives, check_mismatches, content_words, nearest_images
 from advvl.training import AdversarialTraining
 
 Variant = Literal["plain", "soft-labels", "negatives", "both"]
@@ -67,7 +67,11 @@ class ViltaSettings:
     def __post_init__(self) -> None:
         check_each(self, ("alpha",), lambda value: is_number(value) and 0 < value <= 1, "a share in (0, 1]")
         choice(self, "teacher", Literal["momentum", "live"])
+        fraction(self, "momentum")
         positive(self, "temperature")
+        kept = ("top_k",)
+        check_each(self, kept, lambda value: value is None or (is_whole(value) and value > 0), "1 or more, or None")
+        check_mismatches(self, "synthesised", "similar", "words", "threshold")
         at_least(1, self, "proposals")
 
 

@@ -224,8 +224,8 @@ def _autocasts_to_half(device_type: str) -> bool:
 
 def survived(placed: Mapping[str, Placed], perturber: Perturber) -> dict[str, Tensor]:
     """The share of each perturbation left after the cast to a half-precision site: ‖cast(x+δ)−x‖/‖δ‖, `(B,)`."""
-    found = {}
-    for modality, (place, leaf) in placed.items():
+    found: dict[str, Tensor] = {}
+    for modality, (place, leaf) in placed.items() if perturber.additive else ():
         if place.x.dtype != leaf.dtype:
             delta = leaf.detach()
             added = perturber.apply(modality, place, place.x, delta).to(delta.dtype) - place.x.to(delta.dtype)

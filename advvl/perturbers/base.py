@@ -40,6 +40,11 @@ class Perturber(ABC):
         del modality, x
         return None
 
+    @property
+    def additive(self) -> bool:
+        """True if `apply` adds the perturbation and does no more, so that it shows how much of it a cast leaves."""
+        return True
+
     def for_attack(self) -> Perturber:
         """The perturber as an attack uses it, where that differs from training."""
         return self

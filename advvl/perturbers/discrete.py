@@ -27,16 +27,17 @@ class DiscretePerturber(Perturber):
 
     Arguments:
         discretise: Q, from the tensor at the site `(B, …)` to one of its shape and units, the same for the same tensor; run
-            without a graph. A module has to be in eval mode.
+            without a graph, in fp32 or fp64 and outside autocast. A module has to be in eval mode, where the batch is.
         perturbed: `"after"`: δ moves around Q(x), the passes that move it see Q(x) + δ, and those that do not,
             Q(Q(x) + δ), as DAT's code has it; `"before"`: δ moves around x, and all passes see Q(x + δ), as in its paper.
-        ascents: as of `EmbeddingPerturber`; a box bounds the tensor to which δ is added.
+        ascents: as of `EmbeddingPerturber`; a box bounds the tensor to which δ is added, and Q keeps inside it.
 
     Source: Mao et al., "Enhance the Visual Representation via Discrete Adversarial Training", NeurIPS 2022.
 
     Raises:
-        ConfigurationError: no function, a module in training mode, an unknown `perturbed`, no modality, no `Ascent`.
-        ShapeError: in a pass, a discretised tensor of another shape.
+        ConfigurationError: no function, a module in training mode, an unknown `perturbed`, no modality, no `Ascent`; in a
+            pass, a module on another device, a discretised tensor outside the box.
+        ShapeError: in a pass, a discretised tensor of another shape or of whole numbers.
     """
 
     def __init__(
@@ -51,9 +52,7 @@ class DiscretePerturber(Perturber):
             raise ConfigurationError(f"expected perturbed to be 'after' or 'before', got {perturbed!r}")
         self.discretise, self.perturbed = discretise, perturbed
         self._given = EmbeddingPerturber(**ascents)
-        self._codes_of = _remembering(
-            self._discretised
-        )  # asked for in each pass, and a VQGAN costs more than the model
+        self._last = _Last()  # Q(x) is asked for in each pass, and a VQGAN costs more than the model
 
     def __repr__(self) -> str:
         return f"DiscretePerturber({type(self.discretise).__name__}, perturbed={self.perturbed!r}, {self._given!r})"
@@ -68,6 +67,10 @@ class DiscretePerturber(Perturber):
 
     def box(self, modality: str, x: Tensor) -> tuple[float | Tensor, float | Tensor] | None:
         return self._given.box(modality, x)
+
+    @property
+    def additive(self) -> bool:
+        return False
 
     def for_attack(self) -> DiscretePerturber:
         return self._with(self._given.for_attack())
@@ -100,7 +103,7 @@ class DiscretePerturber(Perturber):
             )
         moved = self._around(modality, place).x + delta.detach()
         if self.perturbed == "before" or not delta.requires_grad:
-            moved = self._discretised(modality, moved)
+            moved = self._discretised(modality, place, moved)
         real, through = place.real(x.ndim), x + delta
         moved = (through + (moved - through).detach()).to(x.dtype)
         return moved if real is None else torch.where(real, moved, x)
@@ -109,33 +112,77 @@ class DiscretePerturber(Perturber):
         """The place around whose tensor δ moves: x itself, or Q(x)."""
         if self.perturbed == "before":
             return place
-        return replace(place, x=self._codes_of(modality, place.x))
+        found = self._last.found(place.x)
+        if found is None:
+            found = self._discretised(modality, place, place.x)
+            self._last.keep(place.x, found)
+        return replace(place, x=found)
 
-    def _discretised(self, modality: str, x: Tensor) -> Tensor:
-        with torch.no_grad():
+    def _discretised(self, modality: str, place: Place, x: Tensor) -> Tensor:
+        self._check_device(modality, x)
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # rounding chooses other codes
             found = self.discretise(x.detach().to(delta_dtype(x)))
-        if not isinstance(found, Tensor) or found.shape != x.shape:
-            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        if not isinstance(found, Tensor) or found.shape != x.shape or not found.is_floating_point():
+            got: object = type(found).__name__
+            if isinstance(found, Tensor):
+                got = found.dtype if found.shape == x.shape else tuple(found.shape)
             raise ShapeError(
                 f"expected discretise to give a tensor of {modality!r} of shape {tuple(x.shape)}, got {got}; "
                 "give it inputs of a size that it keeps"
             )
+        if (box := self.box(modality, place.x)) is not None:
+            _check_inside(modality, place, found, box)
         return found
+
+    def _check_device(self, modality: str, x: Tensor) -> None:
+        if isinstance(self.discretise, nn.Module):
+            held = next((parameter.device for parameter in self.discretise.parameters()), x.device)
+            if held != x.device:
+                raise ConfigurationError(
+                    f"expected the discretiser {type(self.discretise).__name__} on {x.device}, as {modality!r} is, got {held}; "
+                    "move it there by to(device)"
+                )
 
     def _with(self, given: EmbeddingPerturber) -> DiscretePerturber:
         return DiscretePerturber(self.discretise, perturbed=self.perturbed, **given.ascents)
 
 
-def _remembering(function: Callable[[str, Tensor], Tensor]) -> Callable[[str, Tensor], Tensor]:
-    """The function, run once for a tensor that is asked for again and was not written to; the last one is remembered."""
-    last: list[tuple[Tensor, int, Tensor]] = []
+class _Last:
+    """The last tensor that was discretised, with its codes; copies and pickles of it are empty.
 
-    def remembered(modality: str, x: Tensor) -> Tensor:
-        if not last or not _is_same(x, last[0][0]) or x._version != last[0][1]:
-            last[:] = [(x, x._version, function(modality, x))]  # x is held: its memory is not given to another tensor
-        return last[0][2]
+    It has no attributes that a description of a method would show, for these change as it runs.
+    """
 
-    return remembered
+    __slots__ = ("_seen",)
+
+    def __init__(self) -> None:
+        self._seen: tuple[Tensor, int, Tensor] | None = None
+
+    def __reduce__(self) -> tuple[type[_Last], tuple[()]]:
+        return _Last, ()
+
+    def found(self, x: Tensor) -> Tensor | None:
+        """The codes of `x`, if it was the last one and was not written to since."""
+        if self._seen is None or x.is_inference() or not _is_same(x, self._seen[0]) or x._version != self._seen[1]:
+            return None
+        return self._seen[2]
+
+    def keep(self, x: Tensor, found: Tensor) -> None:
+        if not x.is_inference():  # nothing counts how often these are written to
+            self._seen = (x, x._version, found)  # x is held: its memory is not given to another tensor
+
+
+def _check_inside(modality: str, place: Place, found: Tensor, box: tuple[float | Tensor, float | Tensor]) -> None:
+    """Raise ConfigurationError if codes at real positions leave the box by more than rounding; reads from the device."""
+    low, high = (torch.as_tensor(bound, dtype=torch.float64, device=found.device) for bound in box)
+    rounding = 4 * max(torch.finfo(dtype).eps for dtype in (place.x.dtype, found.dtype))
+    beyond = place.masked((found < low - rounding * low.abs()) | (found > high + rounding * high.abs()))
+    if beyond.any():
+        share = beyond.sum().item() / place.masked(torch.ones_like(beyond)).sum().item()
+        raise ConfigurationError(
+            f"expected discretise to keep {modality!r} in its box [{low.amin():.4g}, {high.amax():.4g}], got "
+            f"{100 * share:.4g} % of its entries outside; clamp them in it"
+        )
 
 
 def _is_same(x: Tensor, other: Tensor) -> bool:

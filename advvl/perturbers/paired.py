@@ -34,6 +34,10 @@ class Paired(Perturber):
     def box(self, modality: str, x: Tensor) -> tuple[float | Tensor, float | Tensor] | None:
         return self.inner.box(modality, x)
 
+    @property
+    def additive(self) -> bool:
+        return self.inner.additive
+
     def for_attack(self) -> Paired:
         return Paired(self.inner.for_attack())
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
 
+from advvl.checks import is_number, shown
+from advvl.errors import ConfigurationError
 from advvl.maximizers.pgd import PGD
 from advvl.perturbers.ascents import Ascent
 from advvl.perturbers.balls import L2
@@ -30,6 +33,10 @@ def dat(
     Mao et al., "Enhance the Visual Representation via Discrete Adversarial Training", NeurIPS 2022. Q is a VQGAN's
     reconstruction there. Its paper's Q(x + δ) from a zero start: `dat(Q, perturbed="before", start_probability=0)`.
     """
+    if not is_number(radius) or not 0 <= radius < math.inf:
+        raise ConfigurationError(f"expected radius to be a finite number of 0 or more, got {shown(radius)}")
+    if not isinstance(modality, str) or not modality:
+        raise ConfigurationError(f"expected modality to be a text, got {shown(modality)}")
     far = Normal(1e6 * radius)  # always outside the ball: brought back, a random direction as long as the radius
     start = Sometimes(far, probability=start_probability)
     ascent = Ascent(L2(radius), step_size=step_size, start=start, box=box)

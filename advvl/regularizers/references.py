@@ -64,7 +64,9 @@ class Averaged(Reference):
     Raises:
         ConfigurationError: something else than a model; a decay out of its range.
 
-    Source: torch.optim.swa_utils.AveragedModel, with buffers averaged too; mean teachers (SMART's Bregman term).
+    Buffers are averaged too; those of whole numbers or flags are taken as they are.
+
+    Source: torch.optim.swa_utils.AveragedModel; mean teachers (SMART's Bregman term).
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.99) -> None:
@@ -72,7 +74,9 @@ class Averaged(Reference):
             raise ConfigurationError(f"expected a model (nn.Module) to average, got {type(model).__name__}")
         if not is_number(decay) or not 0 <= decay < 1:
             raise ConfigurationError(f"expected a decay in [0, 1), got {decay!r}")
+        self.decay = decay
         average = AveragedModel(without_frameworks(model), multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+        average.n_averaged.fill_(1)  # at 0 torch's first update would copy the weights instead
         self.average: AveragedModel = average.eval().requires_grad_(False)
 
     def update(self, model: nn.Module) -> None:
@@ -87,6 +91,9 @@ class Averaged(Reference):
                 "expected the model that is averaged, got one of other parameters; make Averaged(model) after get_peft_model"
             )
         self.average.update_parameters(plain)
+        for ours, theirs in zip(self.average.module.buffers(), plain.buffers(), strict=True):
+            if not (ours.is_floating_point() or ours.is_complex()):  # torch rounds an average of counts down, and one of flags up
+                ours.copy_(theirs)
 
     def state_dict(self) -> dict[str, Any]:
         """The average, for a checkpoint."""

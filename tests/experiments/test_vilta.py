@@ -83,5 +83,26 @@ def test_the_teacher_is_chosen(corpus: DigitsCorpus) -> None:
 def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         ViltaOptions(**options)
-    with pytest.raises(ConfigurationError, match="alpha"):
-        ViltaSettings(alpha=0.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alpha": 0.0}, "alpha"),
+        ({"momentum": 5.0}, "momentum"),
+        ({"momentum": 1.0}, "momentum"),
+        ({"temperature": "x"}, "temperature"),
+        ({"top_k": 0}, "top_k"),
+        ({"top_k": 2.5}, "top_k"),
+        ({"synthesised": -0.1}, "synthesised"),
+        ({"similar": 1.1}, "similar"),
+        ({"synthesised": 0.9, "similar": 0.9}, "at most 1 together, got synthesised=0.9 and similar=0.9"),
+        ({"words": -1.0}, "words"),
+        ({"threshold": 7.0}, "threshold"),
+        ({"proposals": 0}, "proposals"),
+        ({"teacher": "bert"}, "teacher"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        ViltaSettings(**settings)

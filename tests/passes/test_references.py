@@ -14,7 +14,6 @@ from peft import LoraConfig, get_peft_model
 from support.plain import agree, agree_on_gradients, gradients_of, pixel_net, pixels, word_net, words
 from support.toy import toy, toy_batch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertForSequenceClassification, CLIPTextConfig, CLIPTextModel
 
@@ -41,6 +40,7 @@ from advvl import (
     adapt,
 )
 from advvl.errors import ConfigurationError, ShapeError, SiteError
+from advvl.runtime.descriptions import described
 
 
 def perturber(modality: str = "image") -> EmbeddingPerturber:
@@ -228,10 +228,9 @@ def test_a_penalty_on_the_clean_pass_is_taught_once_a_round() -> None:
 # ---- an average of the weights -----------------------------------------------------------------------------------------
 
 
-def test_an_average_is_torchs_own_and_survives_a_checkpoint() -> None:
+def test_an_average_is_its_formula_from_the_first_update_and_survives_a_checkpoint() -> None:
     target = pixel_net()
     average = Averaged(target.model, decay=0.7)
-    by_hand = AveragedModel(target.model, multi_avg_fn=get_ema_multi_avg_fn(0.7))
     formula = {name: p.detach().clone() for name, p in target.model.named_parameters()}
     method = AdversarialTraining(perturber(), FreeLB(2), SymmetricKL(5.0, reference=average))
     optimizer = torch.optim.SGD(target.model.parameters(), lr=0.5)
@@ -240,13 +239,10 @@ def test_an_average_is_torchs_own_and_survives_a_checkpoint() -> None:
         optimizer.step()
         optimizer.zero_grad()
         average.update(target.model)
-        by_hand.update_parameters(target.model)
-        for name, parameter in target.model.named_parameters():  # torch's first update copies
-            kept = 0.7 if step else 0.0
-            formula[name] = kept * formula[name] + (1 - kept) * parameter.detach()
+        for name, parameter in target.model.named_parameters():
+            formula[name] = 0.7 * formula[name] + 0.3 * parameter.detach()
     with average.model(target.model) as model:
-        for (name, ours), theirs in zip(model.named_parameters(), by_hand.module.parameters(), strict=True):
-            assert torch.equal(ours, theirs)
+        for name, ours in model.named_parameters():
             agree(ours.detach(), formula[name])
             assert not ours.requires_grad
         assert not model.training
@@ -258,6 +254,36 @@ def test_an_average_is_torchs_own_and_survives_a_checkpoint() -> None:
         one.update(target.model)
     for ours, theirs in zip(average.average.parameters(), restored.average.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.register_buffer("positions", torch.arange(600))
+        self.register_buffer("open", torch.tensor([True, False]))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.7, 0.9, 0.999])
+def test_buffers_of_numbers_are_averaged_and_counts_and_flags_taken_as_they_are(decay: float) -> None:
+    model = Counting()
+    average = Averaged(model, decay)
+    for _ in range(3):
+        model.norm(torch.randn(8, 3) + 5)
+        average.update(model)
+    model.open.logical_not_()
+    before, now = average.average.module.norm.running_mean.clone(), model.norm.running_mean
+    average.update(model)
+    ours = average.average.module
+    torch.testing.assert_close(ours.norm.running_mean, decay * before + (1 - decay) * now)
+    for name in ("norm.num_batches_tracked", "positions", "open"):
+        assert torch.equal(ours.get_buffer(name), model.get_buffer(name)), name
+
+
+def test_averages_of_other_decays_are_described_otherwise() -> None:
+    model = pixel_net().model
+    texts = [described(SymmetricKL(reference=Averaged(model, decay))) for decay in (0.9, 0.999, 0.9)]
+    assert texts[0] == texts[2] != texts[1]
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])

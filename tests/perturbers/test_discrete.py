@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -9,8 +11,21 @@ import torch
 from support.toy import toy, toy_batch
 from torch import nn
 
-from advvl import L2, PGD, AdversarialTraining, Ascent, DiscretePerturber, FreeLB, Place, Sometimes, Uniform, Zero
+from advvl import (
+    L2,
+    PGD,
+    AdversarialTraining,
+    Ascent,
+    DiscretePerturber,
+    FreeLB,
+    Place,
+    Sometimes,
+    Uniform,
+    Zero,
+    adapt,
+)
 from advvl.errors import ConfigurationError, ShapeError
+from advvl.runtime.descriptions import described
 
 ASCENT = Ascent(L2(0.5), step_size=0.2)
 X = torch.randn(3, 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -91,6 +106,67 @@ def test_codes_of_another_shape_are_refused(found: Any) -> None:
         perturber.apply("image", PLACE, X, torch.zeros_like(X))
     with pytest.raises(ShapeError, match=r"perturbation of 'image' of shape \(3, 5, 2\), got \(1, 5, 2\)"):
         perturber.apply("image", PLACE, X, torch.zeros(1, 5, 2))
+
+
+@pytest.mark.parametrize("found", [X.round().long(), X.round().bool()], ids=["long", "bool"])
+def test_codes_that_are_no_floats_are_refused(found: Any) -> None:
+    perturber = DiscretePerturber(lambda x: found, image=ASCENT)
+    with pytest.raises(ShapeError, match=r"of shape \(3, 5, 2\), got torch\.(int64|bool)"):
+        perturber.apply("image", PLACE, X, torch.zeros_like(X))
+
+
+@pytest.mark.parametrize("perturbed", ["after", "before"])
+def test_codes_that_leave_the_box_are_refused_and_padding_may(perturbed: Any) -> None:
+    boxed = Ascent(L2(0.5), step_size=0.2, box=(0.0, 1.0))
+    inside = torch.where(MASK.unsqueeze(-1), X.sigmoid(), 9.0)
+    for shift in (0.7, -0.7):
+        perturber = DiscretePerturber(lambda x, shift=shift: x + shift, perturbed=perturbed, image=boxed)
+        with pytest.raises(ConfigurationError, match=r"keep 'image' in its box \[0, 1\], got .* % of its entries outside"):
+            perturber.apply("image", Place(inside, MASK), inside, torch.zeros_like(X))
+    rounding = DiscretePerturber(lambda x: x.clamp(0, 1) * (1 + 1e-16), perturbed=perturbed, image=boxed)
+    rounding.apply("image", Place(inside, MASK), inside, torch.zeros_like(X))
+
+
+def test_codes_are_of_full_precision_under_autocast() -> None:
+    codes = nn.Linear(2, 2).eval()
+    perturber, place = DiscretePerturber(codes, image=ASCENT), Place(X.float(), MASK)
+    expected = perturber.apply("image", place, place.x, torch.zeros_like(place.x))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = perturber.apply("image", Place(X.float(), MASK), place.x, torch.zeros_like(place.x))
+    assert torch.equal(found, expected)
+
+
+def test_a_model_in_half_precision_costs_no_more_codes_and_reports_no_share_that_survives() -> None:
+    calls = []
+
+    def counted(x: torch.Tensor) -> torch.Tensor:
+        calls.append(x.dtype)
+        return x.round()
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).to(torch.bfloat16)
+    target = adapt(model, {"image": "0:input"}, call=lambda model, batch: model(batch["x"]))
+    batch = {"x": torch.randn(4, 12).bfloat16(), "y": torch.tensor([0, 1, 2, 0])}
+    report = AdversarialTraining(DiscretePerturber(counted, image=ASCENT), PGD(1)).step(
+        target, batch, loss=lambda out, batch: nn.functional.cross_entropy(out.float(), batch["y"])
+    )
+    assert calls == [torch.float32] * 2
+    assert not report.effective
+
+
+def test_a_module_on_another_device_is_refused_in_words() -> None:
+    perturber = DiscretePerturber(nn.Linear(2, 2, device="meta").eval(), image=ASCENT)
+    with pytest.raises(ConfigurationError, match=r"expected the discretiser Linear on cpu, as 'image' is, got meta; move"):
+        perturber.apply("image", PLACE, X, torch.zeros_like(X))
+
+
+def test_it_is_pickled_and_described_without_what_it_has_seen() -> None:
+    perturber = DiscretePerturber(rounded, image=ASCENT)
+    text, size = described(perturber), len(pickle.dumps(perturber))
+    seen = perturber.apply("image", PLACE, X, torch.full_like(X, 0.6))
+    assert described(perturber) == text
+    assert len(pickle.dumps(perturber)) == size
+    for again in (pickle.loads(pickle.dumps(perturber)), copy.deepcopy(perturber)):
+        assert torch.equal(again.apply("image", PLACE, X, torch.full_like(X, 0.6)), seen)
 
 
 def test_it_says_what_it_is() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from advvl import PassTrace, Sometimes, Zero, dat
+from advvl.errors import ConfigurationError
 
 RADIUS, STEP = 0.1, 0.1
 
@@ -113,6 +114,21 @@ def test_a_batch_is_reconstructed_once_and_its_perturbation_once() -> None:
     stepped(method, target, batch)
     assert len(calls) == 4
     assert torch.equal(calls[2], batch["x"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"radius": "0.1"}, "radius to be a finite number of 0 or more, got '0.1'"),
+        ({"radius": float("inf")}, "radius to be a finite number of 0 or more, got inf"),
+        ({"radius": -0.1}, "radius to be a finite number of 0 or more, got -0.1"),
+        ({"modality": 3}, "modality to be a text, got 3"),
+        ({"modality": ""}, "modality"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        dat(discretise, **options)
 
 
 def test_four_of_five_batches_start_at_random() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from support.plain import agree, agree_on_gradients, gradients_of, word_net, words
 from torch import Tensor
 
-from advvl import Averaged, Frozen, SoftCrossEntropy, trades, villa, vilta
+from advvl import Averaged, Frozen, Objective, SoftCrossEntropy, SymmetricKL, trades, villa, vilta
 from advvl.errors import ConfigurationError, ShapeError
 
 
@@ -96,6 +97,28 @@ def test_a_penalty_that_is_climbed_alone_stays_alone() -> None:
     assert method.clean_weight == 0.6
 
 
+@pytest.mark.parametrize("clean_weight", [0.0, 0.5])
+def test_the_adversarys_weight_of_penalties_is_not_that_of_soft_labels(clean_weight: float) -> None:
+    """The same adversary written in two ways gives the same mixture."""
+    teacher, batch = teacher_of(words())[0], words()
+    halved = replace(villa({"text": 0.3}, clean_weight=clean_weight), teach=Objective(penalty=0.5))
+    plain = replace(halved, teach=Objective(), regularizer=SymmetricKL(0.5))
+    found = []
+    for adversary in (replace(halved, regularizer=SymmetricKL(1.0)), plain):
+        target = word_net()
+        report = vilta(teacher, adversary=adversary).step(target, batch)
+        found.append((report.loss, {name: p.grad for name, p in target.model.named_parameters()}))
+    agree(found[0][0], found[1][0], 1e-9)
+    for name, gradient in found[1][1].items():
+        agree(found[0][1][name], gradient, 1e-9)
+
+
+def test_an_adversary_without_a_weight_of_penalties_is_refused() -> None:
+    none = replace(villa({"text": 0.3}), regularizer=None, teach=Objective(penalty=0.0))
+    with pytest.raises(ConfigurationError, match=r"an adversary with teach.penalty above 0, got 0.0"):
+        vilta(teacher_of(words())[0], adversary=none)
+
+
 def test_masked_rows_do_not_count() -> None:
     teacher, student = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
     mask = torch.tensor([[1, 0, 1], [0, 0, 1]]).bool()
@@ -111,8 +134,10 @@ def test_masked_rows_do_not_count() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": 0.0}, "weight above 0, got 0"),
-        ({"alpha": 1.2}, "weight task"),
+        ({"alpha": 0.0}, r"alpha to be a number in \(0, 1\], got 0.0"),
+        ({"alpha": 1.2}, r"alpha to be a number in \(0, 1\], got 1.2"),
+        ({"alpha": "x"}, r"alpha to be a number in \(0, 1\], got 'x'"),
+        ({"adversary": "villa"}, "adversary as an AdversarialTraining such as villa\\(\\), or None, got 'villa'"),
         ({"temperature": 0.0}, "temperature above 0, got 0.0"),
         ({"top_k": 0}, "top_k of 1 or more, or None, got 0"),
         ({"teacher": None}, "a reference as the teacher, got None"),

@@ -139,9 +139,11 @@ class Codebook(nn.Module):
             raise ShapeError(
                 f"expected vectors as wide as the codes, {codes.shape[1]}, got {vectors.shape[-1]}; make a codebook of those"
             )
-        flat, squares = vectors.reshape(-1, codes.shape[1]), codes.square().sum(1)
-        chunks = torch.split(flat, max(1, _CHUNK // len(codes)))
-        found = [torch.addmm(squares, chunk, codes.T, alpha=-2).argmin(1) for chunk in chunks]
+        wide = torch.promote_types(torch.promote_types(codes.dtype, vectors.dtype), torch.float32)  # else codes far off
+        with torch.autocast(vectors.device.type, enabled=False):
+            flat, codes = vectors.reshape(-1, codes.shape[1]).to(wide), codes.to(wide)
+            squares, chunks = codes.square().sum(1), torch.split(flat, max(1, _CHUNK // len(codes)))
+            found = [torch.addmm(squares, chunk, codes.T, alpha=-2).argmin(1) for chunk in chunks]
         return torch.cat(found).view(vectors.shape[:-1]) if found else flat.new_zeros(vectors.shape[:-1]).long()
 
     def forward(self, vectors: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from transformers import AutoModelForMaskedLM
 
 from advvl.errors import CheckpointError, ConfigurationError
 from advvl.models.uniter.layout import gather_index
-from advvl.models.uniter.model import UniterOutput
+from advvl.models.uniter.model import UniterOutput, given
 from advvl.regularizers.references import Reference
 from advvl.runtime.names import unwrapped
 from advvl.runtime.states import kept_modes
@@ -39,6 +39,10 @@ class BertTeacher(nn.Module):
     def __init__(self, bert: nn.Module | str | Path, *, vocab_size: int) -> None:
         super().__init__()
         if isinstance(bert, str | Path):
+            if not Path(bert).is_dir():  # transformers would take it for a name, and look for it
+                raise CheckpointError(
+                    f"expected the folder of a masked-language model of transformers, got {str(bert)!r}; give a directory"
+                )
             try:
                 bert = AutoModelForMaskedLM.from_pretrained(bert, local_files_only=True)
             except (OSError, ValueError) as error:
@@ -55,18 +59,23 @@ class BertTeacher(nn.Module):
             )
         self.bert = bert.eval().requires_grad_(False)
 
-    def forward(self, *, input_ids: Tensor, txt_lens: Tensor, txt_labels: Tensor, **others: Any) -> UniterOutput:
+    def forward(
+        self, *, input_ids: Tensor, txt_lens: Tensor, txt_labels: Tensor | None = None, **others: Any
+    ) -> UniterOutput:
         """Score the words at the N masked places, `(N, V)`; pictures are ignored.
 
         Arguments:
             input_ids: `(B, L)`.
             txt_lens: tokens of each text, `(B,)`.
             txt_labels: `(B, L)`, -1 where no word is asked for.
+
+        Raises:
+            DataError: a batch without txt_labels.
         """
         del others
         real = torch.arange(input_ids.shape[1], device=input_ids.device) < txt_lens[:, None]
         logits = self.bert(input_ids=input_ids, attention_mask=real.long()).logits
-        return UniterOutput(logits=logits[txt_labels != -1])
+        return UniterOutput(logits=logits[given("txt_labels", txt_labels) != -1])
 
 
 class TextAlone(nn.Module):
@@ -81,11 +90,15 @@ class TextAlone(nn.Module):
         *,
         input_ids: Tensor,
         txt_lens: Tensor,
-        txt_labels: Tensor,
+        txt_labels: Tensor | None = None,
         position_ids: Tensor | None = None,
         **others: Any,
     ) -> UniterOutput:
-        """Score the words at the N masked places, `(N, V)`."""
+        """Score the words at the N masked places, `(N, V)`.
+
+        Raises:
+            DataError: a batch without txt_labels.
+        """
         del others
         rows, length = len(input_ids), int(txt_lens.max())  # a batch may be padded for texts that are not in it
         regions = torch.zeros_like(txt_lens)
@@ -94,7 +107,7 @@ class TextAlone(nn.Module):
             task="mlm",
             input_ids=input_ids[:, :length],
             position_ids=None if position_ids is None else position_ids[:, :length],
-            txt_labels=txt_labels[:, :length],
+            txt_labels=given("txt_labels", txt_labels)[:, :length],
             img_feat=torch.zeros(rows, 0, self.model.config.img_dim, device=input_ids.device, dtype=dtype),
             img_pos_feat=torch.zeros(rows, 0, 7, device=input_ids.device, dtype=dtype),
             attn_masks=(torch.arange(length, device=input_ids.device) < txt_lens[:, None]).long(),

@@ -31,6 +31,8 @@ FUNCTION_WORDS: Final = frozenset(
 )
 """Words that are no content words: a mismatch that differs in one of them may be none."""
 
+_ROUNDING: Final = 1e-5  # of the cosine of two copies in fp32
+
 WordModel = Callable[..., Any]
 """Scores words as `BertTeacher` and `TextAlone` do: from input_ids, txt_lens and txt_labels to an output with logits."""
 
@@ -47,8 +49,10 @@ def content_words(vocabulary: Iterable[str]) -> Tensor:
 def nearest_images(images: Images, count: int = 8) -> Tensor:
     """Return the `count` images nearest to each, `(M, count)`, by the cosine of their regions' mean features.
 
+    Copies of an image, whose cosine is 1, are left out: with its text they are no mismatch.
+
     Raises:
-        DataError: no more than `count` images.
+        DataError: no more than `count` images, or of one so many copies that fewer are left.
     """
     if len(images.lengths) <= count:
         raise DataError(
@@ -59,7 +63,15 @@ def nearest_images(images: Images, count: int = 8) -> Tensor:
     for start in range(0, len(means), 1024):
         block = means[start : start + 1024] @ means.T
         block[torch.arange(len(block)), start + torch.arange(len(block))] = -torch.inf
-        nearest.append(block.topk(count).indices)
+        best = block.masked_fill_(block > 1 - _ROUNDING, -torch.inf).topk(count)
+        others = best.values.isfinite().sum(1)
+        if bool((others < count).any()):
+            first = int((others < count).nonzero()[0, 0])
+            raise DataError(
+                f"expected at least {count} other images for each, got {int(others[first])} for image {start + first}, as the "
+                "rest are copies; ask for fewer"
+            )
+        nearest.append(best.indices)
     return torch.cat(nearest)
 
 
@@ -102,11 +114,12 @@ class HardNegatives:
 
     def __post_init__(self) -> None:
         check_functions(encoder=self.encoder, teacher=self.teacher)
-        check_each(self, ("synthesised", "similar", "words", "threshold"), _is_share, "a share in [0, 1]")
+        check_mismatches(self, "synthesised", "similar", "words", "threshold")
         at_least(1, self, "top_k")
-        if self.synthesised + self.similar > 1:
+        if self.nearest is not None and not _are_rows(self.nearest):
             raise ConfigurationError(
-                f"expected shares of at most 1 together, got synthesised={self.synthesised} and similar={self.similar}"
+                f"expected nearest as numbers of images, a whole number for each, (M, n), got {shown(self.nearest)}; see "
+                "nearest_images"
             )
         if self.similar and self.nearest is None:
             raise ConfigurationError(
@@ -120,6 +133,7 @@ class HardNegatives:
 
         Raises:
             ConfigurationError: it is made by a worker process, which has no model that trains.
+            ShapeError: nearest images of another source.
         """
         if get_worker_info() is not None:
             raise ConfigurationError("expected the process that trains to make batches, got a worker; give workers=0")
@@ -127,6 +141,12 @@ class HardNegatives:
         images, targets = mismatch(own, len(source.images.lengths), draws=draws)
         kind = draws.uniform("kind", 1)[:, 0].masked_fill(targets == 1, 1.0)
         if self.nearest is not None and self.similar:
+            count = len(source.images.lengths)
+            if len(self.nearest) != count or int(self.nearest.max()) >= count or int(self.nearest.min()) < 0:
+                raise ShapeError(
+                    f"expected nearest images of the source's {count}, got {len(self.nearest)} rows of numbers up to "
+                    f"{int(self.nearest.max())}; make them by nearest_images(source.images)"
+                )
             near = self.nearest[own]
             drawn = (draws.uniform("similar", 1) * near.shape[1]).long()
             images = torch.where(kind >= 1 - self.similar, near.gather(1, drawn)[:, 0], images)
@@ -180,6 +200,23 @@ def _drawn(logits: Tensor, top_k: int, uniform: Tensor) -> Tensor:
     shares = torch.where(finite[:, None] > 0, best.values, 0.0).softmax(1).double().cumsum(1)
     place = (shares <= uniform[:, None]).sum(1).minimum((finite - 1).clamp(min=0))
     return torch.where(finite > 0, best.indices.gather(1, place[:, None])[:, 0], -1)
+
+
+def check_mismatches(options: Any, *shares: str) -> None:
+    """Check that the named options are shares in [0, 1], and that those of synthesised and similar ones are at most 1 together.
+
+    Raises:
+        ConfigurationError: they are not.
+    """
+    check_each(options, shares, _is_share, "a share in [0, 1]")
+    if options.synthesised + options.similar > 1:
+        raise ConfigurationError(
+            f"expected shares of at most 1 together, got synthesised={options.synthesised} and similar={options.similar}"
+        )
+
+
+def _are_rows(nearest: Any) -> bool:
+    return isinstance(nearest, Tensor) and nearest.dtype == torch.long and nearest.ndim == 2 and nearest.shape[1] > 0
 
 
 def _is_share(value: Any) -> bool:

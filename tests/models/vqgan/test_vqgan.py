@@ -94,6 +94,18 @@ def test_the_nearest_code_is_the_nearest() -> None:
         book(torch.zeros(2, 5))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_nearest_code_is_found_in_full_precision(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    book, vectors = Codebook(500, 4), torch.randn(200, 4)
+    torch.nn.init.normal_(book.embedding.weight)
+    expected = book.nearest(vectors)
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(book.nearest(vectors), expected)
+    halved = vectors.to(dtype)
+    assert torch.equal(book.nearest(halved), book.nearest(halved.float()))
+
+
 def test_a_published_file_is_read_without_its_loss_whose_names_are_said(tmp_path: Path) -> None:
     given = tiny()
     beside = {

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.compare import differences
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM
+from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
 from advvl import Averaged, Frozen, adapt, villa, vilta
 from advvl.data.uniter.batching import Images, Texts
@@ -96,6 +96,24 @@ def test_the_live_model_on_text_alone_does_not_see_the_picture() -> None:
     alone = TextAlone(given)(**batch).logits
     torch.testing.assert_close(TextAlone(given)(**{**batch, "img_feat": 9 * batch["img_feat"]}).logits, alone)
     assert not torch.allclose(given(**batch).logits, alone)
+
+
+def test_a_teacher_is_looked_for_in_a_folder_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def asked(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("transformers was asked, which may ask the network")
+
+    monkeypatch.setattr(AutoModelForMaskedLM, "from_pretrained", asked)
+    for name in ("bert-base-uncased", tmp_path / "none"):
+        with pytest.raises(CheckpointError, match="the folder of a masked-language model of transformers, got .*; give"):
+            BertTeacher(name, vocab_size=WORDS)
+
+
+@pytest.mark.parametrize("kind", ["bert", "live"])
+def test_a_batch_without_masked_words_is_refused_in_words(kind: str) -> None:
+    given, batch = model(), drawn(source(tasks=("itm",)))
+    teacher = LiveText() if kind == "live" else Frozen(BertTeacher(bert(), vocab_size=WORDS))
+    with pytest.raises(DataError, match="'txt_labels'"):
+        vilta(teacher).step(adapt(given), batch)
 
 
 @pytest.mark.parametrize("perturbed", [False, True], ids=["plain", "villa"])
@@ -187,6 +205,23 @@ def test_similar_images_come_with_their_share() -> None:
         nearest_images(plain.images, 24)
 
 
+def test_a_copy_of_the_true_image_is_no_image_like_it() -> None:
+    images = source().images
+    twice = Images(*(torch.cat([part, part]) for part in vars(images).values()))
+    nearest = nearest_images(twice, 2)
+    assert not (nearest % 24 == torch.arange(48)[:, None] % 24).any()
+    few = Images(*(part[[0, 0, 0, 1]] for part in vars(images).values()))
+    with pytest.raises(DataError, match="2 other images for each, got 1 for image 0"):
+        nearest_images(few, 2)
+
+
+@pytest.mark.parametrize("nearest", [torch.zeros(23, 1).long(), torch.full((24, 1), 24), torch.full((24, 1), -1)])
+def test_nearest_images_of_another_source_are_refused(nearest: Tensor) -> None:
+    negatives = HardNegatives(fixed(torch.zeros(WORDS)), CONTENT, synthesised=0.0, similar=1.0, nearest=nearest)
+    with pytest.raises(ShapeError, match="nearest images of the source's 24, got"):
+        drawn(source(tasks=("itm",), negatives=negatives))
+
+
 def test_shares_of_negatives_are_as_asked_and_draws_repeat() -> None:
     negatives = HardNegatives(TextAlone(model()), CONTENT, synthesised=0.3)
     given = source(count=24, tasks=("itm",), negatives=negatives)
@@ -223,6 +258,10 @@ def test_content_words_are_whole_words_that_are_no_function_words() -> None:
         ({"synthesised": 1.2}, "share in"),
         ({"synthesised": 0.7, "similar": 0.5, "nearest": torch.zeros(2, 1).long()}, "at most 1 together"),
         ({"similar": 0.2}, "expected nearest images"),
+        ({"similar": 0.2, "nearest": 3}, "numbers of images, a whole number for each, .M, n., got 3"),
+        ({"similar": 0.2, "nearest": torch.rand(24, 2)}, "numbers of images"),
+        ({"similar": 0.2, "nearest": torch.zeros(24).long()}, "numbers of images"),
+        ({"similar": 0.2, "nearest": torch.zeros(24, 0).long()}, "numbers of images"),
         ({"top_k": 0}, "top_k"),
         ({"content": torch.ones(3)}, "content as a bool"),
         ({"encoder": 3}, "encoder as a function"),
