@@ -134,7 +134,8 @@ class _Sweep:
         if not is_choice(method, get_args(Method)):
             raise ConfigurationError(f"expected method to be one of {get_args(Method)}, got {shown(method)}")
         for name, given in (("inputs", inputs), ("budget", budget), ("masks", masks), ("boxes", boxes)):
-            if given is not None and not isinstance(given, Mapping):
+            is_named = given is None or isinstance(given, Mapping)
+            if not is_named:
                 raise ConfigurationError(f"expected {name} as a dict by the name of the input, got {shown(given)}")
         self.network = Network(network, inputs, perturbed=tuple(budget))
         self.output = self.network.output

@@ -65,7 +65,8 @@ class Network:
     """
 
     def __init__(self, network: nn.Module, inputs: Mapping[str, Tensor], *, perturbed: Sequence[str]) -> None:
-        if not isinstance(network, nn.Module):
+        is_module = isinstance(network, nn.Module)
+        if not is_module:
             raise ConfigurationError(f"expected a network that is an nn.Module, got {shown(network)}")
         parameters = inspect.signature(network.forward).parameters
         if unknown := sorted(set(inputs) - set(parameters)):
@@ -347,7 +348,7 @@ def _absolute(network: nn.Module) -> nn.Module:
     for module in absolute.modules():
         if isinstance(module, _WEIGHTED):
             module.weight = nn.Parameter(module.weight.abs(), requires_grad=False)
-            module.bias = None
+            module.register_parameter("bias", None)
     return absolute
 
 

@@ -370,7 +370,7 @@ def test_a_relu_in_place_of_what_is_not_used_again_is_bounded_and_leaves_the_inp
             self.relu = relu
 
         def forward(self, x: Tensor, scale: Tensor) -> Tensor:
-            return 1 + 2 * self.relu(x) * self.relu(scale)
+            return 1 + 2 * self.relu(x) * self.relu(scale)  # type: ignore[no-any-return]
 
     found = output_bounds(Twice(), {"x": x, "scale": scale}, {"x": Linf(0.0)})
     torch.testing.assert_close(found.upper, 1 + 2 * x.relu() * scale.relu())
@@ -397,7 +397,7 @@ def test_a_forward_set_on_a_layer_and_a_layer_of_another_class_are_refused() -> 
             return 2 * super().forward(input)
 
     network = nn.Sequential(nn.Linear(3, 2))
-    network[0].forward = lambda input: 2 * input  # type: ignore[method-assign]
+    network[0].forward = lambda input: 2 * input
     with pytest.raises(ConfigurationError, match="without hooks, got one on '0'"):
         output_bounds(network, {"input": torch.ones(3, 3)}, {"input": Linf(0.1)})
     with pytest.raises(ConfigurationError, match="got Doubled"):
