@@ -71,7 +71,7 @@ def details(measurements: Mapping[str, Measurement]) -> Iterator[Table]:
 def unchecked(measurements: Mapping[str, Measurement]) -> list[tuple[str, str]]:
     """Name the checks on each measurement that were not made, each with the reason, as its entry `about["checks"]` records.
 
-    The entry maps the name of each check to True, or to a text that says why the check was not made.
+    The entry maps the name of each check to "made", or to "not made: " and the reason.
 
     Returns:
         Pairs of the model's name and a text.
@@ -80,7 +80,10 @@ def unchecked(measurements: Mapping[str, Measurement]) -> list[tuple[str, str]]:
     for name, one in measurements.items():
         checks = one.about.get("checks")
         if isinstance(checks, Mapping):
-            found += [(name, f"{check} ({reason})") for check, reason in checks.items() if reason is not True]
+            missing = [
+                (check, str(said).removeprefix("not made: ")) for check, said in checks.items() if said != "made"
+            ]
+            found += [(name, f"{check} ({reason})") for check, reason in missing]
         else:
             found.append((name, "it is not recorded which checks were made"))
     return found

@@ -118,8 +118,10 @@ def test_flags_stand_above_all_figures() -> None:
 
 def test_checks_that_were_not_made_are_named_with_the_reason() -> None:
     reason = f"no other example {EVIL}"
-    made = measurement([{}, {}, {}], about={"checks": {"random outputs": True, "unlimited attack": True}})
-    partly = measurement([{}, {}, {}], about={"checks": {"random outputs": True, "unlimited attack": reason}})
+    made = measurement([{}, {}, {}], about={"checks": {"random outputs": "made", "unlimited attack": "made"}})
+    partly = measurement(
+        [{}, {}, {}], about={"checks": {"random outputs": "made", "unlimited attack": f"not made: {reason}"}}
+    )
     assert "No flag was raised against these figures." in page({"a": made})
     assert "Not checked" not in page({"a": made}) + to_markdown({"a": made})
     shown = page({"a": made, "b": partly})
