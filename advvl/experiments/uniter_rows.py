@@ -20,11 +20,11 @@ from advvl.training import AdversarialTraining
 
 
 def rows_of(options: VillaOptions) -> list[Row]:
-    """Return the rows of the chosen methods, and the stages one that they start from.
+    """Return the rows of the chosen methods, and the pre-training rows that they start from.
 
     "standard, equal compute" has as many more updates as make it cost what VILLA's fine-tuning costs. Rows that start from
     adversarial pre-training are left out where a checkpoint is given.
-    Updates are equal in number: free AT's, of which a batch has K, too.
+    All other rows have the same number of updates, also free AT, which does K of them per batch.
     """
     plainly = _pretrained("standard", None)
     adversarially = _pretrained("adversarial", options.pretrain_adversary)

@@ -106,7 +106,7 @@ class Rounds:
         return self.passes.feedback(run, value.losses, gradients)
 
     def _moved_weights(self, probe: Probe, ascent: WeightAscent) -> tuple[Probe, AbstractContextManager[None]]:
-        """Find where weights move: the probe at the very perturbations of that, and the context in which they are moved."""
+        """Return the probe at the perturbations where the gradient of weights is taken, and a context with these moved."""
         weights = chosen_of(self.passes.adapter.model, ascent)
         clean = self._clean_of_round()
         with self.hold_back(), self._stats(), torch.enable_grad():
