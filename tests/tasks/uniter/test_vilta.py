@@ -104,7 +104,9 @@ def test_a_teacher_is_looked_for_in_a_folder_alone(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(AutoModelForMaskedLM, "from_pretrained", asked)
     for name in ("bert-base-uncased", tmp_path / "none"):
-        with pytest.raises(CheckpointError, match="the folder of a masked-language model of transformers, got .*; give"):
+        with pytest.raises(
+            CheckpointError, match="the folder of a masked-language model of transformers, got .*; give"
+        ):
             BertTeacher(name, vocab_size=WORDS)
 
 
@@ -324,5 +326,6 @@ def test_methods_for_tasks_leave_no_other_choice_of_tasks() -> None:
     options = OptimizerOptions(epochs=1, batch_size=4, learning_rate=0.01)
     with pytest.raises(ConfigurationError, match="adversarial_tasks=None"):
         fit(model(), source(), options=options, seed=0, method={"mlm": villa()}, adversarial_tasks=("mlm",))
-    with pytest.raises(ConfigurationError, match="one for each task by name"):
-        fit(model(), source(), options=options, seed=0, method={"mlm": 3})  # type: ignore[dict-item]
+    for wrong in ({"mlm": 3}, {3: villa()}):
+        with pytest.raises(ConfigurationError, match="one for each task by name"):
+            fit(model(), source(), options=options, seed=0, method=wrong)  # type: ignore[arg-type]
