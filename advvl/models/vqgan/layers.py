@@ -8,7 +8,6 @@ from typing import Final
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 GROUPS: Final = 32  # of channels that are normalised together
 
 
