@@ -58,7 +58,8 @@ def check_arguments(**arguments: Any) -> None:
 
 def _are_methods(value: Any) -> bool:
     each = value.values() if isinstance(value, Mapping) and value else [value]
-    return value is None or all(isinstance(one, AdversarialTraining) for one in each)
+    named = not isinstance(value, Mapping) or all(isinstance(name, str) for name in value)
+    return value is None or (named and all(isinstance(one, AdversarialTraining) for one in each))
 
 
 def _is_source(value: Any) -> bool:

@@ -101,7 +101,7 @@ def fit(
             `options.batch_size`; None: each epoch is shuffled, and cut into batches of that size.
         method: an `advvl.AdversarialTraining`, or one for each task (a batch's entry "task") by name, the others getting
             the plain step; None for the plain mean loss. An `Averaged` that it compares with is updated after every
-            update, and kept in checkpoints.
+            update, and kept in checkpoints. References and discretisers go to the accelerator's device.
         adversarial_tasks: the batches (by their entry "task") that `method` is for, the others getting the plain step;
             None for all.
         adversarial_from: the number of plain updates before the first that `method` does. VILLA pre-trains the plain way

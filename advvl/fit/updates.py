@@ -33,7 +33,8 @@ from advvl.fit.shares import Count, Share, cut, of_part
 from advvl.maximizers.base import AscentState
 from advvl.passes.readouts import rows_of
 from advvl.passes.traces import PassTrace
-from advvl.regularizers.references import Averaged
+from advvl.perturbers.discrete import DiscretePerturber
+from advvl.regularizers.references import Averaged, Frozen
 from advvl.runtime.randomness import derive_seed
 from advvl.runtime.states import remembered_buffers
 from advvl.training import AdversarialTraining
@@ -67,6 +68,18 @@ class Adversary:
         """The averages of the model that regularisers compare with, each once."""
         found = [one.reference for method in self.methods for one in method.regularizers]
         return list(dict.fromkeys(one for one in found if isinstance(one, Averaged)))
+
+    @property
+    def others(self) -> list[nn.Module]:
+        """The modules other than the model that methods run: references held by regularisers, discretisers."""
+        references = [one.reference for method in self.methods for one in method.regularizers]
+        perturbers = [method.perturber for method in self.methods]
+        held = [
+            *(one.average for one in references if isinstance(one, Averaged)),
+            *(one.frozen for one in references if isinstance(one, Frozen)),
+            *(one.discretise for one in perturbers if isinstance(one, DiscretePerturber)),
+        ]
+        return [one for one in held if isinstance(one, nn.Module)]
 
     def compared(self, batch: Mapping[str, Any]) -> list[float | None]:
         """Return how many rows the mean of each regulariser of each method is over.
@@ -144,8 +157,8 @@ class Updater:
 
     def __post_init__(self) -> None:
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
-        for average in self.adversary.averages if self.adversary is not None else ():
-            average.average.to(self.accelerator.device)
+        for module in self.adversary.others if self.adversary is not None else ():
+            module.to(self.accelerator.device)
         mine = range(self.accelerator.process_index, self.parts, self.accelerator.num_processes)
         parts = Updates(self.source, self.sampler, self.options.batch_size, self.seed, self.parts, mine)
         pinned = self.accelerator.device.type == "cuda"

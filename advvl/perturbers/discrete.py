@@ -139,8 +139,8 @@ class DiscretePerturber(Perturber):
             held = next((parameter.device for parameter in self.discretise.parameters()), x.device)
             if held != x.device:
                 raise ConfigurationError(
-                    f"expected the discretiser {type(self.discretise).__name__} on {x.device}, as {modality!r} is, got {held}; "
-                    "move it there by to(device)"
+                    f"expected the discretiser {type(self.discretise).__name__} on {x.device}, as {modality!r} is, got "
+                    f"{held}; move it there by to(device)"
                 )
 
     def _with(self, given: EmbeddingPerturber) -> DiscretePerturber:

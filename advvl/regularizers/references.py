@@ -92,7 +92,9 @@ class Averaged(Reference):
             )
         self.average.update_parameters(plain)
         for ours, theirs in zip(self.average.module.buffers(), plain.buffers(), strict=True):
-            if not (ours.is_floating_point() or ours.is_complex()):  # torch rounds an average of counts down, and one of flags up
+            if not (
+                ours.is_floating_point() or ours.is_complex()
+            ):  # torch rounds an average of counts down, and one of flags up
                 ours.copy_(theirs)
 
     def state_dict(self) -> dict[str, Any]:

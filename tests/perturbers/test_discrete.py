@@ -121,7 +121,9 @@ def test_codes_that_leave_the_box_are_refused_and_padding_may(perturbed: Any) ->
     inside = torch.where(MASK.unsqueeze(-1), X.sigmoid(), 9.0)
     for shift in (0.7, -0.7):
         perturber = DiscretePerturber(lambda x, shift=shift: x + shift, perturbed=perturbed, image=boxed)
-        with pytest.raises(ConfigurationError, match=r"keep 'image' in its box \[0, 1\], got .* % of its entries outside"):
+        with pytest.raises(
+            ConfigurationError, match=r"keep 'image' in its box \[0, 1\], got .* % of its entries outside"
+        ):
             perturber.apply("image", Place(inside, MASK), inside, torch.zeros_like(X))
     rounding = DiscretePerturber(lambda x: x.clamp(0, 1) * (1 + 1e-16), perturbed=perturbed, image=boxed)
     rounding.apply("image", Place(inside, MASK), inside, torch.zeros_like(X))
@@ -155,7 +157,9 @@ def test_a_model_in_half_precision_costs_no_more_codes_and_reports_no_share_that
 
 def test_a_module_on_another_device_is_refused_in_words() -> None:
     perturber = DiscretePerturber(nn.Linear(2, 2, device="meta").eval(), image=ASCENT)
-    with pytest.raises(ConfigurationError, match=r"expected the discretiser Linear on cpu, as 'image' is, got meta; move"):
+    with pytest.raises(
+        ConfigurationError, match=r"expected the discretiser Linear on cpu, as 'image' is, got meta; move"
+    ):
         perturber.apply("image", PLACE, X, torch.zeros_like(X))
 
 

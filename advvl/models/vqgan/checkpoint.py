@@ -10,6 +10,7 @@ import torch
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
+from advvl.checks import is_whole, shown
 from advvl.errors import CheckpointError, ConfigurationError
 from advvl.models.state_files import LoadReport, Naming, load_state, read_state
 from advvl.models.vqgan.model import VQGAN, Codebook
@@ -51,13 +52,17 @@ def kmeans_codebook(features: Tensor, codes: int, *, seed: int, iterations: int 
         iterations: of Lloyd's algorithm.
 
     Raises:
-        ConfigurationError: fewer vectors than codes, or features that are not finite.
+        ConfigurationError: no tensor of floats, fewer different vectors than codes, or features that are not finite.
     """
+    if not isinstance(features, Tensor) or not features.is_floating_point() or not features.ndim:
+        raise ConfigurationError(f"expected features as a tensor of floats (N, D), got {shown(features)}")
     vectors = features.detach().cpu().reshape(-1, features.shape[-1]).double().numpy()
-    if not 0 < codes <= len(vectors):
-        raise ConfigurationError(f"expected codes of 1 to {len(vectors)}, the number of vectors, got {codes}")
+    if not is_whole(codes) or not 0 < codes <= len(vectors):
+        raise ConfigurationError(f"expected codes of 1 to {len(vectors)}, the number of vectors, got {shown(codes)}")
     if not np.isfinite(vectors).all():
         raise ConfigurationError("expected finite features, got others; leave their regions out")
+    if (different := len(np.unique(vectors, axis=0))) < codes:
+        raise ConfigurationError(f"expected at least {codes} different vectors, got {different}; ask for fewer codes")
     centres, _ = kmeans2(vectors, codes, iter=iterations, minit="++", rng=np.random.default_rng(seed), missing="warn")
     book = Codebook(codes, vectors.shape[1])
     book.load_state_dict({"embedding.weight": torch.from_numpy(centres).to(features.dtype)})

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Final
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+GROUPS: Final = 32  # of channels that are normalised together
+
 
 def norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with 32 groups, or one for each channel where there are fewer."""
-    return nn.GroupNorm(min(32, channels), channels, eps=1e-6)
+    """Group normalisation with `GROUPS` groups, or one for each channel where there are fewer."""
+    return nn.GroupNorm(min(GROUPS, channels), channels, eps=1e-6)
 
 
 class Residual(nn.Module):

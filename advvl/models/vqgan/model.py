@@ -7,14 +7,15 @@ its code and of latent diffusion's.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from advvl.checks import at_least, is_whole, positive
+from advvl.checks import at_least, check_each, is_whole, positive
 from advvl.errors import ConfigurationError, ShapeError
-from advvl.models.vqgan.layers import Level, Middle, norm
+from advvl.models.vqgan.layers import GROUPS, Level, Middle, norm
 
 _CHUNK = 2**24  # distances of codes that are held at once
 
@@ -34,7 +35,7 @@ class VQGANConfig:
         in_channels: of an image.
 
     Raises:
-        ConfigurationError: a size below 1, no level.
+        ConfigurationError: a size below 1, no level, channels that do not divide into groups to normalise.
     """
 
     codes: int = 16384
@@ -50,8 +51,15 @@ class VQGANConfig:
     def __post_init__(self) -> None:
         names = ("codes", "code_width", "z_channels", "channels", "blocks", "resolution", "in_channels")
         at_least(1, self, *names)
-        if not self.multiples or not all(is_whole(multiple) and multiple > 0 for multiple in self.multiples):
-            raise ConfigurationError(f"expected one or more multiples of 1 or more, got {self.multiples!r}")
+        check_each(
+            self, ("multiples",), lambda value: _are_sizes(value) and len(value) > 0, "one or more whole numbers"
+        )
+        check_each(self, ("attention",), _are_sizes, "a tuple of whole numbers, or an empty one")
+        for width in (self.channels * multiple for multiple in (1, *self.multiples)):
+            if width > GROUPS and width % GROUPS:
+                raise ConfigurationError(
+                    f"expected channels * multiples up to {GROUPS}, or divisible by {GROUPS}, got {width}"
+                )
 
     @property
     def shrinks_by(self) -> int:
@@ -60,6 +68,10 @@ class VQGANConfig:
 
     def attends(self, level: int) -> bool:
         return self.resolution // 2**level in self.attention
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(is_whole(size) and size > 0 for size in value)
 
 
 class Encoder(nn.Module):

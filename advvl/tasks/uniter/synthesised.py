@@ -68,8 +68,8 @@ def nearest_images(images: Images, count: int = 8) -> Tensor:
         if bool((others < count).any()):
             first = int((others < count).nonzero()[0, 0])
             raise DataError(
-                f"expected at least {count} other images for each, got {int(others[first])} for image {start + first}, as the "
-                "rest are copies; ask for fewer"
+                f"expected at least {count} other images for each, got {int(others[first])} for image {start + first}, as "
+                "the rest are copies; ask for fewer"
             )
         nearest.append(best.indices)
     return torch.cat(nearest)
@@ -203,7 +203,7 @@ def _drawn(logits: Tensor, top_k: int, uniform: Tensor) -> Tensor:
 
 
 def check_mismatches(options: Any, *shares: str) -> None:
-    """Check that the named options are shares in [0, 1], and that those of synthesised and similar ones are at most 1 together.
+    """Check that the named options are shares in [0, 1], and that those of synthesised and similar ones are at most 1.
 
     Raises:
         ConfigurationError: they are not.

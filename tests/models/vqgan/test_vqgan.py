@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -133,8 +134,38 @@ def test_what_does_not_fit_is_refused_in_words(tmp_path: Path) -> None:
         load_vqgan(VQGAN(TINY), path)
     with pytest.raises(ShapeError, match=r"sides divisible by 2, got \(1, 1, 7, 8\)"):
         tiny()(torch.zeros(1, 1, 7, 8))
-    with pytest.raises(ConfigurationError, match="multiples"):
-        VQGANConfig(multiples=())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"multiples": ()}, "multiples"),
+        ({"multiples": 3}, "multiples"),
+        ({"attention": 3}, "attention"),
+        ({"attention": ("32",)}, "attention"),
+        ({"channels": 48}, r"channels \* multiples up to 32, or divisible by 32, got 48"),
+        ({"channels": 8, "multiples": (1, 5)}, r"channels \* multiples up to 32, or divisible by 32, got 40"),
+    ],
+)
+def test_sizes_that_make_no_model_are_refused(sizes: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        VQGANConfig(**sizes)
+
+
+@pytest.mark.parametrize(
+    ("features", "codes", "message"),
+    [
+        ([1.0], 1, "features as a tensor of floats"),
+        (torch.tensor(3.0), 1, "features as a tensor of floats"),
+        (torch.ones(9, 3).long(), 2, "features as a tensor of floats"),
+        (torch.rand(9, 3), 2.5, "codes of 1 to 9"),
+        (torch.rand(9, 3), "2", "codes of 1 to 9"),
+        (torch.ones(9, 3), 2, "at least 2 different vectors, got 1"),
+    ],
+)
+def test_features_that_make_no_codebook_are_refused(features: Any, codes: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        kmeans_codebook(features, codes, seed=0)
 
 
 @pytest.mark.slow

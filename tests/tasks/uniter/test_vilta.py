@@ -12,7 +12,7 @@ from support.compare import differences
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
-from advvl import Averaged, Frozen, adapt, villa, vilta
+from advvl import L2, Ascent, Averaged, DiscretePerturber, Frozen, adapt, villa, vilta
 from advvl.data.uniter.batching import Images, Texts
 from advvl.data.uniter.sources import CaptionSource
 from advvl.errors import CheckpointError, ConfigurationError, DataError, ShapeError
@@ -104,7 +104,9 @@ def test_a_teacher_is_looked_for_in_a_folder_alone(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(AutoModelForMaskedLM, "from_pretrained", asked)
     for name in ("bert-base-uncased", tmp_path / "none"):
-        with pytest.raises(CheckpointError, match="the folder of a masked-language model of transformers, got .*; give"):
+        with pytest.raises(
+            CheckpointError, match=r"the folder of a masked-language model of transformers, got .*; give"
+        ):
             BertTeacher(name, vocab_size=WORDS)
 
 
@@ -320,9 +322,22 @@ def test_a_run_with_both_and_villa_that_is_killed_ends_with_the_same_weights_and
     assert differences(again.state_dict(), average.state_dict()) == []
 
 
+def test_a_teacher_and_a_discretiser_go_where_the_model_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, discretise = BertTeacher(bert(), vocab_size=WORDS), torch.nn.Identity().eval()
+    moved = []
+    for module in (teacher, discretise):
+        monkeypatch.setattr(module, "to", lambda device, module=module: moved.append((module, device)))
+    soft = vilta(Frozen(teacher))
+    seen = replace(villa({"image": 0.1}), perturber=DiscretePerturber(discretise, image=Ascent(L2(0.1), step_size=0.1)))
+    options = OptimizerOptions(epochs=1, batch_size=4, learning_rate=0.01)
+    fit(model(), source(), options=options, seed=0, updates=1, method={"mlm": soft, "itm": seen})
+    assert moved == [(teacher, torch.device("cpu")), (discretise, torch.device("cpu"))]
+
+
 def test_methods_for_tasks_leave_no_other_choice_of_tasks() -> None:
     options = OptimizerOptions(epochs=1, batch_size=4, learning_rate=0.01)
     with pytest.raises(ConfigurationError, match="adversarial_tasks=None"):
         fit(model(), source(), options=options, seed=0, method={"mlm": villa()}, adversarial_tasks=("mlm",))
-    with pytest.raises(ConfigurationError, match="one for each task by name"):
-        fit(model(), source(), options=options, seed=0, method={"mlm": 3})  # type: ignore[dict-item]
+    for wrong in ({"mlm": 3}, {3: villa()}):
+        with pytest.raises(ConfigurationError, match="one for each task by name"):
+            fit(model(), source(), options=options, seed=0, method=wrong)  # type: ignore[arg-type]
