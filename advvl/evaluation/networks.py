@@ -81,9 +81,9 @@ class Network:
             raise ConfigurationError(f"expected all inputs without a default, got none for {absent}; give them as well")
         if not all(isinstance(x, Tensor) and x.ndim and len(x) for x in inputs.values()):
             raise DataError("expected inputs that are tensors with one row per example, one or more, got others")
-        if whole := sorted(name for name in perturbed if not inputs[name].is_floating_point()):
+        if integers := sorted(name for name in perturbed if not inputs[name].is_floating_point()):
             raise ConfigurationError(
-                f"expected floating-point numbers to perturb, got others in {whole}; embed them first"
+                f"expected floating-point numbers to perturb, got others in {integers}; embed them first"
             )
         if len({len(x) for x in inputs.values()}) > 1:
             raise DataError(

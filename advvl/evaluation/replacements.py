@@ -42,7 +42,7 @@ def others_of(targets: Tensor | None, examples: int, device: torch.device) -> Te
     before = (rows - torch.arange(1, examples, device=device)[:, None]) % max(examples, 1)
     if targets is None:
         return before[:_MOST]
-    kinds = targets.to(device).unique(dim=0, return_inverse=True)[1]
+    kinds: Tensor = torch.unique(targets.to(device), dim=0, return_inverse=True)[1]
     same = kinds[before] == kinds
     return before.gather(0, same.long().argsort(dim=0, stable=True))[:_MOST]
 

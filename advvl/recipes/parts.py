@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -47,7 +47,7 @@ def perturber_at(modality: str, ascent: Ascent) -> EmbeddingPerturber:
     return EmbeddingPerturber(**{modality: ascent})
 
 
-def check_positive(name: str, value: object) -> None:
+def check_positive(name: str, value: Any) -> None:
     """Raise ConfigurationError unless a value that is computed with is a finite number above 0."""
     if not is_number(value) or not 0 < value < math.inf:
         raise ConfigurationError(f"expected {name} as a finite number above 0, got {shown(value)}")
