@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from advvl.adapters.injection import Batch
-from advvl.checks import is_number, shown
+from advvl.checks import is_number
 from advvl.errors import ConfigurationError
 from advvl.maximizers.freelb import FreeLB
 from advvl.passes.objective import Objective
 from advvl.perturbers.unperturbed import Unperturbed
-from advvl.recipes.parts import check_names, check_positive
+from advvl.recipes.parts import check_masks, check_names, check_positive
 from advvl.regularizers.distance import Alignment, Distance
 from advvl.regularizers.references import AdapterOff, Reference
 from advvl.training import AdversarialTraining
@@ -37,11 +37,7 @@ def circuit_breakers(
         raise ConfigurationError(f"expected progress as the share of training done, in [0, 1], got {progress!r}")
     check_names("layers", layers)
     check_positive("alpha", alpha)
-    for name, mask in (("harmful", harmful), ("retained", retained)):
-        if not callable(mask):
-            raise ConfigurationError(
-                f"expected {name} as a function from the batch to a mask (B, T), got {shown(mask)}"
-            )
+    check_masks(harmful=harmful, retained=retained)
     origin, each = AdapterOff() if reference is None else reference, alpha / max(len(layers), 1)
     away = [Alignment(each * (1 - progress / 2), reads=name, reference=origin, rows=harmful) for name in layers]
     near = [Distance(each * progress / 2, reads=name, reference=origin, rows=retained) for name in layers if progress]

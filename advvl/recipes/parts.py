@@ -53,6 +53,15 @@ def check_positive(name: str, value: Any) -> None:
         raise ConfigurationError(f"expected {name} as a finite number above 0, got {shown(value)}")
 
 
+def check_masks(**masks: object) -> None:
+    """Raise ConfigurationError unless each is a function, from the batch to a mask."""
+    for name, mask in masks.items():
+        if not callable(mask):
+            raise ConfigurationError(
+                f"expected {name} as a function from the batch to a mask (B, T), got {shown(mask)}"
+            )
+
+
 def check_names(name: str, values: object) -> None:
     """Raise ConfigurationError unless it is a list or tuple of names; a text is one name, not several letters."""
     if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):

@@ -8,6 +8,7 @@ from advvl.checks import is_number, shown
 from advvl.errors import ConfigurationError
 from advvl.maximizers.freelb import FreeLB
 from advvl.perturbers.unperturbed import Unperturbed
+from advvl.recipes.parts import check_method, check_positive
 from advvl.regularizers.base import Side
 from advvl.regularizers.references import Reference
 from advvl.regularizers.soft_labels import SoftCrossEntropy
@@ -31,16 +32,10 @@ def vilta(
     """
     if not is_number(alpha) or not 0 < alpha <= 1:
         raise ConfigurationError(f"expected alpha to be a number in (0, 1], got {shown(alpha)}")
-    if adversary is not None and not isinstance(adversary, AdversarialTraining):
-        raise ConfigurationError(
-            f"expected adversary as an AdversarialTraining such as villa(), or None, got {shown(adversary)}"
-        )
-    base = adversary or AdversarialTraining(Unperturbed(), FreeLB(1))
-    scale = base.teach.penalty  # of all regularisers
-    if not scale:
-        raise ConfigurationError(
-            f"expected an adversary with teach.penalty above 0, got {scale}; the soft labels are one of its regularisers"
-        )
+    base = AdversarialTraining(Unperturbed(), FreeLB(1)) if adversary is None else adversary
+    check_method(base)
+    scale = base.teach.penalty  # of all regularisers, of which the soft labels are one
+    check_positive("the adversary's teach.penalty", scale)
     soft = SoftCrossEntropy(alpha, reference=teacher, temperature=temperature, top_k=top_k)
     weights: dict[Side, float] = {"perturbed": base.teach.task, "clean": base.clean_weight}
     terms = (replace(soft, weight=alpha * weight / scale, on=on) for on, weight in weights.items() if weight)

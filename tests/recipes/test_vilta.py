@@ -115,7 +115,7 @@ def test_the_adversarys_weight_of_penalties_is_not_that_of_soft_labels(clean_wei
 
 def test_an_adversary_without_a_weight_of_penalties_is_refused() -> None:
     none = replace(villa({"text": 0.3}), regularizer=None, teach=Objective(penalty=0.0))
-    with pytest.raises(ConfigurationError, match=r"an adversary with teach.penalty above 0, got 0.0"):
+    with pytest.raises(ConfigurationError, match=r"teach.penalty as a finite number above 0, got 0.0"):
         vilta(teacher_of(words())[0], adversary=none)
 
 
@@ -137,7 +137,7 @@ def test_masked_rows_do_not_count() -> None:
         ({"alpha": 0.0}, r"alpha to be a number in \(0, 1\], got 0.0"),
         ({"alpha": 1.2}, r"alpha to be a number in \(0, 1\], got 1.2"),
         ({"alpha": "x"}, r"alpha to be a number in \(0, 1\], got 'x'"),
-        ({"adversary": "villa"}, "adversary as an AdversarialTraining such as villa\\(\\), or None, got 'villa'"),
+        ({"adversary": "villa"}, "expected a method such as pgd.*, got 'villa'; give an AdversarialTraining"),
         ({"temperature": 0.0}, "temperature above 0, got 0.0"),
         ({"top_k": 0}, "top_k of 1 or more, or None, got 0"),
         ({"teacher": None}, "a reference as the teacher, got None"),
