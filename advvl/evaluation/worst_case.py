@@ -124,7 +124,7 @@ def worst_case(
 
         def record(number: int, batch: Batch) -> Record:
             found = _record(plan, number, batch, checks=checks)
-            return {name: one.cpu() for name, one in found.items()}
+            return {name: one.cpu().clone() for name, one in found.items()}  # a file takes no tensor twice
 
         records = each(adapter, loader, record, cache=cache, over_processes=over_processes)
     if not any(len(one["clean"]) for one in records):

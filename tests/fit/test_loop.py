@@ -538,8 +538,10 @@ def test_nor_does_one_in_a_micro_batch_that_is_not_the_last(keeps: Any) -> None:
     assert bits(model) == before
 
 
-def test_every_sigterm_is_noted_and_the_second_interrupt_is_obeyed() -> None:
+def test_every_sigterm_is_noted_and_the_second_interrupt_is_obeyed(request: pytest.FixtureRequest) -> None:
     """A scheduler signals all processes of a job, and the launcher among them passes it on."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in a shell's background jobs
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with deferred_signals() as caught:
         for _ in range(3):
             signal.raise_signal(signal.SIGTERM)  # to this thread, so that the handler has run by the next line
