@@ -34,7 +34,7 @@ class EvaluationOptions:
         objectives: what the attacks climb, each in attacks of its own.
         examples: how many questions are attacked; None: all of them.
         split: the questions to evaluate on; hyper-parameters are chosen on the validation ones.
-        batch_size: examples attacked at a time; it changes no result but for rounding.
+        batch_size: examples attacked at a time; random starts, those of `restarts` above 1, depend on it.
     """
 
     radii: tuple[float, ...] = (0.25, 0.5, 1.0)

@@ -60,9 +60,9 @@ def _others(options: VillaOptions, start: Row | Path) -> dict[str, Row]:
     sizes = {"text": villa.text_step, "image": villa.image_step}
     far = EmbeddingPerturber(**{name: Ascent(L2(moves * size), step_size=size) for name, size in sizes.items()})
     near = {name: Ascent(L2(size), step_size=size, start=Normal(size / 100)) for name, size in sizes.items()}
-    climbed = SymmetricKL(weight=2 * villa.kl_weight or 1.0)
+    penalty = SymmetricKL(weight=1.0)  # λ as published
     smart = AdversarialTraining(
-        EmbeddingPerturber(**near), PGD(1), climbed, clean_weight=1.0, teach=Objective(task=0.0)
+        EmbeddingPerturber(**near), PGD(1), penalty, clean_weight=1.0, teach=Objective(task=0.0)
     )
     return {
         "pgd": Row("PGD", AdversarialTraining(far, PGD(moves)), start=start, update_cost=2 * moves + 3),
