@@ -140,6 +140,20 @@ def test_the_index_lists_every_page_itself_or_by_its_section() -> None:
     assert methods >= {f"methods/{page.name}" for page in METHODS}
 
 
+def figures(page: Path) -> set[str]:
+    """What a page says of accuracies: those with an interval, and percentages with a decimal."""
+    text = " ".join(page.read_text().split())
+    return set(re.findall(r"\S\d+\.\d \[[^\]]+\]", text)) | set(re.findall(r"\b(\d+\.\d) %", text))
+
+
+@pytest.mark.parametrize("page", ["index.md", "methods/villa.md", "methods/freelb.md"])
+def test_figures_of_evidence_are_those_of_its_page(page: str) -> None:
+    evidence = " ".join((DOCS / "evidence.md").read_text().split())
+    quoted = figures(DOCS / page)
+    assert quoted
+    assert not {figure for figure in quoted if figure not in evidence}
+
+
 def pages_of_recipes() -> dict[str, Path]:
     """The page of each recipe, by the names that the menu of the site has for it."""
     found = MENU.findall((ROOT / "mkdocs.yml").read_text())
