@@ -16,7 +16,7 @@ from advvl.experiments.outputs import OutputDirectory
 from advvl.files import read_json, write_bytes, write_json, write_text
 
 _SEEDS_OF_EVIDENCE = 5
-_TRAINING = ("updates", "seconds", "loss", "start")
+_TRAINING = ("updates", "seconds", "loss", "curve", "start")
 
 
 def report(options: ExperimentOptions, rows: Sequence[Row], directory: OutputDirectory, seconds: float) -> str:
@@ -35,7 +35,7 @@ def report(options: ExperimentOptions, rows: Sequence[Row], directory: OutputDir
     chance = max((record["chance"] for record in records.values() if "chance" in record), default=None)
     table = f"{label}\n\n{markdown(summary, caption=_caption(options.evaluation, summary, chance))}"
     facts = [
-        {"method": name, "seed": seed} | {key: record[key] for key in _TRAINING}
+        {"method": name, "seed": seed} | {key: record[key] for key in _TRAINING if key in record}
         for (name, seed), record in records.items()
     ]
     document = {
