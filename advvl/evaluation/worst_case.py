@@ -27,7 +27,7 @@ from advvl.evaluation.attempts import Plan, Rows, checked_attacks, checked_budge
 from advvl.evaluation.doubts import doubts
 from advvl.evaluation.flags import made, raised
 from advvl.evaluation.measurement import Budget, Measurement, lowest
-from advvl.evaluation.named_attacks import DEFAULT, NamedAttack, in_order
+from advvl.evaluation.named_attacks import DEFAULT, AnyAttack, in_order
 from advvl.evaluation.scoring import Batch, Score, Targets, fingerprints, own_targets
 from advvl.ops import Box
 from advvl.perturbers.pixels import Normalised
@@ -47,7 +47,7 @@ def worst_case(
     loader: Iterable[Batch],
     budgets: Budget | Sequence[Budget],
     *,
-    attacks: Sequence[NamedAttack] = DEFAULT,
+    attacks: Sequence[AnyAttack] = DEFAULT,
     targets: Targets | None = None,
     score: Score | None = None,
     rows: Rows | None = None,
@@ -73,8 +73,8 @@ def worst_case(
             a batch and of a row: in other batches an example has other random starts.
         budgets: a ball for each modality that may be perturbed, or a list of such mappings, small before large; one of
             several modalities gives each its whole ball at the same time.
-        attacks: in any order; those by the model's own gradients are made first, then those on another model, then random
-            searches.
+        attacks: `NamedAttack` and `PixelAttack` in any order; those by the model's own gradients are made first, then those
+            on another model, then random searches.
         targets: from a batch to its soft scores `(B, A)` in [0, 1], or class ids `(B,)`, whole numbers; default: its field
             `targets`.
         score: from outputs and batch to `(B,)` in [0, 1], what attacks try to take away; default: the targets' score of
