@@ -13,6 +13,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -132,7 +133,7 @@ def worst_case(
     found = {name: torch.cat([one[name] for one in records], dim=-1) for name in records[0]}
     names = tuple(attack.name for attack in plan.attacks)
     facts = {
-        "attacks": [described(attack) for attack in plan.attacks],
+        "attacks": [_described(attack) for attack in plan.attacks],
         "boxes": {name: list(box) for name, box in plan.boxes.items()},
         "pixels": {name: described(normalised) for name, normalised in plan.pixels.items()},
         "seed": seed,
@@ -184,6 +185,12 @@ def each(
             make = partial(record, number, batch)
             mine[number] = make() if cache is None else cache(number, make)
     return list(collected(mine).values()) if over_processes else list(mine.values())
+
+
+def _described(attack: AnyAttack) -> str:
+    """An attack with its settings, of another model its kind and its sites alone."""
+    alone = described(replace(attack, surrogate=None))
+    return alone if attack.surrogate is None else alone.replace("surrogate=None", f"surrogate={attack.surrogate!r}")
 
 
 def _record(plan: Plan, number: int, batch: Batch, *, checks: bool) -> Record:
