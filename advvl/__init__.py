@@ -27,6 +27,7 @@ from advvl.adapters.injection import Binding as Binding
 from advvl.adapters.injection import Site as Site
 from advvl.adapters.registry import adapt as adapt
 from advvl.adapters.registry import register as register
+from advvl.adapters.soft_prompts import SoftPrompt as SoftPrompt
 from advvl.attacks import Attack as Attack
 from advvl.attacks import AttackResult as AttackResult
 from advvl.errors import AdvVLError as AdvVLError
@@ -157,6 +158,7 @@ __all__ = [
     "Regularizer",
     "Site",
     "SoftCrossEntropy",
+    "SoftPrompt",
     "Sometimes",
     "SquaredDistance",
     "Start",

@@ -7,6 +7,7 @@ matching, with both; each with and without VILLA's perturbations. All are then f
     python examples/vilta.py --preset evidence --output runs/vilta          five seeds
     python examples/vilta.py --data-dir reference_games --variant plain --variant both       people's words
     python examples/vilta.py --pretrain.epochs 6 --output runs/vilta-6      half the updates: is it faster?
+    python examples/vilta.py --vilta.teacher bert --output runs/vilta-bert  the run trains a BERT as the teacher
 
 Killed at any moment, the same command with --resume goes on and ends with the same weights and numbers.
 """

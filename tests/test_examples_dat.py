@@ -30,9 +30,9 @@ def test_it_runs_and_resumes(tmp_path: Path) -> None:
     first = call(tmp_path / "out")
     trained = (tmp_path / "out" / "vqvae.safetensors").read_bytes()
     for row in ("standard", "PGD", "DAT"):
-        assert f" | {row} | " in first
+        assert f"\n| {row} | " in first
     again = call(tmp_path / "out", "--resume")
     assert (tmp_path / "out" / "vqvae.safetensors").read_bytes() == trained
-    assert [line for line in again.splitlines() if line.startswith(" | ")] == [
-        line for line in first.splitlines() if line.startswith(" | ")
+    assert [line for line in again.splitlines() if line.startswith("| DAT ")] == [
+        line for line in first.splitlines() if line.startswith("| DAT ")
     ]

@@ -14,7 +14,7 @@ import advvl
 
 IMPORTED = ["torch", "advvl", "yaml", "safetensors"]  # in this order
 NAMES = {
-    *("Adapter", "Binding", "Site", "adapt", "register", "sites"),
+    *("Adapter", "Binding", "Site", "SoftPrompt", "adapt", "register", "sites"),
     *("AdversarialTraining", "Objective", "PassTrace", "StepReport"),
     *("agft", "alum", "awp", "cat", "circuit_breakers", "dat", "embedding_attack", "fare", "fgm", "fgsm_rs", "free_at"),
     *("freelb", "lat", "lxmert_adv", "modality_interference", "neftune", "pgd", "pmg_aft", "r_drop", "sam", "smart"),

@@ -5,3 +5,4 @@ from advvl.adapters.candidates import sites as sites
 from advvl.adapters.injection import Site as Site
 from advvl.adapters.registry import adapt as adapt
 from advvl.adapters.registry import register as register
+from advvl.adapters.soft_prompts import SoftPrompt as SoftPrompt

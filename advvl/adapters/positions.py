@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from advvl.adapters.injection import Batch, Site
 from advvl.errors import ConfigurationError, ShapeError, SiteError, more
 from advvl.perturbers.places import Place
+
+IGNORED: Final = -100
+"""The label of a token that is not predicted, as of torch's cross_entropy."""
 
 
 def read_positions(

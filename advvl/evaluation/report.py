@@ -151,23 +151,9 @@ def curve_figure(report: Report, *, title: str = "", chance: float | None = None
         conditions = sorted(condition for condition in report.conditions if condition.modality == modality)
         largest = conditions[-1].radius
         for index, row in enumerate(report.rows):
-            intervals = [row.accuracy[condition] for condition in conditions]
             shift = 0.04 * largest * ((index + 0.5) / len(report.rows) - 0.5)
-            panel.errorbar(
-                [condition.radius + shift for condition in conditions],
-                [100 * interval.estimate for interval in intervals],
-                yerr=[
-                    [100 * (interval.estimate - interval.low) for interval in intervals],
-                    [100 * (interval.high - interval.estimate) for interval in intervals],
-                ],
-                marker=_MARKERS[index % len(_MARKERS)],
-                linestyle=_LINES[index % len(_LINES)],
-                markersize=5,
-                linewidth=1,
-                alpha=0.85,
-                capsize=2,
-                label=row.method,
-            )
+            at = [condition.radius + shift for condition in conditions]
+            draw_line(panel, at, [row.accuracy[condition] for condition in conditions], index=index, label=row.method)
         if chance is not None:
             panel.axhline(
                 100 * chance, color="black", linewidth=0.8, linestyle=":", label="chance: one constant answer"
@@ -185,6 +171,30 @@ def curve_figure(report: Report, *, title: str = "", chance: float | None = None
     what = f"Points: {point}; bars: {100 * report.confidence:g} % {interval}"
     figure.suptitle(f"{title}\n{what}" if title else what, fontsize="medium")
     return figure
+
+
+def draw_line(panel: Any, at: Sequence[float], intervals: Sequence[Interval], *, index: int, label: str) -> None:
+    """Draw accuracies with error bars, in per cent, into a panel of a matplotlib figure.
+
+    Arguments:
+        at: where on the horizontal axis.
+        index: which of the panel's lines; it decides the marker.
+    """
+    panel.errorbar(
+        at,
+        [100 * interval.estimate for interval in intervals],
+        yerr=[
+            [100 * (interval.estimate - interval.low) for interval in intervals],
+            [100 * (interval.high - interval.estimate) for interval in intervals],
+        ],
+        marker=_MARKERS[index % len(_MARKERS)],
+        linestyle=_LINES[index % len(_LINES)],
+        markersize=5,
+        linewidth=1,
+        alpha=0.85,
+        capsize=2,
+        label=label,
+    )
 
 
 def _shown(report: Report) -> list[Condition]:

@@ -102,6 +102,8 @@ class Setup:
         sites: where the model is perturbed, as `adapt` takes it; None: where its registered adapter says.
         boxes: bounds of perturbed tensors in the evaluation, by modality; None: there are none.
         method: in the place of the row's, where it needs the model or the data; as `fit` takes it.
+        evaluate: from the model, in eval mode, to a score for the record's curve of scores by updates.
+        evaluations: points of that curve, at equal distances; the last is at the end.
     """
 
     model: nn.Module
@@ -114,11 +116,13 @@ class Setup:
     boxes: Mapping[str, tuple[float, float]] | None = None
     sampler: Sampler | None = None
     method: AdversarialTraining | Mapping[str, AdversarialTraining] | None = None
+    evaluate: Callable[[nn.Module], float] | None = None
+    evaluations: int = 8
 
 
-def save_tensors(model: nn.Module, path: Path) -> None:
+def save_tensors(model: nn.Module, path: Path) -> Path:
     """Write a model's tensors under their own names."""
-    write_state(model, path, str)
+    return write_state(model, path, str)
 
 
 @dataclass(frozen=True)

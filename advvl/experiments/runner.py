@@ -36,6 +36,7 @@ from advvl.experiments.progress import Progress, counted, duration
 from advvl.experiments.records import check_records, read_record, sha256, start_of
 from advvl.experiments.results import label_of, report
 from advvl.files import only_writer, read_json, write_json
+from advvl.fit.checkpoints import OneFile
 from advvl.fit.loop import fit
 from advvl.fit.options import LoopOptions
 from advvl.fit.schedules import updates_per_epoch
@@ -193,19 +194,20 @@ class Worker(Generic[Options, Data]):
         usual = setup.options.epochs * updates_per_epoch(len(setup.train), setup.options.batch_size)
         if setup.sampler is not None:
             usual = setup.sampler.updates(setup.options.epochs, seed)
+        updates = round(usual * task.row.updates)
         result = fit(
             setup.model,
             setup.train,
             options=setup.options,
             seed=seed,
             sampler=setup.sampler,
-            updates=round(usual * task.row.updates),
+            updates=updates,
             method=task.row.method if setup.method is None else setup.method,
             adversarial_tasks=setup.adversarial_tasks,
             target=partial(adapt, sites=setup.sites),
             optimizer=setup.optimizer,
             accelerator=self.accelerator,
-            checkpoint=checkpoint,
+            checkpoint=OneFile(checkpoint, setup.evaluate, every=max(1, -(-updates // setup.evaluations))),
             resume=True,
             loop=LoopOptions(progress=self.bars, description=task.name, line=self.index),
         )
@@ -214,11 +216,13 @@ class Worker(Generic[Options, Data]):
             f"last loss {result.losses[-1]:.3f}"
         )
         tail = result.losses[-max(1, len(result.losses) // 20) :]
+        curve = {"curve": {str(done): score for done, score in result.scores.items()}} if result.scores else {}
         return {
             "updates": result.updates,
             "seconds": result.seconds,
             "seconds_per_update": result.seconds_per_update,
             "loss": sum(tail) / len(tail),
+            **curve,
         }
 
 

@@ -1,204 +1,241 @@
 """The ablation of ViLTA, a reconstruction: soft labels, synthesised negatives, both or neither; with and without VILLA.
 
-Each row is a pre-training of its own, then the same fine-tuning, on the digits' questions or on Colors in Context.
+Each row is a pre-training of its own, then the same fine-tuning, on the digits' questions or on Colors in Context. A BERT
+teacher that the run trains is a row too, from which the pre-trainings that it teaches start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, cast, get_args
+from typing import Final, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import BertConfig, BertForMaskedLM
 
-from advvl.checks import at_least, check_each, choice, choices, fraction, is_number, is_whole, positive
 from advvl.data.colors.corpus import ColorsCorpus
 from advvl.data.digits.corpus import DigitsCorpus
 from advvl.data.uniter.sources import CaptionSource
+from advvl.data.wordpiece import load_bert_tokenizer
 from advvl.errors import ConfigurationError
 from advvl.experiments import colors, uniter
-from advvl.experiments.colors_options import PRESETS as COLORS_PRESETS
-from advvl.experiments.colors_options import ColorsOptions
-from advvl.experiments.experiment import Experiment, Row, Setup, Task
-from advvl.experiments.options import own
-from advvl.experiments.uniter_options import PRESETS, Method, UniterOptions, VillaOptions
+from advvl.experiments.convergence import answered, report_convergence, words_guessed
+from advvl.experiments.experiment import Experiment, Row, Setup, Task, save_tensors, seeded
+from advvl.experiments.outputs import OutputDirectory
+from advvl.experiments.uniter_options import VillaOptions
 from advvl.experiments.uniter_rows import training_of, update_cost
+from advvl.experiments.vilta_options import (
+    COLORS_PRESETS,
+    PRESETS,
+    STAGES,
+    AblationOptions,
+    ViltaColorsOptions,
+    ViltaOptions,
+)
+from advvl.models.state_files import Naming, load_state, read_state
 from advvl.models.uniter.checkpoint import save_checkpoint
 from advvl.recipes.vilta import vilta
-from advvl.regularizers.references import Averaged
+from advvl.regularizers.references import Averaged, Frozen, Reference
 from advvl.tasks.uniter.pretraining import UniterForPretraining
-from advvl.tasks.uniter.soft_labels import LiveText, TextAlone
-from advvl.tasks.uniter.synthesised import HardNegatives, check_mismatches, content_words, nearest_images
+from advvl.tasks.uniter.soft_labels import BertTeacher, LiveText, TextAlone
+from advvl.tasks.uniter.synthesised import HardNegatives, content_words, nearest_images
 from advvl.training import AdversarialTraining
 
-Variant = Literal["plain", "soft-labels", "negatives", "both"]
-_STAGES: Final[Mapping[Method, str]] = {"standard": "", "both-stages": ", VILLA"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViltaSettings:
-    """The choices that ViLTA's abstract leaves open.
-
-    Arguments:
-        alpha: weight of soft labels in the loss of masked words.
-        teacher: of soft labels: a momentum average of the model, or the model on text alone.
-        momentum: of that average, per update.
-        temperature: of the teacher.
-        top_k: words that a soft label keeps; None: all.
-        synthesised, similar: shares of mismatches with replaced words, or with an image like the true one.
-        words: share of a text's content words that are replaced.
-        proposals: most probable words to draw a replacement from.
-        threshold: probability above which a word is a synonym and not drawn.
-    """
-
-    alpha: float = 0.4
-    teacher: Literal["momentum", "live"] = "momentum"
-    momentum: float = 0.995
-    temperature: float = 1.0
-    top_k: int | None = None
-    synthesised: float = 0.5
-    similar: float = 0.0
-    words: float = 0.2
-    proposals: int = 20
-    threshold: float = 0.1
-
-    def __post_init__(self) -> None:
-        check_each(self, ("alpha",), lambda value: is_number(value) and 0 < value <= 1, "a share in (0, 1]")
-        choice(self, "teacher", Literal["momentum", "live"])
-        fraction(self, "momentum")
-        positive(self, "temperature")
-        kept = ("top_k",)
-        check_each(self, kept, lambda value: value is None or (is_whole(value) and value > 0), "1 or more, or None")
-        check_mismatches(self, "synthesised", "similar", "words", "threshold")
-        at_least(1, self, "proposals")
-
-
-def _variants() -> Any:
-    flags = own("pre-trainings to compare; may be repeated", flags=("--variant",))
-    return field(default=get_args(Variant), metadata=flags)
-
-
-def _stages() -> Any:
-    flags = own("standard: neither stage perturbed; both-stages: VILLA in both; may be repeated", flags=("--method",))
-    return field(default=tuple(_STAGES), metadata=flags)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViltaOptions(UniterOptions):
-    """ViLTA's pre-training on the digits' captions, then visual questions about them."""
-
-    output: str = field(default="runs/vilta", metadata=own("directory of results"))
-    methods: tuple[Method, ...] = _stages()
-    variants: tuple[Variant, ...] = _variants()
-    vilta: ViltaSettings = field(default_factory=ViltaSettings)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ablation(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViltaColorsOptions(ColorsOptions):
-    """ViLTA's pre-training on people's words, then which of three colours is meant."""
-
-    output: str = field(default="runs/vilta-colors", metadata=own("directory of results"))
-    methods: tuple[Method, ...] = _stages()
-    variants: tuple[Variant, ...] = _variants()
-    vilta: ViltaSettings = field(default_factory=ViltaSettings)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ablation(self)
-
-
-def check_ablation(options: ViltaOptions | ViltaColorsOptions) -> None:
-    """Raise ConfigurationError unless every row pre-trains, plainly or by VILLA."""
-    choices(options, "variants", Variant)
-    if not set(options.methods) <= set(_STAGES):
-        raise ConfigurationError(
-            f"expected methods of {', '.join(_STAGES)}, got {', '.join(options.methods)}; the others have no pre-training "
-            "of their own"
-        )
-    if options.checkpoint is not None:
-        raise ConfigurationError("expected no checkpoint, got one, in the place of the pre-training that is compared")
+TEACHER: Final = Row("BERT teacher", stage="pretrain", file="teacher")
+"""The masked-language model that a run trains on the captions' words, if it is asked for and no folder is given."""
 
 
 def rows_of(options: VillaOptions) -> list[Row]:
-    """Return a pre-training for each variant and stage, and the fine-tuning from each."""
-    assert isinstance(options, ViltaOptions | ViltaColorsOptions)
+    """Return a pre-training for each variant and stage, the fine-tuning from each, and the teacher if it is trained."""
+    assert isinstance(options, AblationOptions)
+    teacher = TEACHER if options.vilta.teacher == "bert" and options.vilta.bert is None else None
     starts, rows = [], []
     for method in options.methods:
         adversary = options.pretrain_adversary if method == "both-stages" else None
         fine = options.villa if method == "both-stages" else None
         for variant in options.variants:
             start = Row(
-                f"{variant}{_STAGES[method]}, pre-training",
+                f"{variant}{STAGES[method]}, pre-training",
                 training_of(adversary),
+                start=None if variant == "plain" else teacher,
                 stage="pretrain",
                 file=f"pretrained-{variant}-{method}",
                 update_cost=update_cost(adversary),
             )
             starts.append(start)
-            name = f"{variant}{_STAGES[method]}"
+            name = f"{variant}{STAGES[method]}"
             rows.append(
                 Row(name, training_of(fine), start=start, file=f"{variant}-{method}", update_cost=update_cost(fine))
             )
-    return [*(starts if options.stage != "finetune" else []), *(rows if options.stage != "pretrain" else [])]
+    taught = [teacher] if teacher and any(row.start is teacher for row in starts) else []
+    return [*(taught + starts if options.stage != "finetune" else []), *(rows if options.stage != "pretrain" else [])]
 
 
 def set_up(options: ViltaOptions, corpus: DigitsCorpus, task: Task, start: Path | None) -> Setup:
     """Make the setup of the digits' experiment, its pre-training as the row's variant has it."""
-    setup = uniter.set_up(options, corpus, task, start)
-    return setup if start is not None else _pretraining(setup, options.vilta, task.row, _content(corpus))
+    finetuned = task.row.stage == "finetune"
+    setup = uniter.set_up(options, corpus, task, start if finetuned else None)
+    return _Stage(options, corpus, corpus.pretrain_validation).of(setup, task, start)
 
 
 def set_up_colors(options: ViltaColorsOptions, corpus: ColorsCorpus, task: Task, start: Path | None) -> Setup:
     """Make the setup of the colours' experiment, its pre-training as the row's variant has it."""
-    setup = colors.set_up(options, corpus, task, start)
-    return setup if start is not None else _pretraining(setup, options.vilta, task.row, _content(corpus))
+    finetuned = task.row.stage == "finetune"
+    setup = colors.set_up(options, corpus, task, start if finetuned else None)
+    held_out = corpus.validation
+    captions = replace(corpus.pretrain, texts=held_out.texts, images=held_out.images, image_rows=held_out.image_rows)
+    return _Stage(options, corpus, captions).of(setup, task, start)
 
 
-def _content(corpus: DigitsCorpus | ColorsCorpus) -> Tensor:
-    """The content words among those that captions have."""
-    vocabulary = corpus.tokenizer.get_vocab()
-    used = torch.bincount(corpus.pretrain.texts.ids.flatten(), minlength=corpus.vocab_size) > 0
-    return used & content_words(sorted(vocabulary, key=vocabulary.__getitem__))
+@dataclass(frozen=True)
+class _Stage:
+    """Turns a stage of an experiment with VILLA into one of the ablation.
+
+    Arguments:
+        held_out: captions that no training sees.
+    """
+
+    options: AblationOptions
+    corpus: DigitsCorpus | ColorsCorpus
+    held_out: CaptionSource
+
+    def of(self, setup: Setup, task: Task, start: Path | None) -> Setup:
+        """The teacher's, a pre-training's or a fine-tuning's; `start` is the path of the row's start."""
+        evaluations = self.options.curve_points
+        if task.row.stage == "finetune":
+            return replace(setup, evaluate=answered(self.corpus.validation), evaluations=evaluations)
+        setup = replace(setup, evaluate=words_guessed(self.held_out), evaluations=evaluations)
+        if task.row == TEACHER:
+            teacher = seeded(task.seed, _bert, self.options, self.corpus).train().requires_grad_()
+            words = replace(cast(CaptionSource, setup.train), tasks=("mlm",))
+            return replace(setup, model=teacher, train=words, adversarial_tasks=None)
+        return self._pretraining(setup, task.row, start)
+
+    def _pretraining(self, setup: Setup, row: Row, start: Path | None) -> Setup:
+        variant, settings = str(row.file).split("-", 1)[1], self.options.vilta
+        if variant.startswith("plain"):
+            return setup
+        model, source = cast(UniterForPretraining, setup.model), cast(CaptionSource, setup.train)
+        bert = teacher_of(self.options, self.corpus, start) if settings.teacher == "bert" else None
+        if not variant.startswith("negatives"):
+            teacher: Reference = LiveText() if settings.teacher == "live" else Averaged(model, settings.momentum)
+            words = vilta(
+                teacher if bert is None else Frozen(bert),
+                alpha=settings.alpha,
+                temperature=settings.temperature,
+                top_k=settings.top_k,
+                adversary=row.method,
+            )
+            methods: dict[str, AdversarialTraining] = {"mlm": words} | (
+                {} if row.method is None else {"itm": row.method}
+            )
+            setup = replace(setup, method=methods, adversarial_tasks=None)
+        if not variant.startswith("soft-labels"):
+            negatives = HardNegatives(
+                TextAlone(model),
+                self._content(),
+                teacher=bert,
+                synthesised=settings.synthesised,
+                similar=settings.similar,
+                words=settings.words,
+                top_k=settings.proposals,
+                threshold=settings.threshold,
+                nearest=nearest_images(source.images) if settings.similar else None,
+            )
+            setup = replace(setup, train=replace(source, negatives=negatives))
+        return setup
+
+    def _content(self) -> Tensor:
+        """The content words among those that captions have."""
+        vocabulary = self.corpus.tokenizer.get_vocab()
+        used = torch.bincount(self.corpus.pretrain.texts.ids.flatten(), minlength=self.corpus.vocab_size) > 0
+        return used & content_words(sorted(vocabulary, key=vocabulary.__getitem__))
 
 
-def _pretraining(setup: Setup, settings: ViltaSettings, row: Row, content: Tensor) -> Setup:
-    variant = str(row.file).split("-", 1)[1]
-    model, source = cast(UniterForPretraining, setup.model), cast(CaptionSource, setup.train)
-    if variant.startswith(("soft-labels", "both")):
-        teacher = LiveText() if settings.teacher == "live" else Averaged(model, settings.momentum)
-        words = vilta(
-            teacher,
-            alpha=settings.alpha,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            adversary=row.method,
+def teacher_of(options: AblationOptions, corpus: DigitsCorpus | ColorsCorpus, trained: Path | None) -> BertTeacher:
+    """Return the BERT of the folder that the options name, or else the one that the run has trained.
+
+    Raises:
+        CheckpointError: a folder or file that holds no such model.
+        ConfigurationError: another vocabulary than the corpus's.
+    """
+    folder = options.vilta.bert
+    if folder is None:
+        teacher = seeded(0, _bert, options, corpus)  # the global generators stay as they are
+        assert trained is not None
+        load_state(teacher, read_state(trained), Naming(str, frozenset()), source=trained)
+        return teacher
+    teacher = BertTeacher(folder, vocab_size=corpus.vocab_size)
+    words = Path(folder, "vocab.txt")
+    if words.is_file() and load_bert_tokenizer(words).get_vocab() != corpus.tokenizer.get_vocab():
+        raise ConfigurationError(
+            f"expected the words of the corpus in {str(words)!r}, got others; train the teacher with the corpus's tokenizer"
         )
-        methods: dict[str, AdversarialTraining] = {"mlm": words} | ({} if row.method is None else {"itm": row.method})
-        setup = replace(setup, method=methods, adversarial_tasks=None)
-    if variant.startswith(("negatives", "both")):
-        negatives = HardNegatives(
-            TextAlone(model),
-            content,
-            synthesised=settings.synthesised,
-            similar=settings.similar,
-            words=settings.words,
-            top_k=settings.proposals,
-            threshold=settings.threshold,
-            nearest=nearest_images(source.images) if settings.similar else None,
-        )
-        setup = replace(setup, train=replace(source, negatives=negatives))
-    return setup
+    return teacher
 
 
-def _presets(known: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The presets of an experiment with VILLA, with the rows of this one."""
-    return {name: {key: value for key, value in preset.items() if key != "methods"} for name, preset in known.items()}
+def _bert(options: AblationOptions, corpus: DigitsCorpus | ColorsCorpus) -> BertTeacher:
+    """A BERT of the UNITER's size, for the words of the corpus."""
+    size = options.model
+    config = BertConfig(
+        vocab_size=corpus.vocab_size,
+        max_position_embeddings=corpus.max_text_length,
+        hidden_size=size.hidden_size,
+        num_hidden_layers=size.num_hidden_layers,
+        num_attention_heads=size.num_attention_heads,
+        intermediate_size=size.intermediate_size,
+        hidden_dropout_prob=size.dropout,
+        attention_probs_dropout_prob=size.dropout,
+        initializer_range=size.initializer_range,
+    )
+    return BertTeacher(BertForMaskedLM(config), vocab_size=corpus.vocab_size)
+
+
+def prepare(options: ViltaOptions, directory: OutputDirectory) -> None:
+    """Find out whether the scans and a given teacher are there before worker processes are started.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+        CheckpointError, ConfigurationError: as `teacher_of`.
+    """
+    uniter.prepare(options, directory)
+    if options.vilta.bert is not None:
+        teacher_of(options, uniter.open_corpus(options, directory), None)
+
+
+def prepare_colors(options: ViltaColorsOptions, directory: OutputDirectory) -> None:
+    """Find out whether the corpus and a given teacher are there before worker processes are started.
+
+    Raises:
+        DataError: the corpus is not there.
+        CheckpointError, ConfigurationError: as `teacher_of`.
+    """
+    colors.prepare(options, directory)
+    if options.vilta.bert is not None:
+        teacher_of(options, colors.open_corpus(options, directory), None)
+
+
+def save(model: nn.Module, path: Path) -> Path:
+    """Write a UNITER under its official names, or the teacher under its own."""
+    return save_tensors(model, path) if isinstance(model, BertTeacher) else save_checkpoint(model, path)
+
+
+def conclude(options: AblationOptions, rows: Sequence[Row], directory: OutputDirectory) -> str:
+    """Write and return accuracy against updates, in both stages."""
+    return report_convergence(
+        rows,
+        options.seeds,
+        directory,
+        pretrained="masked words of held-out captions guessed",
+        finetuned="validation accuracy",
+    )
+
+
+def conclude_colors(options: ViltaColorsOptions, rows: Sequence[Row], directory: OutputDirectory) -> str:
+    """Do as `conclude` does, after what the experiment on colours concludes."""
+    return f"{colors.conclude(options, rows, directory)}\n{conclude(options, rows, directory)}"
 
 
 VILTA: Final = Experiment(
@@ -206,17 +243,18 @@ VILTA: Final = Experiment(
     data=uniter.open_corpus,
     rows=rows_of,
     set_up=set_up,
-    presets=_presets(PRESETS),
-    prepare=uniter.prepare,
-    save=save_checkpoint,
+    presets=PRESETS,
+    prepare=prepare,
+    save=save,
+    conclude=conclude,
 )
 VILTA_COLORS: Final = Experiment(
     ViltaColorsOptions,
     data=colors.open_corpus,
     rows=rows_of,
     set_up=set_up_colors,
-    presets=_presets(COLORS_PRESETS),
-    prepare=colors.prepare,
-    save=save_checkpoint,
-    conclude=colors.conclude,
+    presets=COLORS_PRESETS,
+    prepare=prepare_colors,
+    save=save,
+    conclude=conclude_colors,
 )

@@ -103,7 +103,7 @@ class Checkpoints:
 
     def due(self, update: int, updates: int) -> bool:
         """Return True if the model is to be evaluated after `update` of `updates` updates."""
-        return self.evaluate is not None and (update % self.every == 0 or update == updates)
+        return _due(self, update, updates)
 
     def open(self, *, resume: bool) -> None:
         """Refuse a directory with another run's files, and remove what killed writers left; before a run.
@@ -145,17 +145,26 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class OneFile:
-    """A single file that each checkpoint replaces, in a run without evaluations."""
+    """A single file that each checkpoint replaces.
+
+    Arguments:
+        path: of the file.
+        evaluate, every: as of `Checkpoints`; the scores are in the run's result alone.
+    """
 
     path: Path
     evaluate: Evaluate | None = None
+    every: int = 1000
+
+    def __post_init__(self) -> None:
+        check_functions(evaluate=self.evaluate)
+        at_least(1, self, "every")
 
     def latest(self) -> Path | None:
         return self.path if self.path.exists() else None
 
     def due(self, update: int, updates: int) -> bool:
-        del update, updates
-        return False
+        return _due(self, update, updates)
 
     def top(self, scores: Mapping[int, float]) -> list[int]:
         del scores
@@ -181,6 +190,10 @@ class OneFile:
 
     def tidy(self, scores: Mapping[int, float]) -> None:
         del scores
+
+
+def _due(store: Checkpoints | OneFile, update: int, updates: int) -> bool:
+    return store.evaluate is not None and (update % store.every == 0 or update == updates)
 
 
 @contextmanager

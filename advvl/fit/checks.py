@@ -15,7 +15,7 @@ from torch import nn
 from advvl.checks import at_least, check_each, check_functions, check_seed, choice, flag, instance
 from advvl.data.source import BatchSource, Sampler
 from advvl.errors import ConfigurationError
-from advvl.fit.checkpoints import Checkpoints
+from advvl.fit.checkpoints import Checkpoints, OneFile
 from advvl.fit.options import LoopOptions, OptimizerOptions, Weighting
 from advvl.runtime.processes import process_count
 from advvl.training import AdversarialTraining
@@ -45,7 +45,7 @@ def check_arguments(**arguments: Any) -> None:
     check_functions(target=given.target, optimizer=given.optimizer, count=given.count, log=given.log)
     choice(given, "weighting", Weighting)
     instance((Accelerator, NoneType), given, "accelerator")
-    instance((Path, Checkpoints, NoneType), given, "checkpoint")
+    instance((Path, Checkpoints, OneFile, NoneType), given, "checkpoint")
     flag(given, "resume")
     instance((LoopOptions, NoneType), given, "loop")
     if len(given.source) < 1:

@@ -83,7 +83,7 @@ def fit(
     count: Count | None = None,
     weighting: Weighting = "examples",
     log: Log | None = None,
-    checkpoint: Path | Checkpoints | None = None,
+    checkpoint: Path | OneFile | Checkpoints | None = None,
     resume: bool = False,
     loop: LoopOptions | None = None,
     **named: Any,
@@ -116,7 +116,7 @@ def fit(
         log: called by the main process after each update with the number of updates done, its loss and the factor of the
             learning rate.
         checkpoint: the file that holds the run's state, or the directory that holds several; written by the main process,
-            read by all.
+            read by all. A `OneFile` also scores the model now and then.
         resume: take up the latest state in `checkpoint` if there is one; otherwise the run starts over and replaces it.
         loop: micro-batches, updates that are not finite, time between checkpoints, progress; None: `LoopOptions()`.
         named: single options of `LoopOptions` by name, in the place of those in `loop`, as in `accumulate=4`.
@@ -180,7 +180,7 @@ def fit(
         **({"weighting": weighting} if weighting != "examples" else {}),
         "optimizer": {"class": type(built).__name__, "groups": dict(enumerate(map(_settings, built.param_groups)))},
     }
-    every = store.every if isinstance(store, Checkpoints) else 0
+    every = 0 if store is None else store.every
     how = {
         "accumulate": loop.accumulate,
         "nonfinite": (loop.nonfinite, loop.skip_limit),

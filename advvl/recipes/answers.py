@@ -17,10 +17,9 @@ from torch.nn import functional as F
 
 from advvl.adapters.injection import Batch
 from advvl.adapters.outputs import Outputs, read_logits
+from advvl.adapters.positions import IGNORED
 from advvl.errors import DataError
 from advvl.passes.objective import Loss
-
-IGNORED = -100  # the label of a token that is not predicted, as of torch's cross_entropy
 
 
 class Answers(NamedTuple):

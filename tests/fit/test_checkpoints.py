@@ -194,6 +194,9 @@ def test_evaluations_come_every_so_many_updates_and_at_the_end(tmp_path: Path) -
     store = Checkpoints(directory=tmp_path, evaluate=constant, every=4)
     assert [update for update in range(1, 11) if store.due(update, 10)] == [4, 8, 10]
     assert not any(Checkpoints(directory=tmp_path, every=4).due(update, 10) for update in range(1, 11))
+    one = OneFile(tmp_path / "run.pt", constant, every=4)
+    assert [update for update in range(1, 11) if one.due(update, 10)] == [4, 8, 10]
+    assert not any(OneFile(tmp_path / "run.pt", every=4).due(update, 10) for update in range(1, 11))
 
 
 def test_one_file_is_replaced(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM
 
 from advvl.errors import CheckpointError, ConfigurationError
@@ -26,6 +27,8 @@ from advvl.tasks.uniter.pretraining import UniterForPretraining
 
 class BertTeacher(nn.Module):
     """A masked-language model of transformers, asked for the masked words of UNITER's batches; hold it by `Frozen`.
+
+    It is frozen as it is made; `train().requires_grad_()` makes it one that `fit` trains on such batches.
 
     Arguments:
         bert: the model, or the folder of one.
@@ -62,7 +65,7 @@ class BertTeacher(nn.Module):
     def forward(
         self, *, input_ids: Tensor, txt_lens: Tensor, txt_labels: Tensor | None = None, **others: Any
     ) -> UniterOutput:
-        """Score the words at the N masked places, `(N, V)`; pictures are ignored.
+        """Score the words at the N masked places, `(N, V)`, and give the loss of the true ones; pictures are ignored.
 
         Arguments:
             input_ids: `(B, L)`.
@@ -74,8 +77,11 @@ class BertTeacher(nn.Module):
         """
         del others
         real = torch.arange(input_ids.shape[1], device=input_ids.device) < txt_lens[:, None]
-        logits = self.bert(input_ids=input_ids, attention_mask=real.long()).logits
-        return UniterOutput(logits=logits[given("txt_labels", txt_labels) != -1])
+        masked = given("txt_labels", txt_labels) != -1
+        logits = self.bert(input_ids=input_ids, attention_mask=real.long()).logits[masked]
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        losses = F.cross_entropy(logits.to(wide), given("txt_labels", txt_labels)[masked], reduction="none")
+        return UniterOutput(loss=losses.mean(), losses=losses, logits=logits)
 
 
 class TextAlone(nn.Module):

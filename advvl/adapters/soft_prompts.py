@@ -1,0 +1,217 @@
+"""Soft prompts: positions inserted into texts, for perturbations to live at and nowhere else.
+
+Legend: B rows, T positions, k inserted ones, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Final, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from advvl.adapters.injection import Batch
+from advvl.adapters.positions import IGNORED
+from advvl.checks import at_least, is_choice, shown
+from advvl.errors import ConfigurationError, DataError, ShapeError, more
+
+At = Literal["start", "end", "before_labels"]
+
+_PACKED: Final = ("cu_seq_lens_q", "cu_seqlens_q", "cu_seq_lens", "cu_seqlens", "seq_idx")
+_BEYOND: Final = ("inputs_embeds", "past_key_values", *_PACKED)
+
+
+@dataclass(frozen=True)
+class SoftPrompt:
+    """k extra positions in each text of a batch, with a site's mask of them; a perturbation there is a soft prompt.
+
+        prompt = SoftPrompt(8, token=3)
+        target = adapt(model, {"prompt": Site("model.embed_tokens", mask=prompt.mask)})
+        found = attack(target, prompt.insert(batch))
+
+    A position's embedding is that of `token`, plus the perturbation. The mask is found by that token, so that the batch
+    needs no further field; padding may have it too.
+
+    Arguments:
+        count: k.
+        token: id of the tokens inserted, one that no text has.
+        at: before each text, after it, or before its first label; padding stays outside, on either side.
+
+    `UniversalPerturber` gives one vector to each *column* of a batch: pad so that inserted positions share columns (on the
+    right for `at="start"`, on the left for `at="end"`).
+
+    Raises:
+        ConfigurationError: a count below 1, something else than an id, another place.
+
+    Source: Lester et al., EMNLP 2021 (trained); Schwinn et al., "Soft Prompt Threats", NeurIPS 2024 (as an attack).
+    """
+
+    count: int
+    _: KW_ONLY
+    token: int
+    at: At = "start"
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "count")
+        at_least(0, self, "token")
+        if not is_choice(self.at, get_args(At)):
+            raise ConfigurationError(f"expected at as one of {', '.join(get_args(At))}, got {shown(self.at)}")
+
+    def mask(self, batch: Batch) -> Tensor:
+        """The inserted positions of a lengthened batch, `(B, T)` bool."""
+        found: Tensor = batch["input_ids"] == self.token
+        real = batch.get("attention_mask")
+        return found if real is None else found & real.bool()
+
+    def insert(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the batch with k more positions in each text: attended to, without a label, counted by `position_ids`.
+
+        Lengthened are `input_ids` `(B, T)` and, as far as they are there, `attention_mask`, `labels` and `token_type_ids` of
+        that shape, and `position_ids` `(B, T)` or `(1, T)`. Labels of an encoder-decoder's answers are not of that shape:
+        add them afterwards.
+
+        Raises:
+            DataError: packed texts, `inputs_embeds`, a field `(B, T)` of another name, a text with `token` in it or with
+                gaps in its mask or positions; with `at="before_labels"` a row without a label.
+        """
+        ids = _ids(batch)
+        real = _real(batch.get("attention_mask"), ids)
+        if bool((real & (ids == self.token)).any()):
+            raise DataError(
+                f"expected texts without token {self.token}, which marks inserted positions, got some; give an unused id"
+            )
+        first = real.int().argmax(1)
+        start = self._place(batch, first, first + real.sum(1))
+        length = ids.shape[1]
+        columns = torch.arange(length + self.count, device=ids.device)[None]
+        before = columns < start[:, None]
+        source = torch.where(before, columns, columns - self.count).clamp(min=0)
+        new = ~before & (columns < start[:, None] + self.count)
+
+        def lengthened(values: Tensor, inserted: int | Tensor) -> Tensor:
+            return torch.where(new, inserted, values.gather(1, source)).to(values.dtype)
+
+        result = dict(batch)
+        for name, value in batch.items():
+            if name == "input_ids":
+                result[name] = lengthened(ids, self.token)
+            elif name == "attention_mask" and value is not None:
+                result[name] = lengthened(value, 1)
+            elif name == "position_ids" and value is not None:
+                positions = _positions(value, real)
+                shifted = lengthened(positions, 0) + torch.where(before, 0, self.count)
+                counted = positions.gather(1, first[:, None]) + columns - first[:, None]
+                result[name] = torch.where(new, counted, shifted).to(value.dtype)
+            elif name == "token_type_ids" and value is not None:
+                near = torch.where(start > first, start - 1, first)  # the token before, or else the one after
+                result[name] = lengthened(value, value.gather(1, near[:, None]))
+            elif name == "labels" and value is not None:
+                result[name] = self._labels(value, ids, lengthened)
+            elif isinstance(value, Tensor) and value.shape == ids.shape:
+                raise DataError(
+                    f"expected fields that can be lengthened, got {name!r} of input_ids' shape {tuple(ids.shape)}; add it "
+                    f"to the result{more('inserted-positions')}"
+                )
+        return result
+
+    def place(self, vectors: Tensor, batch: Batch) -> Tensor:
+        """Return perturbations `(B, T, D)` of a lengthened batch for `Adapter.inject`: these vectors, and 0 elsewhere.
+
+        Arguments:
+            vectors: `(k, D)`, for all rows, or `(B, k, D)`.
+
+        Raises:
+            ShapeError: vectors of another shape, or a batch that has not k inserted positions in each row.
+        """
+        mask = self.mask(batch)
+        rows = len(mask)
+        if not bool((mask.sum(1) == self.count).all()):
+            raise ShapeError(
+                f"expected {self.count} inserted positions in each row, got {mask.sum(1).tolist()}; see insert"
+            )
+        if vectors.ndim not in (2, 3) or vectors.shape[-2] != self.count or vectors.shape[:-2] not in ((), (rows,)):
+            raise ShapeError(
+                f"expected vectors (k, D) or (B, k, D) of {self.count} positions in {rows} rows, got "
+                f"{tuple(vectors.shape)}; as delta[mask].view(B, k, D) is"
+            )
+        found = vectors.new_zeros(*mask.shape, vectors.shape[-1])
+        found[mask.to(vectors.device)] = vectors.expand(rows, -1, -1).flatten(0, 1)
+        return found
+
+    def _place(self, batch: Mapping[str, Any], first: Tensor, end: Tensor) -> Tensor:
+        """The column `(B,)` at which they are inserted."""
+        if self.at != "before_labels":
+            return first if self.at == "start" else end
+        labels = batch.get("labels")
+        counts = labels != IGNORED if isinstance(labels, Tensor) and labels.shape == batch["input_ids"].shape else None
+        if counts is None or not bool(counts.any(1).all()):
+            got = "none" if counts is None else f"none in rows {(~counts.any(1)).nonzero().flatten().tolist()}"
+            raise DataError(f"expected a label other than -100 in each row, got {got}; give labels, or at='end'")
+        return counts.int().argmax(1)
+
+    def _labels(self, labels: Any, ids: Tensor, lengthened: Any) -> Any:
+        """Labels of words with nothing to predict at inserted positions; those of whole texts as they are."""
+        if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.is_floating_point():
+            return labels
+        if labels.shape != ids.shape:
+            raise DataError(
+                f"expected labels of input_ids' shape {tuple(ids.shape)}, got {tuple(labels.shape)}; those of a decoder's "
+                f"answers are added to the result{more('inserted-positions')}"
+            )
+        return lengthened(labels, IGNORED)
+
+
+def _ids(batch: Any) -> Tensor:
+    """The `input_ids` of a batch that can be lengthened."""
+    if not isinstance(batch, Mapping):
+        raise DataError(f"expected a batch as a mapping with input_ids, got {type(batch).__name__}; give one")
+    found = [name for name in _BEYOND if batch.get(name) is not None]
+    if found:
+        raise DataError(
+            f"expected rows of one text each, given by input_ids, got {found[0]!r}, which cannot be lengthened; leave it "
+            f"out{more('inserted-positions')}"
+        )
+    ids = batch.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
+        got = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
+        raise DataError(f"expected input_ids (B, T) of whole numbers, got {got}; give a batch of token ids")
+    return ids
+
+
+def _real(mask: Any, ids: Tensor) -> Tensor:
+    """The texts `(B, T)`, bool: one run of positions in each row."""
+    if mask is None:
+        return torch.ones_like(ids, dtype=torch.bool)
+    if not isinstance(mask, Tensor) or mask.shape != ids.shape or bool(((mask != 0) & (mask != 1)).any()):
+        got = f"{tuple(mask.shape)}, {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise DataError(
+            f"expected attention_mask of 0 and 1, of input_ids' shape {tuple(ids.shape)}, got {got}; give the "
+            f"tokeniser's{more('inserted-positions')}"
+        )
+    real = mask.bool()
+    starts = real & ~torch.nn.functional.pad(real, (1, 0))[:, :-1]
+    if not bool((starts.sum(1) == 1).all()):
+        raise DataError(
+            f"expected one text without gaps in each row, got {starts.sum(1).tolist()} by attention_mask; pad on one side"
+        )
+    return real
+
+
+def _positions(positions: Any, real: Tensor) -> Tensor:
+    """The `position_ids` `(B, T)`, which count each text through."""
+    if not isinstance(positions, Tensor) or positions.ndim != 2 or positions.shape[1] != real.shape[1]:
+        got = tuple(positions.shape) if isinstance(positions, Tensor) else type(positions).__name__
+        raise DataError(
+            f"expected position_ids (B, T) or (1, T), got {got}; leave them out where the model makes them"
+            f"{more('inserted-positions')}"
+        )
+    found = positions.expand(real.shape)
+    both = real[:, 1:] & real[:, :-1]
+    if bool((both & (found.diff(dim=1) != 1)).any()):
+        raise DataError(
+            "expected position_ids that count through one text in each row, got some that start again; do not pack"
+            f"{more('inserted-positions')}"
+        )
+    return found
