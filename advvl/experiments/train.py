@@ -271,8 +271,8 @@ def accelerator_of(options: TrainOptions) -> Accelerator:
         )
     except ValueError as error:  # accelerate keeps one precision per process
         raise ConfigurationError(
-            f"expected a precision that this machine and process can take, got {options.precision}; "
-            f"start another process or change --precision (accelerate: {error})"
+            f"expected a precision that this process can take, got {options.precision}; start another process or change "
+            f"--precision ({error})"
         ) from error
 
 
