@@ -152,7 +152,7 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
         "methods": ("standard", "villa"),
         "data": {"train_questions": 2000, "test_questions": 400},
         "pretrain": {"epochs": 3},
-        "finetune": {"epochs": 40},
+        "finetune": {"epochs": 50},
         "evaluation": {"radii": (0.5,), "restarts": 1, "examples": 400},
     },
     "evidence": {"seeds": (0, 1, 2, 3, 4), "finetune": {"epochs": 50}, "evaluation": {"examples": 500}},
