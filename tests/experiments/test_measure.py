@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from support.measured_models import ASKED, SHORT, checkpoints, configured, measured, same
 from support.measurements import measurement
 from support.task_databases import values, write_databases
 
 from advvl import L2, Linf
 from advvl.errors import ConfigurationError, DataError
 from advvl.evaluation import worst_case as engine
-from advvl.evaluation.measurement import Measurement
 from advvl.evaluation.named_attacks import NamedAttack
 from advvl.evaluation.worst_case import worst_case
 from advvl.experiments.cli import main
@@ -25,41 +25,8 @@ from advvl.experiments.measure_examples import AttackedExamples
 from advvl.experiments.measure_options import ATTACKS, EvaluateOptions, budgets_of
 from advvl.experiments.records import sha256
 from advvl.experiments.report_tool import named
-from advvl.experiments.train_options import TrainOptions
 from advvl.experiments.train_setup import model_of
 from advvl.maximizers.random_search import RandomSearch
-from advvl.models.uniter.checkpoint import save_checkpoint
-
-ASKED = ["--attack", "pgd,random", "--radius", "image=L2:1,20", "--radius", "image=L2:1,20+text=Linf/token:0.2,2"]
-SHORT = ["--robustness.steps", "3", "--robustness.restarts", "1"]
-
-
-def configured(task: str, root: Path) -> str:
-    """Write the databases of a task, two untrained models, and the file of its options."""
-    given = values(task, root, evaluation={"tokens": 60})
-    options = build(TrainOptions, Layer("the test", given))
-    write_databases(options, root)
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        model = model_of(build(TrainOptions, Layer("the test", {**given, "seed": seed})))
-        save_checkpoint(model, root / f"seed{seed}" / "best.safetensors")
-    path = root / f"{task}.yaml"
-    path.write_text(yaml.safe_dump(given))
-    return str(path)
-
-
-def checkpoints(root: Path) -> list[str]:
-    return ["--checkpoints", ",".join(str(root / f"seed{seed}" / "best.safetensors") for seed in (0, 1))]
-
-
-def measured(root: Path, name: str) -> Measurement:
-    return Measurement.load(root / "out" / "robustness" / "measurements" / f"{name}.safetensors")
-
-
-def same(one: Measurement, other: Measurement) -> bool:
-    pairs = [(one.clean, other.clean), (one.scores, other.scores), (one.unmoved, other.unmoved)]
-    pairs += [(one.norms[name], other.norms[name]) for name in one.norms]
-    return all(torch.equal(a.nan_to_num(-1.0), b.nan_to_num(-1.0)) for a, b in pairs) and one.flags == other.flags
 
 
 @pytest.mark.slow
