@@ -312,14 +312,14 @@ def test_a_name_before_a_folder_is_of_all_its_files(tmp_path: Path) -> None:
             measurement().save(tmp_path / run / "measurements" / f"{name}.safetensors")
     given = [f"ours={tmp_path / 'a'}", f"theirs={tmp_path / 'b'}", f"old={tmp_path / 'c'}", str(tmp_path / "a")]
     assert list(named(given)) == ["ours/plain", "ours/villa", "theirs/plain", "theirs/villa", "old", "plain", "villa"]
-    with pytest.raises(DataError, match=r"expected a measurement at '=.*', got none"):
+    with pytest.raises(DataError, match=r"expected a measurement or results.json at '=.*', got none"):
         named([f"={tmp_path / 'c'}"])
 
 
 @pytest.mark.parametrize(
     ("others", "said"),
     [
-        (["none.safetensors"], "expected a measurement at 'none.safetensors', got none"),
+        (["none.safetensors"], "expected a measurement or results.json at 'none.safetensors', got none"),
         (["a.safetensors"], "different names, got 'a' twice"),
         (["examples=c.safetensors"], "same number of examples"),
         (["data=d.safetensors"], "same data"),
@@ -337,3 +337,15 @@ def test_a_report_of_what_does_not_go_together_is_refused(
     assert main(["report", "a.safetensors", *others, "--output", "page"]) == 2
     assert said in capsys.readouterr().err
     assert not Path("page").exists()
+
+
+def test_a_report_takes_the_results_of_experiments(tmp_path: Path, capsys: Any) -> None:
+    evidence = Path(__file__).parents[2] / "docs" / "evidence"
+    file = measurement().save(tmp_path / "plain.safetensors")
+    command = ["report", str(file), str(evidence / "colors"), "--output", str(tmp_path / "page")]
+    assert main(command) == 0
+    said = json.loads((tmp_path / "page" / "report.json").read_text())
+    assert (list(said["models"]), list(said["experiments"])) == (["plain"], ["colors"])
+    assert main(["report", str(evidence), str(evidence / "colors"), "--output", str(tmp_path / "both")]) == 2
+    assert "got data.seed 0 of 'evidence' and none of 'colors'" in capsys.readouterr().err
+    assert not (tmp_path / "both").exists()
