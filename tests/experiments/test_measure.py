@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from support.measured_models import ASKED, SHORT, checkpoints, configured, measured, same
 from support.measurements import measurement
 from support.task_databases import values, write_databases
 
 from advvl import L2, Linf
 from advvl.errors import ConfigurationError, DataError
 from advvl.evaluation import worst_case as engine
-from advvl.evaluation.measurement import Measurement
 from advvl.evaluation.named_attacks import NamedAttack
 from advvl.evaluation.worst_case import worst_case
 from advvl.experiments.cli import main
@@ -25,41 +25,8 @@ from advvl.experiments.measure_examples import AttackedExamples
 from advvl.experiments.measure_options import ATTACKS, EvaluateOptions, budgets_of
 from advvl.experiments.records import sha256
 from advvl.experiments.report_tool import named
-from advvl.experiments.train_options import TrainOptions
 from advvl.experiments.train_setup import model_of
 from advvl.maximizers.random_search import RandomSearch
-from advvl.models.uniter.checkpoint import save_checkpoint
-
-ASKED = ["--attack", "pgd,random", "--radius", "image=L2:1,20", "--radius", "image=L2:1,20+text=Linf/token:0.2,2"]
-SHORT = ["--robustness.steps", "3", "--robustness.restarts", "1"]
-
-
-def configured(task: str, root: Path) -> str:
-    """Write the databases of a task, two untrained models, and the file of its options."""
-    given = values(task, root, evaluation={"tokens": 60})
-    options = build(TrainOptions, Layer("the test", given))
-    write_databases(options, root)
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        model = model_of(build(TrainOptions, Layer("the test", {**given, "seed": seed})))
-        save_checkpoint(model, root / f"seed{seed}" / "best.safetensors")
-    path = root / f"{task}.yaml"
-    path.write_text(yaml.safe_dump(given))
-    return str(path)
-
-
-def checkpoints(root: Path) -> list[str]:
-    return ["--checkpoints", ",".join(str(root / f"seed{seed}" / "best.safetensors") for seed in (0, 1))]
-
-
-def measured(root: Path, name: str) -> Measurement:
-    return Measurement.load(root / "out" / "robustness" / "measurements" / f"{name}.safetensors")
-
-
-def same(one: Measurement, other: Measurement) -> bool:
-    pairs = [(one.clean, other.clean), (one.scores, other.scores), (one.unmoved, other.unmoved)]
-    pairs += [(one.norms[name], other.norms[name]) for name in one.norms]
-    return all(torch.equal(a.nan_to_num(-1.0), b.nan_to_num(-1.0)) for a, b in pairs) and one.flags == other.flags
 
 
 @pytest.mark.slow
@@ -345,14 +312,14 @@ def test_a_name_before_a_folder_is_of_all_its_files(tmp_path: Path) -> None:
             measurement().save(tmp_path / run / "measurements" / f"{name}.safetensors")
     given = [f"ours={tmp_path / 'a'}", f"theirs={tmp_path / 'b'}", f"old={tmp_path / 'c'}", str(tmp_path / "a")]
     assert list(named(given)) == ["ours/plain", "ours/villa", "theirs/plain", "theirs/villa", "old", "plain", "villa"]
-    with pytest.raises(DataError, match=r"expected a measurement at '=.*', got none"):
+    with pytest.raises(DataError, match=r"expected a measurement or results.json at '=.*', got none"):
         named([f"={tmp_path / 'c'}"])
 
 
 @pytest.mark.parametrize(
     ("others", "said"),
     [
-        (["none.safetensors"], "expected a measurement at 'none.safetensors', got none"),
+        (["none.safetensors"], "expected a measurement or results.json at 'none.safetensors', got none"),
         (["a.safetensors"], "different names, got 'a' twice"),
         (["examples=c.safetensors"], "same number of examples"),
         (["data=d.safetensors"], "same data"),
@@ -370,3 +337,15 @@ def test_a_report_of_what_does_not_go_together_is_refused(
     assert main(["report", "a.safetensors", *others, "--output", "page"]) == 2
     assert said in capsys.readouterr().err
     assert not Path("page").exists()
+
+
+def test_a_report_takes_the_results_of_experiments(tmp_path: Path, capsys: Any) -> None:
+    evidence = Path(__file__).parents[2] / "docs" / "evidence"
+    file = measurement().save(tmp_path / "plain.safetensors")
+    command = ["report", str(file), str(evidence / "colors"), "--output", str(tmp_path / "page")]
+    assert main(command) == 0
+    said = json.loads((tmp_path / "page" / "report.json").read_text())
+    assert (list(said["models"]), list(said["experiments"])) == (["plain"], ["colors"])
+    assert main(["report", str(evidence), str(evidence / "colors"), "--output", str(tmp_path / "both")]) == 2
+    assert "got data.seed 0 of 'evidence' and none of 'colors'" in capsys.readouterr().err
+    assert not (tmp_path / "both").exists()
