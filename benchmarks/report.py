@@ -15,7 +15,7 @@ from typing import Any
 
 from plots import draw_bars, draw_memory, draw_ops, draw_scaling
 from records import Run, collect, load
-from tables import attack, ops, plain, scaling, step, table
+from tables import attack, methods, ops, plain, scaling, step, table
 from targets import targets
 
 HERE = Path(__file__).parent
@@ -44,6 +44,13 @@ NOTES = {
         "With equal radius, steps and start. Ours runs without the end pass that gives losses and verdicts, since the "
         "others have none. captum's L2 attack steps along the sign of the gradient, "
         "with a step of equal length.",
+    ),
+    "methods": (
+        "Updates of published methods",
+        "A unit is a forward, a third of a forward and backward of the same model in the same run. *Unavoidable*: as many "
+        "bare forwards and backwards, of parameters or of the input alone, as the method has; in its moves LAT needs those "
+        "of the layers above its site alone. Units of operations count those that torch has a formula for, which attention "
+        "is not in a fused kernel on a CPU.",
     ),
     "scaling": (
         "Growth with size",
@@ -89,7 +96,7 @@ def section(slug: str, run: Run, plt: Any) -> str:
         "attack": lambda path: draw_bars(run, "attack", "time over ten bare passes (dashed)", path, plt),
         "scaling": lambda path: draw_scaling(run, path, plt),
     }
-    tables = {"ops": ops, "step": step, "attack": attack, "scaling": scaling}
+    tables = {"ops": ops, "step": step, "attack": attack, "methods": methods, "scaling": scaling}
     suites = dict.fromkeys(row.suite for row in run.rows)
     for suite in [*(name for name in NOTES if name in suites), *(name for name in suites if name not in NOTES)]:
         title, note = NOTES.get(suite, (suite, ""))

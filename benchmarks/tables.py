@@ -94,6 +94,29 @@ def attack(run: Run) -> str:
     return "\n\n".join(parts)
 
 
+def methods(run: Run) -> str:
+    """A row a method: its time, in units of a forward and over the passes that it cannot do without."""
+    rows = []
+    for case, lanes in run.cases("methods").items():
+        ours, limit, unit = (lanes.get(name) for name in ("ours", "unavoidable", "forward and backward"))
+        if ours and limit and unit:
+            units = [f"{3 * row.median / unit.median:.1f}" for row in (ours, limit)]
+            operations = [f"{3 * row.facts['flops'] / unit.facts['flops']:.1f}" for row in (ours, limit)]
+            over = f"{ours.median / limit.median:.3f}"
+            rows.append([case, ours.time, *units, *operations, over, str(ours.facts["rounds"])])
+    heads = [
+        "method",
+        "time",
+        "units",
+        "unavoidable",
+        "units of operations",
+        "unavoidable",
+        "over unavoidable",
+        "rounds",
+    ]
+    return table(heads, rows) if rows else ""
+
+
 def scaling(run: Run) -> str:
     rows = []
     for lanes in run.cases("scaling").values():

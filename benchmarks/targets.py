@@ -22,7 +22,8 @@ class Target:
 
 
 def targets(run: Run) -> list[Target]:
-    return [target for find in (_ops_targets, _step_targets, _attack_targets, _trainer_targets) for target in find(run)]
+    finders = (_ops_targets, _step_targets, _attack_targets, _methods_targets, _trainer_targets)
+    return [target for find in finders for target in find(run)]
 
 
 def _ops_targets(run: Run) -> list[Target]:
@@ -132,6 +133,24 @@ def _attack_targets(run: Run) -> list[Target]:
     return found
 
 
+def _methods_targets(run: Run) -> list[Target]:
+    found = list[Target]()
+    for case, lanes in run.cases("methods").items():
+        if not {"ours", "unavoidable", "forward and backward"} <= lanes.keys():
+            continue
+        ours, goal = lanes["ours"], lanes["ours"].facts["goal"]
+        limit, scale = (lanes["unavoidable"], 1) if goal is None else (lanes["forward and backward"], 3)
+        most = 1.05 if goal is None else goal / scale
+        what = "the passes it cannot avoid" if goal is None else "a forward, a third of a forward and backward"
+        ratio = ours.median / limit.median
+        measured = f"{scale * ratio:.3g}{_interval(ours, limit, scale)}"
+        unsure = _within(most, ours, limit)
+        found.append(
+            Target(f"update, {case}: over {what}", f"at most {scale * most:g}", measured, ratio <= most, unsure)
+        )
+    return found
+
+
 def _trainer_targets(run: Run) -> list[Target]:
     found = list[Target]()
     for case, lanes in run.cases("trainer").items():
@@ -163,10 +182,11 @@ def _over(
     }
 
 
-def _interval(ours: Row, theirs: Row) -> str:
-    """95 % of the ratio of their medians; nothing of few rounds."""
-    low, high = ours.facts["over"][theirs.name]
-    return f" [{low:.3f}, {high:.3f}]" if ours.facts["rounds"] >= FEW else ""
+def _interval(ours: Row, theirs: Row, scale: int = 1) -> str:
+    """95 % of the ratio of their medians, times `scale`; nothing of few rounds."""
+    low, high = (scale * end for end in ours.facts["over"][theirs.name])
+    form = ".3f" if scale == 1 else ".3g"
+    return f" [{low:{form}}, {high:{form}}]" if ours.facts["rounds"] >= FEW else ""
 
 
 def _within(goal: float, ours: Row, theirs: Row) -> bool:
