@@ -102,8 +102,9 @@ def their_pgd(other: str, model: Known, step: float) -> Any:
             attack = peer("torchattacks").PGD(model.model, eps=radius, alpha=step, steps=STEPS, random_start=True)
             return attack(model.images, model.labels)  # type: ignore[no-any-return]
         attack = peer("captum.robust").PGD(model.model, each, lower_bound=0.0, upper_bound=1.0)
+        images = model.images.clone().requires_grad_()  # captum warns of others
         return attack.perturb(  # type: ignore[no-any-return]
-            model.images, radius=radius, step_size=step, step_num=STEPS, target=model.labels, random_start=True
+            images, radius=radius, step_size=step, step_num=STEPS, target=model.labels, random_start=True
         )
 
     return run
