@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.linear import correct_of, linear, linear_batch
+from support.scripted import driven
 from support.toy import ToyModel, perturber, toy, toy_batch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -113,6 +114,24 @@ def test_near_a_maximum_it_finds_the_same_loss() -> None:
     _, losses, restarts = transcribed(adapter.model, batch, start, 40, "l2", RADIUS)
     torch.testing.assert_close(result.losses, losses, rtol=1e-9, atol=1e-9)
     assert restarts > 5
+
+
+FREE = Ascent(L2(1e6), step_size=1.0)  # of 20 moves, step sizes are looked at after 5, 9, 12, 14, 16, 18 and 19
+
+
+def test_a_row_whose_loss_rises_but_not_its_best_goes_back() -> None:
+    """It rises in 4 of 5 moves and then in 4 of 4, but from a drop, so that the best one stays that of move 4."""
+    points, _ = driven(AutoPGD(20), FREE, [0, 10, 20, 30, 40, 1, 2, 3, 4, 5, *[0.0] * 11])
+    assert points[:10] == pytest.approx(list(range(10)))
+    assert points[10] == pytest.approx(4 + 0.75 * 0.5 + 0.25 * (4 - 8))
+
+
+def test_a_row_that_went_back_is_given_its_new_step_size_before_it_goes_back_again() -> None:
+    """After move 5 it goes back; then it drops and rises in 3 of 4 moves, below its best loss."""
+    points, _ = driven(AutoPGD(20), FREE, [0, 40, 1, 2, 0, 1, 0.5, 1, 2, 3, *[0.0] * 11])
+    assert points[6] == pytest.approx(1 + 0.75 * 0.5 + 0.25 * (1 - 4))
+    step = 0.75 * 0.5 + 0.25 * (points[9] - points[8])
+    assert points[10] == pytest.approx(points[9] + step)
 
 
 def test_checkpoints_are_the_papers() -> None:

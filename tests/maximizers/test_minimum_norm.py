@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from support.linear import correct_of, linear, linear_batch, margin_of
+from support.scripted import driven
 from support.toy import perturber, toy, toy_batch
 from torch import Tensor
 
@@ -59,6 +61,43 @@ def test_modalities_together_are_measured_in_their_radii() -> None:
     sizes = torch.stack([length(result.deltas[name], ball) / ball.radius for name, ball in balls.items()]).amax(0)
     assert not result.correct.any()
     torch.testing.assert_close(sizes, exact, rtol=CLOSE, atol=0)
+
+
+def test_a_modality_that_does_not_matter_has_no_part_in_the_size() -> None:
+    model, batch = linear(), linear_batch()
+    with torch.no_grad():
+        model.model.image.zero_()
+    batch["labels"] = model.model(**batch).argmax(1)
+    exact = -margin_of(model.model(**batch), batch) / dual(model.model.normals(batch)["text"], L2())
+    result = attack(text=L2(10.0), image=L2(10.0))(model, batch)
+    torch.testing.assert_close(length(result.deltas["text"], L2()), exact.detach(), rtol=CLOSE, atol=0)
+    assert not result.correct.any()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_it_ends_at_the_smallest_flip_and_looks_no_further_after_one(seed: int) -> None:
+    """Whatever the model answers: here losses and verdicts are drawn."""
+    drawn = torch.rand(25, generator=torch.Generator().manual_seed(seed)).tolist()
+    correct = [True, *(value < 0.6 for value in drawn[1:])]
+    points, end = driven(MinimumNorm(24), Ascent(L2(), step_size=3.0), [-value for value in drawn], correct)
+    flipped = [abs(point) for point, right in zip(points, correct, strict=True) if not right]
+    assert abs(end) == min(flipped)
+    for number, right in enumerate(correct[:-1]):
+        if not right:
+            smallest = min(abs(p) for p, r in zip(points[: number + 1], correct[: number + 1], strict=True) if not r)
+            assert abs(points[number + 1]) <= smallest
+
+
+def test_step_sizes_shrink_as_half_a_cosine() -> None:
+    points, _ = driven(MinimumNorm(6), Ascent(L2(), step_size=3.0), [-1e9] * 7, [True] * 7)
+    steps = [after - before for before, after in pairwise(points)]
+    assert steps == pytest.approx([3 * (1 + math.cos(math.pi * move / 6)) / 2 for move in range(6)])
+
+
+def test_a_row_that_never_flips_ends_at_its_highest_margin() -> None:
+    losses = [-9.0, -5.0, -2.0, -7.0, -3.0, -8.0]
+    points, end = driven(MinimumNorm(5), Ascent(L2(), step_size=1.0), losses, [True] * 6)
+    assert end == points[2] != points[-1]
 
 
 def test_rows_that_the_radius_does_not_let_flip_are_correct_at_its_edge() -> None:

@@ -117,6 +117,34 @@ def test_of_pixels_it_tries_squares_with_one_sign_per_channel(size: tuple[int, .
         assert len(set(channel[channel != 0].sign().tolist())) <= 1
 
 
+def first_block(adapter: Adapter, batch: Any, modality: str, share: float) -> Tensor:
+    """The block of the first query, which is kept, since the loss rises with each pass."""
+    passes = []
+
+    def rising(outputs: Tensor, batch: Any) -> Tensor:
+        passes.append(len(passes))
+        return torch.full((len(outputs),), float(len(passes)), dtype=torch.float64)
+
+    ascent = Ascent(Linf(0.1), step_size=0.2)
+    attack = Attack(EmbeddingPerturber(**{modality: ascent}), RandomSearch(2, share=share), loss=rising)
+    return attack(adapter, batch).deltas[modality]
+
+
+def test_each_channel_of_a_square_has_a_sign_of_its_own_and_both_signs_are_as_likely() -> None:
+    adapter = Adapter(Seen(), {"image": "pixels"}, call=lambda model, batch: model(batch))
+    signs = first_block(adapter, torch.zeros(400, 3, 4, 4), "image", 0.3).sign().sum((2, 3)).sign()
+    assert signs.abs().all()
+    assert signs.mean().abs() < 0.1
+    assert 0.6 < (signs != signs[:, :1]).any(1).double().mean() < 0.9  # three in four
+
+
+def test_blocks_fall_on_real_positions() -> None:
+    batch = linear_batch(words=(12, 3))
+    batch["mask"] = torch.arange(12) == torch.arange(len(batch["words"]))[:, None]
+    block = first_block(linear(words=(12, 3)), batch, "text", 0.01)
+    assert torch.equal((block != 0).any(2), batch["mask"])
+
+
 def test_it_breaks_what_hides_its_gradient() -> None:
     model, batch = toy(), toy_batch(24)
     batch["labels"] = model.model(**batch)["logits"].argmax(1)
