@@ -37,9 +37,13 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# What the site is made with.
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	touch $@
+
 # The site of the documentation, in site/; a dead link or a page that no menu lists fails.
-docs: install
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # The archives of a release, in dist/, and the check that a package index would take and show them.

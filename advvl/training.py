@@ -179,8 +179,8 @@ class AdversarialTraining:
             loss: from outputs and batch to a scalar, or one loss per row (their mean is taken); None: the model's own.
             backward: does what `Tensor.backward` does, and may scale (`lambda t: scaler.scale(t).backward()`,
                 `accelerator.backward`); the gradients of perturbations are freed of its factor on the device.
-            update: unscale, clip, step and zero the gradients; called when they are complete. FreeAT needs it, and
-                cannot accumulate gradients over batches.
+            update: unscale, clip, step and zero the gradients; called when they are complete, with no perturbation bound.
+                FreeAT needs it, and cannot accumulate gradients over batches.
             sync: a context manager for passes whose gradients must not be reduced yet; None: that of the wrappers in
                 the model (DDP, FSDP2), for one reduction per update. `nullcontext`: one per pass.
             generator: what random starts are drawn from.

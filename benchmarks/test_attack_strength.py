@@ -74,6 +74,7 @@ def test_auto_pgd_leaves_no_more_images_right_than_torchattacks(
 
 @each_model
 @pytest.mark.parametrize("other", ["torchattacks", "captum"])
+@pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")  # captum detaches its own start
 def test_pgd_climbs_at_least_as_high_as_others(name: str, other: str, benchmark: BenchmarkFixture) -> None:
     """Equal radius, step size, steps and restarts: the highest end loss of each image, at least as high on 95 %."""
     model, size, restarts = load(name), 0.1, 3

@@ -23,9 +23,11 @@ import advvl
 from advvl.data.digits.scans import load_digit_images
 from advvl.data.source import TensorSource
 from advvl.evaluation.protocol import EvaluationOptions
+from advvl.evaluation.statistics import mean_interval, proportion_interval
 from advvl.experiments.cli import command
 from advvl.experiments.experiment import Experiment, Row, Setup, Task, seeded
 from advvl.experiments.options import ExperimentOptions
+from advvl.files import write_text
 from advvl.fit.loop import fit
 from advvl.fit.options import OptimizerOptions
 from advvl.models.state_files import write_state
@@ -102,17 +104,44 @@ def set_up(options, parts, task, start):
 
 
 def conclude(options, rows, directory):
-    batch, table = scans()[1].batch(range(597), torch.Generator()), [" | ".join(["", "method", *CORRUPTIONS, ""])]
-    for row in rows:
-        right = torch.zeros(len(CORRUPTIONS))
-        for seed in options.seeds:
-            model = Network()
-            model.load_state_dict(load_file(directory / Task(seed, row).weights))
-            for number, change in enumerate(CORRUPTIONS.values()):
-                logits = model.eval()(change(batch["pixels"]), batch["targets"])["logits"]
-                right[number] += (logits.argmax(1) == batch["targets"].argmax(1)).float().mean() / len(options.seeds)
-        table.append(" | ".join(["", row.name, *(f"{100 * share:.1f} %" for share in right.tolist()), ""]))
-    return "\n".join(table)
+    """Write `corruptions.md`: accuracy on clean and corrupted scans, and the differences to the first row."""
+    found = {row.name: [accuracies(directory / Task(seed, row).weights) for seed in options.seeds] for row in rows}
+    head = ["method", *CORRUPTIONS, "mean of corrupted"]
+    lines = ["Accuracy in per cent [95 % interval].\n", line(head), line(["---"] * len(head))]
+    lines += [line([name, *map(shown, zip(*runs, strict=True))]) for name, runs in found.items()]
+    if len(options.seeds) > 1:
+        lines.append("\nDifference to standard in points [95 % interval], paired by seed.\n")
+        lines += [line(head), line(["---"] * len(head))]
+        standard = list(zip(*found["standard"], strict=True))
+        for name, runs in list(found.items())[1:]:
+            pairs = zip(zip(*runs, strict=True), standard, strict=True)
+            differences = [[one - two for one, two in zip(*pair, strict=True)] for pair in pairs]
+            lines.append(line([name, *map(shown, differences)]))
+    table = "\n".join(lines)
+    write_text(directory / "corruptions.md", table + "\n")
+    return table
+
+
+def accuracies(weights):
+    """Return the accuracy of a saved network on each kind of test scan, then its mean over the corrupted ones."""
+    model, test = Network(), scans()[1]
+    model.load_state_dict(load_file(weights))
+    batch, shares = test.batch(range(len(test)), torch.Generator()), []
+    for change in CORRUPTIONS.values():
+        logits = model.eval()(change(batch["pixels"]), batch["targets"])["logits"]
+        shares.append((logits.argmax(1) == batch["targets"].argmax(1)).double().mean().item())
+    return [*shares, sum(shares[1:]) / len(shares[1:])]
+
+
+def shown(shares):
+    """Return the mean over seeds in per cent with its t-interval; of one seed, Wilson's interval."""
+    count = len(scans()[1])
+    found = mean_interval(shares) if len(shares) > 1 else proportion_interval(shares[0] * count, count)
+    return f"{100 * found.estimate:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+
+def line(cells):
+    return f"| {' | '.join(cells)} |"
 
 
 PRESETS = {"demo": {}, "evidence": {"seeds": (0, 1, 2, 3, 4), "finetune": {"epochs": 40}, "vq_epochs": 60}}

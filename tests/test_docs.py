@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
 import torch
 from support.pages import blocks, run
 
+from advvl import recipes
 from advvl.adapters import registry
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
-SLOW = {"extending.md", "lxmert.md", "methods.md", "training-loop.md", "worked-example.md"}  # to run
+METHODS = sorted((DOCS / "methods").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *METHODS]
+SLOW = {
+    "extending.md",
+    "language-models.md",
+    "lxmert.md",
+    "methods.md",
+    "training-loop.md",
+    "worked-example.md",
+}  # to run
+HEADINGS = ["Formula", "Code", "When to use it", "Published code", "Parity", "Evidence"]  # of the page of a recipe
+RECIPES = [name for name, value in vars(recipes).items() if isinstance(value, FunctionType)]
+MENU = re.compile(r"^ +- ([^:\n]+): (methods/[\w-]+\.md)$", re.MULTILINE)
 WITH_CODE = [page for page in PAGES if "```python" in page.read_text()]
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 PATH = re.compile(r"`((?:advvl|tests|docs|examples|benchmarks)/[\w./-]+)`")
 
 
 def name(page: Path) -> str:
-    return page.name
+    return page.relative_to(ROOT if page.name == "README.md" else DOCS).as_posix()
+
+
+def models_of_methods() -> dict[str, Any]:
+    """The models that the first block of docs/methods.md makes for the page of each method."""
+    found: dict[str, Any] = {}
+    before, code = next(blocks((DOCS / "methods.md").read_text()))
+    exec(compile("\n" * before + code, "methods.md", "exec"), found)
+    return found
 
 
 def readme_names() -> dict[str, Any]:
@@ -70,7 +91,8 @@ def test_the_code_of_every_page_runs(page: Path, tmp_path: Path, monkeypatch: py
     module = ModuleType("page")  # a module of its own, as the reader's file is
     monkeypatch.setitem(sys.modules, "page", module)
     names = vars(module)
-    names.update(readme_names() if page.name == "README.md" else {})
+    torch.manual_seed(0)
+    names.update(readme_names() if page.name == "README.md" else models_of_methods() if page in METHODS else {})
     torch.manual_seed(0)
     run(page.read_text(), str(page), names)
     for test in [value for name, value in names.items() if name.startswith("test_")]:
@@ -92,7 +114,9 @@ def test_a_block_that_fails_is_seen_at_its_line() -> None:
     assert caught.traceback[-1].lineno == 9  # counted from 0
 
 
-@pytest.mark.parametrize("page", ["README.md", "your-model.md", "worked-example.md", "extending.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "your-model.md", "worked-example.md", "extending.md", "language-models.md"]
+)
 def test_pages_that_teach_have_code(page: str) -> None:
     assert page in map(name, WITH_CODE)
 
@@ -109,6 +133,40 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
     assert not missing
 
 
-def test_the_index_lists_every_page() -> None:
+def test_the_index_lists_every_page_itself_or_by_its_section() -> None:
     listed = set(LINK.findall((DOCS / "index.md").read_text()))
     assert listed >= {page.name for page in DOCS.glob("*.md")} - {"index.md"}
+    methods = set(LINK.findall((DOCS / "methods.md").read_text()))
+    assert methods >= {f"methods/{page.name}" for page in METHODS}
+
+
+def figures(page: Path) -> set[str]:
+    """What a page says of accuracies: those with an interval, and percentages with a decimal."""
+    text = " ".join(page.read_text().split())
+    return set(re.findall(r"\S\d+\.\d \[[^\]]+\]", text)) | set(re.findall(r"\b(\d+\.\d) %", text))
+
+
+@pytest.mark.parametrize("page", ["index.md", "methods/villa.md", "methods/freelb.md"])
+def test_figures_of_evidence_are_those_of_its_page(page: str) -> None:
+    evidence = " ".join((DOCS / "evidence.md").read_text().split())
+    quoted = figures(DOCS / page)
+    assert quoted
+    assert not {figure for figure in quoted if figure not in evidence}
+
+
+def pages_of_recipes() -> dict[str, Path]:
+    """The page of each recipe, by the names that the menu of the site has for it."""
+    found = MENU.findall((ROOT / "mkdocs.yml").read_text())
+    return {name: DOCS / page for names, page in found for name in names.split(", ")}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_has_a_page_in_the_menu_that_says_all_and_calls_it(recipe: str) -> None:
+    page = pages_of_recipes()[recipe]
+    text = page.read_text()
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == HEADINGS
+    assert f"`advvl/recipes/{recipe}.py`" in text
+    assert "paper-versus-code.md" in text
+    assert re.search(r"^## Parity\n+.*`tests/", text, re.MULTILINE)
+    calls = [node.func for _, code in blocks(text) for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    assert recipe in {call.id for call in calls if isinstance(call, ast.Name)}

@@ -1,4 +1,4 @@
-"""An experiment of one's own, under 60 lines: by its command line with two workers, and from the records they left."""
+"""An experiment of one's own, under 60 lines: by its command line, and from the records that it left."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the command leaves."""
     directory = tmp_path_factory.mktemp("pgd") / "out"
     flags = [text for name, value in FLAGS.items() for text in (f"--{name}", str(value))]
-    command = [sys.executable, "-W", "error::UserWarning", str(EXAMPLE), "--jobs", "2", "--output", str(directory)]
+    command = [sys.executable, "-W", "error::UserWarning", str(EXAMPLE), "--jobs", "1", "--output", str(directory)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     ran = subprocess.run(
         [*command, "--device", "cpu", "--evaluation.examples", "40", *flags],

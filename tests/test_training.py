@@ -295,6 +295,20 @@ def test_free_at_updates_once_a_replay_and_carries_the_perturbation() -> None:
         close(ours.detach(), expected.detach())
 
 
+def test_a_forward_within_update_is_clean() -> None:
+    target, batch = toy(), toy_batch()
+    with target.clean():
+        expected = target.forward(batch)["logits"].detach()
+    found = []
+
+    def update() -> None:
+        found.append(target.model(**batch)["logits"].detach())
+        target.model.zero_grad()
+
+    AdversarialTraining(perturber(), FreeLB(2), SymmetricKL()).step(target, batch, update=update)
+    close(found[0], expected)
+
+
 def test_free_at_recomputes_its_clean_branch_after_every_update() -> None:
     target = toy()
     optimizer = torch.optim.SGD(target.model.parameters(), lr=0.1)

@@ -16,10 +16,12 @@ from advvl.adapters.base import Adapter, Outputs
 from advvl.checks import is_whole, shown
 from advvl.errors import ConfigurationError, DataError
 from advvl.evaluation.measurement import Budget, lies_inside
-from advvl.evaluation.named_attacks import NamedAttack
+from advvl.evaluation.named_attacks import AnyAttack, NamedAttack, PixelAttack
 from advvl.evaluation.objectives import as_scores
+from advvl.evaluation.pixels import search_pixels
+from advvl.evaluation.rows import take_rows
 from advvl.evaluation.scoring import Batch, Score, Targets, answer_score, checked_scores, fresh
-from advvl.evaluation.searches import search
+from advvl.evaluation.searches import Searched, search
 from advvl.evaluation.verification import Untouched, Verified, verify
 from advvl.ops import Box
 from advvl.passes.objective import Loss
@@ -58,7 +60,7 @@ class Plan:
 
     adapter: Adapter
     budgets: tuple[Budget, ...]
-    attacks: tuple[NamedAttack, ...]
+    attacks: tuple[AnyAttack, ...]
     targets: Targets
     score: Score | None
     rows: Rows | None
@@ -94,7 +96,7 @@ class Plan:
 
     def attempt(
         self,
-        attack: NamedAttack,
+        attack: AnyAttack,
         batch: Batch,
         left: Tensor,
         budget: Budget,
@@ -116,14 +118,8 @@ class Plan:
         made_on, seed = attack.surrogate or self.adapter, derive_seed(self.seed, *purpose)
         ascents = attack.ascents(budget, restart, self.boxes, self.pixels)
         untouched = [Untouched(one.model) for one in (self.adapter, attack.surrogate) if one is not None]
-        found = search(
-            made_on,
-            part,
-            ascents,
-            attack.maximizer,
-            loss_of(attack, made_on, self.targets),
-            self.scored(made_on),
-            seed=seed,
+        found = searched(
+            attack, made_on, part, ascents, self.targets, self.scored(made_on), rows=self.rows or take_rows, seed=seed
         )
         for model in untouched:
             model.check(attack.name)
@@ -151,6 +147,23 @@ class Plan:
         )
 
 
+def searched(
+    attack: AnyAttack,
+    adapter: Adapter,
+    batch: Batch,
+    ascents: Mapping[str, Ascent],
+    targets: Targets,
+    score: Score,
+    *,
+    rows: Rows = take_rows,
+    seed: int,
+) -> Searched:
+    """Make an attack on a batch, by the maximiser that it names or by the one that it brings."""
+    if isinstance(attack, PixelAttack):
+        return search_pixels(adapter, batch, attack, ascents[attack.modality], targets, score, rows=rows, seed=seed)
+    return search(adapter, batch, ascents, attack.maximizer, loss_of(attack, adapter, targets), score, seed=seed)
+
+
 def loss_of(attack: NamedAttack, adapter: Adapter, targets: Targets) -> Loss:
     """The loss that an attack climbs on a model."""
     objective = attack.objective
@@ -166,14 +179,14 @@ def loss_of(attack: NamedAttack, adapter: Adapter, targets: Targets) -> Loss:
     return climbed
 
 
-def checked_attacks(attacks: Sequence[NamedAttack]) -> tuple[NamedAttack, ...]:
+def checked_attacks(attacks: Sequence[AnyAttack]) -> tuple[AnyAttack, ...]:
     """The attacks of an evaluation.
 
     Raises:
         ConfigurationError: none, something else, or two of one name.
     """
     given: object = attacks
-    if not isinstance(given, list | tuple) or not given or not all(isinstance(one, NamedAttack) for one in given):
+    if not isinstance(given, list | tuple) or not given or not all(isinstance(one, AnyAttack) for one in given):
         raise ConfigurationError(f"expected attacks as a list of one NamedAttack(…) or more, got {shown(given)}")
     names = [attack.name for attack in attacks]
     if len(set(names)) < len(names):

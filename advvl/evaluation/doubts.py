@@ -16,7 +16,7 @@ from torch import Tensor
 from advvl.errors import NonFiniteError
 from advvl.evaluation.attempts import Plan
 from advvl.evaluation.measurement import Budget
-from advvl.evaluation.named_attacks import NamedAttack
+from advvl.evaluation.named_attacks import AnyAttack
 from advvl.evaluation.replacements import differ, negation, others_of, outputs_under, places_of, replacements
 from advvl.evaluation.scoring import Batch, targets_of
 from advvl.evaluation.verification import length
@@ -35,7 +35,7 @@ SKIPPED: Final = (
 
 
 def doubts(
-    plan: Plan, batch: Batch, number: int, clean: Tensor, worst: Tensor, attacks: Sequence[NamedAttack]
+    plan: Plan, batch: Batch, number: int, clean: Tensor, worst: Tensor, attacks: Sequence[AnyAttack]
 ) -> dict[str, Tensor]:
     """Make the passes over a batch that flags need beyond its attacks.
 
@@ -116,7 +116,7 @@ def _unlimited(plan: Plan, modality: str, ball: Ball, place: Place, others: Sequ
 
 
 def _reached(
-    plan: Plan, batch: Batch, number: int, far: Budget, scores: Tensor, attacks: Sequence[NamedAttack]
+    plan: Plan, batch: Batch, number: int, far: Budget, scores: Tensor, attacks: Sequence[AnyAttack]
 ) -> Tensor:
     """The scores left of `scores` `(B,)` after these attacks within a budget."""
     scores = scores.clone()

@@ -16,12 +16,12 @@ from torch import Tensor
 from advvl.evaluation.curves import name_of
 from advvl.evaluation.doubts import SKIPPED
 from advvl.evaluation.measurement import Budget, Flag, lies_inside, lowest
-from advvl.evaluation.named_attacks import NamedAttack, in_order
+from advvl.evaluation.named_attacks import AnyAttack, in_order
 
 Found = Mapping[str, Tensor]
 
 
-def raised(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAttack]) -> tuple[Flag, ...]:
+def raised(found: Found, budgets: Sequence[Budget], attacks: Sequence[AnyAttack]) -> tuple[Flag, ...]:
     """The flags that the records of all batches raise.
 
     Arguments:
@@ -33,7 +33,7 @@ def raised(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAttac
     return tuple(flag for check in checks for flag in check(found, budgets, attacks))
 
 
-def made(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAttack]) -> dict[str, str]:
+def made(found: Found, budgets: Sequence[Budget], attacks: Sequence[AnyAttack]) -> dict[str, str]:
     """Say of each check, by the name of its flag, "made", or why it was not, on which of the examples.
 
     A flag that was not raised speaks for a measurement only where its check was made.
@@ -87,7 +87,7 @@ def _many(count: float, of: int) -> bool:
     return count > max(1.0, 0.02 * of)
 
 
-def _random(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAttack]) -> Flags:
+def _random(found: Found, budgets: Sequence[Budget], attacks: Sequence[AnyAttack]) -> Flags:
     varies = found.get("varies")
     if varies is not None and varies.any():
         yield Flag(
@@ -97,7 +97,7 @@ def _random(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAtta
         )
 
 
-def _nonfinite(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAttack]) -> Flags:
+def _nonfinite(found: Found, budgets: Sequence[Budget], attacks: Sequence[AnyAttack]) -> Flags:
     for a, attack in enumerate(attacks):
         rows = found["nonfinite"][:, a].any(dim=0)
         if rows.any():
@@ -107,7 +107,7 @@ def _nonfinite(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedA
             )
 
 
-def _vanishing(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAttack]) -> Flags:
+def _vanishing(found: Found, budgets: Sequence[Budget], attacks: Sequence[AnyAttack]) -> Flags:
     """Zero gradients say nothing where a model ignores the modality, and a lot where it does not."""
     for a, attack in enumerate(attacks):
         for modality in dict.fromkeys(name for budget in budgets for name in budget):
@@ -125,7 +125,7 @@ def _vanishing(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedA
                 )
 
 
-def _unmoved(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAttack]) -> Flags:
+def _unmoved(found: Found, budgets: Sequence[Budget], attacks: Sequence[AnyAttack]) -> Flags:
     if not any(name.startswith("depends.") for name in found):
         return
     for r, budget in enumerate(budgets):
@@ -140,7 +140,7 @@ def _unmoved(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAtt
             )
 
 
-def _loss(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAttack]) -> Flags:
+def _loss(found: Found, budgets: Sequence[Budget], attacks: Sequence[AnyAttack]) -> Flags:
     first = in_order(attacks)[0]
     if "own_losses" not in found or not found["by_gradients"][first].any():
         return
@@ -157,7 +157,7 @@ def _loss(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAttack
             )
 
 
-def _accuracy(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAttack]) -> Flags:
+def _accuracy(found: Found, budgets: Sequence[Budget], attacks: Sequence[AnyAttack]) -> Flags:
     if "own_scores" not in found:
         return
     first = in_order(attacks)[0]
@@ -172,7 +172,7 @@ def _accuracy(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAt
             )
 
 
-def _beaten(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAttack]) -> Flags:
+def _beaten(found: Found, budgets: Sequence[Budget], attacks: Sequence[AnyAttack]) -> Flags:
     """Gradients know more than random draws and other models do; where these find more, the gradients mislead."""
     asks = found["by_gradients"].any(dim=1)
     white = [a for a, attack in enumerate(attacks) if asks[a] and attack.surrogate is None]
@@ -197,7 +197,7 @@ def _beaten(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAtta
                 )
 
 
-def _unlimited_holds(found: Found, budgets: Sequence[Budget], attacks: Sequence[NamedAttack]) -> Flags:
+def _unlimited_holds(found: Found, budgets: Sequence[Budget], attacks: Sequence[AnyAttack]) -> Flags:
     for name in [name.removeprefix("unlimited.") for name in found if name.startswith("unlimited.")]:
         floor, reached = found[f"blind.{name}"], found[f"unlimited.{name}"]
         rows = ~floor.isnan()

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from advvl.adapters.base import Adapter, Outputs
 from advvl.adapters.registry import adapted
 from advvl.errors import DataError
-from advvl.evaluation.attempts import check_eval, loss_of
+from advvl.evaluation.attempts import check_eval, searched
 from advvl.evaluation.examples import position_norms
 from advvl.evaluation.measurement import Budget
-from advvl.evaluation.named_attacks import NamedAttack
+from advvl.evaluation.named_attacks import AnyAttack
 from advvl.evaluation.scoring import Batch, Targets, answer_score, fresh, own_targets
-from advvl.evaluation.searches import search
 from advvl.evaluation.verification import verify
 from advvl.ops import Box
 from advvl.perturbers.pixels import Normalised
@@ -46,7 +45,7 @@ def hit(
     model: Adapter | nn.Module,
     batch: Batch,
     budget: Budget,
-    attack: NamedAttack,
+    attack: AnyAttack,
     *,
     targets: Targets | None = None,
     boxes: Mapping[str, Box] | None = None,
@@ -92,11 +91,10 @@ def hit(
             if restart >= attack.restarts and min(left for left, *_ in found) < float(clean[0]):
                 break
             ascents = attack.ascents(budget, restart, boxes or {}, pixels or {})
-            loss = loss_of(attack, made_on, asked)
             drawn = derive_seed(seed, attack.name, restart)
-            searched = search(made_on, batch, ascents, attack.maximizer, loss, answer_score(made_on, asked), seed=drawn)
-            left = float(verify(adapter, batch, ascents, searched.worst, score, **settings).scores[0])
-            found.append((left, seen.pop(), searched.worst))
+            worst = searched(attack, made_on, batch, ascents, asked, answer_score(made_on, asked), seed=drawn).worst
+            left = float(verify(adapter, batch, ascents, worst, score, **settings).scores[0])
+            found.append((left, seen.pop(), worst))
         least, after, deltas = min(found, key=lambda one: one[0])
         heat = {modality: position_norms(delta) for modality, delta in deltas.items()}
         return Hit(heat, before[0], after[0], least < float(clean[0]))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
+
+from torch import nn
 
 from advvl.adapters.base import Adapter
-from advvl.checks import at_least, check_functions, instance, is_number, text
+from advvl.checks import at_least, check_functions, instance, is_number, shown, text
 from advvl.errors import ConfigurationError
 from advvl.evaluation.measurement import Budget
 from advvl.evaluation.objectives import Objective, cross_entropy, margin
@@ -89,6 +91,68 @@ class NamedAttack:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class PixelAttack:
+    """An attack of others on pixels, such as torchattacks', that an evaluation makes at every budget.
+
+        PixelAttack(name="PGD of torchattacks", make=lambda model, radius: torchattacks.PGD(model, eps=radius))
+
+    What it returns counts, not what it visits.
+
+    Arguments:
+        name: in measurements and on pages.
+        make: from a module, images `(B, C, H, W)` in [0, 1] to logits `(B, A)`, and the budget's radius, to an attack of
+            images and labels.
+        modality: whose site takes the pixels; no budget may have another.
+        field: of the batch, with the pixels as the model takes them.
+        one_by_one: attack each example by itself, for attacks that run the model on some of the images alone.
+        restarts: how often it is made on an example that holds, each time from another random state.
+        surrogate: as of `NamedAttack`.
+
+    Raises:
+        ConfigurationError: parts that are none.
+    """
+
+    name: str
+    make: Callable[[nn.Module, float], Any]
+    modality: str = "image"
+    field: str = "pixel_values"
+    one_by_one: bool = False
+    restarts: int = 1
+    surrogate: Adapter | None = None
+
+    def __post_init__(self) -> None:
+        text(self, "name", "modality", "field")
+        instance(bool, self, "one_by_one")
+        instance((Adapter, type(None)), self, "surrogate")
+        at_least(1, self, "restarts")
+        if not callable(self.make):
+            raise ConfigurationError(f"expected make to be a function of a model and a radius, got {shown(self.make)}")
+
+    def ascents(
+        self, budget: Budget, restart: int, boxes: Mapping[str, Box], pixels: Mapping[str, Normalised]
+    ) -> dict[str, Ascent]:
+        """The ball of the pixels with their box and normalisation; how they move in it is the attack's own.
+
+        Raises:
+            ConfigurationError: a budget of other modalities, or of a radius that is relative.
+        """
+        del restart
+        ball = budget.get(self.modality)
+        if ball is None or len(budget) > 1 or getattr(ball, "relative", False):
+            raise ConfigurationError(
+                f"expected an absolute radius of {self.modality!r} alone for the attack {self.name!r}, got {shown(budget)}; "
+                "measure other budgets without it"
+            )
+        return {
+            self.modality: Ascent(
+                ball, step_size=_radius(ball), box=boxes.get(self.modality), pixels=pixels.get(self.modality)
+            )
+        }
+
+
+AnyAttack = NamedAttack | PixelAttack
+
 DEFAULT: Final = (
     NamedAttack(name="PGD cross-entropy", maximizer=PGD(20), restarts=3),
     NamedAttack(name="PGD margin", maximizer=PGD(20), objective=margin, restarts=3),
@@ -97,7 +161,7 @@ DEFAULT: Final = (
 """The attacks of `worst_case` unless others are given: gradients first, and at the end a search that needs none."""
 
 
-def in_order(attacks: Sequence[NamedAttack]) -> list[int]:
+def in_order(attacks: Sequence[AnyAttack]) -> list[int]:
     """The numbers of attacks in the order in which they are made, whatever the order in which they are given.
 
     Those by the model's own gradients come first, then those made on another model, then random searches: what one of the
@@ -105,7 +169,10 @@ def in_order(attacks: Sequence[NamedAttack]) -> list[int]:
     """
     return sorted(
         range(len(attacks)),
-        key=lambda a: (isinstance(attacks[a].maximizer, RandomSearch), attacks[a].surrogate is not None),
+        key=lambda a: (
+            isinstance(getattr(attacks[a], "maximizer", None), RandomSearch),
+            attacks[a].surrogate is not None,
+        ),
     )
 
 

@@ -15,9 +15,11 @@ from advvl.evaluation.curves import Damage, check_comparable, curves_of, damages
 from advvl.evaluation.examples import Example
 from advvl.evaluation.measurement import Measurement
 from advvl.evaluation.page_examples import example_html
+from advvl.evaluation.page_seeds import seed_curves, seed_tables
 from advvl.evaluation.page_style import STYLE
 from advvl.evaluation.page_svg import curve_svg, legend
 from advvl.evaluation.page_tables import details, tables, unchecked
+from advvl.evaluation.seed_runs import SeedRuns, check_same_test
 
 Draw = Callable[[Damage], Example]
 
@@ -30,6 +32,7 @@ def page(
     chance: float | None = None,
     draw: Draw | None = None,
     examples: int = 8,
+    runs: Mapping[str, SeedRuns] | None = None,
 ) -> str:
     """Write measurements of models on the same examples as one HTML page that makes no request.
 
@@ -40,24 +43,33 @@ def page(
         chance: accuracy of the best constant answer, in [0, 1], drawn as a line; None: none.
         draw: from an example that an attack cost a model to how a person looks at it; None: no example is shown.
         examples: how many of them, of each model.
+        runs: results of experiments over seeds by their names, shown beside the measurements or alone.
 
     Raises:
-        DataError: no measurement, or ones of other examples, budgets, attacks, tasks, data or versions.
+        DataError: nothing to show; measurements of other examples, budgets, attacks, tasks, data or versions; experiments of
+            other settings or data.
         ConfigurationError: a chance outside [0, 1], a confidence outside (0, 1), a `draw` that is no function.
     """
-    _check(measurements, chance, examples)
+    runs = runs or {}
+    _check(measurements, chance, examples, runs)
     check_functions(draw=draw)
-    count = len(next(iter(measurements.values())).clean)
     head = html.escape(title)
-    said = f"{count} examples; {', '.join(measurements)}. Every accuracy has its {100 * confidence:g} % interval."
-    parts = [
-        f"<header><h1>{head}</h1><p>{html.escape(said)}</p></header>",
-        _flags(measurements),
-        _curves(measurements, confidence, chance),
-        *(table.html() for table in tables(measurements, confidence=confidence, chance=chance)),
-        *([] if draw is None else [_examples(measurements, draw, examples)]),
-        *(table.html() for table in details(measurements)),
-    ]
+    count = [f"{len(one.clean)} examples; " for one in measurements.values()][:1]
+    names = ", ".join([*measurements, *runs])
+    said = f"{''.join(count)}{names}. Every accuracy has its {100 * confidence:g} % interval."
+    parts = [f"<header><h1>{head}</h1><p>{html.escape(said)}</p></header>"]
+    if measurements:
+        parts += [
+            _flags(measurements),
+            _curves(measurements, confidence, chance),
+            *(table.html() for table in tables(measurements, confidence=confidence, chance=chance)),
+            *([] if draw is None else [_examples(measurements, draw, examples)]),
+        ]
+    if runs:
+        parts.append(seed_curves(runs, confidence=confidence))
+        parts += [table.html() for table in seed_tables(runs, confidence=confidence)]
+    if measurements:
+        parts += [table.html() for table in details(measurements)]
     body = "\n".join(filter(None, parts))
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -66,14 +78,27 @@ def page(
     )
 
 
-def _check(measurements: Mapping[str, Measurement], chance: float | None, examples: int) -> None:
+def _check(
+    measurements: Mapping[str, Measurement], chance: float | None, examples: int, runs: Mapping[str, SeedRuns]
+) -> None:
     if not isinstance(measurements, Mapping) or not all(isinstance(one, Measurement) for one in measurements.values()):
         raise DataError("expected a mapping from the models' names to measurements, got something else; name each")
-    check_comparable(measurements)
+    check_shown(measurements, runs)
     if chance is not None and not (is_number(chance) and 0 <= chance <= 1):
         raise ConfigurationError(f"expected chance as an accuracy in [0, 1], or None, got {chance!r}")
     if not is_whole(examples) or examples < 1:
         raise ConfigurationError(f"expected 1 or more examples of each model, got {examples!r}; or draw=None")
+
+
+def check_shown(measurements: Mapping[str, Measurement], runs: Mapping[str, SeedRuns]) -> None:
+    """Check that a report can show these together.
+
+    Raises:
+        DataError: nothing; measurements, or experiments, that are not of the same test.
+    """
+    if measurements or not runs:
+        check_comparable(measurements)
+    check_same_test(runs)
 
 
 def _flags(measurements: Mapping[str, Measurement]) -> str:

@@ -9,10 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from advvl.evaluation.curves import accuracies, check_comparable, comparisons, kind_of, radii_of, wins
+from advvl.evaluation.curves import accuracies, comparisons, kind_of, radii_of, wins
 from advvl.evaluation.measurement import Measurement
-from advvl.evaluation.page import Draw, page
+from advvl.evaluation.page import Draw, check_shown, page
+from advvl.evaluation.page_seeds import seed_rows, seed_tables
 from advvl.evaluation.page_tables import details, plain, tables, unchecked
+from advvl.evaluation.seed_runs import SeedRuns
 from advvl.files import write_json, write_text
 
 _COLUMNS = ("model", "perturbation", "radius", "accuracy", "low", "high", "confidence", "examples", "interval")
@@ -24,13 +26,15 @@ def to_markdown(
     title: str = "Robustness",
     confidence: float = 0.95,
     chance: float | None = None,
+    runs: Mapping[str, SeedRuns] | None = None,
 ) -> str:
     """Write the page's flags, checks that were not made and tables as Markdown.
 
     Raises:
-        DataError: measurements that `check_comparable` refuses.
+        DataError: measurements or runs that `check_shown` refuses.
     """
-    check_comparable(measurements)
+    runs = runs or {}
+    check_shown(measurements, runs)
     flags = [
         f"**{plain(name)}: {plain(flag.name)}.** {plain(flag.detail)}"
         for name, one in measurements.items()
@@ -39,19 +43,26 @@ def to_markdown(
     loud = ["## Do not trust these figures yet", *flags] if flags else []
     missing = "\n".join(f"- {plain(name)}: {plain(said)}" for name, said in unchecked(measurements))
     loud += ["Not checked:", missing] if missing else []
-    found = [*tables(measurements, confidence=confidence, chance=chance), *details(measurements)]
+    found = list(tables(measurements, confidence=confidence, chance=chance)) if measurements else []
+    found += seed_tables(runs, confidence=confidence) if runs else ()
+    found += details(measurements) if measurements else ()
     return "\n\n".join([f"# {plain(title)}", *loud, *(table.markdown() for table in found)]) + "\n"
 
 
 def to_json(
-    measurements: Mapping[str, Measurement], *, confidence: float = 0.95, chance: float | None = None
+    measurements: Mapping[str, Measurement],
+    *,
+    confidence: float = 0.95,
+    chance: float | None = None,
+    runs: Mapping[str, SeedRuns] | None = None,
 ) -> dict[str, Any]:
     """Return the figures of the page as plain JSON, with intervals in [0, 1].
 
     Raises:
-        DataError: measurements that `check_comparable` refuses.
+        DataError: measurements or runs that `check_shown` refuses.
     """
-    check_comparable(measurements)
+    runs = runs or {}
+    check_shown(measurements, runs)
     return {
         "confidence": confidence,
         "chance": chance,
@@ -76,20 +87,36 @@ def to_json(
             }
             for one in comparisons(measurements, confidence=confidence)
         ],
+        "experiments": {
+            name: {
+                "label": one.label,
+                "chance": one.chance,
+                "configuration": dict(one.configuration),
+                "accuracy": list(seed_rows({name: one}, confidence=confidence)),
+            }
+            for name, one in runs.items()
+        },
     }
 
 
-def to_csv(measurements: Mapping[str, Measurement], *, confidence: float = 0.95) -> str:
+def to_csv(
+    measurements: Mapping[str, Measurement],
+    *,
+    confidence: float = 0.95,
+    runs: Mapping[str, SeedRuns] | None = None,
+) -> str:
     """Write a row for each model and budget, with its accuracy and interval in [0, 1].
 
     Raises:
-        DataError: measurements that `check_comparable` refuses.
+        DataError: measurements or runs that `check_shown` refuses.
     """
-    check_comparable(measurements)
+    runs = runs or {}
+    check_shown(measurements, runs)
     stream = io.StringIO()
     writer = csv.DictWriter(stream, _COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(_rows(measurements, confidence))
+    writer.writerows(seed_rows(runs, confidence=confidence))
     return stream.getvalue()
 
 
@@ -102,19 +129,20 @@ def write_report(
     chance: float | None = None,
     draw: Draw | None = None,
     examples: int = 8,
+    runs: Mapping[str, SeedRuns] | None = None,
 ) -> Path:
     """Write `report.html`, `report.md`, `report.json` and `report.csv`; return the page's path.
 
     Raises:
         DataError, ConfigurationError: as `page`.
     """
-    said: dict[str, Any] = {"confidence": confidence, "chance": chance}
+    said: dict[str, Any] = {"confidence": confidence, "chance": chance, "runs": runs}
     text = page(measurements, title=title, draw=draw, examples=examples, **said)
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "report.md", to_markdown(measurements, title=title, **said))
     write_json(folder / "report.json", to_json(measurements, **said))
-    write_text(folder / "report.csv", to_csv(measurements, confidence=confidence))
+    write_text(folder / "report.csv", to_csv(measurements, confidence=confidence, runs=runs))
     return write_text(folder / "report.html", text)
 
 

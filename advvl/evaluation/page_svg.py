@@ -5,9 +5,8 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, Protocol
 
-from advvl.evaluation.curves import Curve
 from advvl.evaluation.statistics import Interval
 
 COLORS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -19,7 +18,26 @@ _WIDTH, _HEIGHT = 440, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 12, 48
 
 
-def curve_svg(curves: Mapping[str, Curve], *, confidence: float = 0.95, chance: float | None = None) -> str:
+class Drawable(Protocol):
+    """A curve of accuracies against radius, such as a `Curve` or a `SeedCurve`."""
+
+    @property
+    def kind(self) -> str:
+        """The kind of perturbation, such as "image (L2)"."""
+
+    @property
+    def radii(self) -> tuple[float, ...]:
+        """The radii, ascending, above 0."""
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """The radii in words."""
+
+    def intervals(self, *, confidence: float = 0.95) -> tuple[Interval, ...]:
+        """The interval of the accuracy at radius 0 and at each of the radii."""
+
+
+def curve_svg(curves: Mapping[str, Drawable], *, confidence: float = 0.95, chance: float | None = None) -> str:
     """Draw the curves of several models under budgets of one kind, as an SVG element with a description.
 
     Arguments:
@@ -68,7 +86,7 @@ def _y(accuracy: float) -> float:
     return _TOP + (1 - accuracy) * (_HEIGHT - _TOP - _BOTTOM)
 
 
-def _axes(curve: Curve, largest: float) -> str:
+def _axes(curve: Drawable, largest: float) -> str:
     parts = []
     for share in (0, 0.25, 0.5, 0.75, 1):
         y = _y(share)

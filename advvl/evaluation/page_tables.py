@@ -63,7 +63,7 @@ def details(measurements: Mapping[str, Measurement]) -> Iterator[Table]:
     yield _attacks(measurements)
     yield _norms(measurements)
     for name, one in measurements.items():
-        rows = tuple(_flat(one.about))
+        rows = tuple(flat(one.about))
         if rows:
             yield Table(f"How {name} was measured", ("what", "value"), rows, long=True)
 
@@ -182,10 +182,11 @@ def _count(flags: Tensor) -> str:
     return str(int(torch.count_nonzero(flags)))
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the entries of nested mappings, with dotted names, in words."""
     for key, item in value.items():
         if isinstance(item, Mapping):
-            yield from _flat(item, f"{prefix}{key}.")
+            yield from flat(item, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", _text(item)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +15,13 @@ from advvl.adapters.registry import adapted
 from advvl.attacks import AttackResult
 from advvl.checks import check_functions, check_seed
 from advvl.errors import ConfigurationError, DataError
+from advvl.evaluation.named_attacks import PixelAttack
+from advvl.evaluation.objectives import as_scores, cross_entropy
+from advvl.evaluation.replacements import places_of
 from advvl.evaluation.rows import take_rows
+from advvl.evaluation.scoring import Batch, Score, Targets
+from advvl.evaluation.searches import Searched
+from advvl.perturbers.ascents import Ascent
 from advvl.perturbers.balls import L2, Ball, Linf
 from advvl.perturbers.pixels import Normalised
 from advvl.perturbers.places import Place
@@ -65,56 +72,175 @@ def attack_pixels(
     check_seed(seed)
     if not isinstance(ball, L2 | Linf):
         raise ConfigurationError(f"expected a ball L2(…) or Linf(…) of pixels, got {type(ball).__name__}")
-    x = batch.get(field)
-    if not isinstance(x, Tensor) or len(labels) != len(x):
-        raise DataError(f"expected pixels in {field!r} with a label for each row, got {type(x).__name__}; see field=…")
-    clean = x if pixels is None else pixels.pixels(x)
-    if not (clean.min() >= -_TOLERANCE and clean.max() <= 1 + _TOLERANCE):
-        raise DataError(f"expected pixels in [0, 1], got {clean.min():g} to {clean.max():g}; give pixels=Normalised(…)")
-    with adapted(model) as adapter, ExitStack() as stack:
+    with adapted(model) as adapter, _attacking(adapter, seed):
+        pictures = _Pictures.of(adapter, batch, labels, field, pixels, rows)
+        site = pictures.attacked(make, ball, one_by_one=one_by_one).site
+        logits = pictures.logits(site)
+    return AttackResult({modality: site}, None, logits.argmax(dim=-1) == labels)
+
+
+def search_pixels(
+    adapter: Adapter,
+    batch: Batch,
+    attack: PixelAttack,
+    ascent: Ascent,
+    targets: Targets,
+    score: Score,
+    *,
+    rows: Callable[[Batch, Tensor], Batch] = take_rows,
+    seed: int,
+) -> Searched:
+    """Make an attack on pixels as `searches.search` makes others.
+
+    Arguments:
+        ascent: the ball of the pixels, and their normalisation.
+        targets, score: what attacks on a batch know and try to take away.
+        rows: from a batch and row numbers to the batch of those rows.
+        seed: of torch's global random state, which is put back.
+
+    Raises:
+        ConfigurationError: as `attack_pixels`; a site that takes something else than these pixels.
+        DataError: as `attack_pixels`.
+    """
+    given = targets(batch)
+    labels = given if given.ndim == 1 else given.argmax(dim=1)
+    x = batch.get(attack.field)
+    site = places_of(adapter, batch, [attack.modality])[attack.modality].x
+    if not isinstance(x, Tensor) or site.shape != x.shape or not torch.equal(site, x.to(site)):
+        raise ConfigurationError(
+            f"expected the site of {attack.modality!r} to take the pixels in {attack.field!r}, got {tuple(site.shape)} "
+            f"there; give Site(…, at='input') of the layer that takes them"
+        )
+    with _attacking(adapter, seed):
+        pictures = _Pictures.of(adapter, batch, labels, attack.field, ascent.pixels, rows)
+        radius = float(getattr(ascent.ball, "radius", torch.inf))
+        found = pictures.attacked(
+            lambda images: attack.make(images, radius), ascent.ball, name=attack.name, one_by_one=attack.one_by_one
+        )
+        with torch.no_grad():
+            outputs = pictures.outputs(found.site)
+            logits = adapter.logits(outputs)
+            seen, losses = score(outputs, batch), cross_entropy(logits, as_scores(given, logits)).double()
+    deltas, asked = {attack.modality: found.site}, found.by_gradients
+    still = {attack.modality: ~found.moved} if asked else {}
+    nonfinite = {attack.modality: found.nonfinite} if asked else {}
+    return Searched(deltas, deltas, seen, losses, still, nonfinite, asked)
+
+
+@contextmanager
+def _attacking(adapter: Adapter, seed: int) -> Iterator[None]:
+    """The model in eval mode without perturbations, and torch's random state from a seed; all is left as found."""
+    with ExitStack() as stack:
         for kept in (preserved, kept_modes, kept_weights, kept_buffers):
             stack.enter_context(kept(adapter.model))
         stack.enter_context(adapter.clean())
         adapter.model.eval()
         torch.manual_seed(seed)
-        parts = [torch.tensor([row], device=x.device) for row in range(len(x))] if one_by_one else [None]
-        found = []
+        yield
+
+
+@dataclass(frozen=True, eq=False)
+class _Attacked:
+    """An attack's perturbation of the tensor in the batch, and the gradients that it asked for, by row `(B,)`, bool."""
+
+    site: Tensor
+    by_gradients: bool
+    moved: Tensor
+    nonfinite: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Pictures:
+    """The pixels of a batch, as the model takes them in `x` and in [0, 1] in `clean`."""
+
+    adapter: Adapter
+    batch: Batch
+    labels: Tensor
+    field: str
+    pixels: Normalised | None
+    rows: Callable[[Batch, Tensor], Batch]
+    x: Tensor
+    clean: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        adapter: Adapter,
+        batch: Batch,
+        labels: Tensor,
+        field: str,
+        pixels: Normalised | None,
+        rows: Callable[[Batch, Tensor], Batch],
+    ) -> _Pictures:
+        x = batch.get(field)
+        if not isinstance(x, Tensor) or len(labels) != len(x):
+            raise DataError(
+                f"expected pixels in {field!r} with a label for each row, got {type(x).__name__}; see field=…"
+            )
+        clean = x if pixels is None else pixels.pixels(x)
+        if not (clean.min() >= -_TOLERANCE and clean.max() <= 1 + _TOLERANCE):
+            raise DataError(
+                f"expected pixels in [0, 1], got {clean.min():g} to {clean.max():g}; give pixels=Normalised(…)"
+            )
+        return cls(adapter, batch, labels, field, pixels, rows, x, clean)
+
+    def attacked(
+        self, make: Callable[[nn.Module], Any], ball: Ball, *, name: str | None = None, one_by_one: bool
+    ) -> _Attacked:
+        """Make the attack, and verify what it returns; its name is for messages."""
+        count = range(len(self.x))
+        parts = [torch.tensor([row], device=self.x.device) for row in count] if one_by_one else [None]
+        found, watched = [], []
         for part in parts:
-            some = batch if part is None else rows(batch, part)
+            batch = self.batch if part is None else self.rows(self.batch, part)
             chosen = slice(None) if part is None else part
-            images = _Images(adapter, some, field, clean[chosen], pixels, rows).eval()
-            found.append(make(images)(clean[chosen].clamp(0, 1), labels[chosen]))
-        delta = _verified(found, clean, ball)
-        site = delta if pixels is None else pixels.per_pixel(delta)
+            images = _Images(self.adapter, batch, self.field, self.clean[chosen], self.pixels, self.rows)
+            found.append(make(images.eval())(self.clean[chosen].clamp(0, 1), self.labels[chosen]))
+            watched.append(images)
+        delta = _verified(found, self.clean, ball, "" if name is None else f" {name!r}")
+        return _Attacked(
+            delta if self.pixels is None else self.pixels.per_pixel(delta),
+            any(images.by_gradients for images in watched),
+            torch.cat([images.moved for images in watched]),
+            torch.cat([images.nonfinite for images in watched]),
+        )
+
+    def outputs(self, site: Tensor) -> Any:
+        """The model's outputs under a perturbation of the tensor in the batch."""
+        return self.adapter.forward({**self.batch, self.field: (self.x + site).to(self.x.dtype)})
+
+    def logits(self, site: Tensor) -> Tensor:
         with torch.no_grad():
-            logits = adapter.logits(adapter.forward({**batch, field: (x + site).to(x.dtype)}))
-    return AttackResult({modality: site}, None, logits.argmax(dim=-1) == labels)
+            return self.adapter.logits(self.outputs(site))
 
 
-def _verified(found: list[Any], clean: Tensor, ball: Ball) -> Tensor:
+def _verified(found: list[Any], clean: Tensor, ball: Ball, attack: str) -> Tensor:
     """The perturbation in pixels, measured from the attacked images."""
     if not all(isinstance(one, Tensor) for one in found) or torch.cat(found).shape != clean.shape:
-        raise DataError(f"expected attacked images {tuple(clean.shape)}, got something else; see the attack")
+        raise DataError(f"expected attacked images {tuple(clean.shape)}, got something else; see the attack{attack}")
     attacked = torch.cat(found).detach().to(clean)
     if not attacked.isfinite().all():
-        raise DataError("expected finite attacked images, got some that are not; see the attack")
+        raise DataError(f"expected finite attacked images, got some that are not; see the attack{attack}")
     place, radius = Place(clean), float(getattr(ball, "radius", torch.inf))
     norms = ball.norms(attacked - clean, place)
     # Of an L2 ball, rounding of x + δ grows with the number of pixels, not with the radius.
     rounding = _TOLERANCE * radius + torch.finfo(clean.dtype).eps * clean[0].numel() ** 0.5
     if not (norms <= radius + rounding).all():
         raise ConfigurationError(
-            f"expected an attack within {ball}, got a norm of {norms.max():g}; give it that radius"
+            f"expected the attack{attack} within {ball}, got a norm of {norms.max():g}; give it that radius"
         )
     if attacked.min() < -_TOLERANCE or attacked.max() > 1 + _TOLERANCE:
         raise ConfigurationError(
-            f"expected attacked pixels in [0, 1], got {attacked.min():g} to {attacked.max():g}; see the attack"
+            f"expected attacked pixels in [0, 1], got {attacked.min():g} to {attacked.max():g}; see the attack{attack}"
         )
     return ball.project(attacked - clean, Place(clean.clamp(0, 1)), box=(0.0, 1.0))
 
 
 class _Images(nn.Module):
-    """A model of images `(n, C, H, W)` in [0, 1] that gives logits, the rest of its batch as it is."""
+    """A model of images `(n, C, H, W)` in [0, 1] that gives logits, the rest of its batch as it is.
+
+    It notes whether gradients by the images are asked for, and the rows that have one that is not zero, or not finite.
+    """
 
     def __init__(
         self,
@@ -129,6 +255,8 @@ class _Images(nn.Module):
         self.model = adapter.model
         self._adapter, self._batch, self._field = adapter, batch, field
         self._clean, self._pixels, self._rows = clean, pixels, rows
+        self.by_gradients = False
+        self.moved, self.nonfinite = (torch.zeros(len(clean), dtype=torch.bool, device=clean.device) for _ in range(2))
 
     def forward(self, images: Tensor) -> Tensor:
         batch, x, clean = self._batch, self._batch[self._field], self._clean
@@ -140,5 +268,15 @@ class _Images(nn.Module):
             same = torch.zeros(len(images), dtype=torch.long, device=x.device)
             batch, x, clean = self._rows(batch, same), x[same], clean[same]
         moved = images - clean
+        if moved.requires_grad:
+            moved.register_hook(self._note)  # type: ignore[no-untyped-call]  # of torch
         moved = moved if self._pixels is None else self._pixels.per_pixel(moved)
         return self._adapter.logits(self._adapter.forward({**batch, self._field: (x + moved).to(x.dtype)}))
+
+    def _note(self, gradient: Tensor) -> None:
+        rows = gradient.flatten(1)
+        moves, breaks = (rows != 0).any(dim=1), ~rows.isfinite().all(dim=1)
+        alone = len(self.moved) == 1
+        self.by_gradients = True
+        self.moved |= moves.any() if alone else moves
+        self.nonfinite |= breaks.any() if alone else breaks

@@ -13,6 +13,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ from advvl.evaluation.attempts import Plan, Rows, checked_attacks, checked_budge
 from advvl.evaluation.doubts import doubts
 from advvl.evaluation.flags import made, raised
 from advvl.evaluation.measurement import Budget, Measurement, lowest
-from advvl.evaluation.named_attacks import DEFAULT, NamedAttack, in_order
+from advvl.evaluation.named_attacks import DEFAULT, AnyAttack, in_order
 from advvl.evaluation.scoring import Batch, Score, Targets, fingerprints, own_targets
 from advvl.ops import Box
 from advvl.perturbers.pixels import Normalised
@@ -47,7 +48,7 @@ def worst_case(
     loader: Iterable[Batch],
     budgets: Budget | Sequence[Budget],
     *,
-    attacks: Sequence[NamedAttack] = DEFAULT,
+    attacks: Sequence[AnyAttack] = DEFAULT,
     targets: Targets | None = None,
     score: Score | None = None,
     rows: Rows | None = None,
@@ -73,8 +74,8 @@ def worst_case(
             a batch and of a row: in other batches an example has other random starts.
         budgets: a ball for each modality that may be perturbed, or a list of such mappings, small before large; one of
             several modalities gives each its whole ball at the same time.
-        attacks: in any order; those by the model's own gradients are made first, then those on another model, then random
-            searches.
+        attacks: `NamedAttack` and `PixelAttack` in any order; those by the model's own gradients are made first, then those
+            on another model, then random searches.
         targets: from a batch to its soft scores `(B, A)` in [0, 1], or class ids `(B,)`, whole numbers; default: its field
             `targets`.
         score: from outputs and batch to `(B,)` in [0, 1], what attacks try to take away; default: the targets' score of
@@ -132,7 +133,7 @@ def worst_case(
     found = {name: torch.cat([one[name] for one in records], dim=-1) for name in records[0]}
     names = tuple(attack.name for attack in plan.attacks)
     facts = {
-        "attacks": [described(attack) for attack in plan.attacks],
+        "attacks": [_described(attack) for attack in plan.attacks],
         "boxes": {name: list(box) for name, box in plan.boxes.items()},
         "pixels": {name: described(normalised) for name, normalised in plan.pixels.items()},
         "seed": seed,
@@ -184,6 +185,12 @@ def each(
             make = partial(record, number, batch)
             mine[number] = make() if cache is None else cache(number, make)
     return list(collected(mine).values()) if over_processes else list(mine.values())
+
+
+def _described(attack: AnyAttack) -> str:
+    """An attack with its settings, of another model its kind and its sites alone."""
+    alone = described(replace(attack, surrogate=None))
+    return alone if attack.surrogate is None else alone.replace("surrogate=None", f"surrogate={attack.surrogate!r}")
 
 
 def _record(plan: Plan, number: int, batch: Batch, *, checks: bool) -> Record:

@@ -19,18 +19,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import torch
 from safetensors.torch import load_file
 
 import advvl
-from advvl.adapters.registry import adapt
+from advvl.adapters.base import Adapter
 from advvl.errors import CheckpointError, ConfigurationError
 from advvl.evaluation.measurement import Measurement
 from advvl.evaluation.page_formats import write_report
-from advvl.evaluation.rows import take_rows
 from advvl.evaluation.worst_case import Record, worst_case
+from advvl.experiments.attacked_tasks import ATTACKED
 from advvl.experiments.config import identity
 from advvl.experiments.measure_examples import AttackedExamples
 from advvl.experiments.measure_options import EvaluateOptions
@@ -42,9 +41,6 @@ from advvl.files import write_json, write_safetensors
 from advvl.models.uniter.checkpoint import load_checkpoint
 from advvl.models.uniter.task import UniterTask
 from advvl.runtime.processes import process_count
-
-ATTACKED: Final = ("vqa", "ve", "nlvr2")
-"""The tasks whose answers are one row of logits for each example, which attacks climb."""
 
 
 def evaluate_command(arguments: Sequence[str]) -> None:
@@ -86,28 +82,31 @@ def measure(options: EvaluateOptions) -> Path:
     asked = options.robustness
     if options.task not in ATTACKED:
         raise ConfigurationError(
-            f"expected a task of {', '.join(ATTACKED)} to attack, got {options.task}; leave out --attack for clean scores"
+            f"expected a task of {', '.join(ATTACKED)} to attack, got {options.task}, which has no answers to choose from; "
+            "leave out --attack for its losses"
         )
     files = _named(asked.checkpoints or (options.checkpoint or str(Path(options.output) / "best.safetensors"),))
     accelerator = accelerator_of(options)
     model, examples = model_of(options), AttackedExamples.of(options)
+    asked.check_answers(options.task, examples.task.least)
     check_fit(model, examples.shards)
     for path in files.values():  # all of them before the first is attacked, which may take hours
         load_checkpoint(model, path)
+    surrogate = _surrogate(options, examples, accelerator.device)
     model.to(accelerator.device).eval()
     claim = _Claim(
         output=str(Path(options.output) / asked.report),
         resume=options.resume,
         overwrite=options.overwrite,
         evaluation=options,
-        weights=tuple(map(sha256, files.values())),
+        weights=tuple(map(sha256, [*files.values(), *([Path(asked.surrogate)] if asked.surrogate else [])])),
     )
     folder, main = Path(claim.output), accelerator.is_main_process
     with claimed_by_main(claim, "*", main=main):
         measured = {}
         for name, path in files.items():
             load_checkpoint(model, path)
-            measured[name] = _measured(options, model, examples, folder, name, sha256(path))
+            measured[name] = _measured(options, model, examples, surrogate, folder, name, sha256(path))
             accelerator.wait_for_everyone()  # all have read the batches' files, or the measurement's
             if main:
                 measured[name].save(_file(folder, name))
@@ -116,22 +115,37 @@ def measure(options: EvaluateOptions) -> Path:
                 )  # a killed run goes on from those of the others
         if main:
             shutil.rmtree(folder / "batches", ignore_errors=True)
-            draw = partial(examples.drawn, options, model, files)
+            draw = partial(examples.drawn, options, model, files, surrogate)
             title = f"Robustness: {options.task}"
             write_report(folder, measured, title=title, chance=examples.chance, draw=draw, examples=asked.drawn)
         accelerator.wait_for_everyone()
     return folder / "report.html"
 
 
+def _surrogate(options: EvaluateOptions, examples: AttackedExamples, device: torch.device) -> Adapter | None:
+    """The model that transfer attacks are made on, of the same task and sizes."""
+    if options.robustness.surrogate is None:
+        return None
+    (path,) = _named([options.robustness.surrogate]).values()
+    model = model_of(options)
+    load_checkpoint(model, path)
+    return examples.task.adapter(model.to(device).eval())
+
+
 def _measured(
-    options: EvaluateOptions, model: UniterTask, examples: AttackedExamples, folder: Path, name: str, weights: str
+    options: EvaluateOptions,
+    model: UniterTask,
+    examples: AttackedExamples,
+    surrogate: Adapter | None,
+    folder: Path,
+    name: str,
+    weights: str,
 ) -> Measurement:
     """Attack one model, but for what an earlier run has found."""
     asked = options.robustness
     if _file(folder, name).exists():
         return Measurement.load(_file(folder, name))
     stored = _batches(folder, name)
-    rows = None if options.task == "nlvr2" else partial(take_rows, whole=("position_ids",))
 
     def cache(number: int, make: Callable[[], Record]) -> Record:
         path = stored / f"{number}.safetensors"
@@ -143,11 +157,12 @@ def _measured(
         return found
 
     return worst_case(
-        adapt(model),
+        examples.task.adapter(model),
         examples.batches(next(model.parameters()).device),
         asked.budgets,
-        attacks=asked.attacks,
-        rows=rows,
+        attacks=asked.attacks(surrogate),
+        targets=examples.task.targets,
+        rows=examples.task.rows,
         seed=options.seed,
         cache=cache,
         over_processes=process_count() > 1,
@@ -156,6 +171,7 @@ def _measured(
             "data": examples.about,
             "versions": {"advvl": advvl.__version__, "torch": torch.__version__},
             "weights": weights,
+            "surrogate": None if asked.surrogate is None else sha256(Path(asked.surrogate)),
             "configuration": identity(asked),
         },
     )

@@ -7,20 +7,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from advvl.adapters.base import Adapter
 from advvl.checks import at_least, check_each, text
 from advvl.errors import ConfigurationError
 from advvl.evaluation.measurement import Budget
 from advvl.evaluation.named_attacks import NamedAttack
-from advvl.evaluation.objectives import margin
+from advvl.evaluation.objectives import dlr, margin
 from advvl.experiments.database_options import are_names
 from advvl.experiments.options import own
 from advvl.experiments.train_options import TrainOptions
 from advvl.maximizers.auto_pgd import AutoPGD
+from advvl.maximizers.minimum_norm import MinimumNorm
 from advvl.maximizers.pgd import PGD
 from advvl.maximizers.random_search import RandomSearch
 from advvl.perturbers.balls import L2, Ball, Linf
 
-ATTACKS: Final = ("pgd", "pgd-margin", "auto-pgd", "random")
+ATTACKS: Final = ("pgd", "pgd-margin", "auto-pgd", "auto-pgd-dlr", "fmn", "transfer", "random")
 """The names of `--attack`, in the order in which they are made: those by gradients first."""
 
 _BALLS: Final[Mapping[str, type[L2 | Linf]]] = {"L2": L2, "Linf": Linf}
@@ -78,6 +80,14 @@ class RobustnessOptions:
     checkpoints: tuple[str, ...] = field(
         default=(), metadata={"help": "several files of weights to compare", "flags": ("--checkpoints",)}
     )
+    surrogate: str | None = field(
+        default=None,
+        metadata={
+            "help": "file of weights of the same task and sizes that transfer attacks are made on",
+            "flags": ("--surrogate",),
+            "metavar": "FILE",
+        },
+    )
     steps: int = field(
         default=20,
         metadata={"help": "of each attack by gradients; a random one has as many points in all"},
@@ -103,6 +113,11 @@ class RobustnessOptions:
             raise ConfigurationError(
                 f"expected attacks and radii, got {list(self.attack)} and {list(self.radius)}; give --attack and --radius"
             )
+        if ("transfer" in self.attack) != (self.surrogate is not None):
+            raise ConfigurationError(
+                f"expected a surrogate with the attack transfer and no other, got {self.surrogate!r} and "
+                f"{', '.join(self.attack) or 'no attack'}; give both or neither"
+            )
         _ = self.budgets
 
     @property
@@ -118,20 +133,35 @@ class RobustnessOptions:
                 ) from error
         return sorted(found, key=len)
 
-    @property
-    def attacks(self) -> tuple[NamedAttack, ...]:
-        """The attacks that are made."""
+    def attacks(self, surrogate: Adapter | None) -> tuple[NamedAttack, ...]:
+        """Return the attacks that are made.
+
+        Arguments:
+            surrogate: the model of transfer attacks; None where there is none.
+        """
+        auto = {"maximizer": AutoPGD(self.steps), "step_fraction": 2.0}
+        search = {"maximizer": RandomSearch(self.steps * self.restarts), "step_fraction": 2.0}
         made: dict[str, Any] = {
-            "pgd": {"maximizer": PGD(self.steps), "restarts": self.restarts},
-            "pgd-margin": {"maximizer": PGD(self.steps), "objective": margin, "restarts": self.restarts},
-            "auto-pgd": {"maximizer": AutoPGD(self.steps), "restarts": self.restarts, "step_fraction": 2.0},
-            "random": {
-                "maximizer": RandomSearch(self.steps * self.restarts),
-                "objective": margin,
-                "step_fraction": 2.0,
-            },
+            "pgd": {"maximizer": PGD(self.steps)},
+            "pgd-margin": {"maximizer": PGD(self.steps), "objective": margin},
+            "auto-pgd": auto,
+            "auto-pgd-dlr": {**auto, "objective": dlr},
+            "fmn": {"maximizer": MinimumNorm(self.steps), "objective": margin, "step_fraction": 1.0},
+            "transfer": {"maximizer": PGD(self.steps), "surrogate": surrogate},
+            "random": {**search, "objective": margin, "restarts": 1},
         }
-        return tuple(NamedAttack(name=name, **made[name]) for name in ATTACKS if name in self.attack)
+        return tuple(
+            NamedAttack(**{"name": name, "restarts": self.restarts, **made[name]})
+            for name in ATTACKS
+            if name in self.attack
+        )
+
+    def check_answers(self, task: str, least: int) -> None:
+        """Raise ConfigurationError if an attack needs more answers than some example of the task may have."""
+        if "auto-pgd-dlr" in self.attack and least < 3:
+            raise ConfigurationError(
+                f"expected three answers or more of each example for auto-pgd-dlr, got {least} of {task}; use pgd-margin"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -256,17 +256,24 @@ def accelerator_of(options: TrainOptions) -> Accelerator:
 
     Raises:
         MissingExtraError: logs are asked for, and TensorBoard is not installed.
+        ConfigurationError: a precision that the machine lacks, or another than this process had before.
     """
     if options.tensorboard and find_spec("tensorboard") is None:
         raise missing_extra("tensorboard", "logs")
     heads = [DistributedDataParallelKwargs(find_unused_parameters=True)] if options.pretraining else []
-    return Accelerator(
-        cpu=options.device == "cpu",
-        mixed_precision=options.precision,
-        log_with="tensorboard" if options.tensorboard else None,
-        project_dir=options.output,
-        kwargs_handlers=heads,
-    )
+    try:
+        return Accelerator(
+            cpu=options.device == "cpu",
+            mixed_precision=options.precision,
+            log_with="tensorboard" if options.tensorboard else None,
+            project_dir=options.output,
+            kwargs_handlers=heads,
+        )
+    except ValueError as error:  # accelerate keeps one precision per process
+        raise ConfigurationError(
+            f"expected a precision that this process can take, got {options.precision}; start another process or change "
+            f"--precision ({error})"
+        ) from error
 
 
 def judged(options: TrainOptions) -> tuple[Scored, Sequence[Shard]]:

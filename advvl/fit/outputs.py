@@ -1,8 +1,8 @@
 """Outputs of a model inside a trainer's `compute_loss`, which gives the loss alone.
 
 A trainer of TRL asks the model for the probabilities of the labels and nothing else, by `fused_lm_head=True`, so that
-logits are never in memory as a whole. A regulariser compares whole logits: then the model computes them, and what the
-trainer asked for is read off them.
+logits are never in memory as a whole. A regulariser, or a loss of the method's own, reads whole logits: then the model
+computes them, and what the trainer asked for is read off them.
 """
 
 from __future__ import annotations

@@ -193,8 +193,10 @@ class AdversarialTrainer(Trainer):
 
     def _call(self, model: nn.Module, batch: Batch) -> Outputs:
         """Run one `compute_loss`; return the model's outputs, and remember the loss."""
-        compares = any(one.reads is None for one in self.method.regularizers)
-        with kept_outputs(model, logits=compares) as kept:
+        method = self.method
+        own_loss = any(one is not None and one.loss is not None for one in (method.climb, method.teach))
+        reads_logits = own_loss or any(one.reads is None for one in method.regularizers)
+        with kept_outputs(model, logits=reads_logits) as kept:
             loss = self._compute(model, copy.copy(batch))  # which takes the labels out of it
         self._computed.append((kept[0] if kept else None, loss))
         return self._computed[-1][0]

@@ -141,7 +141,8 @@ class Passes:
         return self._prefixes[modalities].reused(lambda: binding.perturbed)
 
     def forget(self) -> None:
-        """Forget what earlier passes computed before the first perturbed site: weights change."""
+        """Bind no perturbation, and forget what earlier passes computed before the first perturbed site: weights change."""
+        self._stack.close()
         self._prefixes.clear()
 
     def task(self, run: Pass, loss: Loss | None = None) -> tuple[Tensor | None, Tensor]:

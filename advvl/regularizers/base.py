@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from advvl.checks import is_choice, is_number
@@ -154,6 +155,23 @@ def sides(
             "compare an additive mask with 0, as in mask == 0"
         )
     return clean, perturbed
+
+
+def widened(clean: Tensor, perturbed: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both sides in fp32 at least, and zero in rows that do not count, which may hold anything."""
+    wide = torch.promote_types(torch.promote_types(clean.dtype, perturbed.dtype), torch.float32)
+    clean, perturbed = clean.to(wide), perturbed.to(wide)
+    if mask is None:
+        return clean, perturbed
+    counts = mask.bool().unsqueeze(-1)
+    return torch.where(counts, clean, 0.0), torch.where(counts, perturbed, 0.0)
+
+
+def mean_of(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean over the rows that count; 0 of none."""
+    if mask is None:
+        return rows.sum() / max(rows.numel(), 1)
+    return torch.where(mask.bool(), rows, 0.0).sum() / mask.bool().sum().clamp(min=1)
 
 
 def check_regularizer(regularizer: object) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from advvl.regularizers.base import Weighted, sides
+from advvl.regularizers.base import Weighted, mean_of, sides, widened
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,8 @@ class SquaredDistance(Weighted):
     """
 
     def __call__(self, clean: Tensor, perturbed: Tensor, mask: Tensor | None = None) -> Tensor:
-        clean, perturbed = _wide(*sides(clean, perturbed, mask, "embeddings", axis=self.axis), mask)
-        return self.weight * _mean((perturbed - clean).square().sum(-1), mask)
+        clean, perturbed = widened(*sides(clean, perturbed, mask, "embeddings", axis=self.axis), mask)
+        return self.weight * mean_of((perturbed - clean).square().sum(-1), mask)
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class Distance(Weighted):
     """
 
     def __call__(self, clean: Tensor, perturbed: Tensor, mask: Tensor | None = None) -> Tensor:
-        clean, perturbed = _wide(*sides(clean, perturbed, mask, "embeddings", axis=self.axis), mask)
-        return self.weight * _mean(torch.linalg.vector_norm(perturbed - clean, dim=-1), mask)
+        clean, perturbed = widened(*sides(clean, perturbed, mask, "embeddings", axis=self.axis), mask)
+        return self.weight * mean_of(torch.linalg.vector_norm(perturbed - clean, dim=-1), mask)
 
 
 @dataclass(frozen=True)
@@ -59,20 +58,5 @@ class Alignment(Weighted):
         return False
 
     def __call__(self, clean: Tensor, perturbed: Tensor, mask: Tensor | None = None) -> Tensor:
-        clean, perturbed = _wide(*sides(clean, perturbed, mask, "embeddings", axis=self.axis), mask)
-        return self.weight * _mean(F.cosine_similarity(clean, perturbed, dim=-1).relu(), mask)
-
-
-def _wide(clean: Tensor, perturbed: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Both sides in fp32 at least, and zero in rows that do not count, which may hold anything."""
-    wide = torch.promote_types(torch.promote_types(clean.dtype, perturbed.dtype), torch.float32)
-    clean, perturbed = clean.to(wide), perturbed.to(wide)
-    if mask is None:
-        return clean, perturbed
-    counts = mask.bool().unsqueeze(-1)
-    return torch.where(counts, clean, 0.0), torch.where(counts, perturbed, 0.0)
-
-
-def _mean(rows: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean over the rows that count; 0 of none."""
-    return rows.sum() / (max(math.prod(rows.shape), 1) if mask is None else mask.bool().sum().clamp(min=1))
+        clean, perturbed = widened(*sides(clean, perturbed, mask, "embeddings", axis=self.axis), mask)
+        return self.weight * mean_of(F.cosine_similarity(clean, perturbed, dim=-1).relu(), mask)

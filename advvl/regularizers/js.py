@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from advvl.errors import ShapeError
-from advvl.regularizers.base import Weighted, sides
+from advvl.regularizers.base import Weighted, mean_of, sides, widened
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,8 @@ class JensenShannon(Weighted):
         clean, perturbed = sides(clean, perturbed, mask, "logits", axis=self.axis)
         if clean.shape[-1:] == (1,):
             raise ShapeError(f"expected two classes or more, got {given}; use SquaredDistance() for regression")
-        wide = torch.promote_types(torch.promote_types(clean.dtype, perturbed.dtype), torch.float32)
-        if mask is not None:  # rows that do not count may hold anything
-            clean, perturbed = (torch.where(mask.bool().unsqueeze(-1), x, 0) for x in (clean, perturbed))
-        p, q = clean.to(wide).log_softmax(-1), perturbed.to(wide).log_softmax(-1)
+        clean, perturbed = widened(clean, perturbed, mask)
+        p, q = clean.log_softmax(-1), perturbed.log_softmax(-1)
         middle = torch.logaddexp(p, q) - math.log(2)
         rows = (p.exp() * (p - middle) + q.exp() * (q - middle)).sum(-1) / 2
-        if mask is None:
-            return self.weight * rows.sum() / max(rows.numel(), 1)
-        return self.weight * rows.sum() / mask.bool().sum().clamp(min=1)
+        return self.weight * mean_of(rows, mask)

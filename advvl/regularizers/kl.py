@@ -16,7 +16,7 @@ from torch import Tensor
 
 from advvl.checks import is_choice, is_number
 from advvl.errors import ConfigurationError, ShapeError
-from advvl.regularizers.base import Weighted, sides
+from advvl.regularizers.base import Weighted, mean_of, sides
 from advvl.regularizers.divergences import Direction, Head, Kind, divergences
 
 
@@ -53,9 +53,7 @@ class _Divergence(Weighted):
         clean = clean if self.temperature == 1 else clean / self.temperature
         mask = None if mask is None else mask.bool()
         rows = divergences(clean, perturbed, mask, kind=self._kind, head=self.head)
-        if mask is None:
-            return self.weight * rows.sum() / max(rows.numel(), 1)
-        return self.weight * rows.sum() / mask.sum().clamp(min=1)
+        return self.weight * mean_of(rows, mask)
 
     @property
     @abstractmethod

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from advvl.checks import is_number, is_whole
 from advvl.errors import ConfigurationError, ShapeError
-from advvl.regularizers.base import Weighted, sides
+from advvl.regularizers.base import Weighted, mean_of, sides, widened
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,9 @@ class SoftCrossEntropy(Weighted):
                 "take one with the same vocabulary"
             )
         clean, perturbed = sides(clean, perturbed, mask, "logits", axis=self.axis)
-        if mask is not None:
-            clean, perturbed = (torch.where(mask.bool()[..., None], x, 0) for x in (clean, perturbed))
-        wide = torch.promote_types(perturbed.dtype, torch.float32)
-        rows = -(self._targets(clean.detach().to(wide)) * perturbed.to(wide).log_softmax(-1)).sum(-1)
-        if mask is None:
-            return self.weight * rows.sum() / max(rows.numel(), 1)
-        return self.weight * torch.where(mask.bool(), rows, 0).sum() / mask.sum().clamp(min=1)
+        clean, perturbed = widened(clean.detach(), perturbed, mask)
+        rows = -(self._targets(clean) * perturbed.log_softmax(-1)).sum(-1)
+        return self.weight * mean_of(rows, mask)
 
     def _targets(self, logits: Tensor) -> Tensor:
         logits = logits / self.temperature

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,9 +11,14 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from advvl import L2, Adapter, Linf, Normalised, Site, adapt
+from advvl import L2, PGD, Adapter, Linf, Normalised, Site, adapt
 from advvl.errors import ConfigurationError, DataError
+from advvl.evaluation.hits import hit
+from advvl.evaluation.measurement import Measurement
+from advvl.evaluation.named_attacks import NamedAttack, PixelAttack
 from advvl.evaluation.pixels import attack_pixels
+from advvl.evaluation.rows import take_rows
+from advvl.evaluation.worst_case import worst_case
 
 NORM = Normalised((0.5, 0.4, 0.3), (0.25, 0.3, 0.2))
 
@@ -36,10 +42,6 @@ def case(dtype: torch.dtype = torch.float32) -> tuple[Asked, dict[str, Tensor], 
     batch = {"pixel_values": (raw - mean) / std, "text": torch.randn(6, 5, dtype=dtype)}
     model.eval()
     return model, batch, model(**batch).argmax(1)
-
-
-def target(model: nn.Module) -> Adapter:
-    return adapt(model, {"image": Site("picture", at="input")})
 
 
 def pgd(model: nn.Module) -> Any:
@@ -144,3 +146,182 @@ def test_pixels_that_are_normalised_must_say_how() -> None:
         attack_pixels(pgd, target(model), batch, labels, Linf(0.1), field="images")
     with pytest.raises(ConfigurationError, match="a ball"):
         attack_pixels(pgd, target(model), batch, labels, 0.1, pixels=NORM)  # type: ignore[arg-type]
+
+
+def by_radius(images: nn.Module, radius: float) -> Any:
+    return torchattacks.PGD(images, eps=radius, alpha=radius / 4, steps=10)
+
+
+THEIRS = PixelAttack(name="theirs", make=by_radius)
+OURS = NamedAttack(name="ours", maximizer=PGD(5))
+
+
+RADII = (0.02, 0.04)
+
+
+def measured(*attacks: Any, model: nn.Module | None = None, **options: Any) -> Measurement:
+    own, batch, labels = case()
+    batch["targets"] = labels
+    options = {"pixels": {"image": NORM}, "boxes": {"image": (0, 1)}, "checks": False, "rows": take_rows} | options
+    budgets = options.pop("budgets", [{"image": Linf(radius)} for radius in RADII])
+    return worst_case(target(model or own), [batch], budgets, attacks=attacks, **options)
+
+
+def target(model: nn.Module) -> Adapter:
+    def call(network: nn.Module, batch: Any) -> Any:
+        return network(batch["pixel_values"], batch["text"])
+
+    return adapt(model, {"image": Site("picture", at="input")}, call=call)
+
+
+def test_an_evaluation_counts_the_images_of_torchattacks_as_they_are() -> None:
+    found = measured(THEIRS)
+    assert 0 < found.worst()[1].sum() < found.worst()[0].sum() < found.clean.sum()
+    for r, radius in enumerate(RADII):
+        made = ~found.scores[r, 0].isnan()
+        assert (found.norms["image"][r, 0, made] <= radius * (1 + 1e-5)).all()
+        assert (found.norms["image"][r, 0, made] > 0.9 * radius).all()
+    assert not found.unmoved.any()
+
+
+def test_an_evaluation_keeps_the_worst_of_our_attacks_and_theirs() -> None:
+    weak = NamedAttack(name="weak", maximizer=PGD(1), step_fraction=1e-9)
+    idle = PixelAttack(name="idle", make=lambda images, radius: lambda x, y: x)
+    ours, theirs = measured(OURS).worst(), measured(THEIRS).worst()
+    assert torch.equal(measured(THEIRS, weak).worst(), theirs)
+    assert torch.equal(measured(weak, THEIRS).worst(), theirs)
+    assert torch.equal(measured(idle, OURS).worst(), ours)
+    assert ours.sum() < 2 * measured(idle).clean.sum()
+
+
+@pytest.mark.parametrize(
+    ("make", "by_gradients", "unmoved"),
+    [
+        pytest.param(by_radius, True, False, id="PGD"),
+        pytest.param(lambda images, radius: lambda x, y: (x + radius).clamp(0, 1), False, False, id="no gradients"),
+        pytest.param(lambda images, radius: torchattacks.PGD(Flat(images), eps=radius, steps=2), True, True, id="flat"),
+    ],
+)
+def test_an_evaluation_sees_which_attacks_ask_for_gradients_and_which_get_none(
+    make: Any, by_gradients: bool, unmoved: bool
+) -> None:
+    found = measured(PixelAttack(name="theirs", make=make), checks=True)
+    made = ~found.scores.isnan()
+    assert torch.equal(found.unmoved & made, made if unmoved else torch.zeros_like(made))
+    assert (found.about["checks"]["vanishing gradients"] == "made") is by_gradients
+    assert ("vanishing gradients" in [flag.name for flag in found.flags]) is unmoved
+
+
+class Flat(nn.Module):
+    """Answers that do not change with the images, but have a gradient, of zero."""
+
+    def __init__(self, images: nn.Module) -> None:
+        super().__init__()
+        self.images = images
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return 0 * self.images(pixels)  # type: ignore[no-any-return]
+
+
+def test_an_attack_of_torchattacks_on_another_model_is_a_transfer_attack() -> None:
+    torch.manual_seed(1)
+    other = target(Asked().eval())
+    found = measured(OURS, PixelAttack(name="transfer", make=by_radius, surrogate=other), checks=True)
+    assert found.about["checks"]["transfer attack beats gradients"] == "made"
+
+
+def test_an_evaluation_makes_one_by_one_what_must_be() -> None:
+    def some(images: nn.Module, radius: float) -> Any:
+        return torchattacks.APGD(images, eps=radius, steps=5)
+
+    alone = measured(PixelAttack(name="APGD", make=some, one_by_one=True))
+    assert alone.worst().sum() < 2 * alone.clean.sum()
+    with pytest.raises(ConfigurationError, match="pass one_by_one=True"):
+        measured(PixelAttack(name="some", make=lambda images, radius: lambda x, y: images(x[:2])))
+
+
+def test_restarts_draw_other_starts_and_one_seed_gives_one_measurement() -> None:
+    seen: list[Tensor] = []
+
+    def drawn(images: nn.Module, radius: float) -> Any:
+        seen.append(torch.rand(3))
+        return lambda x, y: x
+
+    case()  # sets the state
+    state = torch.get_rng_state()
+    for _ in range(2):
+        measured(PixelAttack(name="idle", make=drawn, restarts=2), budgets={"image": Linf(0.1)})
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(seen[0], seen[2])
+    assert torch.equal(seen[1], seen[3])
+    assert not torch.equal(seen[0], seen[1])
+
+
+def test_an_evaluation_leaves_modes_gradients_and_buffers() -> None:
+    model, _, _ = case()
+    state = copy.deepcopy(model.state_dict())
+    measured(THEIRS, model=model)
+    assert not any(module.training for module in model.modules())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+
+
+def backward(images: nn.Module, radius: float) -> Any:
+    def attack(x: Tensor, y: Tensor) -> Tensor:
+        images(x).sum().backward()
+        return x
+
+    return attack
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (lambda *_: lambda x, y: (x + 0.2).clamp(0, 1), {}, r"the attack 'theirs' within Linf\(.*, got a norm of 0.2"),
+        (lambda *_: lambda x, y: x + 0.019, {}, r"attacked pixels in \[0, 1\].*see the attack 'theirs'"),
+        (backward, {}, "'theirs' to leave the model as found, got a changed .grad"),
+        (by_radius, {"pixels": None, "boxes": None}, "give pixels=Normalised"),
+        (by_radius, {"budgets": {"image": L2(0.1, relative="row")}}, "an absolute radius of 'image' alone"),
+    ],
+    ids=["ball", "box", "gradient", "pixels", "relative"],
+)
+def test_an_attack_that_an_evaluation_cannot_trust_is_refused(make: Any, options: Any, message: str) -> None:
+    with pytest.raises((ConfigurationError, DataError), match=message):
+        measured(PixelAttack(name="theirs", make=make), **options)
+
+
+def test_pixels_are_attacked_where_the_model_takes_them() -> None:
+    model, batch, labels = case()
+    batch["targets"] = labels
+    sites = {"image": Site("picture.0"), "text": Site("text", at="input")}
+    other = adapt(model, sites, call=lambda network, given: network(given["pixel_values"], given["text"]))
+    measure = partial(worst_case, other, [batch], attacks=[THEIRS], pixels={}, checks=False)
+    with pytest.raises(
+        ConfigurationError, match=r"the site of 'image' to take the pixels in 'pixel_values', got \(6, 6"
+    ):
+        measure({"image": Linf(0.1)})
+    for budget in ({"text": Linf(0.1)}, {"image": Linf(0.1), "text": Linf(0.1)}):
+        with pytest.raises(ConfigurationError, match="an absolute radius of 'image' alone for the attack 'theirs'"):
+            measure(budget)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": ""}, "name"),
+        ({"make": None}, "expected make to be a function"),
+        ({"restarts": 0}, "restarts"),
+        ({"surrogate": nn.Identity()}, "surrogate"),
+    ],
+)
+def test_a_pixel_attack_of_parts_that_are_none_is_refused(options: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        PixelAttack(**({"name": "theirs", "make": by_radius} | options))
+
+
+def test_an_example_shows_the_pixels_that_an_attack_of_torchattacks_hit() -> None:
+    model, batch, labels = case()
+    one = {name: value[:1] for name, value in batch.items()} | {"targets": labels[:1]}
+    found = hit(target(model), one, {"image": Linf(0.3)}, THEIRS, pixels={"image": NORM}, boxes={"image": (0, 1)})
+    assert found.heat["image"].shape == (1, 8, 8)
+    assert found.heat["image"].any()

@@ -10,65 +10,27 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from support.measured_models import ASKED, SHORT, checkpoints, configured, measured, same
 from support.measurements import measurement
-from support.task_databases import SMALL, write_databases
+from support.task_databases import values, write_databases
 
 from advvl import L2, Linf
 from advvl.errors import ConfigurationError, DataError
 from advvl.evaluation import worst_case as engine
-from advvl.evaluation.measurement import Measurement
+from advvl.evaluation.named_attacks import NamedAttack
+from advvl.evaluation.worst_case import worst_case
 from advvl.experiments.cli import main
 from advvl.experiments.config import Layer, build
-from advvl.experiments.measure_options import EvaluateOptions, budgets_of
+from advvl.experiments.measure_examples import AttackedExamples
+from advvl.experiments.measure_options import ATTACKS, EvaluateOptions, budgets_of
+from advvl.experiments.records import sha256
 from advvl.experiments.report_tool import named
-from advvl.experiments.train_options import TrainOptions
 from advvl.experiments.train_setup import model_of
-from advvl.models.uniter.checkpoint import save_checkpoint
-
-ASKED = ["--attack", "pgd,random", "--radius", "image=L2:1,20", "--radius", "image=L2:1,20+text=Linf/token:0.2,2"]
-SHORT = ["--robustness.steps", "3", "--robustness.restarts", "1"]
-
-
-def configured(task: str, root: Path) -> str:
-    """Write the databases of a task, two untrained models, and the file of its options."""
-    values: dict[str, Any] = {
-        "task": task,
-        "data_dir": str(root),
-        "output": str(root / "out"),
-        "device": "cpu",
-        "model": {**SMALL, "answers": 3},
-        "data": {"val_texts": ["val.db"], "val_images": ["images"]},
-        "sampling": {"tokens": 250},
-        "evaluation": {"tokens": 60},
-    }
-    data = {**values["data"], "train_texts": ["train.db"], "train_images": ["images"]}
-    options = build(TrainOptions, Layer("the test", {**values, "data": data}))
-    write_databases(options, root)
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        model = model_of(build(TrainOptions, Layer("the test", {**values, "seed": seed})))
-        save_checkpoint(model, root / f"seed{seed}" / "best.safetensors")
-    path = root / f"{task}.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return str(path)
-
-
-def checkpoints(root: Path) -> list[str]:
-    return ["--checkpoints", ",".join(str(root / f"seed{seed}" / "best.safetensors") for seed in (0, 1))]
-
-
-def measured(root: Path, name: str) -> Measurement:
-    return Measurement.load(root / "out" / "robustness" / "measurements" / f"{name}.safetensors")
-
-
-def same(one: Measurement, other: Measurement) -> bool:
-    pairs = [(one.clean, other.clean), (one.scores, other.scores), (one.unmoved, other.unmoved)]
-    pairs += [(one.norms[name], other.norms[name]) for name in one.norms]
-    return all(torch.equal(a.nan_to_num(-1.0), b.nan_to_num(-1.0)) for a, b in pairs) and one.flags == other.flags
+from advvl.maximizers.random_search import RandomSearch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["vqa", "ve", "nlvr2"])
+@pytest.mark.parametrize("task", ["vqa", "ve", "nlvr2", "vcr", "retrieval", "referring"])
 def test_models_are_measured_and_shown_on_one_page(task: str, tmp_path: Path, capsys: Any) -> None:
     config = configured(task, tmp_path)
     assert main(["evaluate", config, *ASKED, *SHORT, *checkpoints(tmp_path)]) == 0
@@ -89,10 +51,70 @@ def test_models_are_measured_and_shown_on_one_page(task: str, tmp_path: Path, ca
         said["models"]["seed0/best"]["accuracy"][4]["accuracy"]
         < said["models"]["seed0/best"]["accuracy"][0]["accuracy"]
     )
+    assert (said["chance"] is None) is (task in ("retrieval", "referring"))
     page = (folder / "report.html").read_text()
     assert "<figure>" in page
     assert "[CLS]" in page
     assert not (folder / "batches").exists()
+
+
+HEADLINES = {"vqa": "accuracy", "ve": "accuracy", "nlvr2": "accuracy", "vcr": "both", "referring": "accuracy"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", HEADLINES)
+def test_the_clean_accuracy_beside_attacks_is_that_of_the_task(task: str, tmp_path: Path) -> None:
+    config, first = configured(task, tmp_path), str(tmp_path / "seed0" / "best.safetensors")
+    assert main(["evaluate", config, "--checkpoint", first]) == 0
+    scores = json.loads((tmp_path / "out" / "scores-val.json").read_text())
+    command = ["--attack", "random", "--radius", "image=L2:1", "--checkpoint", first, "--robustness.steps", "1"]
+    assert main(["evaluate", config, *command]) == 0
+    assert float(measured(tmp_path, "best").clean.mean()) == pytest.approx(scores[HEADLINES[task]], abs=1e-12)
+
+
+@pytest.mark.slow
+def test_retrieval_is_right_where_the_match_is_the_best_of_its_group(tmp_path: Path) -> None:
+    options = build(
+        EvaluateOptions, Layer("the test", values("retrieval", tmp_path, seed=0, sampling={"negatives": 2}))
+    )
+    write_databases(options, tmp_path)
+    model = model_of(options).double().eval()
+    examples = AttackedExamples.of(options)
+    assert examples.task.least == 5
+    target = examples.task.adapter(model)
+    scores = []
+    for rows, batch in zip(examples.pieces, examples.batches(torch.device("cpu")), strict=True):
+        batch = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in batch.items()}
+        found = worst_case(
+            target, [batch], {"image": L2(1.0)}, attacks=RANDOM, targets=examples.task.targets, checks=False
+        )
+        fields = {name: value for name, value in batch.items() if name in model.fields - {"sample_size"}}
+        best = model(**fields).logits.view(len(rows), 5).argmax(1)
+        assert found.clean.tolist() == (best == 0).double().tolist()
+        scores += found.clean.tolist()
+    assert 0 < sum(scores) < len(scores) == 12
+
+
+RANDOM = [NamedAttack(name="random", maximizer=RandomSearch(1))]
+
+
+@pytest.mark.slow
+def test_all_attacks_are_made_by_their_names(tmp_path: Path) -> None:
+    config, files = configured("vqa", tmp_path), checkpoints(tmp_path)[1].split(",")
+    command = ["--attack", ",".join(reversed(ATTACKS)), "--radius", "image=L2:1,9", "--surrogate", files[1]]
+    assert main(["evaluate", config, *command, *SHORT, "--checkpoint", files[0]]) == 0
+    found = measured(tmp_path, "best")
+    assert found.attacks == ATTACKS
+    assert found.about["surrogate"] == sha256(Path(files[1]))
+    assert found.about["checks"]["transfer attack beats gradients"] == "made"
+    said = dict(zip(ATTACKS, found.about["attacks"], strict=True))
+    for name, part in (
+        ("auto-pgd-dlr", "objective=advvl.evaluation.objectives.dlr"),
+        ("fmn", "MinimumNorm(steps=3)"),
+        ("transfer", "surrogate=Adapter(UniterForVQA, "),
+    ):
+        assert part in said[name]
+    assert all("surrogate=None" in text for name, text in said.items() if name != "transfer")
 
 
 @pytest.mark.slow
@@ -189,15 +211,38 @@ def test_checkpoints_of_another_task_are_refused_before_any_attack(tmp_path: Pat
     [
         ("vqa", ["--checkpoints", "none.safetensors"], "a file of weights at 'none.safetensors', got none"),
         ("vqa", [], "best.safetensors', got none"),
-        ("retrieval", [], "a task of vqa, ve, nlvr2 to attack, got retrieval"),
+        ("pretraining", [], "to attack, got pretraining, which has no answers to choose from"),
+        ("vqa", ["--attack", "transfer"], "expected a surrogate with the attack transfer"),
+        ("vqa", ["--surrogate", "other.safetensors"], "expected a surrogate with the attack transfer"),
     ],
 )
 def test_what_cannot_be_attacked_is_refused(task: str, more: list[str], said: str, tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "task.yaml"
-    sampling = {"batch_size": 2} if task == "retrieval" else {"tokens": 100}
-    path.write_text(yaml.safe_dump({"task": task, "output": str(tmp_path / "out"), "sampling": sampling}))
+    mixture = {"mlm": [1]} if task == "pretraining" else {}
+    given = {"task": task, "output": str(tmp_path / "out"), "sampling": {"tokens": 100}, "mixture": mixture}
+    path.write_text(yaml.safe_dump(given))
     assert main(["evaluate", str(path), *ASKED, *more]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("task", "more", "said"),
+    [
+        (
+            "nlvr2",
+            ["--attack", "auto-pgd-dlr"],
+            "expected three answers or more of each example for auto-pgd-dlr, got 2",
+        ),
+        ("vqa", ["--attack", "transfer", "--surrogate", "none.safetensors"], "weights at 'none.safetensors', got none"),
+    ],
+)
+def test_an_attack_that_a_task_or_a_file_does_not_allow_is_refused_before_any(
+    task: str, more: list[str], said: str, tmp_path: Path, capsys: Any
+) -> None:
+    config = configured(task, tmp_path)
+    assert main(["evaluate", config, *ASKED, *checkpoints(tmp_path), *more]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out" / "robustness").exists()
 
 
 def test_the_same_weights_twice_are_refused(tmp_path: Path, capsys: Any) -> None:
@@ -267,14 +312,14 @@ def test_a_name_before_a_folder_is_of_all_its_files(tmp_path: Path) -> None:
             measurement().save(tmp_path / run / "measurements" / f"{name}.safetensors")
     given = [f"ours={tmp_path / 'a'}", f"theirs={tmp_path / 'b'}", f"old={tmp_path / 'c'}", str(tmp_path / "a")]
     assert list(named(given)) == ["ours/plain", "ours/villa", "theirs/plain", "theirs/villa", "old", "plain", "villa"]
-    with pytest.raises(DataError, match=r"expected a measurement at '=.*', got none"):
+    with pytest.raises(DataError, match=r"expected a measurement or results.json at '=.*', got none"):
         named([f"={tmp_path / 'c'}"])
 
 
 @pytest.mark.parametrize(
     ("others", "said"),
     [
-        (["none.safetensors"], "expected a measurement at 'none.safetensors', got none"),
+        (["none.safetensors"], "expected a measurement or results.json at 'none.safetensors', got none"),
         (["a.safetensors"], "different names, got 'a' twice"),
         (["examples=c.safetensors"], "same number of examples"),
         (["data=d.safetensors"], "same data"),
@@ -292,3 +337,15 @@ def test_a_report_of_what_does_not_go_together_is_refused(
     assert main(["report", "a.safetensors", *others, "--output", "page"]) == 2
     assert said in capsys.readouterr().err
     assert not Path("page").exists()
+
+
+def test_a_report_takes_the_results_of_experiments(tmp_path: Path, capsys: Any) -> None:
+    evidence = Path(__file__).parents[2] / "docs" / "evidence"
+    file = measurement().save(tmp_path / "plain.safetensors")
+    command = ["report", str(file), str(evidence / "colors"), "--output", str(tmp_path / "page")]
+    assert main(command) == 0
+    said = json.loads((tmp_path / "page" / "report.json").read_text())
+    assert (list(said["models"]), list(said["experiments"])) == (["plain"], ["colors"])
+    assert main(["report", str(evidence), str(evidence / "colors"), "--output", str(tmp_path / "both")]) == 2
+    assert "got data.seed 0 of 'evidence' and none of 'colors'" in capsys.readouterr().err
+    assert not (tmp_path / "both").exists()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator  # type: ignore[import-untyped]
 from accelerate.state import AcceleratorState
 from support import trained
 from support.spawn import Ended, run
@@ -148,6 +149,15 @@ def test_half_precision_is_near_and_is_used(config: str, whole: Path, tmp_path: 
     assert all(tensor.dtype == single[name].dtype for name, tensor in half.items())
     torch.testing.assert_close(half, single, rtol=0.05, atol=5e-3)
     assert any(not tensor.equal(single[name]) for name, tensor in half.items())
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_second_precision_in_one_process_is_refused_in_words(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Accelerator(cpu=True, mixed_precision="no")
+    assert main(arguments(config, tmp_path / "out", "--precision", "bf16")) == 2
+    assert "got bf16; start another process" in capsys.readouterr().err
 
 
 @pytest.mark.slow

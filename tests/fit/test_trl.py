@@ -21,10 +21,23 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from advvl import L2, AdversarialTraining, Ascent, EmbeddingPerturber, FreeLB, Site, SymmetricKL, adapt, freelb
+from advvl import (
+    L2,
+    PGD,
+    AdversarialTraining,
+    Ascent,
+    EmbeddingPerturber,
+    FreeLB,
+    Objective,
+    Site,
+    SymmetricKL,
+    adapt,
+    freelb,
+)
 from advvl.errors import ConfigurationError, SiteError
 from advvl.fit.outputs import kept_outputs
 from advvl.fit.trainer import AdversarialTrainer
+from advvl.recipes.answers import forcing
 
 pytestmark = [
     pytest.mark.slow,
@@ -38,6 +51,12 @@ METHODS = {
     "freelb": AdversarialTraining(EmbeddingPerturber(text=Ascent(L2(), step_size=0.3)), FreeLB(3)),
     "villa": AdversarialTraining(EmbeddingPerturber(text=Ascent(L2(), step_size=0.3)), FreeLB(2), SymmetricKL(2.0)),
 }
+OF_ANSWERS = AdversarialTraining(  # losses of its own, which read logits
+    EmbeddingPerturber(text=Ascent(L2(), step_size=0.3)),
+    PGD(2),
+    climb=Objective(loss=forcing),
+    teach=Objective(loss=lambda outputs, batch: -forcing(outputs, batch)),
+)
 LORA = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
 
 
@@ -148,9 +167,11 @@ def plain_loop(
 
 @pytest.mark.parametrize("window", [1, 2], ids=["each", "accumulated"])
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
-@pytest.mark.parametrize("name", METHODS)
-def test_gradients_are_those_of_a_plain_loop(tmp_path: Path, name: str, lora: bool, window: int) -> None:
-    method, seen = METHODS[name], Gradients()
+@pytest.mark.parametrize("method", [*METHODS.values(), OF_ANSWERS], ids=[*METHODS, "losses of its own"])
+def test_gradients_are_those_of_a_plain_loop(
+    tmp_path: Path, method: AdversarialTraining, lora: bool, window: int
+) -> None:
+    seen = Gradients()
     trainer = trainer_of(tmp_path, method, lora=lora, gradient_accumulation_steps=window)
     trainer.add_callback(seen)
     start = {key: value.clone() for key, value in trainer.model.state_dict().items()}

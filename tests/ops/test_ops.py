@@ -225,7 +225,7 @@ def test_a_box_around_a_half_precision_tensor_is_measured_in_the_precision_of_th
 def test_a_row_outside_by_less_than_its_norm_can_be_told_is_brought_inside(
     on: On, dtype: torch.dtype, entries: int
 ) -> None:
-    for seed in range(30):
+    for seed in range(30 if entries < 1000 else 6):
         delta = randn(1, entries, seed=seed, dtype=dtype)
         exact = math.hypot(*delta.double().flatten().tolist())
         for radius in (math.nextafter(exact, 0), exact * (1 - 3e-9), exact * (1 - 2e-8)):
@@ -238,7 +238,7 @@ def test_a_row_outside_by_less_than_its_norm_can_be_told_is_brought_inside(
 def test_a_long_packed_sample_is_inside_too(on: On, dtype: torch.dtype) -> None:
     """Its squares are summed one row after another, which rounds more than any other sum."""
     segments = torch.zeros(100_003, dtype=torch.long)
-    for seed in range(8):
+    for seed in range(3):
         delta = randn(100_003, 1, seed=seed, dtype=dtype)
         exact = math.hypot(*delta.double().flatten().tolist())
         for radius in (math.nextafter(exact, 0), 0.37):

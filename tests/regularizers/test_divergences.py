@@ -352,7 +352,7 @@ class Watched(TorchDispatchMode):
         self.now -= size
 
 
-ROWS, CLASSES, AT_ONCE = 256, 512, 4
+ROWS, CLASSES, AT_ONCE = 128, 512, 4
 TEMPORARIES = 10 * AT_ONCE * CLASSES * 4 + 8 * ROWS * 8  # of a block, and vectors of a number a row
 
 

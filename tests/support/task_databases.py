@@ -16,6 +16,7 @@ from advvl.experiments.train_options import TrainOptions
 
 META = TextMeta(1, 2, 3, (6, 97), 5, "tiny-cased")
 FEATURES, CLASSES, IMAGES = 6, 5, 6
+WIDTH, HEIGHT = 64, 48
 
 SMALL: dict[str, Any] = {
     "hidden_size": 24,
@@ -54,8 +55,8 @@ def write_pictures(folder: Path, limits: Any, names: list[str]) -> None:
     rng = np.random.default_rng(0)
     with write_images(folder, limits) as images:
         for number, name in enumerate(names):
-            count = 2 + number % 3
-            corners = np.sort(rng.random((count, 2, 2)), axis=1).reshape(count, 4)
+            corners = corners_of(number)
+            count = len(corners)
             images.add(
                 name,
                 rng.standard_normal((count, FEATURES)),
@@ -63,6 +64,12 @@ def write_pictures(folder: Path, limits: Any, names: list[str]) -> None:
                 scores=np.sort(0.25 + 0.7 * rng.random(count))[::-1].copy(),
                 labels=rng.dirichlet(np.ones(CLASSES), count),
             )
+
+
+def corners_of(number: int) -> Any:
+    """The regions of a picture: left, top, right and bottom as shares of its size."""
+    count = 2 + number % 3
+    return np.sort(np.random.default_rng(number % IMAGES).random((count, 2, 2)), axis=1).reshape(count, 4)
 
 
 def write_records(folder: Path, task: str, count: int) -> None:
@@ -78,10 +85,9 @@ def write_records(folder: Path, task: str, count: int) -> None:
             )
             texts.add(key, {"input_ids": ids, **fields(task, number)})
         if task == "referring":
-            rows = [
-                {"id": image, "width": 64, "height": 48, "ann_ids": [10 * image + box for box in range(2 + image % 3)]}
-                for image in range(IMAGES)
-            ]
+            size = {"width": WIDTH, "height": HEIGHT}
+            boxes = [[10 * image + box for box in range(len(corners_of(image)))] for image in range(IMAGES)]
+            rows = [{"id": image, "ann_ids": found, **size} for image, found in enumerate(boxes)]
             texts.add_table("images", rows)
 
 
@@ -98,7 +104,8 @@ def fields(task: str, number: int) -> dict[str, Any]:
             "img_fname": [f"i{image}.npz", f"i{(image + 1) % IMAGES}.npz"],
         }
     if task == "referring":
-        return {"image_id": image, "ann_id": 10 * image + 1, "bbox": [1, 2, 30, 20.5]}
+        left, top, right, bottom = (corners_of(image)[1] * [WIDTH, HEIGHT, WIDTH, HEIGHT]).tolist()
+        return {"image_id": image, "ann_id": 10 * image + 1, "bbox": [left, top, right - left, bottom - top]}
     return {"img_fname": f"i{image}.npz", "target": {"labels": [number % 3], "scores": [1.0]}}
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -115,6 +115,12 @@ class RetrievalSource:
 
     def __len__(self) -> int:
         return len(self.pairs.examples)
+
+    @property
+    def examples(self) -> Examples:
+        """The matches, with the lengths of groups whose rows are all as long as the match."""
+        found = self.pairs.examples
+        return replace(found, lengths=(1 + 2 * self.negatives) * found.lengths)
 
     def batch(self, indices: Sequence[int], generator: torch.Generator) -> dict[str, Any]:
         """Groups of the texts at `indices`: UNITER's fields, a row for each pair, and `sample_size`, the rows of a group."""
