@@ -70,6 +70,7 @@ from advvl.perturbers.weights import WeightAscent as WeightAscent
 from advvl.recipes.agft import agft as agft
 from advvl.recipes.alum import alum as alum
 from advvl.recipes.awp import awp as awp
+from advvl.recipes.capo import capo as capo
 from advvl.recipes.cat import cat as cat
 from advvl.recipes.circuit_breakers import circuit_breakers as circuit_breakers
 from advvl.recipes.dat import dat as dat
@@ -173,6 +174,7 @@ __all__ = [
     "agft",
     "alum",
     "awp",
+    "capo",
     "cat",
     "circuit_breakers",
     "dat",

@@ -237,8 +237,8 @@ class AdversarialTrainer(Trainer):
         return means
 
 
-# FSDP2 through accelerate needs GPUs, and nothing has been tried there
-_SHARDED = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM, DistributedType.XLA)
+# what they make of several passes before one reduction is not known; nor is it of FSDP1
+_UNKNOWN = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.XLA)
 
 
 def _passes_keywords_on(cls: type) -> bool:
@@ -305,7 +305,11 @@ def _check_loop(trainer: AdversarialTrainer) -> None:
     checkpointing: Any = args.gradient_checkpointing_kwargs or {}
     refused = {
         "one process per device": (args.n_gpu > 1, f"{args.n_gpu} devices under DataParallel", "start it by torchrun"),
-        "one device or DDP": (kind in _SHARDED, kind, "start it by torchrun; to shard, see docs/scaling.md"),
+        "one device, DDP or FSDP2": (
+            kind in _UNKNOWN or (kind == DistributedType.FSDP and not accelerator.is_fsdp2),
+            "FSDP1" if kind == DistributedType.FSDP else kind,
+            'start it by torchrun; to shard, give fsdp=True, fsdp_config={"version": 2}',
+        ),
         "data parallelism alone": (
             any(getattr(parallel, f"{name}_size", None) not in (None, 1) for name in ("tp", "cp", "sp")),
             f"{parallel}",

@@ -3,6 +3,7 @@
 from advvl.recipes.agft import agft as agft
 from advvl.recipes.alum import alum as alum
 from advvl.recipes.awp import awp as awp
+from advvl.recipes.capo import capo as capo
 from advvl.recipes.cat import cat as cat
 from advvl.recipes.circuit_breakers import circuit_breakers as circuit_breakers
 from advvl.recipes.dat import dat as dat

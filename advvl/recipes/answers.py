@@ -136,3 +136,26 @@ def of_pairs(shunned: Callable[[Answers], Tensor] | None, given: Callable[[Answe
         )
 
     return loss
+
+
+def ipo(beta: float) -> Loss:
+    """The loss (h − 1/(2β))² of a batch of pairs, a scalar: how far the given answer is preferred to the shunned one.
+
+    h is the difference of their mean log-probabilities, each less its entry in the batch's `reference_logps` `(B,)`.
+    Azar et al., "A General Theoretical Paradigm to Understand Learning from Human Preferences", AISTATS 2024.
+
+    Raises (when called):
+        DataError: an odd number of rows, no `reference_logps` for each row, or as `answers`.
+    """
+
+    def loss(outputs: Outputs, batch: Batch) -> Tensor:
+        logps, reference = forcing(outputs, batch), batch.get("reference_logps")
+        if not isinstance(reference, Tensor) or reference.shape != logps.shape or len(logps) % 2:
+            got = tuple(reference.shape) if isinstance(reference, Tensor) else type(reference).__name__
+            raise DataError(
+                f"expected pairs with reference_logps ({len(logps)},), got {got}; give forcing(…) of the reference's outputs"
+            )
+        shunned, given = (logps - reference).chunk(2)
+        return (given - shunned - 1 / (2 * beta)).square().mean()
+
+    return loss

@@ -718,7 +718,12 @@ def test_training_arguments_that_go_wrong_with_several_passes_are_refused(
     for kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         with monkeypatch.context() as patch:
             patch.setattr(Accelerator, "distributed_type", kind)
-            assert f"expected one device or DDP, got {kind}" in refusal(arguments(tmp_path))
+            assert f"expected one device, DDP or FSDP2, got {kind}" in refusal(arguments(tmp_path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+        patch.setattr(Accelerator, "is_fsdp2", False)
+        assert "expected one device, DDP or FSDP2, got FSDP1; start" in refusal(arguments(tmp_path))
 
     class Parallel(AdversarialTrainer):
         def create_accelerator_and_postprocess(self) -> None:

@@ -20,8 +20,8 @@ from advvl import L2, PGD, Adapter, Ascent, Attack, EmbeddingPerturber, FreeLB, 
 from advvl.errors import ConfigurationError, DataError, ShapeError
 from advvl.maximizers import Held
 from advvl.perturbers import Paired
-from advvl.recipes import cat, circuit_breakers, embedding_attack, lat
-from advvl.recipes.answers import Answers, answers, away, cross_entropy, of_pairs, prompts, toward, unlikely
+from advvl.recipes import capo, cat, circuit_breakers, embedding_attack, lat
+from advvl.recipes.answers import Answers, answers, away, cross_entropy, forcing, of_pairs, prompts, toward, unlikely
 
 WIDTH, WORDS, LENGTH = 6, 11, 7
 
@@ -148,6 +148,48 @@ def test_cat(radius: float, dropout: float) -> None:
     far = torch.where(far < -5, -5 + 0.001 * far, far)
     near = torch.where(near < 0.5, 0.5 + 0.001 * near, near)
     agree_on_gradients(ours.model, _named_alike(ours.model, gradients_of(0.5 * far.mean() + 0.5 * near.mean(), theirs)))
+
+
+@DROPOUTS
+@pytest.mark.parametrize("beta", [0.25, 1.0])
+def test_capo(beta: float, dropout: float) -> None:
+    """The perturbation of CAT; then (h − 1/(2β))², h the difference of the answers' log-ratios to a reference."""
+    batch, radius, step_size, steps = pairs(), 1.0, 0.02, 4
+    ours, theirs = ours_and_theirs(dropout)
+    torch.manual_seed(1)
+    reference = Decoder().double()
+    with torch.no_grad():
+        given = {**batch, "reference_logps": forcing(reference(**batch), batch)}
+        expected = -ce(token_logps(reference(**batch)["logits"], batch))
+    agree(given["reference_logps"], expected)
+    torch.manual_seed(7)
+    target = Adapter(ours.model, SITES, call=lambda model, batch: model(batch["input_ids"], batch["attention_mask"]))
+    method = capo(radius=radius, step_size=step_size, steps=steps, beta=beta)
+    passes = stepped(method, target, given)
+
+    torch.manual_seed(7)
+    asked = ((batch["labels"] == -100) & (batch["attention_mask"] == 1))[:3].unsqueeze(-1)
+    delta = torch.zeros(3, LENGTH, WIDTH, dtype=torch.float64)
+    for _ in range(steps):
+        leaf = delta.clone().requires_grad_()
+        logps = token_logps(theirs(**batch, deltas={"text": twice(leaf)})["logits"], batch)
+        (gradient,) = torch.autograd.grad(ce(logps)[:3].mean(), leaf)
+        delta = into_balls(delta - step_size * gradient.sign() * asked, radius)
+    agree(passes[-1].deltas["text"], twice(delta))
+    ratios = -ce(token_logps(theirs(**batch, deltas={"text": twice(delta)})["logits"], batch)) - expected
+    loss = sum((ratios[3 + row] - ratios[row] - 1 / (2 * beta)) ** 2 for row in range(3)) / 3
+    agree_on_gradients(target.model, _named_alike(target.model, gradients_of(loss, theirs)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("reference", [None, torch.zeros(3), torch.zeros(6, 1)])
+def test_capo_without_a_reference_for_each_answer_is_refused(reference: Any) -> None:
+    ours, _ = ours_and_theirs()
+    target = Adapter(ours.model, SITES, call=lambda model, batch: model(batch["input_ids"], batch["attention_mask"]))
+    with pytest.raises(DataError, match=r"expected pairs with reference_logps \(6,\), got"):
+        capo(radius=1.0).step(target, {**pairs(), "reference_logps": reference})
+    for beta in (0.0, math.inf, "x"):
+        with pytest.raises(ConfigurationError, match="beta"):
+            capo(radius=1.0, beta=beta)  # type: ignore[arg-type]
 
 
 def _named_alike(model: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
