@@ -6,7 +6,7 @@ import copy
 import inspect
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -139,7 +139,8 @@ class AdversarialTrainer(Trainer):
         gives_parts = self._gives_parts(num_items_in_batch)
         parts = window if gives_parts else 1
         counted = num_items_in_batch
-        if parts > 1 and not self._counts_seen and counted is not None:
+        too_large = self._too_large_if_uncounted(parts)
+        if too_large and not self._counts_seen and counted is not None:
             counted = torch.as_tensor(counted, dtype=torch.float64).requires_grad_()  # to see if the loss depends on it
         self._compute = partial(plain, num_items_in_batch=counted)
 
@@ -147,7 +148,7 @@ class AdversarialTrainer(Trainer):
             found = _scalar(next(loss for kept, loss in self._computed if kept is outputs))
             if counted is not num_items_in_batch and not self._counts_seen:
                 self._counts_seen = True
-                _warn_unless_counted(found, cast("Tensor", counted))
+                _warn_unless_counted(found, cast("Tensor", counted), too_large)
             return found * parts
 
         processes = int(self.accelerator.num_processes)
@@ -184,6 +185,14 @@ class AdversarialTrainer(Trainer):
             return said
         counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         return bool(counted or self.compute_loss_func is not None)
+
+    def _too_large_if_uncounted(self, parts: int) -> list[str]:
+        """Return by what Trainer's gradients are too large if the loss ignores the number of items, with the remedies."""
+        found = ["gradient_accumulation_steps: set trainer.loss_is_scaled_for_ga = False"] if parts > 1 else []
+        supposed = self.model_accepts_loss_kwargs or self.compute_loss_func is not None
+        if supposed and self.args.average_tokens_across_devices and self.accelerator.num_processes > 1:
+            found.append("the number of processes: set average_tokens_across_devices=False")
+        return found
 
     def _through(self, model: nn.Module) -> Adapter:
         """Return the adapter, run through what the model was wrapped in for training."""
@@ -262,13 +271,13 @@ def _scalar(loss: object) -> Tensor:
     return loss
 
 
-def _warn_unless_counted(loss: Tensor, counted: Tensor) -> None:
+def _warn_unless_counted(loss: Tensor, counted: Tensor, too_large: Sequence[str]) -> None:
     """Warn of a loss that does not divide by the items of the window, where Trainer supposes that it does."""
     found: tuple[Tensor | None, ...] = torch.autograd.grad(loss, counted, retain_graph=True, allow_unused=True)
     if found[0] is None:
         warnings.warn(
-            "the loss ignores num_items_in_batch, by which Trainer supposes it to be divided: accumulated gradients are too "
-            "large by gradient_accumulation_steps; set trainer.loss_is_scaled_for_ga = False",
+            "the loss ignores num_items_in_batch, by which Trainer supposes it to be divided: gradients are too large by "
+            + "; and by ".join(too_large),
             stacklevel=2,
         )
 

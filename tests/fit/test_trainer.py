@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from support.compare import close_gradients
 from support.counting import HostReads
@@ -347,6 +349,18 @@ def test_a_mean_that_trainer_takes_for_a_part_is_put_right_when_it_is_told(tmp_p
     for batch in data:
         (model(**batch).loss / 2).backward()
     close_gradients(seen.updates, [{name: times * value for name, value in gradients(model).items()}])
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_a_loss_that_trainer_multiplies_by_the_processes_is_warned_of(tmp_path: Path, averaged: bool) -> None:
+    """One process that is counted as two: Trainer multiplies the loss, which ignores the number of items."""
+    options = {"method": AdversarialTraining(TEXT, FreeLB(2)), "sites": WORDS}
+    said = "average_tokens_across_devices=False"
+    with (
+        patch.object(Accelerator, "num_processes", property(lambda _: 2)),
+        pytest.warns(UserWarning, match=said) if averaged else nullcontext(),
+    ):
+        trained(tmp_path, bert(), rows_of(questions(1)), options=options, average_tokens_across_devices=averaged)
 
 
 class Squared(Trainer):
