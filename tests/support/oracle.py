@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from advvl import L2, PGD, Adapter, Ascent, Attack, EmbeddingPerturber, InnerMaximizer, Linf, Site, Uniform
 from advvl.evaluation.objectives import OBJECTIVES, Objective, as_scores
+
+Step = float | Callable[[int], float]
 
 LAYERS = {
     "conv": lambda given, out, kernel, stride, padding: nn.Conv2d(given, out, kernel, stride, padding),
@@ -58,12 +61,12 @@ class Known:
         return {"images": self.images, "labels": self.labels}
 
     def attack(
-        self, maximizer: InnerMaximizer, objective: str | Objective, *, seed: int, step: float, start: bool = True
+        self, maximizer: InnerMaximizer, objective: str | Objective, *, seed: int, step: Step, start: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Attack every image: the rows still right at every point seen, and the loss at the end, both `(N,)`.
 
         Arguments:
-            step: the ascent's step size, in radii.
+            step: the ascent's step size in radii, or the function that gives it for each step.
             start: from a point drawn uniformly in the ball, not from the image itself.
         """
         climbed = OBJECTIVES[objective] if isinstance(objective, str) else objective
@@ -74,7 +77,9 @@ class Known:
             return climbed(outputs, as_scores(batch["labels"], outputs))
 
         options = {"start": Uniform(self.ball.radius)} if start else {}
-        ascent = Ascent(self.ball, step_size=step * self.ball.radius, box=(0.0, 1.0), **options)
+        radius = self.ball.radius
+        size = (lambda number: step(number) * radius) if callable(step) else step * radius
+        ascent = Ascent(self.ball, step_size=size, box=(0.0, 1.0), **options)
         result = Attack(EmbeddingPerturber(image=ascent), maximizer, loss=loss, seed=seed)(self.adapter, self.batch)
         delta = result.deltas["image"]
         lengths = delta.flatten(1).norm(dim=1) if isinstance(self.ball, L2) else delta.flatten(1).abs().amax(1)
@@ -83,7 +88,7 @@ class Known:
         return torch.stack(seen).all(0), result.losses
 
 
-def robust_accuracy(model: Known, *, steps: int, restarts: int, size: float, maximizer: Any = PGD) -> float:
+def robust_accuracy(model: Known, *, steps: int, restarts: int, size: Step, maximizer: Any = PGD) -> float:
     """The share of images that are right at every point of `restarts` attacks on each of cross-entropy and margin."""
     alive = right(model)
     for objective in ("cross-entropy", "margin"):
