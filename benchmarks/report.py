@@ -45,6 +45,11 @@ NOTES = {
         "others have none. captum's L2 attack steps along the sign of the gradient, "
         "with a step of equal length.",
     ),
+    "evaluation": (
+        "An evaluation of CLIP-base",
+        "`worst_case` with PGD, a random search and all checks, on transformers' CLIP of its default sizes, against the same "
+        "forwards and backwards towards the pixels, run bare one after another.",
+    ),
     "scaling": (
         "Growth with size",
         "A small UNITER; operations are counted and their growth is asserted, times are what they are. An update costs "
