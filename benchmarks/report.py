@@ -47,8 +47,8 @@ NOTES = {
     ),
     "evaluation": (
         "An evaluation of CLIP-base",
-        "`worst_case` with PGD, a random search and all checks, on transformers' CLIP of its default sizes, against the same "
-        "forwards and backwards towards the pixels, run bare one after another.",
+        "`worst_case` with PGD, a random search and all checks, on transformers' CLIP of its default sizes, against the "
+        "same forwards and backwards towards the pixels, run bare one after another.",
     ),
     "scaling": (
         "Growth with size",
