@@ -52,6 +52,11 @@ NOTES = {
         "of the layers above its site alone. Units of operations count those that torch has a formula for, which attention "
         "is not in a fused kernel on a CPU.",
     ),
+    "evaluation": (
+        "An evaluation of CLIP-base",
+        "`worst_case` with PGD, a random search and all checks, on transformers' CLIP of its default sizes, against the "
+        "same forwards and backwards towards the pixels, run bare one after another.",
+    ),
     "scaling": (
         "Growth with size",
         "A small UNITER; operations are counted and their growth is asserted, times are what they are. An update costs "

@@ -22,7 +22,14 @@ class Target:
 
 
 def targets(run: Run) -> list[Target]:
-    finders = (_ops_targets, _step_targets, _attack_targets, _methods_targets, _trainer_targets)
+    finders = (
+        _ops_targets,
+        _step_targets,
+        _attack_targets,
+        _methods_targets,
+        _trainer_targets,
+        _evaluation_targets,
+    )
     return [target for find in finders for target in find(run)]
 
 
@@ -160,6 +167,18 @@ def _trainer_targets(run: Run) -> list[Target]:
             measure = f"AdversarialTrainer, {case}: over Trainer at as many passes of the model"
             measured = f"{ratio:.3f}{_interval(ours, plain)}"
             found.append(Target(measure, "at most 1.03", measured, ratio <= 1.03, _within(1.03, ours, plain)))
+    return found
+
+
+def _evaluation_targets(run: Run) -> list[Target]:
+    found = list[Target]()
+    for case, lanes in run.cases("evaluation").items():
+        ours, bare = lanes.get("ours"), bare_passes(lanes)
+        if ours and bare:
+            share = bare.median / ours.median
+            measure = f"evaluation, {case}: share of its time that the model's own passes take by themselves"
+            unsure = _within(1 / 0.95, ours, bare)
+            found.append(Target(measure, "95%", f"{share:.1%}", share >= 0.95, unsure))
     return found
 
 

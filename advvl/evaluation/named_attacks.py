@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from torch import nn
@@ -22,7 +22,7 @@ from advvl.passes.objective import Loss
 from advvl.perturbers.ascents import Ascent
 from advvl.perturbers.balls import Ball
 from advvl.perturbers.pixels import Normalised
-from advvl.perturbers.rules import StatefulRule
+from advvl.perturbers.rules import Decay, StatefulRule
 from advvl.perturbers.starts import Start, Uniform, Zero
 
 
@@ -43,7 +43,8 @@ class NamedAttack:
         loss: from outputs and batch to `(B,)`, in the place of an objective, for what logits and targets do not say.
         restarts: how often it is made on an example that holds.
         start: from the number of the restart and the ball to where a modality begins.
-        step_fraction: step size as a fraction of the radius; None: 2.5/steps, with which it can cross the ball.
+        step_fraction: step size as a fraction of the radius, a `Decay` where it shrinks from step to step; None: 2.5/steps,
+            with which it can cross the ball.
         rule: of the steps, as `Ascent` takes it.
         surrogate: another model with the same sites that the attack is made on; its perturbations are then tried on the
             model that is evaluated (a transfer attack).
@@ -58,7 +59,7 @@ class NamedAttack:
     loss: Loss | None = None
     restarts: int = 1
     start: Callable[[int, Ball], Start] = first_clean
-    step_fraction: float | None = None
+    step_fraction: float | Decay | None = None
     rule: Literal["normalised", "sign"] | StatefulRule | None = None
     surrogate: Adapter | None = None
 
@@ -69,8 +70,11 @@ class NamedAttack:
         at_least(1, self, "restarts")
         check_functions(objective=self.objective, loss=self.loss, start=self.start)
         fraction = self.step_fraction
-        if fraction is not None and not (is_number(fraction) and 0 < fraction < math.inf):
-            raise ConfigurationError(f"expected step_fraction to be a finite number above 0, or None, got {fraction!r}")
+        usual = fraction is None or isinstance(fraction, Decay)
+        if not usual and not (is_number(fraction) and 0 < fraction < math.inf):
+            raise ConfigurationError(
+                f"expected step_fraction to be a finite number above 0, a Decay, or None, got {fraction!r}"
+            )
 
     def ascents(
         self, budget: Budget, restart: int, boxes: Mapping[str, Box], pixels: Mapping[str, Normalised]
@@ -81,7 +85,7 @@ class NamedAttack:
         return {
             modality: Ascent(
                 ball,
-                step_size=_radius(ball) * fraction,
+                step_size=_times(fraction, _radius(ball)),
                 start=self.start(restart, ball),
                 rule=self.rule,
                 box=boxes.get(modality),
@@ -174,6 +178,11 @@ def in_order(attacks: Sequence[AnyAttack]) -> list[int]:
             attacks[a].surrogate is not None,
         ),
     )
+
+
+def _times(fraction: float | Decay, radius: float) -> float | Decay:
+    """The step size for a radius."""
+    return replace(fraction, first=fraction.first * radius) if isinstance(fraction, Decay) else fraction * radius
 
 
 def _radius(ball: Ball) -> float:

@@ -16,7 +16,7 @@ from advvl.perturbers.base import Memory, Moved, Perturber
 from advvl.perturbers.places import Place, delta_dtype
 from advvl.perturbers.starts import Normal, Start, Zero
 
-Order = Literal["after", "before"]
+Perturbed = Literal["after", "before"]
 
 
 class DiscretePerturber(Perturber):
@@ -41,14 +41,14 @@ class DiscretePerturber(Perturber):
     """
 
     def __init__(
-        self, discretise: Callable[[Tensor], Tensor], *, perturbed: Order = "after", **ascents: Ascent
+        self, discretise: Callable[[Tensor], Tensor], *, perturbed: Perturbed = "after", **ascents: Ascent
     ) -> None:
         check_functions(discretise=discretise)
         if isinstance(discretise, nn.Module) and any(module.training for module in discretise.modules()):
             raise ConfigurationError(
                 f"expected the discretiser {type(discretise).__name__} in eval mode, got training mode; call eval()"
             )
-        if not is_choice(perturbed, get_args(Order)):
+        if not is_choice(perturbed, get_args(Perturbed)):
             raise ConfigurationError(f"expected perturbed to be 'after' or 'before', got {perturbed!r}")
         self.discretise, self.perturbed = discretise, perturbed
         self._given = EmbeddingPerturber(**ascents)

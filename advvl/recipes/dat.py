@@ -12,7 +12,7 @@ from advvl.errors import ConfigurationError
 from advvl.maximizers.pgd import PGD
 from advvl.perturbers.ascents import Ascent
 from advvl.perturbers.balls import L2
-from advvl.perturbers.discrete import DiscretePerturber, Order
+from advvl.perturbers.discrete import DiscretePerturber, Perturbed
 from advvl.perturbers.starts import Normal, Sometimes
 from advvl.training import AdversarialTraining
 
@@ -24,7 +24,7 @@ def dat(
     step_size: float = 0.1,
     steps: int = 1,
     start_probability: float = 0.8,
-    perturbed: Order = "after",
+    perturbed: Perturbed = "after",
     modality: str = "image",
     box: tuple[float, float] | None = (0.0, 1.0),
 ) -> AdversarialTraining:

@@ -102,3 +102,20 @@ def test_any_change_of_a_model_is_seen() -> None:
             ConfigurationError, match=f"the attack 'a' to leave the model as found, got a changed {what}"
         ):
             before.check("a")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.uint8])
+@pytest.mark.parametrize("size", [1, 3, 8, 1001])
+def test_the_smallest_change_of_one_entry_of_a_buffer_is_seen(dtype: torch.dtype, size: int) -> None:
+    model = torch.nn.Module()
+    whole = torch.full((size + 1,), 3).to(dtype)
+    model.register_buffer("kept", whole[1:])  # begins anywhere
+    before = Untouched(model)
+    before.check("a")
+    model.kept[size // 2] = not model.kept[size // 2] if dtype == torch.bool else after(model.kept[size // 2])
+    with pytest.raises(ConfigurationError, match="a changed buffer 'kept'"):
+        before.check("a")
+
+
+def after(value: torch.Tensor) -> torch.Tensor:
+    return torch.nextafter(value, value + 1) if value.is_floating_point() else value + 1
