@@ -14,7 +14,7 @@ import torch
 from support.toy import toy, toy_batch
 from torch import Tensor, nn
 
-from advvl import L2, PGD, Adapter, Ball, Linf, Site
+from advvl import L2, PGD, Adapter, Ball, Decay, Linf, Site
 from advvl.errors import ConfigurationError, DataError, NonFiniteError, ShapeError, SiteError
 from advvl.evaluation.measurement import Measurement
 from advvl.evaluation.named_attacks import NamedAttack
@@ -141,6 +141,16 @@ def test_any_maximiser_is_an_attack_of_one_line(maximizer: InnerMaximizer) -> No
     expected = torch.stack([exact(target, batch, budget) for budget in budgets])
     assert (measured.worst() >= expected).all()
     assert (measured.worst() - expected).sum() <= (2 if isinstance(maximizer, RandomSearch) else 0)
+
+
+def test_steps_that_shrink_are_shares_of_each_radius() -> None:
+    attack = NamedAttack(name="shrinking", maximizer=PGD(2), objective=margin, step_fraction=Decay(0.5, rate=0.5))
+    assert attack.ascents({"image": L2(4.0)}, 0, {}, {})["image"].step_size == Decay(2.0, rate=0.5)
+    target = linear()
+    measured = worst_case(target, [examples(target)], [{"image": L2(0.1)}, {"image": L2(0.2)}], attacks=[attack])
+    held = measured.scores[:, 0] > 0
+    reached = measured.norms["image"][:, 0] / torch.tensor([[0.1], [0.2]])
+    torch.testing.assert_close(reached[held], torch.full_like(reached[held], 0.75), rtol=1e-6, atol=0)
 
 
 def test_modalities_in_turn_are_verified_together() -> None:
