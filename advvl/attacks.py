@@ -40,7 +40,8 @@ class AttackResult:
         correct: `(B,)` bool there, or None where nothing judges and without an end pass.
         nonfinite: modality to the rows `(B,)`, bool, whose gradient was not finite in some pass, in which they did not move.
         unmoved: modality to the rows `(B,)`, bool, with real positions that no gradient moved, zero or not finite in every
-            pass, or whose perturbation half precision swallowed. Their verdict says nothing about robustness.
+            pass, whose perturbation half precision swallowed, or whose relative ball has no extent, as around embeddings of
+            zero. Their verdict says nothing about robustness.
         moved: modality to the rows `(B,)`, bool, that some gradient moved; rows of padding alone are in neither.
         effective: modality to ‖cast(x+δ)−x‖/‖δ‖ of its last pass, `(B,)`, where the model is in half precision.
         owners: modality to the example of each row of its perturbation `(N,)`, where a row is not an example; of packed
@@ -174,7 +175,9 @@ class Attack:
             deltas, last = drive(self.maximizer.probes(self.perturber, generator=self._generator), answer)
             rows = passes.rows
             rows.swallowed(passes.effective)
-            owners = {modality: place.owners for modality, place in passes.places.items()}
+            places = passes.places
+            rows.pinned({modality: self.perturber.unit(modality, place) for modality, place in places.items()}, places)
+            owners = {modality: place.owners for modality, place in places.items()}
             return AttackResult(
                 deltas,
                 last.losses,

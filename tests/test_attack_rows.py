@@ -89,6 +89,18 @@ def test_a_row_that_moved_once_is_not_called_unmoved() -> None:
     assert not result.unmoved["image"].any()
 
 
+@pytest.mark.parametrize("per", ["sample", "token"])
+def test_a_row_whose_relative_ball_has_no_extent_is_called_unmoved(per: Any) -> None:
+    """As of a soft prompt at a padding token, whose embedding is zero."""
+    batch = toy_batch()
+    batch["regions"] = batch["regions"].clone()
+    batch["regions"][1] = 0
+    ball = L2(1.0, relative=True, per=per)
+    result = Attack(EmbeddingPerturber(image=Ascent(ball, step_size=0.5)), PGD(3))(toy(), batch)
+    assert result.unmoved["image"].nonzero().flatten().tolist() == [1]
+    assert not result.deltas["image"][1].any()
+
+
 def test_a_row_that_is_all_padding_is_not_called_unmoved() -> None:
     batch = toy_batch()
     batch["region_mask"][1] = False

@@ -109,7 +109,7 @@ def search_pixels(
     if not isinstance(x, Tensor) or site.shape != x.shape or not torch.equal(site, x.to(site)):
         raise ConfigurationError(
             f"expected the site of {attack.modality!r} to take the pixels in {attack.field!r}, got {tuple(site.shape)} "
-            f"there; give Site(…, at='input') of the layer that takes them"
+            "there; give Site(…, at='input') of a layer of advvl.sites(model, batch)"
         )
     with _attacking(adapter, seed):
         pictures = _Pictures.of(adapter, batch, labels, attack.field, ascent.pixels, rows)
@@ -227,7 +227,8 @@ def _verified(found: list[Any], clean: Tensor, ball: Ball, attack: str) -> Tenso
     rounding = _TOLERANCE * radius + torch.finfo(clean.dtype).eps * clean[0].numel() ** 0.5
     if not (norms <= radius + rounding).all():
         raise ConfigurationError(
-            f"expected the attack{attack} within {ball}, got a norm of {norms.max():g}; give it that radius"
+            f"expected the attack{attack} within {ball}, got a norm of {norms.max():g}; give it that radius, or a budget "
+            "in its own norm"
         )
     if attacked.min() < -_TOLERANCE or attacked.max() > 1 + _TOLERANCE:
         raise ConfigurationError(

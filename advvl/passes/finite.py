@@ -57,6 +57,16 @@ class RowCheck:
                 self.still[modality] = self.still[modality] | none
                 self.moved[modality] = self.moved[modality] & ~none
 
+    def pinned(self, units: Mapping[str, Tensor | float], places: Mapping[str, Place]) -> None:
+        """Count rows as still whose ball has no extent, since the embeddings that it is measured in are zero."""
+        for modality, unit in units.items():
+            if isinstance(unit, Tensor) and modality in self.still:
+                place = places[modality]
+                room = _largest(place.packed(place.masked(torch.ones_like(place.x) * unit)))
+                none = (room == 0) & self.moved[modality]
+                self.still[modality] = self.still[modality] | none
+                self.moved[modality] = self.moved[modality] & ~none
+
     def check(self, loss: Tensor | None) -> None:
         """Raise NonFiniteError if anything was not finite, naming modality and rows; one read from the device."""
         if loss is None:

@@ -186,10 +186,14 @@ class Ascent:
 
     def shares(self, delta: Tensor, place: Place) -> Tensor:
         """The norm of every row as a share of its radius (of 1 where that is infinite), shaped as `norms`."""
-        unit = self.ball.unit(place if self.pixels is None else self._in_pixels(place))
+        unit = self.unit(place)
         if isinstance(unit, Tensor):
             delta = delta / torch.where(unit > 0, unit, torch.ones_like(unit))
         return self.norms(delta, place) / self.reach()
+
+    def unit(self, place: Place) -> Tensor | float:
+        """The length that radius, step size and starts are measured in, broadcastable against `place.x`."""
+        return self.ball.unit(self._in_pixels(place))
 
     def bounds(self, x: Tensor) -> tuple[float | Tensor, float | Tensor] | None:
         """The box in the units of the tensor `x` at the site, broadcastable against it."""
@@ -253,6 +257,9 @@ class EmbeddingPerturber(Perturber):
 
     def box(self, modality: str, x: Tensor) -> tuple[float | Tensor, float | Tensor] | None:
         return self.ascents[modality].bounds(x)
+
+    def unit(self, modality: str, place: Place) -> Tensor | float:
+        return self.ascents[modality].unit(place)
 
     def begin(self, modality: str, start: Start, place: Place, generator: torch.Generator | None) -> Tensor:
         return self.ascents[modality].begin(start, place, generator)

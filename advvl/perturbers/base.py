@@ -40,6 +40,11 @@ class Perturber(ABC):
         del modality, x
         return None
 
+    def unit(self, modality: str, place: Place) -> Tensor | float:
+        """The length that radii are measured in, broadcastable against the tensor at the site; 0 where nothing can move."""
+        del modality, place
+        return 1.0
+
     @property
     def additive(self) -> bool:
         """True if `apply` adds the perturbation and does no more, so that it shows how much of it a cast leaves."""
