@@ -109,7 +109,7 @@ def search_pixels(
     if not isinstance(x, Tensor) or site.shape != x.shape or not torch.equal(site, x.to(site)):
         raise ConfigurationError(
             f"expected the site of {attack.modality!r} to take the pixels in {attack.field!r}, got {tuple(site.shape)} "
-            "there; give Site(…, at='input') of a layer of advvl.sites(model, batch)"
+            "there; give Site(…, at='input') of a layer of advvl.sites"
         )
     with _attacking(adapter, seed):
         pictures = _Pictures.of(adapter, batch, labels, attack.field, ascent.pixels, rows)
