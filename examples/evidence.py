@@ -103,22 +103,26 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes that share the work (default: %(default)s)")
     given, rest = parser.parse_known_args(arguments)
     chosen = given.study or [name for name in STUDIES if name != "colors" or given.data_dir]
-    output, page = Path(given.output), ["# Evidence"]
+    output = Path(given.output)
     for name in chosen:
         study = STUDIES[name]
         print(f"\n== {name}: {study.question}\n", flush=True)
         run(study.experiment, options_of(study, given, rest))
         for file in ("results.json", "results.md", "accuracy_against_radius.png"):
             shutil.copyfile(output / study.folder / file, output / file.replace(".", f"-{name}.", 1))
-        table = (output / f"results-{name}.md").read_text(encoding="utf-8")
-        page += [
-            f"## {name}",
-            study.question,
-            table.strip(),
-            f"![Accuracy against the radius](accuracy_against_radius-{name}.png)",
-        ]
-        write_text(output / "evidence.md", "\n\n".join(page) + "\n")
+        write_text(output / "evidence.md", page_of(output))
     print(f"\nThe tables are in {output / 'evidence.md'}.")
+
+
+def page_of(output: Path) -> str:
+    """Return the tables of all studies that have been run into this directory, now or before."""
+    parts = ["# Evidence"]
+    for name, study in STUDIES.items():
+        table = output / f"results-{name}.md"
+        if table.is_file():
+            plot = f"![Accuracy against the radius](accuracy_against_radius-{name}.png)"
+            parts += [f"## {name}", study.question, table.read_text(encoding="utf-8").strip(), plot]
+    return "\n\n".join(parts) + "\n"
 
 
 def options_of(study: Study, given: argparse.Namespace, rest: Sequence[str]) -> Any:

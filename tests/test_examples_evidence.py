@@ -38,7 +38,8 @@ def test_two_studies_share_models_and_one_page(small: list[str], tmp_path: Path)
     standard = tmp_path / "out" / "digits" / "seed-0" / "standard.json"
     first, page = standard.stat().st_mtime_ns, (tmp_path / "out" / "evidence.md").read_text()
     assert "VILLA without KL" in page
-    main(["--study", "ingredients", "--study", "stage-one", *small])
+    main(["--study", "stage-one", *small])
+    main(["--study", "ingredients", *small])
     assert standard.stat().st_mtime_ns == first  # resumed, not trained again
     page = (tmp_path / "out" / "evidence.md").read_text()
     assert page.index("## ingredients") < page.index("## stage-one") < page.index("VILLA, both stages")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from advvl.checks import at_least, choice, choices, increasing, positive
 from advvl.data.source import BatchSource
 from advvl.evaluation.robustness import WorstCase, clean_scores, robustness_curve
 from advvl.evaluation.rows import take_rows
+from advvl.evaluation.scoring import fingerprints
 from advvl.runtime.randomness import derive_seed
 
 Objective = Literal["cross-entropy", "margin"]
@@ -64,6 +66,15 @@ def constant_score(source: BatchSource, options: EvaluationOptions) -> float:
     if targets.ndim == 1:  # class ids
         return float(torch.bincount(targets).max()) / attacked
     return float(targets.double().mean(0).max())
+
+
+def data_fingerprint(source: BatchSource, options: EvaluationOptions) -> str:
+    """A number of what the test examples hold, in hexadecimal: equal for equal examples in the same order."""
+    digest = hashlib.sha256()
+    for first in range(0, len(source), options.batch_size):
+        rows = range(first, min(first + options.batch_size, len(source)))
+        digest.update(fingerprints(source.batch(rows, torch.Generator()), len(rows)).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def attacked_scores(

@@ -80,6 +80,7 @@ class SeedRuns:
         curves: by kind of perturbation, `CLEAN` first, and by method.
         configuration: what was trained on what data, and how it was attacked; plain JSON.
         chance: accuracy of the best constant answer; None: not known.
+        data: the fingerprint of the test examples; None: not known, of results written before there was one.
     """
 
     label: str
@@ -87,6 +88,7 @@ class SeedRuns:
     curves: Mapping[str, Mapping[str, SeedCurve]]
     configuration: Mapping[str, Any]
     chance: float | None = None
+    data: str | None = None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SeedRuns:
@@ -118,7 +120,10 @@ class SeedRuns:
         chance = found.get("chance")
         if chance is not None and not (is_number(chance) and 0 <= chance <= 1):
             raise ValueError(f"chance {chance!r}")
-        return cls(str(found["label"]), str(found["baseline"]), curves, dict(found["configuration"]), chance)
+        data = found.get("data_fingerprint")
+        if data is not None and not isinstance(data, str):
+            raise ValueError(f"data_fingerprint {data!r}")
+        return cls(str(found["label"]), str(found["baseline"]), curves, dict(found["configuration"]), chance, data)
 
 
 def _curves(runs: Any, names: list[str], kind: str, radii: tuple[float, ...]) -> dict[str, SeedCurve]:
@@ -170,4 +175,4 @@ def _test(one: SeedRuns) -> dict[str, str]:
         f"examples of {kind}": sorted({curve.examples for curve in methods.values()})
         for kind, methods in one.curves.items()
     }
-    return dict(flat({**one.configuration, **tests, **counts, "chance": one.chance}))
+    return dict(flat({**one.configuration, **tests, **counts, "chance": one.chance, "test data": one.data or "not known"}))

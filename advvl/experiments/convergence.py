@@ -101,9 +101,13 @@ def report_convergence(
 
 
 def _curve(row: Row, seeds: Sequence[int], directory: OutputDirectory) -> tuple[list[float], list[Interval]]:
-    """The mean number of updates at each point, which differs a little where a sampler decides it, and the mean score."""
-    curves = [read_json(directory / Task(seed, row).record)["curve"].items() for seed in seeds]
-    points = list(zip(*curves, strict=False))
+    """The mean number of updates at each point, which differs a little where a sampler decides it, and the mean score.
+
+    Where seeds have different numbers of points, the last of each is kept, and of the others the first.
+    """
+    curves = [list(read_json(directory / Task(seed, row).record)["curve"].items()) for seed in seeds]
+    count = min(map(len, curves))
+    points = list(zip(*([*curve[: count - 1], curve[-1]] for curve in curves), strict=True))
     updates = [sum(int(done) for done, _ in point) / len(point) for point in points]
     return updates, [_over_seeds([share for _, share in point]) for point in points]
 
@@ -117,12 +121,13 @@ def _over_seeds(scores: Sequence[float]) -> Interval:
 
 def _table(what: str, lines: Mapping[str, tuple[Sequence[float], Sequence[Interval]]]) -> str:
     """The scores of each row by the share of its updates that were done."""
-    count = max(len(intervals) for _, intervals in lines.values())
-    heads = " | ".join(f"{100 * (number + 1) / count:.0f} %" for number in range(count))
-    body = [
-        f"| {name} | {' | '.join(f'{100 * one.estimate:.1f}' for one in intervals)} | {updates[-1]:.0f} |"
-        for name, (updates, intervals) in lines.items()
-    ]
+    count = min(len(intervals) for _, intervals in lines.values())
+    done, _ = next(iter(lines.values()))
+    heads = " | ".join(f"{100 * updates / done[-1]:.0f} %" for updates in (*done[: count - 1], done[-1]))
+    body = []
+    for name, (updates, intervals) in lines.items():
+        cells = [f"{100 * one.estimate:.1f}" for one in (*intervals[: count - 1], intervals[-1])]
+        body.append(f"| {name} | {' | '.join(cells)} | {updates[-1]:.0f} |")
     head = f"| method | {heads} | updates |\n|---|{'---|' * count}---|\n"
     title = f"{what[0].upper()}{what[1:]}, in per cent, by the share of updates that are done:"
     return f"{title}\n\n{head}" + "\n".join(body) + "\n"

@@ -62,13 +62,14 @@ def evaluate_command(arguments: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Claim:
-    """Whose folder a report is: that of one configuration and of these weights."""
+    """Whose folder a report is: that of one configuration, of these weights and of these examples."""
 
     output: str = field(metadata=own("folder"))
     resume: bool = field(metadata=own("go on"))
     overwrite: bool = field(metadata=own("lose"))
     evaluation: EvaluateOptions
     weights: tuple[str, ...]
+    examples: str
 
 
 def measure(options: EvaluateOptions) -> Path:
@@ -99,6 +100,7 @@ def measure(options: EvaluateOptions) -> Path:
         resume=options.resume,
         overwrite=options.overwrite,
         evaluation=options,
+        examples=examples.content,
         weights=tuple(map(sha256, [*files.values(), *([Path(asked.surrogate)] if asked.surrogate else [])])),
     )
     folder, main = Path(claim.output), accelerator.is_main_process

@@ -5,6 +5,7 @@ Legend: T text positions, G regions.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from advvl.errors import ConfigurationError, DataError
 from advvl.evaluation.curves import Damage
 from advvl.evaluation.examples import Example
 from advvl.evaluation.hits import hit
+from advvl.evaluation.scoring import fingerprints
 from advvl.experiments.attacked_tasks import AttackedTask, attacked_task
 from advvl.experiments.measure_options import EvaluateOptions
 from advvl.experiments.scoring import pieces
@@ -95,6 +97,14 @@ class AttackedExamples:
         keys = [self.task.source.examples.key(row) for rows in self.pieces for row in rows]
         names = [Path(str(shard.texts.folder)).name for shard in self.shards]
         return {"databases": names, "examples": len(keys), "keys": fingerprint({"keys": keys})[:16]}
+
+    @property
+    def content(self) -> str:
+        """A fingerprint of all that the batches hold."""
+        digest = hashlib.sha256()
+        for rows in self.pieces:
+            digest.update(fingerprints(self._batch(rows), len(rows)).numpy().tobytes())
+        return digest.hexdigest()
 
     def drawn(
         self,

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from advvl.errors import DataError
 from advvl.evaluation.protocol import EvaluationOptions
 from advvl.evaluation.report import curve_png, markdown, to_json
 from advvl.evaluation.summary import Condition, Report, RunResult, summarise
@@ -25,6 +26,9 @@ def report(options: ExperimentOptions, rows: Sequence[Row], directory: OutputDir
     Arguments:
         rows: of the table; the others are compared with the first.
         seconds: that this call took.
+
+    Raises:
+        DataError: models that were tested on different examples.
     """
     records: dict[tuple[str, int], Mapping[str, Any]] = {
         (row.name, seed): read_json(directory / Task(seed, row).record) for row in rows for seed in options.seeds
@@ -33,6 +37,12 @@ def report(options: ExperimentOptions, rows: Sequence[Row], directory: OutputDir
     results = [_result(name, seed, record) for (name, seed), record in records.items()]
     summary = summarise(results, baseline=rows[0].name)
     chance = max((record["chance"] for record in records.values() if "chance" in record), default=None)
+    data = {found for record in records.values() if (found := record.get("data_fingerprint")) is not None}
+    if len(data) > 1:
+        raise DataError(
+            f"expected models that were tested on the same examples in {str(directory.path)!r}, got {len(data)} sets of "
+            "them; give the data of the first run, or another output directory"
+        )
     table = f"{label}\n\n{markdown(summary, caption=_caption(options.evaluation, summary, chance))}"
     facts = [
         {"method": name, "seed": seed} | {key: record[key] for key in _TRAINING if key in record}
@@ -43,6 +53,7 @@ def report(options: ExperimentOptions, rows: Sequence[Row], directory: OutputDir
         "configuration": json.loads(json.dumps(identity(options)), parse_constant=str),  # an infinite radius
         "threads": options.threads,
         "chance": chance,
+        "data_fingerprint": next(iter(data), None),
         "seconds_of_last_call": seconds,
         **to_json(summary, results),
         "training": facts,

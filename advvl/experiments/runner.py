@@ -27,7 +27,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from advvl.adapters.registry import adapt
 from advvl.errors import CheckpointError, missing_extra
-from advvl.evaluation.protocol import attacked_scores, constant_score
+from advvl.evaluation.protocol import attacked_scores, constant_score, data_fingerprint
 from advvl.experiments.devices import accelerator_on, device_of, reproducible
 from advvl.experiments.experiment import Data, Experiment, Options, Row, Setup, Task
 from advvl.experiments.jobs import work_through
@@ -171,6 +171,7 @@ class Worker(Generic[Options, Data]):
                 boxes=setup.boxes,
             )
             record["chance"] = constant_score(setup.test, self.options.evaluation)
+            record["data_fingerprint"] = data_fingerprint(setup.test, self.options.evaluation)
         write_json(self.directory / task.record, record)
         checkpoint.unlink(missing_ok=True)
 
@@ -207,7 +208,7 @@ class Worker(Generic[Options, Data]):
             target=partial(adapt, sites=setup.sites),
             optimizer=setup.optimizer,
             accelerator=self.accelerator,
-            checkpoint=OneFile(checkpoint, setup.evaluate, every=max(1, -(-updates // setup.evaluations))),
+            checkpoint=OneFile(checkpoint, setup.evaluate, every=max(1, updates // setup.evaluations)),
             resume=True,
             loop=LoopOptions(progress=self.bars, description=task.name, line=self.index),
         )

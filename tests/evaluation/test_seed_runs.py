@@ -146,9 +146,10 @@ def test_several_experiments_of_one_test_are_told_apart_by_their_names(tmp_path:
         ),
         (lambda d: d["configuration"].pop("evaluation"), "got evaluation.steps 20 of 'one' and none of 'other'"),
         (lambda d: d.update(chance=0.5), "got chance 0.25 of 'one' and 0.5 of 'other'"),
+        (lambda d: d.update(data_fingerprint="5e"), "got test data not known of 'one' and 5e of 'other'"),
         (lambda d: [r["examples"].update({"image 0.25": 9, "image 0": 9, "image 0.5": 9}) for r in d["runs"]], "image"),
     ],
-    ids=["data", "settings", "chance", "examples"],
+    ids=["data", "settings", "chance", "content", "examples"],
 )
 def test_experiments_of_other_data_or_settings_are_refused(
     change: Callable[[dict[str, Any]], Any], said: str, tmp_path: Path

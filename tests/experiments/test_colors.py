@@ -70,6 +70,11 @@ def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert imread(tmp_path / "run" / "swatches.png").ndim == 3
     results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
     assert 1 / 3 <= results["chance"] < 0.7
+    assert len(results["data_fingerprint"]) == 16
+    record = tmp_path / "run" / "seed-0" / "standard.json"
+    record.write_text(record.read_text().replace(results["data_fingerprint"], "0" * 16))
+    with pytest.raises(DataError, match=r"tested on the same examples in .*, got 2 sets"):
+        run(COLORS, options(tmp_path, resume=True), progress=False)
 
 
 def test_rounds_are_learnt_by_length_and_attacked_inside_the_box_of_colours(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,26 @@ def test_results_are_not_lost_nor_mixed_with_those_of_other_weights(tmp_path: Pa
     assert main([*command, "--resume"]) == 2
     assert "weights" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
+
+
+@pytest.mark.slow
+def test_results_are_not_those_of_other_data_under_the_same_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    config = configured("vqa", tmp_path)
+    first = str(tmp_path / "seed0" / "best.safetensors")
+    command = ["evaluate", config, "--attack", "random", "--radius", "image=L2:1", "--checkpoint", first, *SHORT]
+    assert main(command) == 0
+    assert main([*command, "--resume"]) == 0
+    made = AttackedExamples._batch
+
+    def brighter(self: AttackedExamples, rows: Sequence[int]) -> dict[str, Any]:
+        batch = made(self, rows)
+        return {**batch, "img_feat": batch["img_feat"] + 1}
+
+    monkeypatch.setattr(AttackedExamples, "_batch", brighter)
+    assert main([*command, "--resume"]) == 2
+    assert "examples" in capsys.readouterr().err
 
 
 def test_checkpoints_of_another_task_are_refused_before_any_attack(tmp_path: Path, capsys: Any) -> None:

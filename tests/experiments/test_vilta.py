@@ -16,12 +16,14 @@ from advvl.data.digits.corpus import DigitsCorpus
 from advvl.errors import CheckpointError, ConfigurationError
 from advvl.evaluation.protocol import EvaluationOptions
 from advvl.experiments import uniter
+from advvl.experiments.convergence import report_convergence
 from advvl.experiments.experiment import Row, Setup, Task
 from advvl.experiments.options import DataOptions
 from advvl.experiments.outputs import OutputDirectory
 from advvl.experiments.runner import run
 from advvl.experiments.vilta import TEACHER, VILTA, prepare, rows_of, set_up
 from advvl.experiments.vilta_options import ViltaOptions, ViltaSettings
+from advvl.files import write_json
 from advvl.fit.options import OptimizerOptions
 from advvl.models.state_files import read_state
 from advvl.tasks.uniter.soft_labels import BertTeacher, LiveText
@@ -171,6 +173,22 @@ def test_a_run_trains_its_teacher_and_draws_accuracy_against_updates(
         torch.testing.assert_close(value, weights[name], rtol=0, atol=0)
     untrained = set_up(options, corpus, Task(0, TEACHER), None).model
     assert not torch.equal(taught.bert.get_input_embeddings().weight, untrained.bert.get_input_embeddings().weight)
+
+
+def test_the_last_score_of_each_model_stands_under_all_updates_whatever_their_number(tmp_path: Path) -> None:
+    """Samplers give seeds and rows a few updates more or fewer, and so a point of the curve."""
+    directory = OutputDirectory.claim(str(tmp_path / "run"), {})
+    start = Row("plain, pre-training", stage="pretrain", file="start")
+    rows = [Row("plain", start=start), Row("both", start=start)]
+    counts = [(rows[0], 4, 3), (rows[1], 3, 3), (start, 2, 2)]
+    for row, seed, count in ((row, seed, found) for row, *both in counts for seed, found in enumerate(both)):
+        curve = {str(10 * (point + 1)): 0.9 if point + 1 == count else 0.1 * point for point in range(count)}
+        write_json(directory / Task(seed, row).record, {"curve": curve})
+    text = report_convergence(rows, (0, 1), directory, pretrained="words", finetuned="answers")
+    answers = text[text.index("Answers") :].splitlines()
+    assert [line.split("|")[-3].strip() for line in answers[4:6]] == ["90.0", "90.0"]
+    assert {line.count("|") for line in answers[2:6]} == {6}
+    assert "| 100 % | updates |" in answers[2]
 
 
 def test_the_curve_of_a_model_scores_the_same_examples_each_time(corpus: DigitsCorpus) -> None:
