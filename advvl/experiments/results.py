@@ -40,8 +40,8 @@ def report(options: ExperimentOptions, rows: Sequence[Row], directory: OutputDir
     data = {found for record in records.values() if (found := record.get("data_fingerprint")) is not None}
     if len(data) > 1:
         raise DataError(
-            f"expected models tested on the same examples in {str(directory.path)!r}, got {len(data)} sets; give the data of "
-            "the first run"
+            f"expected models tested on the same examples in {str(directory.path)!r}, got {len(data)} sets; give the data "
+            "of the first run"
         )
     table = f"{label}\n\n{markdown(summary, caption=_caption(options.evaluation, summary, chance))}"
     facts = [
