@@ -222,8 +222,7 @@ def _real(mask: Any, ids: Tensor) -> Tensor:
     """The texts `(B, T)`, bool: one run of positions in each row."""
     if mask is None:
         return torch.ones_like(ids, dtype=torch.bool)
-    mask = _mask(mask, ids)
-    real = mask.bool()
+    real = _mask(mask, ids).bool()
     if bool((mask != real).any()):
         raise DataError(
             "expected attention_mask of 0 and 1, got other numbers, as an additive mask has; give the tokeniser's"
