@@ -21,6 +21,7 @@ At = Literal["start", "end", "before_labels"]
 
 _PACKED: Final = ("cu_seq_lens_q", "cu_seqlens_q", "cu_seq_lens", "cu_seqlens", "seq_idx")
 _BEYOND: Final = ("inputs_embeds", "past_key_values", *_PACKED)
+_JOINED: Final = ("gather_index", "attn_masks", "txt_lens")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class SoftPrompt:
     Arguments:
         count: k.
         token: id of the tokens inserted, one that no text has.
-        at: before each text, after it, or before its first label; padding stays outside, on either side.
+        at: before each text, after it, or before its first label; padding stays outside, on either side. Padding is what
+            `attention_mask` says: in a batch without one every position counts as text.
 
     `UniversalPerturber` gives one vector to each *column* of a batch: pad so that inserted positions share columns (on the
     right for `at="start"`, on the left for `at="end"`).
@@ -60,30 +62,36 @@ class SoftPrompt:
             raise ConfigurationError(f"expected at as one of {', '.join(get_args(At))}, got {shown(self.at)}")
 
     def mask(self, batch: Batch) -> Tensor:
-        """The inserted positions of a lengthened batch, `(B, T)` bool."""
-        found: Tensor = batch["input_ids"] == self.token
+        """Return the inserted positions of a lengthened batch, `(B, T)` bool.
+
+        Raises:
+            DataError: a batch without `input_ids` `(B, T)`, or with an `attention_mask` of another shape.
+        """
+        ids = _ids(batch)
         real = batch.get("attention_mask")
-        return found if real is None else found & real.bool()
+        return ids == self.token if real is None else (ids == self.token) & _mask(real, ids).bool()
 
     def insert(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return the batch with k more positions in each text: attended to, without a label, counted by `position_ids`.
 
-        Lengthened are `input_ids` `(B, T)` and, as far as they are there, `attention_mask`, `labels` and `token_type_ids` of
-        that shape, and `position_ids` `(B, T)` or `(1, T)`. Labels of an encoder-decoder's answers are not of that shape:
-        add them afterwards.
+        Lengthened are `input_ids` `(B, T)` and, as far as they are there, `attention_mask` and `labels` of that shape, and
+        `position_ids` and `token_type_ids` `(B, T)` or `(1, T)`. Labels of an encoder-decoder's answers are not of that
+        shape: add them afterwards.
 
         Raises:
-            DataError: packed texts, `inputs_embeds`, a field `(B, T)` of another name, a text with `token` in it or with
-                gaps in its mask or positions; with `at="before_labels"` a row without a label.
+            DataError: packed texts, `inputs_embeds`, words joined with regions as UNITER's, a field `(B, T)` of another
+                name, a text with `token` in it or with gaps in its mask or positions; with `at="before_labels"` a row
+                without a label at a real position.
         """
         ids = _ids(batch)
+        _check_texts(batch)
         real = _real(batch.get("attention_mask"), ids)
         if bool((real & (ids == self.token)).any()):
             raise DataError(
                 f"expected texts without token {self.token}, which marks inserted positions, got some; give an unused id"
             )
         first = real.int().argmax(1)
-        start = self._place(batch, first, first + real.sum(1))
+        start = self._place(batch, real, first)
         length = ids.shape[1]
         columns = torch.arange(length + self.count, device=ids.device)[None]
         before = columns < start[:, None]
@@ -100,13 +108,14 @@ class SoftPrompt:
             elif name == "attention_mask" and value is not None:
                 result[name] = lengthened(value, 1)
             elif name == "position_ids" and value is not None:
-                positions = _positions(value, real)
+                positions = _positions(value, ids, real)
                 shifted = lengthened(positions, 0) + torch.where(before, 0, self.count)
                 counted = positions.gather(1, first[:, None]) + columns - first[:, None]
                 result[name] = torch.where(new, counted, shifted).to(value.dtype)
             elif name == "token_type_ids" and value is not None:
+                types = _per_token(name, value, ids)
                 near = torch.where(start > first, start - 1, first)  # the token before, or else the one after
-                result[name] = lengthened(value, value.gather(1, near[:, None]))
+                result[name] = lengthened(types, types.gather(1, near[:, None]))
             elif name == "labels" and value is not None:
                 result[name] = self._labels(value, ids, lengthened)
             elif isinstance(value, Tensor) and value.shape == ids.shape:
@@ -125,6 +134,10 @@ class SoftPrompt:
         Raises:
             ShapeError: vectors of another shape, or a batch that has not k inserted positions in each row.
         """
+        if not isinstance(vectors, Tensor):
+            raise ShapeError(
+                f"expected vectors as a tensor (k, D) or (B, k, D), got {type(vectors).__name__}; give one"
+            )
         mask = self.mask(batch)
         rows = len(mask)
         if not bool((mask.sum(1) == self.count).all()):
@@ -140,15 +153,19 @@ class SoftPrompt:
         found[mask.to(vectors.device)] = vectors.expand(rows, -1, -1).flatten(0, 1)
         return found
 
-    def _place(self, batch: Mapping[str, Any], first: Tensor, end: Tensor) -> Tensor:
+    def _place(self, batch: Mapping[str, Any], real: Tensor, first: Tensor) -> Tensor:
         """The column `(B,)` at which they are inserted."""
         if self.at != "before_labels":
-            return first if self.at == "start" else end
+            return first if self.at == "start" else first + real.sum(1)
         labels = batch.get("labels")
-        counts = labels != IGNORED if isinstance(labels, Tensor) and labels.shape == batch["input_ids"].shape else None
-        if counts is None or not bool(counts.any(1).all()):
-            got = "none" if counts is None else f"none in rows {(~counts.any(1)).nonzero().flatten().tolist()}"
-            raise DataError(f"expected a label other than -100 in each row, got {got}; give labels, or at='end'")
+        words = isinstance(labels, Tensor) and labels.shape == real.shape and not labels.is_floating_point()
+        counts = (labels != IGNORED) & real if words else torch.zeros_like(real)  # padding may be labelled
+        if not bool(counts.any(1).all()):
+            rows = (~counts.any(1)).nonzero().flatten().tolist()
+            raise DataError(
+                f"expected a label other than -100 at a real position of each row, got none in rows {rows}; give labels, or "
+                "at='end'"
+            )
         return counts.int().argmax(1)
 
     def _labels(self, labels: Any, ids: Tensor, lengthened: Any) -> Any:
@@ -164,33 +181,53 @@ class SoftPrompt:
 
 
 def _ids(batch: Any) -> Tensor:
-    """The `input_ids` of a batch that can be lengthened."""
+    """The `input_ids` `(B, T)` of a batch."""
     if not isinstance(batch, Mapping):
         raise DataError(f"expected a batch as a mapping with input_ids, got {type(batch).__name__}; give one")
-    found = [name for name in _BEYOND if batch.get(name) is not None]
-    if found:
-        raise DataError(
-            f"expected rows of one text each, given by input_ids, got {found[0]!r}, which cannot be lengthened; leave it "
-            f"out{more('inserted-positions')}"
-        )
     ids = batch.get("input_ids")
-    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
-        got = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
-        raise DataError(f"expected input_ids (B, T) of whole numbers, got {got}; give a batch of token ids")
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or not ids.shape[1] or ids.dtype not in (torch.int32, torch.int64):
+        raise DataError(
+            f"expected input_ids (B, T) of whole numbers, got {_described(ids)}; give a batch of token ids, int32 or int64"
+        )
     return ids
+
+
+def _check_texts(batch: Mapping[str, Any]) -> None:
+    """Refuse rows that are not one text each, alone in its sequence and given by its ids."""
+    for name in _BEYOND:
+        if batch.get(name) is not None:
+            raise DataError(
+                f"expected rows of one text each, given by input_ids, got {name!r}, which cannot be lengthened; leave it "
+                f"out{more('inserted-positions')}"
+            )
+    for name in _JOINED:
+        if batch.get(name) is not None:
+            raise DataError(
+                f"expected texts alone in their sequences, got {name!r}, which places words beside regions; perturb the "
+                f"words{more('inserted-positions')}"
+            )
+
+
+def _mask(mask: Any, ids: Tensor) -> Tensor:
+    """An `attention_mask` that is one of the ids' shape."""
+    if not isinstance(mask, Tensor) or mask.shape != ids.shape:
+        raise DataError(
+            f"expected attention_mask of 0 and 1, of input_ids' shape {tuple(ids.shape)}, got {_described(mask)}; give the "
+            f"tokeniser's{more('inserted-positions')}"
+        )
+    return mask
 
 
 def _real(mask: Any, ids: Tensor) -> Tensor:
     """The texts `(B, T)`, bool: one run of positions in each row."""
     if mask is None:
         return torch.ones_like(ids, dtype=torch.bool)
-    if not isinstance(mask, Tensor) or mask.shape != ids.shape or bool(((mask != 0) & (mask != 1)).any()):
-        got = f"{tuple(mask.shape)}, {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
+    real = _mask(mask, ids).bool()
+    if bool((mask != real).any()):
         raise DataError(
-            f"expected attention_mask of 0 and 1, of input_ids' shape {tuple(ids.shape)}, got {got}; give the "
-            f"tokeniser's{more('inserted-positions')}"
+            "expected attention_mask of 0 and 1, got other numbers, as an additive mask has; give the tokeniser's"
+            f"{more('inserted-positions')}"
         )
-    real = mask.bool()
     starts = real & ~torch.nn.functional.pad(real, (1, 0))[:, :-1]
     if not bool((starts.sum(1) == 1).all()):
         raise DataError(
@@ -199,15 +236,20 @@ def _real(mask: Any, ids: Tensor) -> Tensor:
     return real
 
 
-def _positions(positions: Any, real: Tensor) -> Tensor:
-    """The `position_ids` `(B, T)`, which count each text through."""
-    if not isinstance(positions, Tensor) or positions.ndim != 2 or positions.shape[1] != real.shape[1]:
-        got = tuple(positions.shape) if isinstance(positions, Tensor) else type(positions).__name__
+def _per_token(name: str, values: Any, ids: Tensor) -> Tensor:
+    """A field with an entry per token, `(B, T)`; given so, or `(1, T)` for all rows."""
+    length = ids.shape[1]
+    if not isinstance(values, Tensor) or values.shape not in (ids.shape, (1, length)):
         raise DataError(
-            f"expected position_ids (B, T) or (1, T), got {got}; leave them out where the model makes them"
-            f"{more('inserted-positions')}"
+            f"expected {name} {tuple(ids.shape)} or (1, {length}), got {_described(values)}; leave them out where the model "
+            f"makes them{more('inserted-positions')}"
         )
-    found = positions.expand(real.shape)
+    return values.expand(ids.shape)
+
+
+def _positions(positions: Any, ids: Tensor, real: Tensor) -> Tensor:
+    """The `position_ids` `(B, T)`, which count each text through."""
+    found = _per_token("position_ids", positions, ids)
     both = real[:, 1:] & real[:, :-1]
     if bool((both & (found.diff(dim=1) != 1)).any()):
         raise DataError(
@@ -215,3 +257,8 @@ def _positions(positions: Any, real: Tensor) -> Tensor:
             f"{more('inserted-positions')}"
         )
     return found
+
+
+def _described(value: object) -> str:
+    """The shape and dtype of a tensor, the type of anything else."""
+    return f"{tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

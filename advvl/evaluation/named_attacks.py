@@ -70,8 +70,8 @@ class NamedAttack:
         at_least(1, self, "restarts")
         check_functions(objective=self.objective, loss=self.loss, start=self.start)
         fraction = self.step_fraction
-        usual = fraction is None or isinstance(fraction, Decay)
-        if not usual and not (is_number(fraction) and 0 < fraction < math.inf):
+        numeric = fraction is not None and not isinstance(fraction, Decay)
+        if numeric and not (is_number(fraction) and 0 < float(fraction) < math.inf):
             raise ConfigurationError(
                 f"expected step_fraction to be a finite number above 0, a Decay, or None, got {fraction!r}"
             )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Final
 
-from advvl.checks import is_number, is_whole
+from advvl.checks import is_number, is_whole, shown
 from advvl.errors import DataError
 from advvl.evaluation.page_tables import flat
 from advvl.evaluation.statistics import Interval, difference_interval, mean_interval, proportion_interval
@@ -20,6 +20,9 @@ from advvl.files import parse_json
 
 CLEAN: Final = "clean"
 """The kind of the accuracy of all examples without perturbation, a curve without radii."""
+
+_MOST: Final = 2**53
+"""Up to here whole numbers are floats."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class SeedRuns:
         """
         try:
             return cls._of(parse_json(path))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise DataError(
                 f"expected the results of an experiment in {str(path)!r}, got {error!r}; give its results.json"
             ) from error
@@ -110,7 +113,8 @@ class SeedRuns:
         curves = {}
         for modality in dict.fromkeys(modality for modality, _ in conditions):
             radii = tuple(radius for name, radius in conditions if name == modality)
-            if radii[0] or not all(a < b < math.inf for a, b in pairwise(radii)):
+            ascending = all(a < b < math.inf for a, b in pairwise(radii))
+            if radii[0] or not ascending or (len(radii) == 1) != (modality == CLEAN):
                 raise ValueError(f"radii {radii} of {modality}")
             kind = CLEAN if modality == CLEAN else f"{modality} (L2)"
             names = [CLEAN] if modality == CLEAN else [f"{modality} {radius:g}" for radius in radii]
@@ -119,10 +123,10 @@ class SeedRuns:
             raise ValueError("no attack, or no baseline")
         chance = found.get("chance")
         if chance is not None and not (is_number(chance) and 0 <= chance <= 1):
-            raise ValueError(f"chance {chance!r}")
+            raise ValueError(f"chance {shown(chance)}")
         data = found.get("data_fingerprint")
         if data is not None and not isinstance(data, str):
-            raise ValueError(f"data_fingerprint {data!r}")
+            raise ValueError(f"data_fingerprint {shown(data)}")
         return cls(str(found["label"]), str(found["baseline"]), curves, dict(found["configuration"]), chance, data)
 
 
@@ -131,15 +135,19 @@ def _curves(runs: Any, names: list[str], kind: str, radii: tuple[float, ...]) ->
 
     Raises:
         ValueError: accuracies that are none; runs of one method on different examples, or two from one seed.
+        TypeError: a method's name that is no text.
     """
     curves: dict[str, SeedCurve] = {}
     for run in runs:
         values = tuple(float(run["accuracy"][name]) for name in names)
         counts = {run["examples"][name] for name in names}
         examples = counts.pop()
-        if counts or not is_whole(examples) or examples < 1 or not all(0 <= value <= 1 for value in values):
-            raise ValueError(f"accuracies {values} of {examples} examples")
+        whole = not counts and is_whole(examples) and 1 <= examples <= _MOST
+        if not whole or not all(0 <= value <= 1 for value in values):
+            raise ValueError(f"accuracies {values} of {shown(examples)} examples")
         method, seed = run["method"], run["seed"]
+        if not isinstance(method, str):
+            raise TypeError(f"method {shown(method)}")
         known = curves.get(method, SeedCurve(kind, radii, {}, examples))
         if seed in known.accuracies or known.examples != examples:
             raise ValueError(f"seed {seed} of {method!r} twice, or of other examples")

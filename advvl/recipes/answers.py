@@ -125,8 +125,7 @@ def of_pairs(shunned: Callable[[Answers], Tensor] | None, given: Callable[[Answe
 
     def loss(outputs: Outputs, batch: Batch) -> Tensor:
         found = answers(outputs, batch)
-        if len(found.labels) % 2:
-            raise DataError(f"expected a batch of pairs, got {len(found.labels)} rows; see advvl.recipes.answers")
+        _check_pairs(len(found.labels))
         halves = [Answers(*half) for half in zip(*(side.chunk(2) for side in found), strict=True)]
         return torch.cat(
             [
@@ -141,21 +140,32 @@ def of_pairs(shunned: Callable[[Answers], Tensor] | None, given: Callable[[Answe
 def ipo(beta: float) -> Loss:
     """The loss (h − 1/(2β))² of a batch of pairs, a scalar: how far the given answer is preferred to the shunned one.
 
-    h is the difference of their mean log-probabilities, each less its entry in the batch's `reference_logps` `(B,)`.
+    h is the difference of their mean log-probabilities, each less its entry in the batch's `reference_logps` `(B,)`, which
+    get no gradient. Without a pair it is 0.
     Azar et al., "A General Theoretical Paradigm to Understand Learning from Human Preferences", AISTATS 2024.
 
     Raises (when called):
-        DataError: an odd number of rows, no `reference_logps` for each row, or as `answers`.
+        DataError: an odd number of rows, no finite `reference_logps` for each row, or as `answers`; reads from the device.
     """
 
     def loss(outputs: Outputs, batch: Batch) -> Tensor:
         logps, reference = forcing(outputs, batch), batch.get("reference_logps")
-        if not isinstance(reference, Tensor) or reference.shape != logps.shape or len(logps) % 2:
+        _check_pairs(len(logps))
+        if not isinstance(reference, Tensor) or reference.shape != logps.shape:
             got = tuple(reference.shape) if isinstance(reference, Tensor) else type(reference).__name__
             raise DataError(
                 f"expected pairs with reference_logps ({len(logps)},), got {got}; give forcing(…) of the reference's outputs"
             )
-        shunned, given = (logps - reference).chunk(2)
-        return (given - shunned - 1 / (2 * beta)).square().mean()
+        finite = reference.isfinite()
+        if not bool(finite.all()):  # a step would say that the loss is NaN, not why
+            rows = (~finite).nonzero().flatten().tolist()
+            raise DataError(f"expected finite reference_logps, got others in rows {rows}; compute those again")
+        shunned, given = (logps - reference.detach()).chunk(2)
+        return (given - shunned - 1 / (2 * beta)).square().sum() / max(len(given), 1)  # 0 of no pairs, not NaN
 
     return loss
+
+
+def _check_pairs(rows: int) -> None:
+    if rows % 2:
+        raise DataError(f"expected a batch of pairs, got {rows} rows; see advvl.recipes.answers")

@@ -234,6 +234,8 @@ def test_other_fields_follow_or_stay() -> None:
         assert found[name] is batch[name]
     scores = torch.rand(2, 3)
     assert prompt.insert({**batch, "labels": scores})["labels"] is scores
+    types = prompt.insert({**batch, "token_type_ids": torch.tensor([[0, 1, 1]])})["token_type_ids"]
+    assert types.tolist() == [[0, 1, 1, 1, 1], [0, 1, 1, 1, 1]]
     assert prompt.insert({"input_ids": torch.tensor([[5, 6]])})["input_ids"].tolist() == [[5, 6, 3, 3]]
 
 
@@ -254,11 +256,19 @@ IDS, ONES = torch.tensor([[5, 6, 7], [5, 6, 7]]), torch.ones(2, 3, dtype=torch.l
         ({"input_ids": torch.tensor([[5, TOKEN, 7]])}, "expected texts without token 3"),
         ({"input_ids": IDS.float()}, r"expected input_ids \(B, T\)"),
         ({"input_ids": IDS[None]}, r"expected input_ids \(B, T\)"),
+        ({"input_ids": IDS > 5}, r"expected input_ids \(B, T\) of whole numbers, got \(2, 3\), torch.bool"),
+        ({"input_ids": IDS[:, :0]}, r"expected input_ids \(B, T\) of whole numbers, got \(2, 0\)"),
+        ({"token_type_ids": ONES[:, :2]}, r"token_type_ids \(2, 3\) or \(1, 3\), got \(2, 2\)"),
+        ({"token_type_ids": [[0, 0, 0]]}, r"token_type_ids \(2, 3\) or \(1, 3\), got list"),
+        ({"position_ids": torch.arange(3).expand(3, 3)}, r"position_ids \(2, 3\) or \(1, 3\), got \(3, 3\)"),
         ({"inputs_embeds": torch.zeros(2, 3, 4)}, "got 'inputs_embeds', which cannot be lengthened"),
         ({"cu_seq_lens_q": torch.tensor([0, 2, 6])}, "got 'cu_seq_lens_q'"),
+        ({"gather_index": torch.arange(5).expand(2, 5)}, "got 'gather_index', which places words beside regions"),
+        ({"attn_masks": torch.ones(2, 5)}, "got 'attn_masks', which places"),
+        ({"txt_lens": torch.tensor([3, 3])}, "got 'txt_lens', which places"),
         ({"seq_idx": ONES}, "got 'seq_idx'"),
         ({"position_ids": torch.tensor([[0, 1, 0], [0, 1, 2]])}, "some that start again"),
-        ({"position_ids": torch.zeros(3, 2, 3)}, r"expected position_ids \(B, T\)"),
+        ({"position_ids": torch.zeros(3, 2, 3)}, r"expected position_ids \(2, 3\)"),
         ({"attention_mask": torch.ones(2, 1, 3, 3)}, "attention_mask of 0 and 1"),
         ({"attention_mask": torch.tensor([[1, 1, 2], [1, 1, 1]])}, "attention_mask of 0 and 1"),
         ({"attention_mask": torch.tensor([[1, 0, 1], [1, 1, 1]])}, "one text without gaps in each row"),
@@ -272,10 +282,53 @@ def test_what_cannot_be_lengthened_is_refused(fields: dict[str, Any], message: s
         SoftPrompt(2, token=TOKEN).insert({"input_ids": IDS, **fields})
 
 
-@pytest.mark.parametrize("labels", [None, torch.tensor([0, 1]), torch.tensor([[-100, 6, 7], [-100, -100, -100]])])
-def test_a_place_before_labels_needs_labels(labels: Any) -> None:
-    with pytest.raises(DataError, match="expected a label other than -100 in each row"):
-        SoftPrompt(2, token=TOKEN, at="before_labels").insert({"input_ids": IDS, "labels": labels})
+@pytest.mark.parametrize(
+    "labels",
+    [None, torch.tensor([0, 1]), torch.tensor([[-100, 6, 7], [7, -100, -100]]), torch.rand(2, 3)],
+    ids=["none", "classes", "in padding", "scores"],
+)
+def test_a_place_before_labels_needs_labels_of_real_words(labels: Any) -> None:
+    mask = torch.tensor([[1, 1, 1], [0, 1, 1]])
+    with pytest.raises(DataError, match="expected a label other than -100 at a real position of each row"):
+        SoftPrompt(2, token=TOKEN, at="before_labels").insert(
+            {"input_ids": IDS, "attention_mask": mask, "labels": labels}
+        )
+
+
+def test_labels_of_padding_are_no_place() -> None:
+    """With labels that are the ids, padding and all, the prompt is before each text, as without padding."""
+    model, prompt = llama(), SoftPrompt(COUNT, token=TOKEN, at="before_labels")
+    batch = texts("left")
+    batch = prompt.insert({**batch, "labels": batch["input_ids"].clone()})
+    vectors = torch.randn(3, COUNT, WIDTH, dtype=torch.float64)
+    with adapt(model, sites(prompt)).inject({"prompt": prompt.place(vectors, batch)}):
+        outputs = model(**batch)
+    for row in range(3):
+        expected = model(inputs_embeds=by_hand(model, row, vectors[row], "start")["inputs_embeds"]).logits[0]
+        real = batch["attention_mask"][row].bool()
+        torch.testing.assert_close(outputs.logits[row][real], expected, rtol=0, atol=1e-12)
+
+
+def test_without_a_mask_every_position_is_text() -> None:
+    found = SoftPrompt(1, token=TOKEN, at="end").insert({"input_ids": torch.tensor([[5, 6, 7], [5, 0, 0]])})
+    assert found["input_ids"].tolist() == [[5, 6, 7, 3], [5, 0, 0, 3]]
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"inputs_embeds": torch.zeros(2, 3, 4)}, r"expected input_ids \(B, T\) of whole numbers, got NoneType"),
+        ([IDS], "a mapping with input_ids"),
+        (
+            {"input_ids": IDS, "attention_mask": torch.ones(2, 1, 3, 3)},
+            r"input_ids' shape \(2, 3\), got \(2, 1, 3, 3\)",
+        ),
+        ({"input_ids": IDS, "attention_mask": torch.ones(2, 4)}, r"input_ids' shape \(2, 3\), got \(2, 4\)"),
+    ],
+)
+def test_the_mask_of_a_batch_without_texts_is_refused(batch: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        SoftPrompt(2, token=TOKEN).mask(batch)
 
 
 def test_vectors_and_arguments_that_make_no_sense_are_refused() -> None:
@@ -284,6 +337,8 @@ def test_vectors_and_arguments_that_make_no_sense_are_refused() -> None:
     for shape in ((3, 4), (2, 3, 4), (1, 2, 4), (4,)):
         with pytest.raises(ShapeError, match=r"expected vectors \(k, D\)"):
             prompt.place(torch.zeros(shape), batch)
+    with pytest.raises(ShapeError, match="got list"):
+        prompt.place([[0.0] * 4] * 2, batch)  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match=r"expected 2 inserted positions in each row, got \[0, 0\]"):
         prompt.place(torch.zeros(2, 4), {"input_ids": IDS})
     for arguments in ({"count": 0}, {"token": -1}, {"token": 1.5}, {"at": "middle"}):

@@ -163,6 +163,18 @@ def test_experiments_of_other_data_or_settings_are_refused(
         page({}, runs={"one": one, "other": other})
 
 
+HUGE = 10**400
+"""No float."""
+
+
+def renamed(content: dict[str, Any], name: Any) -> None:
+    """Give the baseline another name, in all its runs."""
+    for run in content["runs"]:
+        if run["method"] == content["baseline"]:
+            run["method"] = name
+    content["baseline"] = name
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -177,16 +189,47 @@ def test_experiments_of_other_data_or_settings_are_refused(
         lambda d: d["methods"][0]["conditions"].reverse(),
         lambda d: d.update(chance=2),
         lambda d: d.update(configuration=None),
+        lambda d: d.update(methods=[]),
+        lambda d: d["methods"][0].update(
+            conditions=[one for one in d["methods"][0]["conditions"] if not one["radius"]]
+        ),
+        lambda d: d["methods"][0]["conditions"].append({"modality": "", "radius": 0.5}),
+        lambda d: d["methods"][0]["conditions"][1].update(radius=HUGE),
+        lambda d: d["runs"][0]["accuracy"].update(clean=HUGE),
+        lambda d: [run["examples"].update(dict.fromkeys(run["examples"], HUGE)) for run in d["runs"]],
+        lambda d: renamed(d, 7),
+        lambda d: d.update(chance=HUGE),
     ],
-    ids=["runs", "baseline", "twice", "1.5", "nan", "0", "mixed", "no attack", "order", "chance", "configuration"],
+    ids=[
+        "runs",
+        "baseline",
+        "twice",
+        "1.5",
+        "nan",
+        "0",
+        "mixed",
+        "no attack",
+        "order",
+        "chance",
+        "configuration",
+        "no methods",
+        "no radii",
+        "clean radii",
+        "huge radius",
+        "huge accuracy",
+        "huge examples",
+        "number as method",
+        "huge chance",
+    ],
 )
 def test_other_files_are_refused(change: Callable[[dict[str, Any]], Any], tmp_path: Path) -> None:
     _, content = document(results())
     change(content)
     path = tmp_path / "results.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"expected the results of an experiment in .*results.json"):
+    with pytest.raises(DataError, match=r"expected the results of an experiment in .*results.json") as found:
         SeedRuns.load(path)
+    assert len(str(found.value)) < 600
 
 
 def test_no_file_and_nothing_to_show_are_refused(tmp_path: Path) -> None:

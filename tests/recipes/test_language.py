@@ -21,7 +21,18 @@ from advvl.errors import ConfigurationError, DataError, ShapeError
 from advvl.maximizers import Held
 from advvl.perturbers import Paired
 from advvl.recipes import capo, cat, circuit_breakers, embedding_attack, lat
-from advvl.recipes.answers import Answers, answers, away, cross_entropy, forcing, of_pairs, prompts, toward, unlikely
+from advvl.recipes.answers import (
+    Answers,
+    answers,
+    away,
+    cross_entropy,
+    forcing,
+    ipo,
+    of_pairs,
+    prompts,
+    toward,
+    unlikely,
+)
 
 WIDTH, WORDS, LENGTH = 6, 11, 7
 
@@ -179,6 +190,43 @@ def test_capo(beta: float, dropout: float) -> None:
     ratios = -ce(token_logps(theirs(**batch, deltas={"text": twice(delta)})["logits"], batch)) - expected
     loss = sum((ratios[3 + row] - ratios[row] - 1 / (2 * beta)) ** 2 for row in range(3)) / 3
     agree_on_gradients(target.model, _named_alike(target.model, gradients_of(loss, theirs)))  # type: ignore[arg-type]
+
+
+def preferences(rows: int, reference: Tensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The outputs, with a graph, and the batch that a loss over pairs reads."""
+    torch.manual_seed(3)
+    logits = torch.randn(rows, 5, WORDS, dtype=torch.float64, requires_grad=True)
+    return {"logits": logits}, {"labels": torch.randint(0, WORDS, (rows, 5)), "reference_logps": reference}
+
+
+def test_ipo_of_no_pairs_is_zero_with_a_graph() -> None:
+    outputs, batch = preferences(0, torch.zeros(0, dtype=torch.float64))
+    loss = ipo(0.25)(outputs, batch)
+    assert loss.item() == 0
+    loss.backward()
+    assert outputs["logits"].grad is not None
+
+
+def test_ipo_of_an_odd_number_of_rows_names_the_rows() -> None:
+    outputs, batch = preferences(3, torch.zeros(3))
+    for loss in (ipo(0.25), of_pairs(away, toward)):
+        with pytest.raises(DataError, match="expected a batch of pairs, got 3 rows"):
+            loss(outputs, batch)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, -math.inf])
+def test_ipo_refuses_a_reference_that_is_not_finite(wrong: float) -> None:
+    outputs, batch = preferences(4, torch.tensor([0.0, wrong, 0.0, wrong]))
+    with pytest.raises(DataError, match=r"expected finite reference_logps, got others in rows \[1, 3\]"):
+        ipo(0.25)(outputs, batch)
+
+
+def test_ipo_gives_the_reference_no_gradient() -> None:
+    reference = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    outputs, batch = preferences(4, reference)
+    ipo(0.25)(outputs, batch).backward()
+    assert reference.grad is None
+    assert outputs["logits"].grad.any()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("reference", [None, torch.zeros(3), torch.zeros(6, 1)])
