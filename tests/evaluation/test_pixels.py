@@ -210,8 +210,12 @@ def test_an_evaluation_takes_the_whole_of_autoattack() -> None:
     def make(images: nn.Module, radius: float) -> Any:
         return torchattacks.AutoAttack(images, norm="Linf", eps=radius, n_classes=4)
 
-    found = measured(PixelAttack(name="AutoAttack", make=make, one_by_one=True), budgets={"image": Linf(0.04)})
-    assert found.worst().sum() < found.clean.sum()
+    model, batch, labels = case()
+    two = take_rows(batch | {"targets": labels}, torch.tensor([1, 2]))  # one that holds and one that does not
+    attack = PixelAttack(name="AutoAttack", make=make, one_by_one=True)
+    options: dict[str, Any] = {"pixels": {"image": NORM}, "boxes": {"image": (0, 1)}, "checks": False}
+    found = worst_case(target(model), [two], {"image": Linf(0.04)}, attacks=[attack], **options)
+    assert found.worst().tolist() == [[1.0, 0.0]]
 
 
 def writes(images: nn.Module) -> Any:
