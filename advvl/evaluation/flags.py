@@ -40,17 +40,20 @@ def made(found: Found, budgets: Sequence[Budget], attacks: Sequence[AnyAttack]) 
     """
     asks = found["by_gradients"].any(dim=1).tolist()
     tried = (~found["scores"].isnan()).any(dim=0).any(dim=1).tolist()
-    own = [a for a, attack in enumerate(attacks) if asks[a] and attack.surrogate is None]
-    others = [a for a in range(len(attacks)) if a not in own and tried[a]]
+    order = in_order(attacks)
+    own = [a for a in order if asks[a] and attacks[a].surrogate is None]
+    others = [a for a in order if a not in own and tried[a]]
+    early = [a for a in others if own and order.index(a) < order.index(own[0])]  # what they broke, no gradients tried
+    first = "" if asks[order[0]] else f"{attacks[order[0]].name}, the first attack, asked for no gradients"
     gradients = "" if any(asks) else "no attack asked for gradients"
     passes = "" if "varies" in found else "checks=False leaves it out"
     nested = "" if any(True for _ in _chains(budgets)) else "no budget lies inside another of its kind"
     searches, transfers = (
         "no attack by the model's own gradients was made"
         if not own
-        else ""
-        if any((attacks[a].surrogate is not None) == transfers for a in others)
         else f"no {kind} was made"
+        if not (of_kind := [a for a in others if (attacks[a].surrogate is not None) == transfers])
+        else next((f"{attacks[a].name} was made before the attacks by gradients" for a in of_kind if a in early), "")
         for kind, transfers in (("random search", False), ("transfer attack", True))
     )
     depends, unlimited = (_skipped(found, f"skipped.{check}.") for check in ("depends", "unlimited"))
@@ -59,7 +62,7 @@ def made(found: Found, budgets: Sequence[Budget], attacks: Sequence[AnyAttack]) 
         "gradients not finite": gradients,
         "vanishing gradients": gradients or passes or depends,
         "unmoved examples": gradients or passes or depends,
-        "loss not rising with radius": gradients or passes or nested or depends,
+        "loss not rising with radius": gradients or first or passes or nested or depends,
         "accuracy rising with radius": passes or nested,
         "random search beats gradients": searches,
         "transfer attack beats gradients": transfers,

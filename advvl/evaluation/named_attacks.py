@@ -70,8 +70,8 @@ class NamedAttack:
         at_least(1, self, "restarts")
         check_functions(objective=self.objective, loss=self.loss, start=self.start)
         fraction = self.step_fraction
-        numeric = fraction is not None and not isinstance(fraction, Decay)
-        if numeric and not (is_number(fraction) and 0 < float(fraction) < math.inf):
+        usual = fraction is None or isinstance(fraction, Decay) or (is_number(fraction) and 0 < fraction < math.inf)
+        if not usual:
             raise ConfigurationError(
                 f"expected step_fraction to be a finite number above 0, a Decay, or None, got {fraction!r}"
             )
@@ -101,7 +101,7 @@ class PixelAttack:
 
         PixelAttack(name="PGD of torchattacks", make=lambda model, radius: torchattacks.PGD(model, eps=radius))
 
-    What it returns counts, not what it visits.
+    What it returns counts, not what it visits. Of the model that it is given no parameter requires grad.
 
     Arguments:
         name: in measurements and on pages.
@@ -109,6 +109,7 @@ class PixelAttack:
             images and labels.
         modality: whose site takes the pixels; no budget may have another.
         field: of the batch, with the pixels as the model takes them.
+        gradients: it asks for gradients; False: it is a search without any, and made after the attacks that do.
         one_by_one: attack each example by itself, for attacks that run the model on some of the images alone.
         restarts: how often it is made on an example that holds, each time from another random state.
         surrogate: as of `NamedAttack`.
@@ -121,13 +122,14 @@ class PixelAttack:
     make: Callable[[nn.Module, float], Any]
     modality: str = "image"
     field: str = "pixel_values"
+    gradients: bool = True
     one_by_one: bool = False
     restarts: int = 1
     surrogate: Adapter | None = None
 
     def __post_init__(self) -> None:
         text(self, "name", "modality", "field")
-        instance(bool, self, "one_by_one")
+        instance(bool, self, "gradients", "one_by_one")
         instance((Adapter, type(None)), self, "surrogate")
         at_least(1, self, "restarts")
         if not callable(self.make):
@@ -168,16 +170,15 @@ DEFAULT: Final = (
 def in_order(attacks: Sequence[AnyAttack]) -> list[int]:
     """The numbers of attacks in the order in which they are made, whatever the order in which they are given.
 
-    Those by the model's own gradients come first, then those made on another model, then random searches: what one of the
-    latter breaks has then withstood the gradients, which a flag looks at.
+    Those by the model's own gradients come first, then those made on another model, then searches without gradients: what
+    one of the latter breaks has then withstood the gradients, which a flag looks at.
     """
-    return sorted(
-        range(len(attacks)),
-        key=lambda a: (
-            isinstance(getattr(attacks[a], "maximizer", None), RandomSearch),
-            attacks[a].surrogate is not None,
-        ),
-    )
+    return sorted(range(len(attacks)), key=lambda a: (_searches(attacks[a]), attacks[a].surrogate is not None))
+
+
+def _searches(attack: AnyAttack) -> bool:
+    """True for an attack that is known to ask for no gradients."""
+    return not attack.gradients if isinstance(attack, PixelAttack) else isinstance(attack.maximizer, RandomSearch)
 
 
 def _times(fraction: float | Decay, radius: float) -> float | Decay:

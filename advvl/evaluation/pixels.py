@@ -14,21 +14,20 @@ from advvl.adapters.base import Adapter
 from advvl.adapters.registry import adapted
 from advvl.attacks import AttackResult
 from advvl.checks import check_functions, check_seed
-from advvl.errors import ConfigurationError, DataError
+from advvl.errors import ConfigurationError
 from advvl.evaluation.named_attacks import PixelAttack
 from advvl.evaluation.objectives import as_scores, cross_entropy
+from advvl.evaluation.pixel_checks import check_answers, checked_labels, checked_pixels, verified
 from advvl.evaluation.replacements import places_of
 from advvl.evaluation.rows import take_rows
-from advvl.evaluation.scoring import Batch, Score, Targets
+from advvl.evaluation.scoring import Batch, Score, Targets, fresh
 from advvl.evaluation.searches import Searched
+from advvl.evaluation.verification import Untouched
 from advvl.perturbers.ascents import Ascent
 from advvl.perturbers.balls import L2, Ball, Linf
 from advvl.perturbers.pixels import Normalised
-from advvl.perturbers.places import Place
-from advvl.runtime.randomness import preserved
-from advvl.runtime.states import kept_buffers, kept_modes, kept_weights
-
-_TOLERANCE = 1e-5  # of the radius and the box, for attacks that add x and δ in fp32
+from advvl.runtime.randomness import derive_seed, preserved
+from advvl.runtime.states import frozen, kept_buffers, kept_modes, kept_weights
 
 
 def attack_pixels(
@@ -51,10 +50,12 @@ def attack_pixels(
 
     Arguments:
         make: from a module, images `(B, C, H, W)` in [0, 1] to logits `(B, A)`, to an attack of images and labels.
-        model: what `adapt(model)` gave, or a bare model; attacked in eval mode and left as it was.
+        model: what `adapt(model)` gave, or a bare model; attacked in eval mode and left as it was. Its parameters require
+            no grad during the attack.
         batch: its pixels in `field`, as the model takes them; everything else in it stays.
-        labels: the right classes `(B,)`.
+        labels: the right classes `(B,)`, whole numbers.
         ball: how far the pixels may go, in [0, 1]; the attack's own radius is its maker's.
+        modality: of the adapter, whose name the perturbation gets.
         pixels: how the batch was normalised; None: it is in [0, 1] as it is.
         rows: from a batch and row numbers to the batch of those rows.
         one_by_one: attack each example by itself, for attacks that run the model on some of the images alone.
@@ -65,18 +66,23 @@ def attack_pixels(
         or [0, 1] by rounding alone is brought inside.
 
     Raises:
-        ConfigurationError: an attack that leaves its ball or [0, 1], or runs the model on some of the images.
-        DataError: pixels outside [0, 1], or an attack's result that is no such images.
+        ConfigurationError: an attack that leaves its ball or [0, 1], runs the model on some of the images, or writes to its
+            weights.
+        DataError: pixels outside [0, 1], labels that are no class ids of the model, or a result that is no such images.
+        SiteError: a modality that the adapter lacks.
     """
     check_functions(make=make, rows=rows)
     check_seed(seed)
     if not isinstance(ball, L2 | Linf):
         raise ConfigurationError(f"expected a ball L2(…) or Linf(…) of pixels, got {type(ball).__name__}")
-    with adapted(model) as adapter, _attacking(adapter, seed):
+    with adapted(model) as adapter:
+        adapter.check_modalities((modality,))
         pictures = _Pictures.of(adapter, batch, labels, field, pixels, rows)
-        site = pictures.attacked(make, ball, one_by_one=one_by_one).site
-        logits = pictures.logits(site)
-    return AttackResult({modality: site}, None, logits.argmax(dim=-1) == labels)
+        site = pictures.attacked(make, ball, one_by_one=one_by_one, seed=seed).site
+        with _judging(adapter, seed):
+            logits = adapter.logits(pictures.outputs(site))
+        check_answers(logits, pictures.largest)
+    return AttackResult({modality: site}, None, logits.argmax(dim=-1) == pictures.labels)
 
 
 def search_pixels(
@@ -111,16 +117,19 @@ def search_pixels(
             f"expected the site of {attack.modality!r} to take the pixels in {attack.field!r}, got {tuple(site.shape)} "
             "there; give Site(…, at='input') of a layer of advvl.sites"
         )
-    with _attacking(adapter, seed):
-        pictures = _Pictures.of(adapter, batch, labels, attack.field, ascent.pixels, rows)
-        radius = float(getattr(ascent.ball, "radius", torch.inf))
-        found = pictures.attacked(
-            lambda images: attack.make(images, radius), ascent.ball, name=attack.name, one_by_one=attack.one_by_one
-        )
-        with torch.no_grad():
-            outputs = pictures.outputs(found.site)
-            logits = adapter.logits(outputs)
-            seen, losses = score(outputs, batch), cross_entropy(logits, as_scores(given, logits)).double()
+    pictures = _Pictures.of(adapter, batch, labels, attack.field, ascent.pixels, rows)
+    radius = float(getattr(ascent.ball, "radius", torch.inf))
+    found = pictures.attacked(
+        lambda images: attack.make(images, radius),
+        ascent.ball,
+        name=attack.name,
+        one_by_one=attack.one_by_one,
+        seed=seed,
+    )
+    with _judging(adapter, seed):
+        outputs = pictures.outputs(found.site)
+        logits = adapter.logits(outputs)
+        seen, losses = score(outputs, batch), cross_entropy(logits, as_scores(given, logits)).double()
     deltas, asked = {attack.modality: found.site}, found.by_gradients
     still = {attack.modality: ~found.moved} if asked else {}
     nonfinite = {attack.modality: found.nonfinite} if asked else {}
@@ -128,14 +137,26 @@ def search_pixels(
 
 
 @contextmanager
-def _attacking(adapter: Adapter, seed: int) -> Iterator[None]:
-    """The model in eval mode without perturbations, and torch's random state from a seed; all is left as found."""
+def _attacking(adapter: Adapter, seed: int, name: str | None) -> Iterator[None]:
+    """Around an attack of others: the model in eval mode, frozen and without perturbations; all is left as found.
+
+    Torch's random state comes from the seed. An attack that writes to the weights is refused, by its name if it has one.
+    """
+    untouched = Untouched(adapter.model)
     with ExitStack() as stack:
-        for kept in (preserved, kept_modes, kept_weights, kept_buffers):
+        for kept in (preserved, kept_modes, kept_weights, kept_buffers, frozen):
             stack.enter_context(kept(adapter.model))
         stack.enter_context(adapter.clean())
         adapter.model.eval()
         torch.manual_seed(seed)
+        yield
+    untouched.check(name)
+
+
+@contextmanager
+def _judging(adapter: Adapter, seed: int) -> Iterator[None]:
+    """Around a forward that no attack had a hand in, without perturbations."""
+    with fresh(adapter.model, derive_seed(seed, "judged")), kept_weights(adapter.model), adapter.clean():
         yield
 
 
@@ -151,7 +172,7 @@ class _Attacked:
 
 @dataclass(frozen=True, eq=False)
 class _Pictures:
-    """The pixels of a batch, as the model takes them in `x` and in [0, 1] in `clean`."""
+    """The pixels of a batch, as the model takes them in `x` and in [0, 1] in `clean`, and the largest of its labels."""
 
     adapter: Adapter
     batch: Batch
@@ -161,6 +182,7 @@ class _Pictures:
     rows: Callable[[Batch, Tensor], Batch]
     x: Tensor
     clean: Tensor
+    largest: int
 
     @classmethod
     def of(
@@ -172,32 +194,29 @@ class _Pictures:
         pixels: Normalised | None,
         rows: Callable[[Batch, Tensor], Batch],
     ) -> _Pictures:
-        x = batch.get(field)
-        if not isinstance(x, Tensor) or len(labels) != len(x):
-            raise DataError(
-                f"expected pixels in {field!r} with a label for each row, got {type(x).__name__}; see field=…"
-            )
-        clean = x if pixels is None else pixels.pixels(x)
-        if not (clean.min() >= -_TOLERANCE and clean.max() <= 1 + _TOLERANCE):
-            raise DataError(
-                f"expected pixels in [0, 1], got {clean.min():g} to {clean.max():g}; give pixels=Normalised(…)"
-            )
-        return cls(adapter, batch, labels, field, pixels, rows, x, clean)
+        x, clean = checked_pixels(batch, field, pixels)
+        labels = checked_labels(labels, x)
+        largest = int(labels.max()) if len(labels) else -1
+        return cls(adapter, batch, labels, field, pixels, rows, x, clean, largest)
 
     def attacked(
-        self, make: Callable[[nn.Module], Any], ball: Ball, *, name: str | None = None, one_by_one: bool
+        self, make: Callable[[nn.Module], Any], ball: Ball, *, name: str | None = None, one_by_one: bool, seed: int
     ) -> _Attacked:
         """Make the attack, and verify what it returns; its name is for messages."""
-        count = range(len(self.x))
-        parts = [torch.tensor([row], device=self.x.device) for row in count] if one_by_one else [None]
+        count = len(self.x)
+        none = torch.zeros(count, dtype=torch.bool, device=self.x.device)
+        if not count:  # attacks of others need not take an empty batch
+            return _Attacked(torch.zeros_like(self.clean), False, none, none)
+        parts = torch.arange(count, device=self.x.device).chunk(count if one_by_one else 1)
         found, watched = [], []
-        for part in parts:
-            batch = self.batch if part is None else self.rows(self.batch, part)
-            chosen = slice(None) if part is None else part
-            images = _Images(self.adapter, batch, self.field, self.clean[chosen], self.pixels, self.rows)
-            found.append(make(images.eval())(self.clean[chosen].clamp(0, 1), self.labels[chosen]))
-            watched.append(images)
-        delta = _verified(found, self.clean, ball, "" if name is None else f" {name!r}")
+        with _attacking(self.adapter, seed, name):
+            for part in parts:
+                batch = self.rows(self.batch, part) if one_by_one else self.batch
+                images = _Images(self, batch, self.clean[part])
+                with torch.enable_grad():
+                    found.append(make(images.eval())(self.clean[part].clamp(0, 1), self.labels[part]))
+                watched.append(images)
+        delta = verified(found, self.clean, ball, "" if name is None else f" {name!r}")
         return _Attacked(
             delta if self.pixels is None else self.pixels.per_pixel(delta),
             any(images.by_gradients for images in watched),
@@ -209,33 +228,6 @@ class _Pictures:
         """The model's outputs under a perturbation of the tensor in the batch."""
         return self.adapter.forward({**self.batch, self.field: (self.x + site).to(self.x.dtype)})
 
-    def logits(self, site: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self.adapter.logits(self.outputs(site))
-
-
-def _verified(found: list[Any], clean: Tensor, ball: Ball, attack: str) -> Tensor:
-    """The perturbation in pixels, measured from the attacked images."""
-    if not all(isinstance(one, Tensor) for one in found) or torch.cat(found).shape != clean.shape:
-        raise DataError(f"expected attacked images {tuple(clean.shape)}, got something else; see the attack{attack}")
-    attacked = torch.cat(found).detach().to(clean)
-    if not attacked.isfinite().all():
-        raise DataError(f"expected finite attacked images, got some that are not; see the attack{attack}")
-    place, radius = Place(clean), float(getattr(ball, "radius", torch.inf))
-    norms = ball.norms(attacked - clean, place)
-    # Of an L2 ball, rounding of x + δ grows with the number of pixels, not with the radius.
-    rounding = _TOLERANCE * radius + torch.finfo(clean.dtype).eps * clean[0].numel() ** 0.5
-    if not (norms <= radius + rounding).all():
-        raise ConfigurationError(
-            f"expected the attack{attack} within {ball}, got a norm of {norms.max():g}; give it that radius, or a budget "
-            "in its own norm"
-        )
-    if attacked.min() < -_TOLERANCE or attacked.max() > 1 + _TOLERANCE:
-        raise ConfigurationError(
-            f"expected attacked pixels in [0, 1], got {attacked.min():g} to {attacked.max():g}; see the attack{attack}"
-        )
-    return ball.project(attacked - clean, Place(clean.clamp(0, 1)), box=(0.0, 1.0))
-
 
 class _Images(nn.Module):
     """A model of images `(n, C, H, W)` in [0, 1] that gives logits, the rest of its batch as it is.
@@ -243,36 +235,30 @@ class _Images(nn.Module):
     It notes whether gradients by the images are asked for, and the rows that have one that is not zero, or not finite.
     """
 
-    def __init__(
-        self,
-        adapter: Adapter,
-        batch: Mapping[str, Any],
-        field: str,
-        clean: Tensor,
-        pixels: Normalised | None,
-        rows: Callable[[Mapping[str, Any], Tensor], Mapping[str, Any]],
-    ) -> None:
+    def __init__(self, pictures: _Pictures, batch: Batch, clean: Tensor) -> None:
         super().__init__()
-        self.model = adapter.model
-        self._adapter, self._batch, self._field = adapter, batch, field
-        self._clean, self._pixels, self._rows = clean, pixels, rows
+        self.model = pictures.adapter.model
+        self._pictures, self._batch, self._clean = pictures, batch, clean
         self.by_gradients = False
         self.moved, self.nonfinite = (torch.zeros(len(clean), dtype=torch.bool, device=clean.device) for _ in range(2))
 
     def forward(self, images: Tensor) -> Tensor:
-        batch, x, clean = self._batch, self._batch[self._field], self._clean
+        of, batch, clean = self._pictures, self._batch, self._clean
+        x = batch[of.field]
         if len(images) != len(x):
             if len(x) != 1:
                 raise ConfigurationError(
                     f"expected an attack that runs all {len(x)} images at a time, got {len(images)}; pass one_by_one=True"
                 )
             same = torch.zeros(len(images), dtype=torch.long, device=x.device)
-            batch, x, clean = self._rows(batch, same), x[same], clean[same]
+            batch, x, clean = of.rows(batch, same), x[same], clean[same]
         moved = images - clean
         if moved.requires_grad:
             moved.register_hook(self._note)  # type: ignore[no-untyped-call]  # of torch
-        moved = moved if self._pixels is None else self._pixels.per_pixel(moved)
-        return self._adapter.logits(self._adapter.forward({**batch, self._field: (x + moved).to(x.dtype)}))
+        moved = moved if of.pixels is None else of.pixels.per_pixel(moved)
+        logits = of.adapter.logits(of.adapter.forward({**batch, of.field: (x + moved).to(x.dtype)}))
+        check_answers(logits, of.largest)
+        return logits
 
     def _note(self, gradient: Tensor) -> None:
         rows = gradient.flatten(1)

@@ -183,4 +183,6 @@ def _test(one: SeedRuns) -> dict[str, str]:
         f"examples of {kind}": sorted({curve.examples for curve in methods.values()})
         for kind, methods in one.curves.items()
     }
-    return dict(flat({**one.configuration, **tests, **counts, "chance": one.chance, "test data": one.data or "not known"}))
+    return dict(
+        flat({**one.configuration, **tests, **counts, "chance": one.chance, "test data": one.data or "not known"})
+    )

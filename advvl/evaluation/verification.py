@@ -19,6 +19,7 @@ from advvl.passes.forward import Passes
 from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
 from advvl.perturbers.places import Place
 from advvl.runtime.randomness import derive_seed
+from advvl.runtime.states import renormalised
 
 
 @dataclass(frozen=True)
@@ -136,29 +137,33 @@ _FAR: Final = 1e30  # a length of anything in a unit of 0
 class Untouched:
     """A model as it was found, to see afterwards whether an attack changed it.
 
-    Gradients and parameters count by their identity, their number of writes and their content, buffers by their content.
+    Gradients and parameters count by their identity, their number of writes and their content, buffers by their content,
+    and so do the weights that a forward itself writes to.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._before = _state(model)
 
-    def check(self, name: str) -> None:
-        """Raise ConfigurationError if the model is not as it was, naming the attack and what it changed."""
+    def check(self, name: str | None) -> None:
+        """Raise ConfigurationError if the model is not as it was, with what was changed, and the attack's name if any."""
         now = _state(self._model)
         changed = [what for what in {**self._before, **now} if not _same(self._before.get(what), now.get(what))]
         if changed:
+            attack = "the attack" if name is None else f"the attack {name!r}"
             raise ConfigurationError(
-                f"expected the attack {name!r} to leave the model as found, got a changed {changed[0]}; "
+                f"expected {attack} to leave the model as found, got a changed {changed[0]}; "
                 "have it differentiate by the perturbation alone"
             )
 
 
 def _state(model: nn.Module) -> dict[str, Sequence[object]]:
     found: dict[str, Sequence[object]] = {}
+    written = {id(module.weight) for module in renormalised(model)}
     for name, parameter in model.named_parameters():
         gradient = parameter.grad
-        found[f"parameter {name!r}"] = (parameter.requires_grad, *_writes(parameter), *_content(parameter))
+        writes = () if id(parameter) in written else _writes(parameter)
+        found[f"parameter {name!r}"] = (parameter.requires_grad, *writes, *_content(parameter))
         found[f".grad of {name!r}"] = () if gradient is None else (*_writes(gradient), *_content(gradient))
     for name, buffer in model.named_buffers():
         found[f"buffer {name!r}"] = _content(buffer)

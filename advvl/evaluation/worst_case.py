@@ -75,7 +75,7 @@ def worst_case(
         budgets: a ball for each modality that may be perturbed, or a list of such mappings, small before large; one of
             several modalities gives each its whole ball at the same time.
         attacks: `NamedAttack` and `PixelAttack` in any order; those by the model's own gradients are made first, then those
-            on another model, then random searches.
+            on another model, then searches without gradients.
         targets: from a batch to its soft scores `(B, A)` in [0, 1], or class ids `(B,)`, whole numbers; default: its field
             `targets`.
         score: from outputs and batch to `(B,)` in [0, 1], what attacks try to take away; default: the targets' score of

@@ -166,6 +166,20 @@ def kept_requires_grad(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
 
 
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Have no parameter require grad or hold one; at the end each does as before, with the very gradient that it had."""
+    before = [(parameter, parameter.grad) for parameter in model.parameters()]
+    with kept_requires_grad(model):
+        try:
+            for parameter, _ in before:
+                parameter.requires_grad_(False).grad = None
+            yield
+        finally:
+            for parameter, gradient in before:
+                parameter.grad = gradient
+
+
 def remembered_buffers(model: nn.Module) -> Callable[[], None]:
     """Return a function that puts every buffer back: the same tensor with the same values, even if it was replaced.
 

@@ -14,6 +14,7 @@ from advvl.errors import ConfigurationError
 from advvl.evaluation.verification import Untouched, length, verify
 from advvl.perturbers.pixels import Normalised
 from advvl.perturbers.places import Place
+from advvl.runtime.states import kept_weights
 
 DELTA = torch.tensor([[[3.0, 4.0], [0.0, 1.0]], [[0.0, 0.0], [2.0, 0.0]]], dtype=torch.float64)
 X = torch.full_like(DELTA, 2.0)
@@ -102,6 +103,17 @@ def test_any_change_of_a_model_is_seen() -> None:
             ConfigurationError, match=f"the attack 'a' to leave the model as found, got a changed {what}"
         ):
             before.check("a")
+
+
+def test_weights_that_a_forward_writes_to_may_be_written_and_put_back() -> None:
+    model = torch.nn.Embedding(3, 4, max_norm=0.1)
+    before = Untouched(model)
+    with kept_weights(model):
+        model(torch.tensor([0, 1]))
+    before.check("a")
+    model(torch.tensor([0, 1]))
+    with pytest.raises(ConfigurationError, match="a changed parameter 'weight'"):
+        before.check("a")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.uint8])
