@@ -42,6 +42,8 @@ def checked_pixels(batch: object, field: str, pixels: object) -> tuple[Tensor, T
             f"expected pixels in {field!r} as floating-point numbers (B, C, H, W), got {_kind(x)}; "
             "see field=…, and divide whole numbers by 255"
         )
+    if not x.isfinite().all():
+        raise DataError(f"expected finite pixels in {field!r}, got some that are not; correct the images")
     clean = x if pixels is None else pixels.pixels(x)
     if x.numel() and not (clean.min() >= -_TOLERANCE and clean.max() <= 1 + _TOLERANCE):
         raise DataError(f"expected pixels in [0, 1], got {clean.min():g} to {clean.max():g}; give pixels=Normalised(…)")

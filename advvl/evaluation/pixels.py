@@ -26,8 +26,9 @@ from advvl.evaluation.verification import Untouched
 from advvl.perturbers.ascents import Ascent
 from advvl.perturbers.balls import L2, Ball, Linf
 from advvl.perturbers.pixels import Normalised
+from advvl.runtime.names import unwrapped
 from advvl.runtime.randomness import derive_seed, preserved
-from advvl.runtime.states import frozen, kept_buffers, kept_modes, kept_weights
+from advvl.runtime.states import frozen, kept_buffers, kept_modes, kept_weights, only_user
 
 
 def attack_pixels(
@@ -144,6 +145,7 @@ def _attacking(adapter: Adapter, seed: int, name: str | None) -> Iterator[None]:
     """
     untouched = Untouched(adapter.model)
     with ExitStack() as stack:
+        stack.enter_context(only_user(unwrapped(adapter.model), shares=False))
         for kept in (preserved, kept_modes, kept_weights, kept_buffers, frozen):
             stack.enter_context(kept(adapter.model))
         stack.enter_context(adapter.clean())

@@ -55,6 +55,14 @@ def test_whole_numbers_as_pixels_are_refused() -> None:
         attack_pixels(pgd, target(model), whole, labels, Linf(0.1))
 
 
+def test_pixels_that_are_not_finite_are_refused() -> None:
+    model, batch, labels = case()
+    broken = batch["pixel_values"].clone()
+    broken[0, 0, 0, 0] = torch.nan
+    with pytest.raises(DataError, match="finite pixels in 'pixel_values'"):
+        attack_pixels(pgd, target(model), batch | {"pixel_values": broken}, labels, Linf(0.1), pixels=NORM)
+
+
 @pytest.mark.parametrize("one_by_one", [False, True])
 def test_an_empty_batch_has_an_empty_result(one_by_one: bool) -> None:
     model, batch, labels = case()
