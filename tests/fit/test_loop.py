@@ -995,7 +995,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "fewer than no updates": ({"updates": -5}, "expected updates to be a whole number of 1 or more, got -5"),
     "no seed": ({"seed": None}, "expected seed to be a whole number below .*, got None"),
     "a seed in letters": ({"seed": "x"}, "expected seed to be a whole number below .*, got 'x'"),
-    "a checkpoint as text": ({"checkpoint": "run.pt"}, "expected checkpoint to be of type Path or Checkpoints or None"),
+    "a checkpoint as text": (
+        {"checkpoint": "run.pt"},
+        "expected checkpoint to be of type Path or Checkpoints or OneFile or None",
+    ),
     "a recipe that was not called": (
         {"method": advvl.villa},
         "expected method to be of type AdversarialTraining or None",
