@@ -19,9 +19,11 @@ from advvl import (
     AdversarialTraining,
     Ascent,
     Attack,
+    DiscretePerturber,
     EmbeddingPerturber,
     FreeLB,
     Linf,
+    Paired,
     Site,
     Uniform,
     UniversalPerturber,
@@ -89,15 +91,20 @@ def test_a_row_that_moved_once_is_not_called_unmoved() -> None:
     assert not result.unmoved["image"].any()
 
 
+@pytest.mark.parametrize("wrapped", ["alone", "paired", "discrete"])
 @pytest.mark.parametrize("per", ["sample", "token"])
-def test_a_row_whose_relative_ball_has_no_extent_is_called_unmoved(per: Any) -> None:
+def test_a_row_whose_relative_ball_has_no_extent_is_called_unmoved(per: Any, wrapped: str) -> None:
     """As of a soft prompt at a padding token, whose embedding is zero."""
     batch = toy_batch()
     batch["regions"] = batch["regions"].clone()
     batch["regions"][1] = 0
-    ball = L2(1.0, relative=True, per=per)
-    result = Attack(EmbeddingPerturber(image=Ascent(ball, step_size=0.5)), PGD(3))(toy(), batch)
-    assert result.unmoved["image"].nonzero().flatten().tolist() == [1]
+    ascents = {"image": Ascent(L2(1.0, relative=True, per=per), step_size=0.5)}
+    inner = EmbeddingPerturber(**ascents)
+    found = {"alone": inner, "paired": Paired(inner), "discrete": DiscretePerturber(torch.clone, **ascents)}[wrapped]
+    if wrapped == "paired":
+        batch = {name: torch.cat([value, value]) for name, value in batch.items()}
+    result = Attack(found, PGD(3))(toy(), batch)
+    assert result.unmoved["image"][:3].tolist() == [False, True, False]  # of pairs, the rows that have the gradient
     assert not result.deltas["image"][1].any()
 
 

@@ -13,7 +13,7 @@ from typing import Final, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertForMaskedLM
 
 from advvl.data.colors.corpus import ColorsCorpus
 from advvl.data.digits.corpus import DigitsCorpus
@@ -178,19 +178,7 @@ def teacher_of(options: AblationOptions, corpus: DigitsCorpus | ColorsCorpus, tr
 
 def _bert(options: AblationOptions, corpus: DigitsCorpus | ColorsCorpus) -> BertTeacher:
     """A BERT of the UNITER's size, for the words of the corpus."""
-    size = options.model
-    config = BertConfig(
-        vocab_size=corpus.vocab_size,
-        max_position_embeddings=corpus.max_text_length,
-        hidden_size=size.hidden_size,
-        num_hidden_layers=size.num_hidden_layers,
-        num_attention_heads=size.num_attention_heads,
-        intermediate_size=size.intermediate_size,
-        hidden_dropout_prob=size.dropout,
-        attention_probs_dropout_prob=size.dropout,
-        initializer_range=size.initializer_range,
-    )
-    return BertTeacher(BertForMaskedLM(config), vocab_size=corpus.vocab_size)
+    return BertTeacher(BertForMaskedLM(uniter.config_of(options.model, corpus)), vocab_size=corpus.vocab_size)
 
 
 def prepare(options: ViltaOptions, directory: OutputDirectory) -> None:

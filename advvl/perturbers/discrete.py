@@ -68,6 +68,9 @@ class DiscretePerturber(Perturber):
     def box(self, modality: str, x: Tensor) -> tuple[float | Tensor, float | Tensor] | None:
         return self._given.box(modality, x)
 
+    def unit(self, modality: str, place: Place) -> Tensor | float:
+        return self._given.unit(modality, self._around(modality, place))
+
     @property
     def additive(self) -> bool:
         return False

@@ -34,6 +34,9 @@ class Paired(Perturber):
     def box(self, modality: str, x: Tensor) -> tuple[float | Tensor, float | Tensor] | None:
         return self.inner.box(modality, x)
 
+    def unit(self, modality: str, place: Place) -> Tensor | float:
+        return self.inner.unit(modality, place)
+
     @property
     def additive(self) -> bool:
         return self.inner.additive
