@@ -268,6 +268,21 @@ def test_pixels_are_measured_as_pixels() -> None:
     torch.testing.assert_close(lengths, torch.full_like(lengths, 0.1))
 
 
+@pytest.mark.parametrize("ball", [Linf(8 / 255), L2(0.5)])
+def test_pixels_that_their_dtype_rounds_out_of_the_box_are_attacked_all_the_same(ball: Ball) -> None:
+    torch.manual_seed(0)
+    target = Adapter(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)).bfloat16().eval(), {"image": Site("0", at="input")})
+    pixels = Normalised((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))  # CLIP's
+    raw = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1).expand(2, 3, 4, 4)
+    x = pixels.per_pixel(raw - torch.tensor(pixels.mean).reshape(3, 1, 1)).bfloat16()
+    batch = {"0": x, "targets": torch.tensor([0, 1])}
+    assert not ((pixels.pixels(x) >= 0) & (pixels.pixels(x) <= 1)).all()
+    target = Adapter(target.model, target.sites, call=lambda model, batch: model(batch["0"]))
+    given: dict[str, Any] = {"boxes": {"image": (0.0, 1.0)}, "pixels": {"image": pixels}, "attacks": [MARGIN]}
+    measured = worst_case(target, [batch], {"image": ball}, checks=False, **given)
+    assert (measured.norms["image"].nan_to_num(0) <= ball.radius * (1 + 1e-5)).all()
+
+
 def test_a_transfer_attack_is_made_on_another_model_and_verified_on_this_one() -> None:
     target, other = linear(), linear()
     batch = examples(target)
