@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -50,6 +51,8 @@ class RandomSearch(InnerMaximizer):
     queries: int
     _: KW_ONLY
     share: float = 0.8
+
+    gradients: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_count("queries", self.queries)
