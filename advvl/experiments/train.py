@@ -27,6 +27,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from advvl.data.uniter.datasets.examples import Shard
 from advvl.errors import CheckpointError, ConfigurationError, OutputDirectoryError, missing_extra
+from advvl.experiments.database_options import PERTURBED
 from advvl.experiments.flags import parse
 from advvl.experiments.outputs import Claiming, claimed
 from advvl.experiments.predictions import write_predictions
@@ -35,7 +36,6 @@ from advvl.experiments.published_json import read_configuration
 from advvl.experiments.scoring import Scored, evaluate
 from advvl.experiments.train_options import TrainOptions
 from advvl.experiments.train_setup import (
-    ADVERSARIAL,
     check_fit,
     method_of,
     model_of,
@@ -133,7 +133,7 @@ def train(options: TrainOptions, *, progress: bool = True) -> Path:
             updates=options.optimizer.updates,
             sampler=training.sampler,
             method=method_of(options),
-            adversarial_tasks=ADVERSARIAL if options.pretraining else None,
+            adversarial_tasks=PERTURBED if options.pretraining else None,
             adversarial_from=options.adversary.start if options.adversarial else 0,
             optimizer=partial(optimizer_of, options),
             accelerator=accelerator,

@@ -28,7 +28,7 @@ from advvl.data.sampling import Filling
 from advvl.errors import ConfigurationError
 from advvl.experiments.database_options import MIXED, DatabaseOptions, MixtureOptions, ModelOptions, are_names
 from advvl.experiments.options import Dropout, own
-from advvl.experiments.uniter_options import Order
+from advvl.maximizers.base import Order
 from advvl.ops import Norm
 
 Task = Literal[

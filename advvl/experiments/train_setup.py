@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import torch
 from torch import nn
@@ -45,9 +44,6 @@ from advvl.tasks.uniter.vcr import VCR_WORDS, UniterForVCR, UniterForVCRPretrain
 from advvl.tasks.uniter.ve import VE_LABELS, UniterForVE
 from advvl.tasks.uniter.vqa import UniterForVQA
 from advvl.training import AdversarialTraining
-
-ADVERSARIAL: Final = ("mlm", "itm")
-"""The tasks of pre-training that are perturbed; regions are learnt the plain way (Gan et al., NeurIPS 2020, §3.2)."""
 
 
 def sizes_of(options: ModelOptions) -> UniterConfig:

@@ -20,13 +20,12 @@ from advvl.evaluation.robustness import WorstCase, robustness_curve
 from advvl.experiments import color_report
 from advvl.experiments.cli import exit_status
 from advvl.experiments.color_report import draw_swatches
-from advvl.experiments.colors import COLORS
-from advvl.experiments.colors_options import ColorsOptions
+from advvl.experiments.colors import COLORS, ColorsOptions
 from advvl.experiments.experiment import Task
 from advvl.experiments.outputs import OutputDirectory
 from advvl.experiments.runner import run
-from advvl.experiments.uniter import config_of
-from advvl.experiments.uniter_options import UniterSize
+from advvl.experiments.villa_options import UniterSize
+from advvl.experiments.villa_stages import config_of
 from advvl.fit.options import OptimizerOptions
 from advvl.models.uniter.checkpoint import save_checkpoint
 from advvl.tasks.uniter.referring import UniterForReferringExpressions

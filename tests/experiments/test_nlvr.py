@@ -14,11 +14,10 @@ from advvl.errors import ConfigurationError
 from advvl.evaluation.protocol import EvaluationOptions
 from advvl.experiments.cli import exit_status, main
 from advvl.experiments.experiment import Task
-from advvl.experiments.nlvr import NLVR
-from advvl.experiments.nlvr_options import NlvrOptions
+from advvl.experiments.nlvr import NLVR, NlvrOptions
 from advvl.experiments.outputs import OutputDirectory
 from advvl.experiments.runner import run
-from advvl.experiments.uniter_options import UniterSize
+from advvl.experiments.villa_options import UniterSize
 from advvl.fit.options import OptimizerOptions
 
 SIZE = UniterSize(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)

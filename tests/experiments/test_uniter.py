@@ -23,9 +23,8 @@ from advvl.experiments.outputs import OutputDirectory
 from advvl.experiments.progress import Progress
 from advvl.experiments.records import sha256
 from advvl.experiments.runner import run, tasks_of
-from advvl.experiments.uniter import UNITER
-from advvl.experiments.uniter_options import UniterOptions
-from advvl.experiments.uniter_rows import rows_of
+from advvl.experiments.uniter import UNITER, UniterOptions
+from advvl.experiments.villa_rows import rows_of
 from advvl.files import only_writer, write_json
 from advvl.models.uniter.checkpoint import save_checkpoint
 from advvl.models.uniter.model import UniterConfig, UniterModel
