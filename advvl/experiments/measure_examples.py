@@ -19,8 +19,7 @@ from advvl.adapters.base import Adapter
 from advvl.data.uniter.datasets.examples import Shard
 from advvl.data.uniter.word_pieces import word_pieces
 from advvl.errors import ConfigurationError, DataError
-from advvl.evaluation.curves import Damage
-from advvl.evaluation.examples import Example
+from advvl.evaluation.examples import Damage, Example
 from advvl.evaluation.hits import hit
 from advvl.evaluation.scoring import fingerprints
 from advvl.experiments.attacked_tasks import AttackedTask, attacked_task
