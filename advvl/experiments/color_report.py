@@ -17,16 +17,13 @@ from advvl.data.colors.rounds import Condition, Round
 from advvl.errors import missing_extra
 from advvl.evaluation.statistics import accuracy_interval
 from advvl.experiments.experiment import Row, Task
-from advvl.experiments.outputs import OutputDirectory
 from advvl.files import read_json, replacing, write_text
 from advvl.maximizers.pgd import PGD
 from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
 from advvl.perturbers.balls import L2
 
 
-def condition_table(
-    rows: Sequence[Row], seeds: Sequence[int], directory: OutputDirectory, rounds: Sequence[Round]
-) -> str:
+def condition_table(rows: Sequence[Row], seeds: Sequence[int], directory: Path, rounds: Sequence[Round]) -> str:
     """Write `conditions.md`, the clean accuracy by condition, and return it; people's is that of the listeners.
 
     Arguments:

@@ -19,7 +19,6 @@ from advvl.evaluation.protocol import EvaluationOptions
 from advvl.experiments.color_report import INVENTED, condition_table, draw_swatches
 from advvl.experiments.experiment import Experiment, Row, Setup, Task
 from advvl.experiments.options import own
-from advvl.experiments.outputs import OutputDirectory
 from advvl.experiments.villa_options import VillaAdversary, VillaOptions
 from advvl.experiments.villa_rows import rows_of
 from advvl.experiments.villa_stages import config_of, stage_of
@@ -80,7 +79,7 @@ BOXES: Final = {"image": (0.0, 1.0)}
 """Bounds of a perturbed colour."""
 
 
-def prepare(options: ColorsOptions, directory: OutputDirectory) -> None:
+def prepare(options: ColorsOptions, directory: Path) -> None:
     """Find out whether the corpus is there before worker processes are started, and say what was skipped of it.
 
     Raises:
@@ -93,7 +92,7 @@ def prepare(options: ColorsOptions, directory: OutputDirectory) -> None:
     )
 
 
-def open_corpus(options: ColorsOptions, directory: OutputDirectory) -> ColorsCorpus:
+def open_corpus(options: ColorsOptions, directory: Path) -> ColorsCorpus:
     """Read the corpus; each process reads it for itself."""
     del directory
     return colors_corpus(options.data_dir)
@@ -104,7 +103,7 @@ def set_up(options: ColorsOptions, corpus: ColorsCorpus, task: Task, start: Path
     return stage_of(options, corpus, task, start, UniterForReferringExpressions, tokens=options.tokens, boxes=BOXES)
 
 
-def conclude(options: ColorsOptions, rows: Sequence[Row], directory: OutputDirectory) -> str:
+def conclude(options: ColorsOptions, rows: Sequence[Row], directory: Path) -> str:
     """Write accuracy by condition beside people's, and draw invented rounds that the attack changes; return the table."""
     corpus = open_corpus(options, directory)
     table = condition_table(rows, options.seeds, directory, corpus.rounds[options.evaluation.split])
@@ -121,9 +120,7 @@ def conclude(options: ColorsOptions, rows: Sequence[Row], directory: OutputDirec
     return table
 
 
-def _trained(
-    options: ColorsOptions, corpus: ColorsCorpus, row: Row, directory: OutputDirectory
-) -> UniterForReferringExpressions:
+def _trained(options: ColorsOptions, corpus: ColorsCorpus, row: Row, directory: Path) -> UniterForReferringExpressions:
     """The first seed's model of a row."""
     model = UniterForReferringExpressions(config_of(options.model, corpus))
     load_checkpoint(model, directory / Task(options.seeds[0], row).weights)

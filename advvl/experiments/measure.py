@@ -34,8 +34,9 @@ from advvl.experiments.config import identity
 from advvl.experiments.measure_examples import AttackedExamples
 from advvl.experiments.measure_options import EvaluateOptions
 from advvl.experiments.options import own
+from advvl.experiments.outputs import claimed_by_main
 from advvl.experiments.records import sha256
-from advvl.experiments.train import accelerator_of, claimed_by_main, judged, parsed
+from advvl.experiments.train import accelerator_of, judged, parsed
 from advvl.experiments.train_setup import check_fit, model_of
 from advvl.files import write_json, write_safetensors
 from advvl.models.uniter.checkpoint import load_checkpoint

@@ -18,7 +18,6 @@ from advvl.errors import ConfigurationError
 from advvl.evaluation.protocol import EvaluationOptions
 from advvl.experiments.experiment import Experiment, Setup, Task
 from advvl.experiments.options import own
-from advvl.experiments.outputs import OutputDirectory
 from advvl.experiments.villa_options import Method, UniterSize, VillaAdversary, VillaOptions
 from advvl.experiments.villa_rows import rows_of
 from advvl.experiments.villa_stages import stage_of
@@ -85,7 +84,7 @@ CORPUS_SEED: Final = 0
 """Of the permutations of statements: every seed of the experiment has the same corpus."""
 
 
-def prepare(options: NlvrOptions, directory: OutputDirectory) -> None:
+def prepare(options: NlvrOptions, directory: Path) -> None:
     """Find out whether the corpus is there before worker processes are started, and say how large it is.
 
     Raises:
@@ -100,7 +99,7 @@ def prepare(options: NlvrOptions, directory: OutputDirectory) -> None:
         )
 
 
-def open_corpus(options: NlvrOptions, directory: OutputDirectory) -> NlvrCorpus:
+def open_corpus(options: NlvrOptions, directory: Path) -> NlvrCorpus:
     """Read the corpus; each process reads it for itself."""
     del directory
     return nlvr_corpus(options.data_dir, copies=options.copies, fold=options.fold, seed=CORPUS_SEED)

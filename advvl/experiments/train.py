@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -26,10 +25,10 @@ from torch import nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from advvl.data.uniter.datasets.examples import Shard
-from advvl.errors import CheckpointError, ConfigurationError, OutputDirectoryError, missing_extra
+from advvl.errors import CheckpointError, ConfigurationError, missing_extra
 from advvl.experiments.database_options import PERTURBED
 from advvl.experiments.flags import parse
-from advvl.experiments.outputs import Claiming, claimed
+from advvl.experiments.outputs import claimed_by_main
 from advvl.experiments.predictions import write_predictions
 from advvl.experiments.progress import duration
 from advvl.experiments.published_json import read_configuration
@@ -50,7 +49,6 @@ from advvl.fit.loop import fit
 from advvl.fit.options import LoopOptions
 from advvl.models.uniter.checkpoint import PRETRAINING_HEADS, load_checkpoint, load_pretrained, save_checkpoint
 from advvl.models.uniter.task import UniterTask
-from advvl.runtime.processes import check_agreement
 from advvl.runtime.states import kept_modes
 from advvl.tasks.uniter.pretraining import UniterForPretraining
 
@@ -226,29 +224,6 @@ class _Log:
             named = ", ".join(f"{name} {value:.4f}" for name, value in found.scores.items())
             tqdm.write(f"after {self.done} updates: {named}", file=sys.stderr)
         return found.headline(self.options.task)
-
-
-@contextmanager
-def claimed_by_main(options: Claiming, results: str, *, main: bool) -> Iterator[None]:
-    """Claim the output directory in the main process; every process hears of a refusal.
-
-    Arguments:
-        results: a pattern of the folders in it that hold results.
-
-    Raises:
-        OutputDirectoryError: as `claimed`.
-    """
-    refusal: OutputDirectoryError | None = None
-    with ExitStack() as held:
-        if main:
-            try:
-                held.enter_context(claimed(options, results))
-            except OutputDirectoryError as error:
-                refusal = error
-        check_agreement("access to the output directory", str(refusal))
-        if refusal is not None:
-            raise refusal
-        yield
 
 
 def accelerator_of(options: TrainOptions) -> Accelerator:

@@ -15,7 +15,6 @@ from advvl.data.digits.corpus import DigitsConfig, DigitsCorpus, digits_corpus
 from advvl.data.digits.scans import load_digit_images
 from advvl.experiments.experiment import Experiment, Setup, Task
 from advvl.experiments.options import DataOptions, own
-from advvl.experiments.outputs import OutputDirectory
 from advvl.experiments.villa_options import VillaOptions
 from advvl.experiments.villa_rows import rows_of
 from advvl.experiments.villa_stages import stage_of
@@ -50,7 +49,7 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 
 
-def prepare(options: UniterOptions, directory: OutputDirectory) -> None:
+def prepare(options: UniterOptions, directory: Path) -> None:
     """Find out whether the scans are there before worker processes are started.
 
     Raises:
@@ -60,7 +59,7 @@ def prepare(options: UniterOptions, directory: OutputDirectory) -> None:
     load_digit_images()
 
 
-def open_corpus(options: UniterOptions, directory: OutputDirectory) -> DigitsCorpus:
+def open_corpus(options: UniterOptions, directory: Path) -> DigitsCorpus:
     """Make the corpus; it is made again in each process, in memory."""
     del directory
     return digits_corpus(DigitsConfig(**asdict(options.data)))

@@ -24,7 +24,6 @@ from advvl.errors import ConfigurationError
 from advvl.experiments.colors import COLORS
 from advvl.experiments.convergence import answered, report_convergence, words_guessed
 from advvl.experiments.experiment import Experiment, Row, Setup, Task, save_tensors, seeded
-from advvl.experiments.outputs import OutputDirectory
 from advvl.experiments.uniter import UNITER
 from advvl.experiments.villa_options import VillaOptions
 from advvl.experiments.villa_rows import training_of, update_cost
@@ -190,7 +189,7 @@ def _bert(options: AblationOptions, corpus: DigitsCorpus | ColorsCorpus) -> Bert
     return BertTeacher(BertForMaskedLM(config_of(options.model, corpus)), vocab_size=corpus.vocab_size)
 
 
-def prepare(base: Experiment[Any, Any], options: AblationOptions, directory: OutputDirectory) -> None:
+def prepare(base: Experiment[Any, Any], options: AblationOptions, directory: Path) -> None:
     """Prepare the experiment that the ablation is made on, and find out whether a given teacher fits.
 
     Raises:
@@ -207,9 +206,7 @@ def save(model: nn.Module, path: Path) -> Path:
     return save_tensors(model, path) if isinstance(model, BertTeacher) else save_checkpoint(model, path)
 
 
-def conclude(
-    base: Experiment[Any, Any], options: AblationOptions, rows: Sequence[Row], directory: OutputDirectory
-) -> str:
+def conclude(base: Experiment[Any, Any], options: AblationOptions, rows: Sequence[Row], directory: Path) -> str:
     """Conclude the experiment that the ablation is made on, and write and return accuracy against updates."""
     first = [] if base.conclude is None else [base.conclude(options, rows, directory)]
     curves = report_convergence(

@@ -18,7 +18,7 @@ from advvl.evaluation.protocol import EvaluationOptions
 from advvl.experiments.convergence import report_convergence
 from advvl.experiments.experiment import Row, Setup, Task
 from advvl.experiments.options import DataOptions
-from advvl.experiments.outputs import OutputDirectory
+from advvl.experiments.outputs import claim
 from advvl.experiments.runner import run
 from advvl.experiments.uniter import UNITER
 from advvl.experiments.vilta import TEACHER, VILTA, rows_of
@@ -119,10 +119,10 @@ def test_a_bert_of_other_words_is_refused_before_any_work(corpus: DigitsCorpus, 
     for folder, message in cases:
         options = ViltaOptions(data=SMALL, vilta=ViltaSettings(teacher="bert", bert=folder))
         with pytest.raises(ConfigurationError, match=message):
-            VILTA.prepare(options, OutputDirectory(tmp_path, ""))
+            VILTA.prepare(options, tmp_path)
     options = ViltaOptions(data=SMALL, vilta=ViltaSettings(teacher="bert", bert=str(tmp_path / "none")))
     with pytest.raises(CheckpointError, match="the folder of a masked-language model"):
-        VILTA.prepare(options, OutputDirectory(tmp_path, ""))
+        VILTA.prepare(options, tmp_path)
 
 
 def test_what_a_trained_teacher_teaches_starts_from_it() -> None:
@@ -177,7 +177,7 @@ def test_a_run_trains_its_teacher_and_draws_accuracy_against_updates(
 
 def test_the_last_score_of_each_model_stands_under_all_updates_whatever_their_number(tmp_path: Path) -> None:
     """Samplers give seeds and rows a few updates more or fewer, and so a point of the curve."""
-    directory = OutputDirectory.claim(str(tmp_path / "run"), {})
+    directory = claim(str(tmp_path / "run"), {})
     start = Row("plain, pre-training", stage="pretrain", file="start")
     rows = [Row("plain", start=start), Row("both", start=start)]
     counts = [(rows[0], 4, 3), (rows[1], 3, 3), (start, 2, 2)]
