@@ -24,7 +24,7 @@ from advvl.evaluation.hits import hit
 from advvl.evaluation.scoring import fingerprints
 from advvl.experiments.attacked_tasks import AttackedTask, attacked_task
 from advvl.experiments.measure_options import EvaluateOptions
-from advvl.experiments.scoring import pieces
+from advvl.experiments.task_scores import pieces
 from advvl.experiments.train_setup import val_shards
 from advvl.files import fingerprint
 from advvl.models.uniter.checkpoint import load_checkpoint
