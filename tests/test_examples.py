@@ -29,7 +29,7 @@ from advvl.experiments.config import Layer, build, fingerprint, read_yaml
 from advvl.experiments.flags import add_flags, parse
 from advvl.experiments.lxmert_options import PRESETS as LXMERT_PRESETS
 from advvl.experiments.lxmert_options import LxmertOptions
-from advvl.experiments.uniter_options import PRESETS, UniterOptions
+from advvl.experiments.uniter import PRESETS, UniterOptions
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "villa_uniter.py"

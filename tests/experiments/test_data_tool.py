@@ -273,7 +273,7 @@ def test_answers_are_numbered_once_and_then_read(work: Path) -> None:
         (["--features", "regions", "--image-db", "x", "--task", "referring"], "expected --num-bb, got none"),
         (["--features", "gone", "--image-db", "x"], "expected a folder of npz or npy files, or a .tsv file, at 'gone'"),
         (["--features", "mine", "--image-db", "x"], "expected npz or npy files in 'mine', got none"),
-        (["--features", "regions", "--image-db", "x", "--nothing"], "unrecognized arguments: --nothing"),
+        (["--features", "regions", "--image-db", "x", "--skip-bd"], "the flag nearest to --skip-bd is --skip-bad"),
         (
             ["r.jsonl", "--features", "regions", "--text-db", "x", "--task", "ve", "--tokenizer", "regions"],
             "expected a tokenizer of transformers, got 'regions'",
