@@ -63,12 +63,15 @@ class AscentState:
 class InnerMaximizer(ABC):
     """Asks for passes, is sent their feedback, and never sees the model.
 
-    `one_backward` is True for a maximiser whose passes move perturbations and teach parameters by the same backward,
-    `gradients` False for one that asks for no gradients, such as a random search.
+    `one_backward` is True for a maximiser whose passes move perturbations and teach parameters by the same backward.
     """
 
     one_backward: ClassVar[bool] = False
-    gradients: ClassVar[bool] = True
+
+    @property
+    def gradients(self) -> bool:
+        """True unless it asks for no gradients of perturbations, as a random search does."""
+        return True
 
     @property
     def updates(self) -> int:

@@ -48,6 +48,10 @@ class EOT(InnerMaximizer):
             )
 
     @property
+    def gradients(self) -> bool:
+        return self.maximizer.gradients
+
+    @property
     def updates(self) -> int:
         return self.maximizer.updates
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -52,12 +51,14 @@ class RandomSearch(InnerMaximizer):
     _: KW_ONLY
     share: float = 0.8
 
-    gradients: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         check_count("queries", self.queries)
         if not is_number(self.share) or not 0 < self.share <= 1:
             raise ConfigurationError(f"expected share to be a number in (0, 1], got {self.share!r}")
+
+    @property
+    def gradients(self) -> bool:
+        return False
 
     def check(self, perturber: Perturber) -> None:
         plain_ascents(self, perturber, bounded=True)
