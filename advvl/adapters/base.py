@@ -68,16 +68,10 @@ class Adapter:
         self.loss = loss or read_loss
         self.pure = pure
         self.replay_verified = False  # whether replayed randomness has been checked to give the same logits
-        self.boxes_verified: set[str] = (
-            set()
-        )  # modalities whose tensor has been checked to be inside its box in training
-        self.masks_verified: set[str] = (
-            set()
-        )  # modalities checked to matter at the positions that their mask calls real
-        self._axes_verified: set[tuple[str, int]] = (
-            set()
-        )  # modalities, by axes, checked to have samples on the first axis
-        self.updates_verified = False  # whether parameters have been checked to wait for the last backward of a step
+        self.boxes_verified: set[str] = set()  # modalities whose tensor was found inside its box in training
+        self.masks_verified: set[str] = set()  # modalities that were found to matter at real positions
+        self._axes_verified: set[tuple[str, int]] = set()  # modalities, by axes, with samples on the first axis
+        self.updates_verified = False  # whether parameters were found to wait for the last backward of a step
         self._has_fast_path = has_fast_path(model)
         self._holder = Holder()
         modules = {modality: find(model, site.module) for modality, site in self.sites.items()}
