@@ -1,4 +1,4 @@
-"""Inner maximisers: which passes are run, and at which perturbations. One maximiser per file."""
+"""Inner maximisers: they decide which passes to run, at which perturbations. One maximiser per file."""
 
 from advvl.maximizers.auto_pgd import AutoPGD as AutoPGD
 from advvl.maximizers.base import AscentState as AscentState
