@@ -25,7 +25,7 @@ from support.tiny import VALUES
 
 import advvl
 from advvl.experiments.cli import main
-from advvl.experiments.config import Layer, build, fingerprint, read_yaml
+from advvl.experiments.config import Layer, build, identity, read_yaml
 from advvl.experiments.flags import add_flags, parse
 from advvl.experiments.lxmert_options import PRESETS as LXMERT_PRESETS
 from advvl.experiments.lxmert_options import LxmertOptions
@@ -264,7 +264,7 @@ def test_a_configuration_beside_the_example_is_read_over_its_preset(path: Path) 
     assert layer.values["preset"] == path.stem
     options = build(UniterOptions, Layer("preset", PRESETS[path.stem]), layer)
     preset = build(UniterOptions, Layer("preset", PRESETS[path.stem]))
-    assert fingerprint(options) == fingerprint(preset)
+    assert identity(options) == identity(preset)
 
 
 def test_every_preset_has_its_configuration() -> None:

@@ -17,7 +17,7 @@ from support.tiny import tiny
 import advvl.experiments.runner
 import advvl.models.uniter.checkpoint
 from advvl.errors import CheckpointError, ConfigurationError, OutputDirectoryError
-from advvl.experiments.config import fingerprint, plain
+from advvl.experiments.config import identity
 from advvl.experiments.experiment import Row, Task
 from advvl.experiments.outputs import claim
 from advvl.experiments.progress import Progress
@@ -310,8 +310,8 @@ def test_in_a_log_lines_say_what_begins_and_ends_and_no_bar_is_drawn(
 def test_how_a_run_is_made_is_not_part_of_what_the_directory_holds(whole: Path, tmp_path: Path) -> None:
     """Else more seeds, another preset's name, or another number of processes could not take a directory up."""
     options = replace(tiny(whole), seeds=(0, 1, 2), jobs=7, threads=2, resume=True, preset="evidence", device="auto")
-    assert plain(options) != plain(tiny(whole))
-    assert fingerprint(options) == fingerprint(tiny(whole))
+    assert options != tiny(whole)
+    assert identity(options) == identity(tiny(whole))
 
 
 def flip(path: Path) -> None:
