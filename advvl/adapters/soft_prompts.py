@@ -1,4 +1,4 @@
-"""Soft prompts: positions inserted into texts, for perturbations to live at and nowhere else.
+"""Soft prompts: positions inserted into texts, which alone are perturbed.
 
 Legend: B rows, T positions, k inserted ones, D width.
 """
@@ -26,20 +26,20 @@ _JOINED: Final = ("gather_index", "attn_masks", "txt_lens")
 
 @dataclass(frozen=True)
 class SoftPrompt:
-    """k extra positions in each text of a batch, with a site's mask of them; a perturbation there is a soft prompt.
+    """Adds k positions to each text of a batch, with a mask for a site; a perturbation there is a soft prompt.
 
         prompt = SoftPrompt(8, token=3)
         target = adapt(model, {"prompt": Site("model.embed_tokens", mask=prompt.mask)})
         found = attack(target, prompt.insert(batch))
 
-    A position's embedding is that of `token`, plus the perturbation. The mask is found by that token, so that the batch
-    needs no further field; padding may have it too.
+    The embedding of an inserted position is that of `token` plus the perturbation. The mask finds positions by that
+    token, so the batch needs no other field; padding may use the token too.
 
     Arguments:
         count: k.
-        token: id of the tokens inserted, one that no text has.
-        at: before each text, after it, or before its first label; padding stays outside, on either side. Padding is what
-            `attention_mask` says: in a batch without one every position counts as text.
+        token: id of the inserted tokens, which no text may contain.
+        at: before each text, after it, or before its first label; padding stays outside, on either side. Padding is
+            defined by `attention_mask`: without one every position counts as text.
 
     `UniversalPerturber` gives one vector to each *column* of a batch: pad so that inserted positions share columns (on the
     right for `at="start"`, on the left for `at="end"`).
@@ -74,9 +74,9 @@ class SoftPrompt:
     def insert(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return the batch with k more positions in each text: attended to, without a label, counted by `position_ids`.
 
-        Lengthened are `input_ids` `(B, T)` and, as far as they are there, `attention_mask` and `labels` of that shape, and
-        `position_ids` and `token_type_ids` `(B, T)` or `(1, T)`. Labels of an encoder-decoder's answers are not of that
-        shape: add them afterwards.
+        It lengthens `input_ids` `(B, T)` and, if present, `attention_mask` and `labels` of that shape, and `position_ids`
+        and `token_type_ids` `(B, T)` or `(1, T)`. Labels of an encoder-decoder's answers do not have that shape: add them
+        afterwards.
 
         Raises:
             DataError: packed texts, `inputs_embeds`, words joined with regions as UNITER's, another field with an
@@ -132,7 +132,7 @@ class SoftPrompt:
             vectors: `(k, D)`, for all rows, or `(B, k, D)`.
 
         Raises:
-            ShapeError: vectors of another shape, or a batch that has not k inserted positions in each row.
+            ShapeError: vectors of another shape, or a batch without exactly k inserted positions in each row.
         """
         if not isinstance(vectors, Tensor):
             raise ShapeError(

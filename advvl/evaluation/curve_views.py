@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from advvl.errors import missing_extra
-from advvl.evaluation.statistics import Interval, proportion_interval
+from advvl.evaluation.statistics import Interval, accuracy_interval
 
 
 class CurveViews:
@@ -31,8 +30,7 @@ class CurveViews:
         Raises:
             ConfigurationError: a confidence outside (0, 1).
         """
-        rows = torch.cat([self.clean[None], self.scores])
-        return tuple(proportion_interval(float(row.sum()), len(row), confidence=confidence) for row in rows)
+        return tuple(accuracy_interval([row.tolist()], confidence=confidence) for row in (self.clean, *self.scores))
 
     def __str__(self) -> str:
         """A table of radius, accuracy and interval in per cent."""

@@ -11,8 +11,9 @@ from itertools import islice
 
 from advvl.checks import check_functions, is_number, is_whole, shown
 from advvl.errors import ConfigurationError, DataError
-from advvl.evaluation.curves import Damage, check_comparable, curves_of, damages, name_of
-from advvl.evaluation.examples import Example
+from advvl.evaluation.comparisons import check_comparable
+from advvl.evaluation.curves import curves_of, name_of
+from advvl.evaluation.examples import Damage, Example, damages
 from advvl.evaluation.measurement import Measurement
 from advvl.evaluation.page_examples import example_html
 from advvl.evaluation.page_seeds import seed_curves, seed_tables

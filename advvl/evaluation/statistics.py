@@ -33,6 +33,11 @@ class Interval:
         """True if zero lies outside."""
         return self.low > 0 or self.high < 0
 
+    def percent(self, *, signed: bool = False) -> str:
+        """Write it in per cent, such as "61.5 [54.6, 68.0]"."""
+        sign = "+" if signed else ""
+        return f"{100 * self.estimate:{sign}.1f} [{100 * self.low:{sign}.1f}, {100 * self.high:{sign}.1f}]"
+
 
 def mean_interval(
     values: Sequence[float], *, confidence: float = 0.95, within: tuple[float, float] = (-math.inf, math.inf)
@@ -105,7 +110,7 @@ def bootstrap_interval(
     """
     numbers = _scores(scores)
     if numbers.max() == numbers.min():
-        return proportion_interval(float(numbers.sum()), int(numbers.size), confidence=confidence)
+        return accuracy_interval([scores], confidence=confidence)
     return _bootstrap(numbers, confidence, resamples, seed)
 
 
@@ -180,6 +185,23 @@ def proportion_interval(successes: float, trials: int, *, confidence: float = 0.
     low = 0.0 if successes == 0 else min(centre - half, share)
     high = 1.0 if successes == trials else max(centre + half, share)
     return Interval(share, low, high, confidence, trials, "Wilson")
+
+
+def accuracy_interval(by_seed: Sequence[Sequence[float]], *, confidence: float = 0.95) -> Interval:
+    """The interval of an accuracy: of several seeds the t-interval of its mean, of one Wilson's over test examples.
+
+    Arguments:
+        by_seed: for each seed the scores in [0, 1], one for each test example.
+
+    Raises:
+        DataError: no score, or one outside [0, 1].
+        ConfigurationError: a confidence outside (0, 1).
+    """
+    scores = [_scores(one) for one in by_seed]
+    if len(scores) > 1:
+        return mean_interval([float(one.mean()) for one in scores], confidence=confidence, within=(0.0, 1.0))
+    (only,) = scores
+    return proportion_interval(float(only.sum()), int(only.size), confidence=confidence)
 
 
 def flat(values: Sequence[float]) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 import torch
@@ -18,10 +19,10 @@ from torch import Tensor
 from advvl.errors import DataError
 from advvl.evaluation.statistics import (
     Interval,
+    accuracy_interval,
     difference_interval,
     mean_interval,
     paired_interval,
-    proportion_interval,
 )
 
 
@@ -122,10 +123,11 @@ def summarise(results: Sequence[RunResult], *, baseline: str, confidence: float 
     for method, by_seed in runs.items():
         accuracy, difference = {}, {}
         for condition in first.scores:
-            scores = [by_seed[seed].scores[condition] for seed in seeds]
-            accuracy[condition] = _accuracy(scores, confidence)
+            scores, base = (
+                [found[seed].scores[condition].tolist() for seed in seeds] for found in (by_seed, runs[baseline])
+            )
+            accuracy[condition] = accuracy_interval(scores, confidence=confidence)
             if method != baseline:
-                base = [runs[baseline][seed].scores[condition] for seed in seeds]
                 difference[condition] = _difference(scores, base, confidence)
         times = [time for seed in seeds if (time := by_seed[seed].seconds_per_update) is not None]
         rows.append(MethodSummary(method, accuracy, difference, _time(times, confidence)))
@@ -158,17 +160,11 @@ def _named(examples: Mapping[Condition, int]) -> str:
     return ", ".join(f"{condition} ({count})" for condition, count in examples.items())
 
 
-def _accuracy(scores: Sequence[Tensor], confidence: float) -> Interval:
-    if len(scores) > 1:
-        return mean_interval([seed.mean().item() for seed in scores], confidence=confidence, within=(0.0, 1.0))
-    return proportion_interval(min(scores[0].sum().item(), len(scores[0])), len(scores[0]), confidence=confidence)
-
-
-def _difference(scores: Sequence[Tensor], base: Sequence[Tensor], confidence: float) -> Interval:
+def _difference(scores: Sequence[Sequence[float]], base: Sequence[Sequence[float]], confidence: float) -> Interval:
     if len(scores) == 1:
-        return paired_interval(scores[0].tolist(), base[0].tolist(), confidence=confidence)
-    pairs = [seed.mean().item() for seed in scores], [seed.mean().item() for seed in base]
-    return difference_interval(*pairs, confidence=confidence, within=(-1.0, 1.0))
+        return paired_interval(scores[0], base[0], confidence=confidence)
+    means, base_means = ([fmean(seed) for seed in of] for of in (scores, base))
+    return difference_interval(means, base_means, confidence=confidence, within=(-1.0, 1.0))
 
 
 def _time(times: Sequence[float], confidence: float) -> Interval | None:

@@ -201,7 +201,8 @@ def _check_kept(kept: object, plan: Plan, number: int, batch: Batch, *, checks: 
     alike = scores.shape == shape and checks == ("varies" in found)
     if not alike or not torch.equal(fingerprint, fingerprints(batch, count)):
         raise DataError(
-            f"expected the record of batch {number} from the cache, got one of other examples or settings; remove what it keeps"
+            f"expected the record of batch {number} from the cache, got one of other examples or settings; "
+            "remove what it keeps"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -18,7 +19,6 @@ from advvl.evaluation.objectives import as_scores, score
 from advvl.evaluation.report import draw_line
 from advvl.evaluation.statistics import Interval, mean_interval
 from advvl.experiments.experiment import Row, Task
-from advvl.experiments.outputs import OutputDirectory
 from advvl.files import read_json, write_bytes, write_text
 
 _ROWS: Final = 250  # of a batch
@@ -64,7 +64,7 @@ def _outputs(model: nn.Module, source: BatchSource) -> Iterator[tuple[Mapping[st
 
 
 def report_convergence(
-    rows: Sequence[Row], seeds: Sequence[int], directory: OutputDirectory, *, pretrained: str, finetuned: str
+    rows: Sequence[Row], seeds: Sequence[int], directory: Path, *, pretrained: str, finetuned: str
 ) -> str:
     """Write `accuracy_against_updates.{md,png}` from the curves in the records; return the tables.
 
@@ -100,7 +100,7 @@ def report_convergence(
     return text
 
 
-def _curve(row: Row, seeds: Sequence[int], directory: OutputDirectory) -> tuple[list[float], list[Interval]]:
+def _curve(row: Row, seeds: Sequence[int], directory: Path) -> tuple[list[float], list[Interval]]:
     """The mean number of updates at each point, which differs a little where a sampler decides it, and the mean score.
 
     Where seeds have different numbers of points, the last of each is kept, and of the others the first.

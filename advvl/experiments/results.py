@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from advvl.errors import DataError
@@ -13,14 +14,13 @@ from advvl.evaluation.summary import Condition, Report, RunResult, summarise
 from advvl.experiments.config import identity
 from advvl.experiments.experiment import Row, Task
 from advvl.experiments.options import ExperimentOptions
-from advvl.experiments.outputs import OutputDirectory
 from advvl.files import read_json, write_bytes, write_json, write_text
 
 _SEEDS_OF_EVIDENCE = 5
 _TRAINING = ("updates", "seconds", "loss", "curve", "start")
 
 
-def report(options: ExperimentOptions, rows: Sequence[Row], directory: OutputDirectory, seconds: float) -> str:
+def report(options: ExperimentOptions, rows: Sequence[Row], directory: Path, seconds: float) -> str:
     """Write `results.md`, `results.json` and the curve from the records of all rows and seeds; return the table.
 
     Arguments:
@@ -40,7 +40,7 @@ def report(options: ExperimentOptions, rows: Sequence[Row], directory: OutputDir
     data = {found for record in records.values() if (found := record.get("data_fingerprint")) is not None}
     if len(data) > 1:
         raise DataError(
-            f"expected models tested on the same examples in {str(directory.path)!r}, got {len(data)} sets; give the data "
+            f"expected models tested on the same examples in {str(directory)!r}, got {len(data)} sets; give the data "
             "of the first run"
         )
     table = f"{label}\n\n{markdown(summary, caption=_caption(options.evaluation, summary, chance))}"

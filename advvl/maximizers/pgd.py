@@ -1,4 +1,4 @@
-"""PGD: moves by gradients of the perturbation alone, then one pass to learn from."""
+"""PGD: moves by gradients of the perturbation alone, then one pass that parameters learn from."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from advvl.perturbers.paired import Paired
 
 @dataclass(frozen=True)
 class PGD(InnerMaximizer):
-    """S moves by gradients of the perturbation alone, then one pass at the end of them, which training learns from.
+    """Makes S moves by gradients of the perturbation alone, then runs one pass that parameters learn from.
 
     Arguments:
         steps: moves, S.
-        modalities: moved together, or each alone with an end pass of its own, weighted 1/modalities.
-        keep: end at the last perturbation, or for each row at the one of the highest loss (one more forward).
-        early_stop: a row that is no longer classified correctly moves no further.
+        modalities: moved together, or each alone with a separate end pass, weighted 1/modalities.
+        keep: end at the last perturbation, or for each row at the one with the highest loss (one more forward).
+        early_stop: a row that is no longer classified correctly stops moving.
 
     Source: Madry et al., ICLR 2018; early stopping as in the MNIST code of Wong et al., ICLR 2020.
 

@@ -16,7 +16,7 @@ from advvl.perturbers.starts import Start
 
 @dataclass(frozen=True)
 class Paired(Perturber):
-    """As `inner`, but row i of a batch's second half wears the perturbation of row i of its first half.
+    """As `inner`, but row i of a batch's second half has the same perturbation as row i of its first half.
 
     The gradient of either is the sum over both rows. The real positions of both have to be the same: those of a prompt whose
     two answers are padded on the right.

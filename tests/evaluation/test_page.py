@@ -21,8 +21,8 @@ from support.measurements import measurement
 from support.pages import blocks
 
 from advvl.errors import ConfigurationError, DataError
-from advvl.evaluation.curves import Damage, curves_of
-from advvl.evaluation.examples import Example, grid
+from advvl.evaluation.curves import curves_of
+from advvl.evaluation.examples import Damage, Example, grid
 from advvl.evaluation.measurement import Flag
 from advvl.evaluation.page import page
 from advvl.evaluation.page_formats import to_csv, to_json, to_markdown, write_report

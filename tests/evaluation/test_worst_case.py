@@ -410,7 +410,9 @@ def test_a_cache_that_keeps_something_else_is_refused() -> None:
         (first, budgets, {"cache": lambda number, make: None}),
     ]
     for loader, wanted, options in others:
-        with pytest.raises(DataError, match="the record of batch 0 from the cache, got one of other examples or settings"):
+        with pytest.raises(
+            DataError, match="the record of batch 0 from the cache, got one of other examples or settings"
+        ):
             run(loader, wanted, **options)
 
 

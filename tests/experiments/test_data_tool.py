@@ -198,7 +198,7 @@ sys.exit(main(sys.argv[2:]))
 @pytest.mark.parametrize("full", ["images", "x.db"])
 def test_a_disk_that_fills_is_a_refusal_that_leaves_no_database(full: str, work: Path) -> None:
     """A limit on the size of files gives the error that a full disk gives, in the middle of a write."""
-    features, texts = (300_000, 6) if full == "images" else (6, 4000)
+    features, texts = (80_000, 6) if full == "images" else (6, 1000)
     for name in NAMES:
         np.savez(work / "regions" / f"{name}.npz", **{**arrays(0), "features": np.ones((2, features), "f4")})
     write_records("ve", count=texts)
@@ -214,7 +214,7 @@ def test_a_disk_that_fills_is_a_refusal_that_leaves_no_database(full: str, work:
         "regions",
     ]
     command += ["--text-db", "x.db", "--image-db", "images", "--max-length", "1000000"]
-    ran = subprocess.run([sys.executable, "-c", FULL, str(1 << 18), *command], capture_output=True, text=True, cwd=work)
+    ran = subprocess.run([sys.executable, "-c", FULL, str(1 << 16), *command], capture_output=True, text=True, cwd=work)
     assert ran.returncode == 2, ran.stderr
     assert "Traceback" not in ran.stderr
     assert f"expected to write '{full}" in ran.stderr
@@ -277,7 +277,7 @@ def test_answers_are_numbered_once_and_then_read(work: Path) -> None:
         (["--features", "regions", "--image-db", "x", "--task", "referring"], "expected --num-bb, got none"),
         (["--features", "gone", "--image-db", "x"], "expected a folder of npz or npy files, or a .tsv file, at 'gone'"),
         (["--features", "mine", "--image-db", "x"], "expected npz or npy files in 'mine', got none"),
-        (["--features", "regions", "--image-db", "x", "--nothing"], "unrecognized arguments: --nothing"),
+        (["--features", "regions", "--image-db", "x", "--skip-bd"], "the flag nearest to --skip-bd is --skip-bad"),
         (
             ["r.jsonl", "--features", "regions", "--text-db", "x", "--task", "ve", "--tokenizer", "regions"],
             "expected a tokenizer of transformers, got 'regions'",
