@@ -136,11 +136,11 @@ def write_report(
 
     Raises:
         DataError, ConfigurationError: as `page`.
+        OutputDirectoryError: the file system refuses to write it.
     """
     said: dict[str, Any] = {"confidence": confidence, "chance": chance, "runs": runs}
     text = page(measurements, title=title, draw=draw, examples=examples, **said)
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "report.md", to_markdown(measurements, title=title, **said))
     write_json(folder / "report.json", to_json(measurements, **said))
     write_text(folder / "report.csv", to_csv(measurements, confidence=confidence, runs=runs))

@@ -136,7 +136,6 @@ def _measured(
         path = stored / f"{number}.safetensors"
         if path.exists():
             return _kept(path)
-        stored.mkdir(parents=True, exist_ok=True)
         found = make()
         write_safetensors(path, {name: tensor.contiguous() for name, tensor in found.items()})
         return found

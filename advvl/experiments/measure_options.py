@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ def budgets_of(text: str) -> list[Budget]:
         if match is None or match[1] in found:
             raise ValueError(text)
         radii = [float(radius) for radius in match[4].split(",")]
-        if radii != sorted(set(radii)) or radii[0] <= 0:
+        if radii != sorted(set(radii)) or radii[0] <= 0 or radii[-1] == math.inf:
             raise ValueError(text)
         found[match[1]] = [_BALLS[match[2]](radius, per="token" if match[3] else "sample") for radius in radii]
     if len({len(balls) for balls in found.values()}) != 1:

@@ -20,7 +20,7 @@ from matplotlib import image
 from support.measurements import measurement
 from support.pages import blocks
 
-from advvl.errors import ConfigurationError, DataError
+from advvl.errors import ConfigurationError, DataError, OutputDirectoryError
 from advvl.evaluation.curves import curves_of
 from advvl.evaluation.examples import Damage, Example, grid
 from advvl.evaluation.measurement import Flag
@@ -224,6 +224,13 @@ def test_the_order_of_the_most_damaging_examples_is_the_one_that_the_page_states
     assert "Those whose score fell furthest first" in shown
     assert shown.index("a, example 1<") < shown.index("a, example 0<")
     assert "score 1 to 0.5 by gradients within image L2 0.5" in shown
+
+
+@pytest.mark.parametrize("place", ["file", "file/report"])
+def test_a_report_that_cannot_be_written_is_refused_in_words(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputDirectoryError, match="expected to write"):
+        write_report(tmp_path / place, {"a": PLAIN})
 
 
 @pytest.mark.parametrize(

@@ -294,7 +294,7 @@ def asked(**robustness: Any) -> EvaluateOptions:
 
 @pytest.mark.parametrize(
     "radius",
-    ["image=L3:1", "image=L2:", "image=L2:2,1", "image=L2:0", "image:1", "image=L2:1,2+text=L2:1", "image=L2:-1"],
+    ["image=L3:1", "image=L2:", "image=L2:2,1", "image=L2:0", "image:1", "image=L2:1,2+text=L2:1", "image=L2:1e400"],
 )
 def test_radii_of_another_form_are_refused(radius: str) -> None:
     with pytest.raises(ConfigurationError, match="MODALITY=NORM:R1,R2"):
