@@ -70,9 +70,7 @@ def numbers(name: str, value: Any) -> Tensor:
         DataError: anything else, or numbers that are not finite.
     """
     try:
-        if value.is_complex() if isinstance(value, Tensor) else np.iscomplexobj(value):
-            raise TypeError("complex ones")
-        found = value.to(torch.float32) if isinstance(value, Tensor) else torch.from_numpy(_array(value))
+        found = _plain(value) if isinstance(value, Tensor) else torch.from_numpy(_array(value))
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"expected {name} as an array of numbers, got {type(value).__name__}: {error}") from error
     if not math.isfinite(float(found.sum())) and not found.isfinite().all():
@@ -80,7 +78,16 @@ def numbers(name: str, value: Any) -> Tensor:
     return found
 
 
+def _plain(value: Tensor) -> Tensor:
+    """The numbers of a tensor in memory, without a graph."""
+    if value.is_complex() or value.is_nested or value.is_meta or value.layout != torch.strided:
+        raise TypeError("one that is complex, nested, sparse or without numbers")
+    return value.detach().to("cpu", torch.float32)
+
+
 def _array(value: Any) -> NDArray[np.float32]:
+    if np.iscomplexobj(value):
+        raise TypeError("complex numbers")
     with np.errstate(over="ignore"):  # a number too large for single precision is found to be infinite
         found = np.asarray(value, dtype=np.float32)
     return found if found.flags.writeable else found.copy()

@@ -17,7 +17,7 @@ from advvl.data.uniter.own_tables import Again, Fields, Indexed, OwnImages, OwnT
 from advvl.data.uniter.regions import Regions
 from advvl.data.uniter.word_pieces import TextMeta, text_lengths
 from advvl.data.whereabouts import within
-from advvl.errors import DataError
+from advvl.errors import ConfigurationError, DataError
 
 Parse = Callable[[Mapping[str, Any], Sequence[Regions]], Sequence[Fields]]
 """Makes the examples of a record and of the regions of its images."""
@@ -44,7 +44,12 @@ def read_records(
 
     Raises:
         DataError: a record that cannot be used, unless it is skipped, with its number, its key and what to do.
+        ConfigurationError: a longest text below 1, a `skip_bad` that is no bool.
     """
+    if max_length is not None and (not is_whole(max_length) or max_length < 1):
+        raise ConfigurationError(f"expected max_length as 1 or more, or None, got {shown(max_length)}")
+    if not isinstance(skip_bad, bool):
+        raise ConfigurationError(f"expected skip_bad to be True or False, got {shown(skip_bad)}")
     path = str(path_of(records)) if isinstance(records, str | os.PathLike) else None
     prefix = "record " if path is None else f"{path}, line "
     kept = _are_kept(records) if reader.images is None else isinstance(reader.images, dict)

@@ -106,6 +106,10 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         r"expected labels \(2, C\) of 2 regions, got \(1, 3\)",
     ),
     "labels above 1": ("captions", {"soft_labels": [[5, 0, 0]] * 2}, r"soft_labels: expected \(R, C\) in \[0, 1\]"),
+    "complex features": ("vqa", {"features": torch.ones(2, 5, dtype=torch.cfloat)}, "expected features as an array of numbers"),
+    "sparse features": ("vqa", {"features": torch.ones(2, 5).to_sparse()}, "expected features as an array of numbers"),
+    "features of no memory": ("vqa", {"features": torch.ones(2, 5, device="meta")}, "expected features as an array"),
+    "half of a character": ("vqa", {"text": "what is \ud800 ?"}, "expected a text of whole characters"),
     "nan box": ("vqa", {"boxes": [[0, 0, np.nan, 3]] * 2}, "expected finite boxes"),
     "reversed box": (
         "vqa",
@@ -169,6 +173,27 @@ def test_a_record_that_cannot_be_used_is_refused_with_its_number_or_skipped_and_
     assert {key.partition(".")[0] for key in keys} == {"0", "2"}
     whole = make([record, record], max_length=8)
     assert source.examples.lengths.tolist() == whole.examples.lengths.tolist()
+
+
+def test_a_record_that_is_left_out_says_nothing_of_the_width_of_others() -> None:
+    record, make = TASKS["captions"]
+    wide = changed(record, {"features": np.ones((2, 9)), "text": ""})
+    source = make([wide, record, record], skip_bad=True)
+    assert len(source.examples.skipped) == 1
+    assert {source.examples.key(number).partition(".")[0] for number in range(len(source.examples))} == {"1", "2"}
+
+
+def test_features_with_a_graph_give_batches_without_one() -> None:
+    record, make = TASKS["vqa"]
+    source = make([changed(record, {"features": torch.ones(2, 5, requires_grad=True)})])
+    assert not any(value.requires_grad for value in source.batch([0]).values() if isinstance(value, torch.Tensor))
+
+
+@pytest.mark.parametrize("options", [{"max_length": "9"}, {"max_length": 0}, {"max_length": True}, {"skip_bad": "yes"}])
+def test_lengths_and_choices_of_another_type_are_refused(options: dict[str, Any]) -> None:
+    record, make = TASKS["captions"]
+    with pytest.raises(ConfigurationError, match=f"expected {next(iter(options))}"):
+        make([record], **options)
 
 
 @pytest.mark.parametrize("task", TASKS)
