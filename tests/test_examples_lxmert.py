@@ -22,8 +22,8 @@ from advvl.data.lxmert.questions import VisualQuestion, write_questions
 from advvl.data.lxmert.regions import write_regions
 from advvl.errors import ConfigurationError
 from advvl.experiments.cli import exit_status, main
+from advvl.experiments.command_line import parse
 from advvl.experiments.config import Layer, build
-from advvl.experiments.flags import parse
 from advvl.experiments.lxmert import LXMERT, bert_adam, method_of, new_model
 from advvl.experiments.lxmert_options import PRESETS, LxmertOptions
 from advvl.experiments.runner import run
