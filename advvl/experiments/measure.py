@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +31,6 @@ from advvl.experiments.attacked_tasks import ATTACKED
 from advvl.experiments.config import identity
 from advvl.experiments.measure_examples import AttackedExamples
 from advvl.experiments.measure_options import EvaluateOptions
-from advvl.experiments.options import own
 from advvl.experiments.outputs import claimed_by_main
 from advvl.experiments.records import sha256
 from advvl.experiments.train_setup import accelerator_of, check_fit, model_of
@@ -40,18 +38,6 @@ from advvl.files import write_safetensors
 from advvl.models.uniter.checkpoint import load_checkpoint
 from advvl.models.uniter.task import UniterTask
 from advvl.runtime.processes import process_count
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Claim:
-    """Whose folder a report is: that of one configuration, of these weights and of these examples."""
-
-    output: str = field(metadata=own("folder"))
-    resume: bool = field(metadata=own("go on"))
-    overwrite: bool = field(metadata=own("lose"))
-    evaluation: EvaluateOptions
-    weights: tuple[str, ...]
-    examples: str
 
 
 def measure(options: EvaluateOptions) -> Path:
@@ -77,16 +63,15 @@ def measure(options: EvaluateOptions) -> Path:
         load_checkpoint(model, path)
     surrogate = _surrogate(options, examples, accelerator.device)
     model.to(accelerator.device).eval()
-    claim = _Claim(
-        output=str(Path(options.output) / asked.report),
-        resume=options.resume,
-        overwrite=options.overwrite,
-        evaluation=options,
-        examples=examples.content,
-        weights=tuple(map(sha256, [*files.values(), *([Path(asked.surrogate)] if asked.surrogate else [])])),
-    )
-    folder, main = Path(claim.output), accelerator.is_main_process
-    with claimed_by_main(claim, "*", main=main):
+    weights = [*files.values(), *([Path(asked.surrogate)] if asked.surrogate else [])]
+    whose = {
+        "evaluation": identity(options),
+        "weights": [sha256(path) for path in weights],
+        "examples": examples.content,
+    }
+    folder, main = Path(options.output) / asked.report, accelerator.is_main_process
+    choices = {"resume": options.resume, "overwrite": options.overwrite, "results": "*"}
+    with claimed_by_main(folder, whose, main=main, **choices):
         measured = {}
         for name, path in files.items():
             load_checkpoint(model, path)

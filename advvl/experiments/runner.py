@@ -28,6 +28,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from advvl.adapters.registry import adapt
 from advvl.errors import CheckpointError, missing_extra
 from advvl.evaluation.protocol import attacked_scores, constant_score, data_fingerprint
+from advvl.experiments.config import identity
 from advvl.experiments.devices import accelerator_on, device_of, reproducible
 from advvl.experiments.experiment import Data, Experiment, Options, Row, Setup, Task
 from advvl.experiments.jobs import work_through
@@ -66,7 +67,8 @@ def run(experiment: Experiment[Options, Data], options: Options, *, progress: bo
     attacked = [row for row in rows if row.stage == "finetune"]
     if attacked and find_spec("matplotlib") is None:
         raise missing_extra("matplotlib", "report")
-    with claimed(options) as directory:
+    whose = identity(options)
+    with claimed(options.output, whose, resume=options.resume, overwrite=options.overwrite) as directory:
         if experiment.prepare is not None:
             experiment.prepare(options, directory)
         tasks = tasks_of(rows, options.seeds)

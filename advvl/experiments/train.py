@@ -24,6 +24,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from advvl.data.uniter.datasets.examples import Shard
 from advvl.errors import ConfigurationError
+from advvl.experiments.config import identity
 from advvl.experiments.database_options import PERTURBED
 from advvl.experiments.outputs import claimed_by_main
 from advvl.experiments.progress import duration
@@ -77,7 +78,8 @@ def train(options: TrainOptions, *, progress: bool = True) -> Path:
     if options.start is not None:
         _begin(model, Path(options.data_dir) / options.start, main=main)
     output = Path(options.output)
-    with claimed_by_main(options, "checkpoints", main=main):
+    choices = {"resume": options.resume, "overwrite": options.overwrite, "results": "checkpoints"}
+    with claimed_by_main(options.output, identity(options), main=main, **choices):
         if options.tensorboard:
             accelerator.init_trackers("logs")
         log = _Log(options, accelerator, shards, lines=progress and main and not sys.stderr.isatty())
