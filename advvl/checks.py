@@ -95,15 +95,15 @@ def fractions(count: int, options: object, *names: str) -> None:
 
 def increasing(options: object, *names: str) -> None:
     """Check that the named options are lists or tuples of numbers in (0, ∞), each above the one before."""
-    check_each(
-        options,
-        names,
-        lambda values: (
-            isinstance(values, list | tuple)
-            and all(is_number(value) and 0 < value < math.inf for value in values)
-            and list(values) == sorted(set(values))
-        ),
-        "finite numbers above 0, each larger than the one before",
+    check_each(options, names, are_increasing, "finite numbers above 0, each larger than the one before")
+
+
+def are_increasing(values: Any) -> bool:
+    """Return True for a list or tuple of numbers in (0, ∞), each above the one before."""
+    return (
+        isinstance(values, list | tuple)
+        and all(is_number(value) and 0 < value < math.inf for value in values)
+        and list(values) == sorted(set(values))
     )
 
 

@@ -84,7 +84,8 @@ def test_good_values_pass_and_all_others_are_refused_in_the_same_words(name: str
 
 
 # those that the others are made of, and those that tests/test_fuzz.py tries by every entry point
-ELSEWHERE = {"is_number", "is_whole", "is_choice", "check_each", "check_functions", "check_seed", "path_of", "shown"}
+ELSEWHERE = {"is_number", "is_whole", "is_choice", "are_increasing", "path_of", "shown"}
+ELSEWHERE |= {"check_each", "check_functions", "check_seed"}
 
 
 def test_every_check_is_tried() -> None:

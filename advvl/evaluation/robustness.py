@@ -10,7 +10,6 @@ Legend: N examples, B rows of a batch, R radii.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,12 +20,12 @@ from torch import Tensor
 
 from advvl.adapters.base import Adapter
 from advvl.checks import (
+    are_increasing,
     at_least,
     check_each,
     check_functions,
     instance,
     is_choice,
-    is_number,
     is_whole,
     positive,
     shown,
@@ -148,7 +147,7 @@ def robustness_curve(
     check_functions(rows=rows)
     if not is_whole(seed) or seed < 0:
         raise ConfigurationError(f"expected seed to be a whole number of 0 or more, got {shown(seed)}")
-    if not _radii_ascend(radii):
+    if not are_increasing(radii) or not radii:
         raise ConfigurationError(f"expected finite radii above 0, each larger than the one before, got {shown(radii)}")
     if attacks is not None and not isinstance(attacks, WorstCase):
         raise ConfigurationError(f"expected attacks as a WorstCase(…), or None, got {shown(attacks)}")
@@ -202,13 +201,6 @@ def _check_scoring(target: object, targets: object) -> None:
     if not isinstance(target, Adapter):
         raise ConfigurationError(f"expected what adapt(model) gives as target, got {type(target).__name__}")
     check_functions(targets=targets)
-
-
-def _radii_ascend(radii: object) -> bool:
-    """True for a list or tuple of finite numbers above 0, each larger than the one before."""
-    if not isinstance(radii, list | tuple) or not radii or not all(map(is_number, radii)):
-        return False
-    return list(radii) == sorted(set(radii)) and all(0 < radius < math.inf for radius in radii)
 
 
 def _worst_scores(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -84,9 +84,20 @@ def measure(options: EvaluateOptions) -> Path:
                 )  # a killed run goes on from those of the others
         if main:
             shutil.rmtree(folder / "batches", ignore_errors=True)
-            draw = partial(examples.drawn, options, model, files, surrogate)
-            title = f"Robustness: {options.task}"
-            write_report(folder, measured, title=title, chance=examples.chance, draw=draw, examples=asked.drawn)
+
+            @lru_cache(maxsize=1)  # examples of one model come one after the other
+            def trained(name: str) -> UniterTask:
+                load_checkpoint(model, files[name])
+                return model
+
+            write_report(
+                folder,
+                measured,
+                title=f"Robustness: {options.task}",
+                chance=examples.chance,
+                draw=lambda damage: examples.drawn(options, trained(damage.model), surrogate, damage),
+                examples=asked.drawn,
+            )
         accelerator.wait_for_everyone()
     return folder / "report.html"
 
