@@ -1,4 +1,4 @@
-"""Runs that `fit` refuses: what an accelerator, a method and options cannot do together."""
+"""Runs that `fit` refuses: combinations of accelerator, method and options that cannot work."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from advvl.training import AdversarialTraining
 
 
 def check_arguments(**arguments: Any) -> None:
-    """Check the types of all arguments of `fit`, and that there is something to train and to train on.
+    """Check the types of all arguments of `fit`, and that there are trainable parameters and examples.
 
     Raises:
         ConfigurationError: an argument of another type, a source without examples, a model without trainable parameters.
