@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from advvl.errors import missing_extra
+from advvl.evaluation.figures import new_figure
 from advvl.evaluation.statistics import Interval, accuracy_interval
 
 
@@ -72,11 +73,7 @@ class CurveViews:
         Raises:
             MissingExtraError: matplotlib, of the extra `report`, is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise missing_extra("matplotlib", "report") from error
-        axes = Figure(layout="constrained").subplots() if axes is None else axes
+        axes = new_figure().subplots() if axes is None else axes
         found = self.intervals(confidence=confidence)
         bounded = [
             (radius, one) for radius, one in zip((0.0, *self.radii), found, strict=True) if math.isfinite(radius)
