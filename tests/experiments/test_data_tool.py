@@ -352,7 +352,7 @@ def test_an_npy_with_the_name_of_an_npz_is_refused(work: Path) -> None:
 
 def test_an_image_that_unpacks_to_more_than_any_is_refused_before_it_is_unpacked(work: Path) -> None:
     np.savez_compressed(work / "regions" / "park.npz", features=np.zeros((20_000, 1000), "f4"), boxes=np.zeros((1, 4)))
-    with pytest.raises(DataError, match=r"park\.npz: .*at most 67108864 bytes of arrays, got 80000):
+    with pytest.raises(DataError, match=r"park\.npz: .*at most 67108864 bytes of arrays, got 80000"):
         open_features("regions")["park"]
 
 
