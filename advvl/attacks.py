@@ -107,7 +107,7 @@ class Attack:
     Warns (`WeakAttackWarning`) if its steps cannot reach the edge of its ball from the clean tensor.
 
     Raises:
-        ConfigurationError: an argument of the wrong kind.
+        ConfigurationError: an argument of the wrong kind; parts that do not go together.
     """
 
     def __init__(
@@ -124,6 +124,7 @@ class Attack:
         check_parts(perturber, maximizer)
         check_functions(loss=loss, correct=correct)
         check_seed(seed)
+        maximizer.check(perturber)
         self.perturber, self.maximizer = perturber.for_attack(), maximizer
         self.loss, self.correct, self.train_mode, self.seed = loss, correct, train_mode, seed
         self.end_pass = end_pass

@@ -14,8 +14,9 @@ from __future__ import annotations
 import math
 import os
 import reprlib
+import sys
 from collections.abc import Callable, Sequence
-from numbers import Real
+from numbers import Integral, Rational, Real
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,8 +24,13 @@ from advvl.errors import ConfigurationError
 
 
 def is_number(value: object) -> bool:
-    """Return True for a real number, including NaN and infinities; not for text, tensors, None and bools."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+    """Return True for a real number that a tensor can be multiplied by, including NaN and infinities.
+
+    Text, tensors, None, bools, fractions, and whole numbers beyond the range of a float do not count.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    return not isinstance(value, Rational) or (isinstance(value, Integral) and abs(int(value)) <= sys.float_info.max)
 
 
 def shown(value: object) -> str:

@@ -16,6 +16,7 @@ import io
 import json
 import os
 import pickle
+import re
 import tempfile
 import warnings
 import zipfile
@@ -38,6 +39,7 @@ LOCK_FILE: Final = ".advvl-lock"
 
 _PREFIX: Final = ".advvl-"
 _PARTIAL: Final = ".partial"
+_ESCAPED_HALF: Final = re.compile(r"\\u[dD][89a-fA-F]")
 _NO_LOCKS: Final = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 # The errors of PyTorch and its restricted unpickler for a file that is truncated, damaged, or holds more than data.
@@ -221,10 +223,13 @@ def plain_json(text: str) -> Any:
     """Decode JSON without duplicate keys.
 
     Raises:
-        ValueError: not JSON, or a duplicate key.
+        ValueError: not JSON, a duplicate key, or half of a character, which no file of UTF-8 can hold.
         RecursionError: lists nested too deeply for Python.
     """
-    return json.loads(text, object_pairs_hook=_each_once)
+    found = json.loads(text, object_pairs_hook=_each_once)
+    if _ESCAPED_HALF.search(text):  # of a whole character, or of none
+        json.dumps(found, ensure_ascii=False).encode("utf-8")
+    return found
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from advvl.errors import CheckpointError, OutputDirectoryError
-from advvl.experiments.outputs import OutputDirectory
+from advvl.experiments.options import ExperimentOptions
+from advvl.experiments.outputs import claim, claimed
 from advvl.files import (
     differences,
     fingerprint,
@@ -138,18 +140,18 @@ def test_fingerprints_ignore_the_order_of_keys_and_see_every_value() -> None:
 
 
 def test_the_same_configuration_takes_its_directory_up_again(tmp_path: Path) -> None:
-    first = OutputDirectory.claim(tmp_path / "runs" / "a", {"seed": 1, "radii": (0.25, 0.5)})
+    first = claim(tmp_path / "runs" / "a", {"seed": 1, "radii": (0.25, 0.5)})
     write_text(first / "result", "kept")
-    again = OutputDirectory.claim(tmp_path / "runs" / "a", {"radii": [0.25, 0.5], "seed": 1})
+    again = claim(tmp_path / "runs" / "a", {"radii": [0.25, 0.5], "seed": 1})
     assert again == first
     assert (again / "result").read_text() == "kept"
 
 
 def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:
-    OutputDirectory.claim(tmp_path, {"seed": 1, "villa": {"steps": 3, "kl": 1.0}, "old": 1})
+    claim(tmp_path, {"seed": 1, "villa": {"steps": 3, "kl": 1.0}, "old": 1})
     (tmp_path / "result").write_text("kept")
     with pytest.raises(OutputDirectoryError) as caught:
-        OutputDirectory.claim(tmp_path, {"seed": 1, "villa": {"steps": 4, "kl": 1.0}, "new": "x"})
+        claim(tmp_path, {"seed": 1, "villa": {"steps": 4, "kl": 1.0}, "new": "x"})
     message = str(caught.value)
     assert "villa.steps (3 there, 4 here)" in message
     assert "old (1 there, absent here)" in message
@@ -161,18 +163,18 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path: Pa
 
 
 def test_overwriting_removes_what_the_other_configuration_left(tmp_path: Path) -> None:
-    OutputDirectory.claim(tmp_path, {"seed": 1})
+    claim(tmp_path, {"seed": 1})
     write_text(tmp_path / "seed-1" / "result", "stale")
-    claimed = OutputDirectory.claim(tmp_path, {"seed": 2}, overwrite=True)
+    claim(tmp_path, {"seed": 2}, overwrite=True)
     assert names(tmp_path) == ["configuration.yaml"]
-    assert claimed == OutputDirectory.claim(tmp_path, {"seed": 2})
+    claim(tmp_path, {"seed": 2})
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_directory_of_somebody_elses_files_is_never_touched(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(OutputDirectoryError, match="files and no configuration"):
-        OutputDirectory.claim(tmp_path, {}, overwrite=overwrite)
+        claim(tmp_path, {}, overwrite=overwrite)
     assert names(tmp_path) == ["thesis.tex"]
 
 
@@ -180,24 +182,29 @@ def test_a_file_in_the_place_of_the_directory_is_refused(tmp_path: Path) -> None
     (tmp_path / "f").write_text("")
     for path in (tmp_path / "f", tmp_path / "f" / "deeper"):
         with pytest.raises(OutputDirectoryError, match="--output"):
-            OutputDirectory.claim(path, {})
+            claim(path, {})
 
 
 def test_what_a_killed_run_left_half_written_is_removed(tmp_path: Path) -> None:
-    OutputDirectory.claim(tmp_path, {})
+    claim(tmp_path, {})
     (tmp_path / "seed-0").mkdir()
     (tmp_path / "seed-0" / ".advvl-model.pt-abc123.partial").write_bytes(b"half")
     (tmp_path / "seed-0" / ".advvl-notes").write_text("mine")
-    OutputDirectory.claim(tmp_path, {})
+    claim(tmp_path, {})
     assert names(tmp_path) == ["configuration.yaml", "seed-0", "seed-0/.advvl-notes"]
 
 
-def test_clearing_keeps_whose_the_directory_is(tmp_path: Path) -> None:
-    claimed = OutputDirectory.claim(tmp_path, {"seed": 1})
-    write_text(claimed / "seed-1" / "result", "old")
-    claimed.clear()
+def test_overwriting_results_of_the_same_configuration_keeps_whose_the_directory_is(tmp_path: Path) -> None:
+    options = ExperimentOptions(output=str(tmp_path))
+    with claimed(options) as directory:
+        write_text(directory / "seed-1" / "result", "old")
+    with pytest.raises(OutputDirectoryError, match="expected no results"), claimed(options):
+        pass
+    with claimed(replace(options, resume=True)):
+        assert (tmp_path / "seed-1" / "result").exists()
+    with claimed(replace(options, overwrite=True)):
+        pass
     assert names(tmp_path) == ["configuration.yaml"]
-    assert OutputDirectory.claim(tmp_path, {"seed": 1}) == claimed
 
 
 def test_a_file_that_cannot_be_written_is_a_refusal_that_names_it(tmp_path: Path) -> None:
@@ -237,7 +244,7 @@ def test_what_is_being_written_is_not_taken_for_what_a_killed_writer_left(tmp_pa
     with replacing(tmp_path / "f") as stream:
         stream.write(b"whole")
         remove_temporaries(tmp_path)
-        OutputDirectory.claim(tmp_path / "other", {})
+        claim(tmp_path / "other", {})
     assert names(tmp_path) == ["f", "other", "other/configuration.yaml"]
     assert (tmp_path / "f").read_bytes() == b"whole"
 

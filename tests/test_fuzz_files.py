@@ -22,7 +22,7 @@ from advvl.data.lxmert.regions import open_regions, write_regions
 from advvl.data.wordpiece import load_bert_tokenizer, load_tokenizer
 from advvl.errors import AdvVLError
 from advvl.experiments.config import read_yaml
-from advvl.experiments.outputs import OutputDirectory
+from advvl.experiments.outputs import claim
 from advvl.files import only_writer, read_json, read_torch, remove_temporaries, write_bytes
 from advvl.fit.checkpoints import Checkpoints, OneFile, read_checkpoint
 from advvl.models.lxmert.answer_head import load_lxmert_answers
@@ -128,7 +128,7 @@ WRITERS: dict[str, Call] = {
     "write_regions": lambda path: write_regions(path, []),
     "save_checkpoint": lambda path: save_checkpoint(uniter(), path),
     "only_writer": lambda path: only_writer(path).__enter__(),
-    "OutputDirectory": lambda path: OutputDirectory.claim(path, {}),
+    "claim": lambda path: claim(path, {}),
     "Checkpoints": lambda path: Checkpoints(directory=path).open(resume=False),
     "OneFile": lambda path: OneFile(Path(path)).open(resume=False),
     "remove_temporaries": lambda path: remove_temporaries(Path(path)),

@@ -178,7 +178,8 @@ class Adapter:
     def inject(self, deltas: Mapping[str, Tensor]) -> Iterator[None]:
         """Run one forward under given perturbations: `with target.inject({"image": delta}): model(**batch)`.
 
-        With activation checkpointing the backward belongs in it too.
+        With activation checkpointing the backward belongs in it too. Where `generate` keeps several beams, each row of the
+        batch stands there once per beam, so repeat the rows: `delta.repeat_interleave(beams, 0)`.
 
         Raises:
             SiteError: a modality that the adapter lacks, or a site that did not fire.
@@ -264,9 +265,11 @@ def _given(deltas: Mapping[str, Tensor], modality: str, x: Tensor) -> Placed:
     if not isinstance(delta, Tensor):
         raise ShapeError(f"expected a perturbation of {modality!r} as a tensor, got {type(delta).__name__}")
     if delta.shape != x.shape:
+        way_out = "make it of the shape of the tensor at the site, on this batch"
+        if delta.ndim and len(delta) and delta.shape[1:] == x.shape[1:] and len(x) % len(delta) == 0:
+            way_out = f"for beams, repeat its rows: delta.repeat_interleave({len(x) // len(delta)}, 0)"
         raise ShapeError(
-            f"expected a perturbation of {modality!r} of shape {tuple(x.shape)}, got {tuple(delta.shape)}; "
-            "make it of the shape of the tensor at the site, on this batch"
+            f"expected a perturbation of {modality!r} of shape {tuple(x.shape)}, got {tuple(delta.shape)}; {way_out}"
         )
     return Placed(Place(x.detach()), delta)
 

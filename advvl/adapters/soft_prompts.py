@@ -79,9 +79,9 @@ class SoftPrompt:
         afterwards.
 
         Raises:
-            DataError: packed texts, `inputs_embeds`, words joined with regions as UNITER's, a field `(B, T)` of another
-                name, a text with `token` in it or with gaps in its mask or positions; with `at="before_labels"` a row
-                without a label at a real position.
+            DataError: packed texts, `inputs_embeds`, words joined with regions as UNITER's, another field with an
+                entry per token, a text with `token` in it or with gaps in its mask or positions; with `at="before_labels"` a
+                row without a label at a real position.
         """
         ids = _ids(batch)
         _check_texts(batch)
@@ -116,12 +116,12 @@ class SoftPrompt:
                 types = _per_token(name, value, ids)
                 near = torch.where(start > first, start - 1, first)  # the token before, or else the one after
                 result[name] = lengthened(types, types.gather(1, near[:, None]))
-            elif name == "labels" and value is not None:
+            elif name == "labels" and isinstance(value, Tensor) and value.ndim == 2:
                 result[name] = self._labels(value, ids, lengthened)
-            elif isinstance(value, Tensor) and value.shape == ids.shape:
+            elif _has_entries(value, ids, scored=name == "labels"):
                 raise DataError(
-                    f"expected fields that can be lengthened, got {name!r} of input_ids' shape {tuple(ids.shape)}; add it "
-                    f"to the result{more('inserted-positions')}"
+                    f"expected fields that can be lengthened, got {name!r} with an entry per token of {tuple(ids.shape)}; "
+                    f"add it to the result{more('inserted-positions')}"
                 )
         return result
 
@@ -168,9 +168,9 @@ class SoftPrompt:
             )
         return counts.int().argmax(1)
 
-    def _labels(self, labels: Any, ids: Tensor, lengthened: Any) -> Any:
-        """Labels of words with nothing to predict at inserted positions; those of whole texts as they are."""
-        if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.is_floating_point():
+    def _labels(self, labels: Tensor, ids: Tensor, lengthened: Any) -> Any:
+        """Labels of words with nothing to predict at inserted positions; scores `(B, A)` of whole texts as they are."""
+        if labels.is_floating_point():
             return labels
         if labels.shape != ids.shape:
             raise DataError(
@@ -257,6 +257,21 @@ def _positions(positions: Any, ids: Tensor, real: Tensor) -> Tensor:
             f"{more('inserted-positions')}"
         )
     return found
+
+
+def _has_entries(value: Any, ids: Tensor, *, scored: bool) -> bool:
+    """True of a field with an entry per token: a tensor `(B, T)` or `(B, T, n)`, or B lists or tensors of T entries.
+
+    Floating-point numbers `(B, n, D)` may be features of as many regions; they count as entries of tokens if `scored`.
+    """
+    if isinstance(value, Tensor):
+        features = value.ndim == 3 and value.is_floating_point() and not scored
+        return value.shape[:2] == ids.shape and value.ndim <= 3 and not features
+    rows, length = ids.shape
+    if not isinstance(value, list | tuple) or len(value) != rows or not rows:
+        return False
+    lists = [one for one in value if isinstance(one, list | tuple) or (isinstance(one, Tensor) and one.ndim)]
+    return [len(one) for one in lists] == [length] * rows
 
 
 def _described(value: object) -> str:

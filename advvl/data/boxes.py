@@ -70,6 +70,8 @@ def numbers(name: str, value: Any) -> Tensor:
         DataError: anything else, or numbers that are not finite.
     """
     try:
+        if value.is_complex() if isinstance(value, Tensor) else np.iscomplexobj(value):
+            raise TypeError("complex ones")
         found = value.to(torch.float32) if isinstance(value, Tensor) else torch.from_numpy(_array(value))
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"expected {name} as an array of numbers, got {type(value).__name__}: {error}") from error

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from advvl.errors import missing_extra
-from advvl.evaluation.statistics import Interval, proportion_interval
+from advvl.evaluation.figures import new_figure
+from advvl.evaluation.statistics import Interval, accuracy_interval
 
 
 class CurveViews:
@@ -31,8 +31,7 @@ class CurveViews:
         Raises:
             ConfigurationError: a confidence outside (0, 1).
         """
-        rows = torch.cat([self.clean[None], self.scores])
-        return tuple(proportion_interval(float(row.sum()), len(row), confidence=confidence) for row in rows)
+        return tuple(accuracy_interval([row.tolist()], confidence=confidence) for row in (self.clean, *self.scores))
 
     def __str__(self) -> str:
         """A table of radius, accuracy and interval in per cent."""
@@ -74,11 +73,7 @@ class CurveViews:
         Raises:
             MissingExtraError: matplotlib, of the extra `report`, is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise missing_extra("matplotlib", "report") from error
-        axes = Figure(layout="constrained").subplots() if axes is None else axes
+        axes = new_figure().subplots() if axes is None else axes
         found = self.intervals(confidence=confidence)
         bounded = [
             (radius, one) for radius, one in zip((0.0, *self.radii), found, strict=True) if math.isfinite(radius)

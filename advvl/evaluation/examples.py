@@ -1,4 +1,4 @@
-"""Examples as people look at them, with a heat map of where a perturbation hit.
+"""The examples that attacks cost a model, and how people look at them: with a heat map of where a perturbation hit.
 
 Legend: W words, G regions.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from advvl.errors import DataError
+from advvl.evaluation.measurement import Measurement
 
 Box = tuple[float, float, float, float]
 
@@ -59,6 +60,43 @@ class Example:
         for box in self.regions:
             if len(box) != 4 or not (0 <= box[0] <= box[2] <= 1 and 0 <= box[1] <= box[3] <= 1):
                 raise DataError(f"expected left, top, right, bottom in [0, 1], got {tuple(box)}; divide by the size")
+
+
+@dataclass(frozen=True)
+class Damage:
+    """An example that an attack cost a model.
+
+    Arguments:
+        model: its name.
+        example: its place among the N.
+        budget, attack: places of those that left the lowest score; of equal ones the first. An example with soft scores may
+            have lost some of its score within a smaller budget.
+        clean, worst: its scores.
+        norms: modality to the length of the perturbation.
+    """
+
+    model: str
+    example: int
+    budget: int
+    attack: int
+    clean: float
+    worst: float
+    norms: Mapping[str, float]
+
+
+def damages(name: str, measurement: Measurement) -> tuple[Damage, ...]:
+    """List the examples that attacks cost a model, those first that fell furthest, within the first budget, by the least."""
+    found = []
+    scores = measurement.scores.nan_to_num(nan=math.inf)
+    lowest, attacks = scores.min(dim=1)
+    for example in (lowest < measurement.clean).any(dim=0).nonzero().flatten().tolist():
+        r = int(lowest[:, example].argmin())  # the first of the lowest
+        a, clean = int(attacks[r, example]), float(measurement.clean[example])
+        norms = {modality: float(rows[r, a, example]) for modality, rows in measurement.norms.items()}
+        found.append(Damage(name, example, r, a, clean, float(lowest[r, example]), norms))
+    return tuple(
+        sorted(found, key=lambda one: (one.worst - one.clean, one.budget, *_known(one.norms.values()), one.example))
+    )
 
 
 def grid(rows: int, columns: int) -> tuple[Box, ...]:
@@ -119,3 +157,8 @@ def _png(pixels: Any) -> bytes:
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2 if pixels.ndim == 3 else 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
+
+
+def _known(values: Iterable[float]) -> list[float]:
+    """Numbers to sort by, the unknown ones last."""
+    return [math.inf if math.isnan(value) else value for value in values]

@@ -19,7 +19,7 @@ from advvl.evaluation.attempts import check_eval
 from advvl.evaluation.measurement import Budget, Flag
 from advvl.evaluation.replacements import others_of, outputs_under, places_of, replacements
 from advvl.evaluation.scoring import Batch, Score, Targets, answer_score, own_targets, targets_of
-from advvl.evaluation.statistics import Interval, proportion_interval
+from advvl.evaluation.statistics import Interval, accuracy_interval
 from advvl.evaluation.worst_case import each, worst_case
 from advvl.runtime.randomness import derive_seed
 
@@ -39,8 +39,7 @@ class Interference:
     def accuracy(self, *, confidence: float = 0.95) -> dict[str, Interval]:
         """The mean score under each condition, with Wilson's interval over the examples."""
         return {
-            name: proportion_interval(min(float(scores.sum()), len(scores)), len(scores), confidence=confidence)
-            for name, scores in self.scores.items()
+            name: accuracy_interval([scores.tolist()], confidence=confidence) for name, scores in self.scores.items()
         }
 
     def __str__(self) -> str:

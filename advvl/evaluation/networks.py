@@ -1,24 +1,18 @@
-"""Networks whose outputs can be bounded: the graph of their affine steps and ReLUs, found by tracing them."""
+"""Networks whose outputs can be bounded: arithmetic on the graph of their affine steps and ReLUs."""
 
 from __future__ import annotations
 
-import copy
-import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node, symbolic_trace
+from torch.fx import Node
 from torch.fx.node import map_arg
-from torch.nn.utils import parametrize
 
-from advvl.checks import shown
-from advvl.errors import ConfigurationError, DataError, NonFiniteError
-
-_WEIGHTED: Final = (nn.Linear, nn.Conv2d)
-_AFFINE: Final = (*_WEIGHTED, nn.AvgPool2d, nn.Flatten, nn.Identity, nn.Dropout)
+from advvl.errors import ConfigurationError
+from advvl.evaluation.tracing import AFFINE, WEIGHTED, traced_network
 
 _FUNCTIONS: Final[Mapping[str, Callable[..., Tensor]]] = {
     "add": torch.add,
@@ -65,54 +59,14 @@ class Network:
     """
 
     def __init__(self, network: nn.Module, inputs: Mapping[str, Tensor], *, perturbed: Sequence[str]) -> None:
-        is_module = isinstance(network, nn.Module)
-        if not is_module:
-            raise ConfigurationError(f"expected a network that is an nn.Module, got {shown(network)}")
-        parameters = inspect.signature(network.forward).parameters
-        if unknown := sorted(set(inputs) - set(parameters)):
-            raise ConfigurationError(
-                f"expected inputs among {sorted(parameters)}, got {unknown}; name the forward's own"
-            )
-        if missing := sorted(set(perturbed) - set(inputs)):
-            raise ConfigurationError(f"expected a budget of inputs {sorted(inputs)}, got {missing}")
-        if not perturbed:
-            raise ConfigurationError("expected a budget with a ball for one input or more, got none")
-        if absent := sorted(_required(parameters) - set(inputs)):
-            raise ConfigurationError(f"expected all inputs without a default, got none for {absent}; give them as well")
-        if not all(isinstance(x, Tensor) and x.ndim and len(x) for x in inputs.values()):
-            raise DataError("expected inputs that are tensors with one row per example, one or more, got others")
-        if integers := sorted(name for name in perturbed if not inputs[name].is_floating_point()):
-            raise ConfigurationError(
-                f"expected floating-point numbers to perturb, got others in {integers}; embed them first"
-            )
-        if len({len(x) for x in inputs.values()}) > 1:
-            raise DataError(
-                f"expected a row for each example in all inputs, got { ({n: len(x) for n, x in inputs.items()}) }"
-            )
-        self.inputs = {
-            name: (x.double() if x.is_floating_point() else x).detach().clone() for name, x in inputs.items()
-        }
+        traced = traced_network(network, inputs, perturbed=perturbed)
+        self.inputs, self._graph, self._absolute = traced.inputs, traced.graph, traced.absolute
         self.examples = len(self.inputs[perturbed[0]])
-        defaults = {name: one.default for name, one in parameters.items() if name not in inputs}
-        if not all(one.isfinite().all() for one in network.state_dict().values()):
-            raise NonFiniteError(f"expected finite weights, got some in {type(network).__name__} that are not")
-        _check_hooks(network)
-        whole = copy.deepcopy(network).double().eval().requires_grad_(False)
-        inner = _baked(copy.deepcopy(whole))
-        if type(inner) in _AFFINE:  # its own forward would be traced, not the layer
-            inner = nn.Sequential(inner)
-        try:
-            self._graph = symbolic_trace(inner, concrete_args=defaults or None)
-        except Exception as error:  # tracing runs the network's own code
-            raise ConfigurationError(
-                f"expected a network that torch.fx can trace, got {error}; write its forward without branches on tensors"
-            ) from error
-        self._absolute = _absolute(inner)
         self.placeholders: dict[str, Node] = {}
         self.affected: list[Node] = []
         self._constants: dict[Node, Any] = {}
         self.output = self._walk(set(perturbed))
-        self._check_outputs(whole, perturbed)
+        self._check_outputs(traced.network, perturbed)
 
     def sources(self, node: Node) -> list[Node]:
         """The tensors that vary from which one is computed."""
@@ -237,7 +191,7 @@ class Network:
         module, name = self._module(node), _name(node)
         varying = [one in self.clean for one in node.all_input_nodes]
         fine = (
-            type(module) in (*_AFFINE, nn.ReLU)  # a subclass may compute something else
+            type(module) in (*AFFINE, nn.ReLU)  # a subclass may compute something else
             if module is not None
             else name in ("relu", "relu_") or (name in _FUNCTIONS and set(node.kwargs) <= _OPTIONS)
         )
@@ -268,7 +222,7 @@ class Network:
         if node.op == "get_attr" or len(node.users) > 1:
             return False
         module = self._module(node)
-        is_new = type(module) in (*_WEIGHTED, nn.AvgPool2d) if module is not None else _name(node) in _NEW
+        is_new = type(module) in (*WEIGHTED, nn.AvgPool2d) if module is not None else _name(node) in _NEW
         return is_new or all(map(self._is_free, node.all_input_nodes))
 
     def _check_outputs(self, network: nn.Module, perturbed: Sequence[str]) -> None:
@@ -304,52 +258,6 @@ class Network:
             raise ConfigurationError(
                 f"expected steps that keep the {self.examples} examples apart on the first axis, got {node.name!r}"
             )
-
-
-def _required(parameters: Mapping[str, inspect.Parameter]) -> set[str]:
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {name for name, one in parameters.items() if one.default is one.empty and one.kind in named}
-
-
-def _check_hooks(network: nn.Module) -> None:
-    """Refuse hooks, which the graph does not have, and forwards set on an instance."""
-    for name, module in network.named_modules():
-        hooks = (
-            module._forward_hooks,
-            module._forward_pre_hooks,
-            module._backward_hooks,
-            module._backward_pre_hooks,
-        )
-        if any(hooks) or "forward" in vars(module):
-            raise ConfigurationError(
-                f"expected a network without hooks, got one on {name or type(module).__name__!r}; "
-                "remove it, or close() what adapt(…) returned"
-            )
-
-
-def _baked(network: nn.Module) -> nn.Module:
-    """Replace parametrized weights by their values.
-
-    Torch's own `remove_parametrizations` would take them from the original too, as a copy has the same class.
-    """
-    for module in list(network.modules()):
-        if parametrize.is_parametrized(module):
-            weights = {name: getattr(module, name) for name in cast(nn.ModuleDict, module.parametrizations)}
-            module.__class__ = parametrize.type_before_parametrizations(module)
-            del module.parametrizations
-            for name, weight in weights.items():
-                setattr(module, name, nn.Parameter(weight, requires_grad=False))
-    return network
-
-
-def _absolute(network: nn.Module) -> nn.Module:
-    """Copy a network with the sizes of its weights, and without biases."""
-    absolute = copy.deepcopy(network)
-    for module in absolute.modules():
-        if isinstance(module, _WEIGHTED):
-            module.weight = nn.Parameter(module.weight.abs(), requires_grad=False)
-            module.register_parameter("bias", None)
-    return absolute
 
 
 def _size(constant: Any) -> Any:

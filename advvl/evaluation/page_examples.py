@@ -9,8 +9,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-from advvl.evaluation.curves import Damage
-from advvl.evaluation.examples import Example, picture_bytes
+from advvl.evaluation.examples import Damage, Example, picture_bytes
 
 _HEAT: Final = "213, 94, 0"  # Okabe and Ito's vermilion, whose strength says it all
 _MISSED: Final = (

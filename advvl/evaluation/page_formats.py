@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from advvl.evaluation.curves import accuracies, comparisons, kind_of, radii_of, wins
+from advvl.evaluation.comparisons import comparisons
+from advvl.evaluation.curves import accuracies, kind_of, radii_of, wins
 from advvl.evaluation.measurement import Measurement
 from advvl.evaluation.page import Draw, check_shown, page
 from advvl.evaluation.page_seeds import seed_rows, seed_tables

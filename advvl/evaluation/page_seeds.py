@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from advvl.evaluation.page_svg import curve_svg, legend
-from advvl.evaluation.page_tables import Table, flat, percent
+from advvl.evaluation.page_tables import Table, flat
 from advvl.evaluation.seed_runs import CLEAN, SeedCurve, SeedRuns
 
 
@@ -41,7 +41,7 @@ def seed_tables(runs: Mapping[str, SeedRuns], *, confidence: float = 0.95) -> It
     rows: list[tuple[str, ...]] = []
     for kind in first.curves:
         curves = _named(runs, kind)
-        columns = [map(percent, curve.intervals(confidence=confidence)) for curve in curves.values()]
+        columns = [[found.percent() for found in curve.intervals(confidence=confidence)] for curve in curves.values()]
         rows += zip(_conditions(next(iter(curves.values()))), *columns, strict=True)
     yield Table(
         "Experiments: accuracy under attack",
@@ -92,7 +92,7 @@ def _differences(one: SeedRuns, confidence: float) -> Iterator[tuple[str, ...]]:
         ]
         if any(others):
             for i, condition in enumerate(_conditions(base)):
-                yield (condition, *("-" if found is None else percent(found[i], signed=True) for found in others))
+                yield (condition, *("-" if found is None else found[i].percent(signed=True) for found in others))
 
 
 def _conditions(curve: SeedCurve) -> list[str]:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advvl.evaluation.curves import Comparison, accuracies, comparisons, name_of, wins
+from advvl.evaluation.comparisons import Comparison, comparisons
+from advvl.evaluation.curves import accuracies, name_of, wins
 from advvl.evaluation.measurement import Measurement
-from advvl.evaluation.statistics import Interval
 
 
 @dataclass(frozen=True)
@@ -89,16 +89,10 @@ def unchecked(measurements: Mapping[str, Measurement]) -> list[tuple[str, str]]:
     return found
 
 
-def percent(interval: Interval, *, signed: bool = False) -> str:
-    """An interval in per cent, such as "61.5 [54.6, 68.0]"."""
-    sign = "+" if signed else ""
-    return f"{100 * interval.estimate:{sign}.1f} [{100 * interval.low:{sign}.1f}, {100 * interval.high:{sign}.1f}]"
-
-
 def _accuracies(measurements: Mapping[str, Measurement], confidence: float, chance: float | None) -> Table:
     first = next(iter(measurements.values()))
     names = ["clean", *map(name_of, first.budgets)]
-    columns = [map(percent, accuracies(one, confidence=confidence)) for one in measurements.values()]
+    columns = [[found.percent() for found in accuracies(one, confidence=confidence)] for one in measurements.values()]
     rows = tuple(zip(names, *columns, strict=True))
     floor = "" if chance is None else f" Chance level: {100 * chance:.1f} %."
     return Table(
@@ -127,7 +121,7 @@ def _comparisons(measurements: Mapping[str, Measurement], confidence: float) -> 
 
 def _compared(one: Comparison) -> str:
     p_value = "" if one.p_value is None else ", p < 0.001" if one.p_value < 0.001 else f", p {one.p_value:.3f}"
-    return percent(one.difference, signed=True) + p_value
+    return one.difference.percent(signed=True) + p_value
 
 
 def _attacks(measurements: Mapping[str, Measurement]) -> Table:

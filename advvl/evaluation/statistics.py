@@ -33,6 +33,11 @@ class Interval:
         """True if zero lies outside."""
         return self.low > 0 or self.high < 0
 
+    def percent(self, *, signed: bool = False) -> str:
+        """Write it in per cent, such as "61.5 [54.6, 68.0]"."""
+        sign = "+" if signed else ""
+        return f"{100 * self.estimate:{sign}.1f} [{100 * self.low:{sign}.1f}, {100 * self.high:{sign}.1f}]"
+
 
 def mean_interval(
     values: Sequence[float], *, confidence: float = 0.95, within: tuple[float, float] = (-math.inf, math.inf)
@@ -51,7 +56,7 @@ def mean_interval(
     Source: any textbook; exact for normal values.
     """
     numbers = _finite(values)
-    _check_confidence(confidence)
+    check_confidence(confidence)
     if not isinstance(within, tuple | list) or len(within) != 2 or not all(map(is_number, within)):
         raise ConfigurationError(f"expected within=(lower, upper) of numbers, got {shown(within)}")
     if numbers.size < 2:
@@ -105,7 +110,7 @@ def bootstrap_interval(
     """
     numbers = _scores(scores)
     if numbers.max() == numbers.min():
-        return proportion_interval(float(numbers.sum()), int(numbers.size), confidence=confidence)
+        return accuracy_interval([scores], confidence=confidence)
     return _bootstrap(numbers, confidence, resamples, seed)
 
 
@@ -144,7 +149,7 @@ def paired_interval(scores: Sequence[float], baseline: Sequence[float], *, confi
     Source: Agresti & Min, Statistics in Medicine 24 (2005), for binary scores.
     """
     differences = _differences(_scores(scores), _scores(baseline))
-    _check_confidence(confidence)
+    check_confidence(confidence)
     count = int(differences.size)
     estimate, centre = float(differences.mean()), float(differences.sum()) / (count + 2)
     variance = (float(np.square(differences).sum()) + 1) / (count + 2) - centre**2
@@ -166,7 +171,7 @@ def proportion_interval(successes: float, trials: int, *, confidence: float = 0.
 
     Source: Wilson, JASA 22 (1927).
     """
-    _check_confidence(confidence)
+    check_confidence(confidence)
     if not is_whole(trials) or trials < 1:
         raise DataError(f"expected trials to be a whole number of 1 or more, got {shown(trials)}")
     if not is_number(successes) or not 0 <= successes <= trials:
@@ -180,6 +185,23 @@ def proportion_interval(successes: float, trials: int, *, confidence: float = 0.
     low = 0.0 if successes == 0 else min(centre - half, share)
     high = 1.0 if successes == trials else max(centre + half, share)
     return Interval(share, low, high, confidence, trials, "Wilson")
+
+
+def accuracy_interval(by_seed: Sequence[Sequence[float]], *, confidence: float = 0.95) -> Interval:
+    """The interval of an accuracy: of several seeds the t-interval of its mean, of one Wilson's over test examples.
+
+    Arguments:
+        by_seed: for each seed the scores in [0, 1], one for each test example.
+
+    Raises:
+        DataError: no score, or one outside [0, 1].
+        ConfigurationError: a confidence outside (0, 1).
+    """
+    scores = [_scores(one) for one in by_seed]
+    if len(scores) > 1:
+        return mean_interval([float(one.mean()) for one in scores], confidence=confidence, within=(0.0, 1.0))
+    (only,) = scores
+    return proportion_interval(float(only.sum()), int(only.size), confidence=confidence)
 
 
 def flat(values: Sequence[float]) -> NDArray[np.float64]:
@@ -198,7 +220,7 @@ def flat(values: Sequence[float]) -> NDArray[np.float64]:
 
 
 def _bootstrap(numbers: NDArray[np.float64], confidence: float, resamples: int, seed: int) -> Interval:
-    _check_confidence(confidence)
+    check_confidence(confidence)
     check_seed(seed)
     if not is_whole(resamples) or resamples < 100:
         raise ConfigurationError(f"expected 100 resamples or more, got {shown(resamples)}")
@@ -238,6 +260,7 @@ def _finite(values: Sequence[float]) -> NDArray[np.float64]:
     return numbers
 
 
-def _check_confidence(confidence: float) -> None:
+def check_confidence(confidence: float) -> None:
+    """Raise ConfigurationError for a confidence that is no number in (0, 1)."""
     if not is_number(confidence) or not 0 < confidence < 1:
         raise ConfigurationError(f"expected a confidence between 0 and 1, such as 0.95, got {shown(confidence)}")

@@ -2,7 +2,7 @@
 
 With several seeds a method's number is the mean over seeds with its t-interval, and a difference is paired by seed. With
 one seed there is no scatter of training to see: the interval is then Wilson's over test examples, and the difference is
-paired by example, with Agresti and Min's interval. `Report.over` says which.
+paired by example, with Agresti and Min's interval. `Summary.over` says which.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 import torch
@@ -18,10 +19,10 @@ from torch import Tensor
 from advvl.errors import DataError
 from advvl.evaluation.statistics import (
     Interval,
+    accuracy_interval,
     difference_interval,
     mean_interval,
     paired_interval,
-    proportion_interval,
 )
 
 
@@ -89,7 +90,7 @@ class MethodSummary:
 
 
 @dataclass(frozen=True)
-class Report:
+class Summary:
     """All methods under all conditions; made by `summarise`.
 
     Arguments:
@@ -105,7 +106,7 @@ class Report:
     over: Literal["seeds", "examples"]
 
 
-def summarise(results: Sequence[RunResult], *, baseline: str, confidence: float = 0.95) -> Report:
+def summarise(results: Sequence[RunResult], *, baseline: str, confidence: float = 0.95) -> Summary:
     """Summarise the results of every method and seed, in the order in which methods first occur.
 
     Raises:
@@ -122,15 +123,16 @@ def summarise(results: Sequence[RunResult], *, baseline: str, confidence: float 
     for method, by_seed in runs.items():
         accuracy, difference = {}, {}
         for condition in first.scores:
-            scores = [by_seed[seed].scores[condition] for seed in seeds]
-            accuracy[condition] = _accuracy(scores, confidence)
+            scores, base = (
+                [found[seed].scores[condition].tolist() for seed in seeds] for found in (by_seed, runs[baseline])
+            )
+            accuracy[condition] = accuracy_interval(scores, confidence=confidence)
             if method != baseline:
-                base = [runs[baseline][seed].scores[condition] for seed in seeds]
                 difference[condition] = _difference(scores, base, confidence)
         times = [time for seed in seeds if (time := by_seed[seed].seconds_per_update) is not None]
         rows.append(MethodSummary(method, accuracy, difference, _time(times, confidence)))
     examples = {condition: len(scores) for condition, scores in first.scores.items()}
-    return Report(tuple(rows), tuple(first.scores), examples, seeds, baseline, confidence, over)
+    return Summary(tuple(rows), tuple(first.scores), examples, seeds, baseline, confidence, over)
 
 
 def _by_method(results: Sequence[RunResult]) -> dict[str, dict[int, RunResult]]:
@@ -158,17 +160,11 @@ def _named(examples: Mapping[Condition, int]) -> str:
     return ", ".join(f"{condition} ({count})" for condition, count in examples.items())
 
 
-def _accuracy(scores: Sequence[Tensor], confidence: float) -> Interval:
-    if len(scores) > 1:
-        return mean_interval([seed.mean().item() for seed in scores], confidence=confidence, within=(0.0, 1.0))
-    return proportion_interval(min(scores[0].sum().item(), len(scores[0])), len(scores[0]), confidence=confidence)
-
-
-def _difference(scores: Sequence[Tensor], base: Sequence[Tensor], confidence: float) -> Interval:
+def _difference(scores: Sequence[Sequence[float]], base: Sequence[Sequence[float]], confidence: float) -> Interval:
     if len(scores) == 1:
-        return paired_interval(scores[0].tolist(), base[0].tolist(), confidence=confidence)
-    pairs = [seed.mean().item() for seed in scores], [seed.mean().item() for seed in base]
-    return difference_interval(*pairs, confidence=confidence, within=(-1.0, 1.0))
+        return paired_interval(scores[0], base[0], confidence=confidence)
+    means, base_means = ([fmean(seed) for seed in of] for of in (scores, base))
+    return difference_interval(means, base_means, confidence=confidence, within=(-1.0, 1.0))
 
 
 def _time(times: Sequence[float], confidence: float) -> Interval | None:

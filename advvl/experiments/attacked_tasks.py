@@ -26,7 +26,7 @@ from advvl.evaluation.attempts import Rows
 from advvl.evaluation.rows import take_rows
 from advvl.evaluation.scoring import Batch, Targets, own_targets
 from advvl.experiments.predictions import answers_of
-from advvl.experiments.scoring import Source
+from advvl.experiments.task_scores import Source
 from advvl.experiments.train_options import TrainOptions
 from advvl.models.uniter.task import UniterTask
 from advvl.tasks.uniter.metrics import overlaps
@@ -66,14 +66,9 @@ class AttackedTask:
 def attacked_task(options: TrainOptions, shards: Sequence[Shard]) -> AttackedTask:
     """Open the examples of a task of `ATTACKED`."""
     match options.task:
-        case "ve":
-            return AttackedTask(
-                source=AnswerSource(shards, len(VE_LABELS)), least=len(VE_LABELS), words=VE_LABELS.__getitem__
-            )
         case "nlvr2":
-            layout: Any = "triplet" if options.model.variant == "triplet" else "paired"
             return AttackedTask(
-                source=PairSource(shards, layout), least=2, words=("false", "true").__getitem__, rows=None
+                source=PairSource(shards, options.layout), least=2, words=("false", "true").__getitem__, rows=None
             )
         case "vcr":
             return AttackedTask(
@@ -105,9 +100,13 @@ def attacked_task(options: TrainOptions, shards: Sequence[Shard]) -> AttackedTas
                 targets=_meant,
                 constant=False,
             )
-    answers = options.model.answers
-    words = (lambda number: f"answer {number}") if options.data.answers is None else answers_of(options).__getitem__
-    return AttackedTask(source=AnswerSource(shards, answers), least=answers, words=words)
+    words: Callable[[int], str] = "answer {}".format
+    if options.task == "ve":
+        words = VE_LABELS.__getitem__
+    elif options.data.answers is not None:
+        words = answers_of(options).__getitem__
+    source = AnswerSource(shards, options.answer_count)
+    return AttackedTask(source=source, least=options.answer_count, words=words)
 
 
 def _meant(batch: Batch) -> Tensor:

@@ -17,15 +17,15 @@ from advvl.errors import AdvVLError
 _TOOLS = {
     "train": (
         "train a task of UNITER on its databases, standard or adversarially",
-        "advvl.experiments.train:train_command",
+        "advvl.experiments.task_commands:train_command",
     ),
     "evaluate": (
         "score trained models on the databases of their task, clean or under attack",
-        "advvl.experiments.measure:evaluate_command",
+        "advvl.experiments.task_commands:evaluate_command",
     ),
     "predict": (
         "write a trained model's predictions as the task's server takes them",
-        "advvl.experiments.train:predict_command",
+        "advvl.experiments.task_commands:predict_command",
     ),
     "report": (
         "make a page of measurements that advvl evaluate --attack wrote",

@@ -14,19 +14,16 @@ from advvl.adapters.registry import adapt
 from advvl.attacks import Attack
 from advvl.data.colors.corpus import pairs_of
 from advvl.data.colors.rounds import Condition, Round
-from advvl.errors import missing_extra
-from advvl.evaluation.statistics import Interval, mean_interval, proportion_interval
+from advvl.evaluation.figures import new_figure, write_figure
+from advvl.evaluation.statistics import accuracy_interval
 from advvl.experiments.experiment import Row, Task
-from advvl.experiments.outputs import OutputDirectory
-from advvl.files import read_json, replacing, write_text
+from advvl.files import read_json, write_text
 from advvl.maximizers.pgd import PGD
 from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
 from advvl.perturbers.balls import L2
 
 
-def condition_table(
-    rows: Sequence[Row], seeds: Sequence[int], directory: OutputDirectory, rounds: Sequence[Round]
-) -> str:
+def condition_table(rows: Sequence[Row], seeds: Sequence[int], directory: Path, rounds: Sequence[Round]) -> str:
     """Write `conditions.md`, the clean accuracy by condition, and return it; people's is that of the listeners.
 
     Arguments:
@@ -36,31 +33,21 @@ def condition_table(
     chosen = [[number for number, one in enumerate(rounds) if kind in (None, one.condition)] for kind in conditions]
     lines = [
         "| listener | all | far | split | close |\n|---|---|---|---|---|",
-        _line("people", [_shares([rounds[n].clicked == rounds[n].target for n in numbers]) for numbers in chosen]),
+        _line("people", [[one.clicked == one.target for one in rounds]], chosen),
     ]
     for row in rows:
         scores = [read_json(directory / Task(seed, row).record)["scores"]["clean"] for seed in seeds]
-        lines.append(_line(row.name, [_over_seeds(scores, numbers) for numbers in chosen]))
+        lines.append(_line(row.name, scores, chosen))
     counts = ", ".join(f"{len(numbers)} {kind}" for kind, numbers in zip(conditions, chosen, strict=True) if kind)
     table = f"Accuracy in per cent [95 % interval] by condition; {counts}.\n\n" + "\n".join(lines) + "\n"
     write_text(directory / "conditions.md", table)
     return table
 
 
-def _over_seeds(scores: Sequence[Sequence[float]], numbers: Sequence[int]) -> Interval:
-    """Of several seeds the mean and its t-interval, of one Wilson's interval over rounds."""
-    if len(scores) == 1:
-        return _shares([scores[0][number] > 0 for number in numbers])
-    return mean_interval([sum(one[number] for number in numbers) / len(numbers) for one in scores])
-
-
-def _shares(hits: Sequence[bool]) -> Interval:
-    return proportion_interval(sum(hits), len(hits))
-
-
-def _line(name: str, intervals: Sequence[Interval]) -> str:
-    cells = [f"{100 * one.estimate:.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]" for one in intervals]
-    return f"| {name} | {' | '.join(cells)} |"
+def _line(name: str, by_seed: Sequence[Sequence[float]], chosen: Sequence[Sequence[int]]) -> str:
+    """A line of the table: a cell for each choice of rounds."""
+    cells = [accuracy_interval([[one[number] for number in numbers] for one in by_seed]) for numbers in chosen]
+    return f"| {name} | {' | '.join(one.percent() for one in cells)} |"
 
 
 def _invented(number: int, utterance: str, *colors: tuple[float, float, float]) -> Round:
@@ -117,15 +104,11 @@ def draw_swatches(
     Raises:
         MissingExtraError: matplotlib, of the extra `report`, is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise missing_extra("matplotlib", "report") from error
     batch = pairs_of(rounds, tokenizer).batch(range(len(rounds)))
     seen = [_attacked(model, batch, radius, steps) for _, model in models]
     shown = _lost(seen, batch["targets"])[:count]
     columns = [("before", None), *((name, index) for index, (name, _) in enumerate(models))]
-    figure = Figure(figsize=(1.9 * len(columns), 0.85 * max(1, len(shown)) + 0.9), layout="constrained")
+    figure = new_figure(figsize=(1.9 * len(columns), 0.85 * max(1, len(shown)) + 0.9))
     panels = figure.subplots(max(1, len(shown)), len(columns), squeeze=False)
     for panel in panels.flat:
         panel.set_axis_off()
@@ -138,8 +121,7 @@ def draw_swatches(
     for panel, (name, _) in zip(panels[0], columns, strict=True):
         panel.text(1.5, 1.6, name, ha="center", va="bottom", fontsize="small")
     figure.suptitle(f"L2 attack of radius {radius:g} on the colours: frame: meant, dot: chosen", fontsize="medium")
-    with replacing(path) as stream:
-        figure.savefig(stream, format="png", dpi=150)
+    write_figure(figure, path)
 
 
 def _attacked(model: nn.Module, batch: dict[str, Any], radius: float, steps: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Nested frozen dataclasses as configuration: from YAML, to a canonical form, and back to YAML.
+"""Nested frozen dataclasses as configuration: from YAML, and to a canonical form.
 
 A configuration is built from layers, later ones over earlier, all of them over the dataclass's defaults:
 
@@ -23,7 +23,6 @@ from typing import Any, Final, Literal, NoReturn, TypeVar, get_args, get_origin,
 
 import yaml
 
-from advvl import files
 from advvl.checks import path_of, shown
 from advvl.errors import ConfigurationError
 from advvl.experiments import plain_yaml
@@ -103,24 +102,23 @@ def leaves(cls: type, path: str = "", default: Any = MISSING) -> Iterator[Leaf]:
             yield Leaf(f"{path}{item.name}", hints[item.name], value, {**help, **item.metadata})
 
 
-def plain(config: Any) -> dict[str, Any]:
-    """Return the configuration as nested dicts, lists, numbers, texts and None; every float field is a float."""
-    return _plain(config, everything=True)
-
-
 def identity(config: Any) -> dict[str, Any]:
-    """As `plain`, without the fields that do not change what an output directory holds."""
-    return _plain(config, everything=False)
+    """Return the configuration as nested dicts, lists, numbers, texts and None; every float field is a float.
 
-
-def fingerprint(config: Any) -> str:
-    """Hexadecimal digits of a SHA-256 that tell identities apart, the same in every process."""
-    return files.fingerprint(identity(config))
-
-
-def to_yaml(config: Any) -> str:
-    """Return the whole configuration as YAML, which `read_yaml` and `build` turn back into it."""
-    return plain_yaml.dump(plain(config))
+    Fields that do not change what an output directory holds are left out.
+    """
+    hints = get_type_hints(type(config))
+    values: dict[str, Any] = {}
+    for item in fields(config):
+        if not item.metadata.get("identity", True):
+            continue
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            values[item.name] = identity(value)
+        else:
+            typed = _typed(hints[item.name], value, item.name, type(config).__name__)
+            values[item.name] = list(typed) if isinstance(typed, tuple) else typed
+    return values
 
 
 def without_none(annotation: Any) -> Any:
@@ -194,21 +192,6 @@ def _construct(cls: type[T], layers: Sequence[Layer], path: str) -> T:
         raise ConfigurationError(
             f"{path + ': ' if path else ''}{error}{f' (set by {sources})' if sources else ''}"
         ) from error
-
-
-def _plain(config: Any, *, everything: bool) -> dict[str, Any]:
-    hints = get_type_hints(type(config))
-    values: dict[str, Any] = {}
-    for item in fields(config):
-        if not (everything or item.metadata.get("identity", True)):
-            continue
-        value = getattr(config, item.name)
-        if is_dataclass(value):
-            values[item.name] = _plain(value, everything=everything)
-        else:
-            typed = _typed(hints[item.name], value, item.name, type(config).__name__)
-            values[item.name] = list(typed) if isinstance(typed, tuple) else typed
-    return values
 
 
 def _default(item: Field[Any]) -> Any:

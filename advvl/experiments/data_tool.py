@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
-from advvl.errors import ConfigurationError
 from advvl.experiments.data_convert import TASKS, convert
 from advvl.experiments.data_inspect import inspect
+from advvl.experiments.flags import Parser
 
 _EPILOG: Final = """\
 Records are JSON objects, one on each line; docs/own-data.md says which keys a task needs. `image` names an image of
@@ -28,7 +28,7 @@ def data_tool(arguments: Sequence[str]) -> None:
         DataError: data that cannot be used.
         OutputDirectoryError: something that is there already, or a place that cannot be written.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="advvl data",
         description="Convert your own data to UNITER's databases, or say what a database holds.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -80,8 +80,3 @@ def _inspect_options(parser: argparse.ArgumentParser) -> None:
     parser.description = "Say what a database of texts or of images holds, after reading every record."
     parser.add_argument("folder", metavar="FOLDER", help="database of texts, or folder of databases of images")
     parser.add_argument("--images", metavar="FOLDER", help="look up the images of the texts in these databases")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise ConfigurationError(f"expected {self.prog} as its --help says, got {message}")

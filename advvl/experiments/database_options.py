@@ -17,6 +17,9 @@ Size = Literal["base", "large"]
 MIXED: Final = ("mlm", "itm", "mrfr", "mrc", "mrc-kl")
 """The tasks of pre-training, in the order in which they are mixed."""
 
+PERTURBED: Final = ("mlm", "itm")
+"""The tasks of these that are perturbed; regions are learnt the plain way (Gan et al., NeurIPS 2020, §3.2)."""
+
 SIZES: Final = (
     "hidden_size",
     "num_hidden_layers",

@@ -20,7 +20,6 @@ from torch import nn
 from advvl.adapters.injection import Site
 from advvl.data.source import BatchSource, Sampler
 from advvl.experiments.options import ExperimentOptions
-from advvl.experiments.outputs import OutputDirectory
 from advvl.fit.options import OptimizerOptions
 from advvl.models.state_files import write_state
 from advvl.runtime.randomness import derive_seed
@@ -143,13 +142,13 @@ class Experiment(Generic[Options, Data]):
     """
 
     options: type[Options]
-    data: Callable[[Options, OutputDirectory], Data]
+    data: Callable[[Options, Path], Data]
     rows: Callable[[Options], Sequence[Row]]
     set_up: Callable[[Options, Data, Task, Path | None], Setup]
     presets: Mapping[str, Mapping[str, Any]] | None = None
-    prepare: Callable[[Options, OutputDirectory], None] | None = None
+    prepare: Callable[[Options, Path], None] | None = None
     save: Callable[[nn.Module, Path], object] = save_tensors
-    conclude: Callable[[Options, Sequence[Row], OutputDirectory], str] | None = None
+    conclude: Callable[[Options, Sequence[Row], Path], str] | None = None
 
 
 def seeded(seed: int, kind: Callable[..., Model], *arguments: Any, **options: Any) -> Model:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from advvl.checks import shown
+from advvl.errors import ConfigurationError
 from advvl.experiments.config import Layer, Leaf, build, leaves, read_yaml, unknown, without_none
 
 T = TypeVar("T")
@@ -84,8 +84,12 @@ def parse(
     prog: str | None = None,
     read: Callable[[str], Layer] = read_yaml,
 ) -> T:
-    """Return the configuration that a command line asks for; malformed flags end the process with one line and status 2."""
-    parser = _Parser(
+    """Return the configuration that a command line asks for.
+
+    Raises:
+        ConfigurationError: flags that are unknown or malformed, or values that `cls` refuses.
+    """
+    parser = Parser(
         prog=prog,
         usage="%(prog)s [option ...]",
         description=description,
@@ -94,34 +98,27 @@ def parse(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_flags(parser, cls, presets=presets)
-    namespace, rest = parser.parse_known_args(arguments)
-    if rest:
-        parser.refuse(rest)
-    return from_flags(cls, namespace, presets=presets, read=read)
+    return from_flags(cls, parser.parse_args(arguments), presets=presets, read=read)
 
 
 _EPILOG = """Flags win over the file of --config, the file over the preset, the preset over the defaults shown here. The
 configuration that comes of it is written to configuration.yaml in the output directory."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser of a command line whose errors are one sentence, and name the flag nearest to an unknown one."""
+
     def error(self, message: str) -> NoReturn:
-        """End the process without the usage, whose dozens of lines would hide the message."""
-        print(f"error: {message}; --help lists all flags", file=sys.stderr)
-        raise SystemExit(2)
+        raise ConfigurationError(f"expected {self.prog} as its --help says, got {message}")
 
-    def refuse(self, rest: Sequence[str]) -> NoReturn:
-        """End the process with what was not understood and, for a flag, the nearest that there is."""
-        message = f"unrecognized arguments: {' '.join(rest)}"
-        name = next((text.partition("=")[0] for text in rest if text.startswith("-")), None)
-        if name is not None:
-            message += f"; the flag nearest to {name} is {nearest(name, self)}"
-        self.error(message)
-
-
-def nearest(flag: str, parser: argparse.ArgumentParser) -> str:
-    """Return the flag of a parser that is spelt most like this one."""
-    return difflib.get_close_matches(flag, parser._option_string_actions, n=1, cutoff=0.0)[0]
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            name = next((text.partition("=")[0] for text in rest if text.startswith("-")), None)
+            near = difflib.get_close_matches(name or "", self._option_string_actions, n=1, cutoff=0.0)
+            hint = "" if name is None else f"; the flag nearest to {name} is {near[0]}"
+            self.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
+        return found, rest
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:

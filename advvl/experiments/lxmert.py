@@ -24,7 +24,6 @@ from advvl.data.wordpiece import load_bert_tokenizer
 from advvl.errors import DataError
 from advvl.experiments.experiment import Experiment, Row, Setup, Task, seeded
 from advvl.experiments.lxmert_options import PRESETS, LxmertAdversary, LxmertOptions
-from advvl.experiments.outputs import OutputDirectory
 from advvl.fit.bert_adam import BertAdam
 from advvl.models.lxmert.checkpoint import load_lxmert_checkpoint, save_lxmert_checkpoint
 from advvl.recipes.villa import villa
@@ -64,7 +63,7 @@ class Files:
         return trained, tested
 
 
-def prepare(options: LxmertOptions, directory: OutputDirectory) -> None:
+def prepare(options: LxmertOptions, directory: Path) -> None:
     """Write the digits in LXMERT's formats, unless other files are given or these are there; the tokenizer comes last.
 
     Raises:
@@ -77,7 +76,7 @@ def prepare(options: LxmertOptions, directory: OutputDirectory) -> None:
         write_digits(digits_corpus(DigitsConfig(**asdict(options.data))), directory / "data")
 
 
-def open_sources(options: LxmertOptions, directory: OutputDirectory) -> Sources:
+def open_sources(options: LxmertOptions, directory: Path) -> Sources:
     """Open the given files, or the digits'; return the questions to train on, and to test on.
 
     Raises:

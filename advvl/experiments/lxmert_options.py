@@ -29,7 +29,7 @@ class LxmertSize:
         intermediate_size: width inside the feed-forward blocks.
         max_position_embeddings: tokens that a text may have.
         dropout: probability of dropping a hidden state or an attention weight.
-        initializer_range: standard deviation of new weights; see `advvl.experiments.uniter_options.UniterSize`.
+        initializer_range: standard deviation of new weights; see `advvl.experiments.villa_options.UniterSize`.
     """
 
     hidden_size: int = 64

@@ -1,6 +1,5 @@
-"""The command `advvl evaluate`: scores of trained models of UNITER's tasks on databases, clean or under attack.
+"""Measurements of robustness of trained models of UNITER's tasks on databases, which `advvl evaluate --attack` makes.
 
-    advvl evaluate vqa.yaml
     advvl evaluate vqa.yaml --attack pgd,random --radius image=L2:0.5,1 --checkpoints plain.safetensors,villa.safetensors
 
     REPORT/configuration.yaml               whose folder it is
@@ -21,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import advvl
@@ -34,30 +34,13 @@ from advvl.experiments.config import identity
 from advvl.experiments.measure_examples import AttackedExamples
 from advvl.experiments.measure_options import EvaluateOptions
 from advvl.experiments.options import own
+from advvl.experiments.outputs import claimed_by_main
 from advvl.experiments.records import sha256
-from advvl.experiments.train import accelerator_of, claimed_by_main, judged, parsed
-from advvl.experiments.train_setup import check_fit, model_of
-from advvl.files import write_json, write_safetensors
+from advvl.experiments.train_setup import accelerator_of, check_fit, model_of
+from advvl.files import write_safetensors
 from advvl.models.uniter.checkpoint import load_checkpoint
 from advvl.models.uniter.task import UniterTask
 from advvl.runtime.processes import process_count
-
-
-def evaluate_command(arguments: Sequence[str]) -> None:
-    """Run `advvl evaluate`."""
-    options = parsed("evaluate", arguments, EvaluateOptions)
-    if options.robustness.attack:
-        print(f"written to {measure(options)}")
-        return
-    found, shards = judged(options)
-    if not found.scores:
-        raise ConfigurationError(
-            f"expected databases with targets in data.val_texts, got {', '.join(options.data.val_texts)}; see advvl predict"
-        )
-    path = Path(options.output) / f"scores-{Path(str(shards[0].texts.folder)).stem}.json"
-    write_json(path, dict(found.scores))
-    print("\n".join(f"{name:16} {value:.4f}" for name, value in found.scores.items()))
-    print(f"written to {path}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +135,7 @@ def _measured(
     def cache(number: int, make: Callable[[], Record]) -> Record:
         path = stored / f"{number}.safetensors"
         if path.exists():
-            return load_file(path)
+            return _kept(path)
         stored.mkdir(parents=True, exist_ok=True)
         found = make()
         write_safetensors(path, {name: tensor.contiguous() for name, tensor in found.items()})
@@ -177,6 +160,20 @@ def _measured(
             "configuration": identity(asked),
         },
     )
+
+
+def _kept(path: Path) -> Record:
+    """The record of a batch that an earlier run wrote.
+
+    Raises:
+        CheckpointError: a damaged file.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"expected the record of a batch in {str(path)!r}, got {error}; remove the file"
+        ) from error
 
 
 def _file(folder: Path, name: str) -> Path:

@@ -19,13 +19,12 @@ from advvl.adapters.base import Adapter
 from advvl.data.uniter.datasets.examples import Shard
 from advvl.data.uniter.word_pieces import word_pieces
 from advvl.errors import ConfigurationError, DataError
-from advvl.evaluation.curves import Damage
-from advvl.evaluation.examples import Example
+from advvl.evaluation.examples import Damage, Example
 from advvl.evaluation.hits import hit
 from advvl.evaluation.scoring import fingerprints
 from advvl.experiments.attacked_tasks import AttackedTask, attacked_task
 from advvl.experiments.measure_options import EvaluateOptions
-from advvl.experiments.scoring import pieces
+from advvl.experiments.task_scores import pieces
 from advvl.experiments.train_setup import val_shards
 from advvl.files import fingerprint
 from advvl.models.uniter.checkpoint import load_checkpoint

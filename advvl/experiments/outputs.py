@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -17,8 +16,9 @@ from advvl.errors import OutputDirectoryError
 from advvl.experiments import plain_yaml
 from advvl.experiments.config import identity
 from advvl.files import LOCK_FILE, differences, fingerprint, only_writer, remove_temporaries, write_text, writing_to
+from advvl.runtime.processes import check_agreement
 
-OWNER_FILE: Final = "configuration.yaml"
+_OWNER: Final = "configuration.yaml"
 
 
 class Claiming(Protocol):
@@ -37,40 +37,80 @@ class Claiming(Protocol):
         """True to lose what it holds."""
 
 
-@dataclass(frozen=True)
-class OutputDirectory:
-    """A directory whose every file was written under one configuration; made by `OutputDirectory.claim`."""
+@contextmanager
+def claimed(options: Claiming, results: str = "seed-*") -> Iterator[Path]:
+    """Claim the output directory of these options, and keep other processes from it while the block runs.
 
-    path: Path
-    fingerprint: str
+    On an error a directory that was claimed here and got nothing to hold is given up again.
 
-    @staticmethod
-    def claim(
-        path: str | os.PathLike[str], configuration: Mapping[str, Any], *, overwrite: bool = False
-    ) -> OutputDirectory:
-        """Make `path`, or take it up again if it belongs to the same configuration.
+    Arguments:
+        results: a pattern of the folders in it that hold results.
 
-        The configuration and its fingerprint lie in `configuration.yaml`. With `overwrite` a directory that belongs to
-        another configuration has the files in it removed, so that no result of the other is taken for one of this; one
-        that holds files and no `configuration.yaml` is never touched.
+    Raises:
+        OutputDirectoryError: as `claim`; another process writes there; or it holds results that are neither to be taken up
+            (`resume`) nor to be lost (`overwrite`).
+    """
+    with only_writer(_made(options.output)):
+        owner = Path(options.output, _OWNER)
+        claimed_before = owner.exists()
+        try:
+            directory = claim(options.output, identity(options), overwrite=options.overwrite)
+            if any(_files(folder) for folder in directory.glob(results)):
+                if not (options.overwrite or options.resume):
+                    raise OutputDirectoryError(
+                        f"expected no results in {options.output!r}, got some of this configuration; pass --resume to keep "
+                        "or --overwrite to lose them"
+                    )
+                if options.overwrite:
+                    with writing_to(directory):
+                        _remove_files(directory, spared=owner)
+            yield directory
+        except BaseException:
+            if not claimed_before and owner.exists() and _files(owner.parent) == [owner]:
+                _remove_files(owner.parent, spared=owner)
+                owner.unlink()
+            raise
 
-        Raises:
-            OutputDirectoryError: a directory of another configuration, whose keys that differ it names; one that holds
-                other files, or cannot be made or written.
-        """
-        directory = _made(path)
-        with writing_to(directory):
-            return OutputDirectory._claim(directory, configuration, overwrite)
 
-    @staticmethod
-    def _claim(directory: Path, configuration: Mapping[str, Any], overwrite: bool) -> OutputDirectory:
+@contextmanager
+def claimed_by_main(options: Claiming, results: str, *, main: bool) -> Iterator[None]:
+    """Claim the output directory in the main process; every process hears of a refusal.
+
+    Raises:
+        OutputDirectoryError: as `claimed`.
+    """
+    refusal: OutputDirectoryError | None = None
+    with ExitStack() as held:
+        if main:
+            try:
+                held.enter_context(claimed(options, results))
+            except OutputDirectoryError as error:
+                refusal = error
+        check_agreement("access to the output directory", str(refusal))
+        if refusal is not None:
+            raise refusal
+        yield
+
+
+def claim(path: str | os.PathLike[str], configuration: Mapping[str, Any], *, overwrite: bool = False) -> Path:
+    """Make a directory, or take it up again if it belongs to the same configuration.
+
+    The configuration and its fingerprint lie in `configuration.yaml`. With `overwrite` a directory that belongs to another
+    configuration has the files in it removed, so that no result of the other is taken for one of this; one that holds files
+    and no `configuration.yaml` is never touched.
+
+    Raises:
+        OutputDirectoryError: a directory of another configuration, whose keys that differ it names; one that holds other
+            files, or cannot be made or written.
+    """
+    directory, mark = _made(path), fingerprint(configuration)
+    owner = directory / _OWNER
+    with writing_to(directory):
         remove_temporaries(directory)
-        mark = fingerprint(configuration)
-        owner = directory / OWNER_FILE
         if owner.exists():
             found = _read_owner(owner)
             if found.get("fingerprint") == mark:
-                return OutputDirectory(directory, mark)
+                return directory
             if not overwrite:
                 raise OutputDirectoryError(
                     f"expected {str(directory)!r} to belong to this configuration, got one that differs in "
@@ -80,69 +120,11 @@ class OutputDirectory:
             owner.unlink()
         elif _held(directory):
             raise OutputDirectoryError(
-                f"expected {str(directory)!r} to be an output directory, got files and no {OWNER_FILE}; "
-                "choose another --output"
+                f"expected {str(directory)!r} to be an output directory, got files and no {_OWNER}; choose another --output"
             )
         document = {"fingerprint": mark, "configuration": json.loads(json.dumps(configuration, default=str))}
         write_text(owner, plain_yaml.dump(document))
-        return OutputDirectory(directory, mark)
-
-    def clear(self) -> None:
-        """Remove everything in it but the mark of whose it is."""
-        with writing_to(self.path):
-            _remove_files(self.path, spared=self.path / OWNER_FILE)
-
-    def __truediv__(self, name: str) -> Path:
-        return self.path / name
-
-
-def claim(options: Claiming, results: str = "seed-*") -> OutputDirectory:
-    """Claim the output directory of these options.
-
-    Arguments:
-        results: a pattern of the folders in it that hold results.
-
-    Raises:
-        OutputDirectoryError: as `OutputDirectory.claim`; or it holds results that are neither to be taken up (`resume`)
-            nor to be lost (`overwrite`).
-    """
-    directory = OutputDirectory.claim(options.output, identity(options), overwrite=options.overwrite)
-    if any(_files(folder) for folder in directory.path.glob(results)):
-        if options.overwrite:
-            directory.clear()
-        elif not options.resume:
-            raise OutputDirectoryError(
-                f"expected no results in {options.output!r}, got some of this configuration; pass --resume to keep or "
-                "--overwrite to lose them"
-            )
     return directory
-
-
-@contextmanager
-def released_if_empty(options: Claiming) -> Iterator[None]:
-    """On an error, take back the claim on an output directory that was claimed within and got nothing to hold."""
-    owner = Path(options.output, OWNER_FILE)
-    claimed_before = owner.exists()
-    try:
-        yield
-    except BaseException:
-        if not claimed_before and owner.exists() and _files(owner.parent) == [owner]:
-            _remove_files(owner.parent, spared=owner)
-            owner.unlink()
-        raise
-
-
-@contextmanager
-def claimed(options: Claiming, results: str = "seed-*") -> Iterator[OutputDirectory]:
-    """Claim the output directory of these options, and keep other processes from it while the block runs.
-
-    On an error a directory that got nothing to hold is given up again.
-
-    Raises:
-        OutputDirectoryError: as `claim`; or another process writes there.
-    """
-    with only_writer(_made(options.output)), released_if_empty(options):
-        yield claim(options, results)
 
 
 def _made(path: str | os.PathLike[str]) -> Path:

@@ -5,22 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from advvl.experiments.experiment import Task
-from advvl.experiments.outputs import OutputDirectory
 
 
 @dataclass(frozen=True)
 class Progress:
     """The tasks of a run, when it began, and what those that were done by then had cost; made by `Progress.of`."""
 
-    directory: OutputDirectory
+    directory: Path
     tasks: Sequence[Task]
     began: float
     before: float
 
     @classmethod
-    def of(cls, directory: OutputDirectory, tasks: Sequence[Task]) -> Progress:
+    def of(cls, directory: Path, tasks: Sequence[Task]) -> Progress:
         """Begin to count."""
         done = sum(task.row.cost for task in tasks if (directory / task.record).exists())
         return cls(directory, tasks, time.time(), done)

@@ -15,91 +15,12 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from advvl.checks import is_number, is_whole, shown
-from advvl.data.masking import MASK_PROBABILITY, NEGATIVE_PROBABILITY
 from advvl.errors import ConfigurationError
 from advvl.experiments.config import Layer, read_yaml
 from advvl.experiments.progress import counted
+from advvl.experiments.published_keys import FIXED, FOLDERS, READ, SAME, STEPS, TASKS
 from advvl.experiments.train_options import Task
 from advvl.files import parse_json
-
-_FOLDERS: Final = {"txt": "txt_db", "db": "txt_db", "img": "img_db", "pretrain": "pretrained"}
-
-_TASKS: Final = {
-    "vqa": "vqa",
-    "ve": "ve",
-    "nlvr2": "nlvr2",
-    "vcr": "vcr",
-    "itm": "retrieval",
-    "refcoco": "referring",
-    "refcoco+": "referring",
-    "refcocog": "referring",
-}
-"""Tasks by the first word of the names of their databases."""
-
-_SAME: Final[Mapping[str, str]] = {
-    "seed": "seed",
-    "conf_th": "data.conf_th",
-    "max_bb": "data.max_bb",
-    "min_bb": "data.min_bb",
-    "max_txt_len": "data.max_text",
-    "dropout": "model.dropout",
-    "num_answers": "model.answers",
-    "mlp": "model.head_layers",
-    "margin": "model.margin",
-    "itm_ot_lambda": "model.ot_weight",
-    "learning_rate": "optimizer.learning_rate",
-    "num_train_steps": "optimizer.updates",
-    "warmup_steps": "optimizer.warmup",
-    "weight_decay": "optimizer.weight_decay",
-    "betas": "optimizer.betas",
-    "lr_mul": "optimizer.head_rate",
-    "valid_steps": "evaluation.every",
-    "hard_neg_size": "sampling.hardest",
-}
-"""Published keys whose values mean the same here."""
-
-_STEPS: Final = {"text": "adv_lr_txt", "image": "adv_lr_img"}
-"""Published keys of an ascent step's length, by modality."""
-
-_READ: Final = frozenset(
-    {
-        *_STEPS.values(),
-        "adv_steps",
-        "norm_type",
-        "adv_kl_weight",
-        "adv_max_norm",
-        "adv_modality",
-        "adv_training",
-        "checkpoint",
-        "grad_norm",
-        "gradient_accumulation_steps",
-        "negative_size",
-        "model",
-        "model_config",
-        "num_bb",
-        "task",
-        "train_batch_size",
-        "train_datasets",
-        "val_datasets",
-        "train_loss",
-        *(f"{part}_{kind}_db{s}" for part in ("train", "val") for kind in ("txt", "img") for s in ("", "s")),
-        "train_img_dir",
-        "val_img_dir",
-    }
-)
-"""Published keys that are read in another form."""
-
-_FIXED: Final[Mapping[str, Any]] = {
-    "optim": "adamw",
-    "decay": "linear",
-    "adv_init_mag": 0,
-    "itm_neg_prob": NEGATIVE_PROBABILITY,
-    "mrm_prob": MASK_PROBABILITY,
-    "use_img_type": True,
-    "mcan": False,
-    "cut_bert": -1,
-}
-"""Published keys that have one value here, which is that of every released file."""
 
 _BUNDLE: Final = 8  # examples that the published filling of a budget takes together
 
@@ -133,7 +54,7 @@ def translated(found: Mapping[str, Any], path: str) -> tuple[dict[str, Any], lis
     """
     read = _Reading(dict(found), path)
     read.put("task", read.task)
-    for theirs, ours in _SAME.items():
+    for theirs, ours in SAME.items():
         if theirs in found:
             read.put(ours, found[theirs])
     read.databases()
@@ -141,7 +62,7 @@ def translated(found: Mapping[str, Any], path: str) -> tuple[dict[str, Any], lis
     read.updates()
     read.adversary()
     read.fixed()
-    ignored = sorted(set(found) - set(_SAME) - _READ - set(_FIXED))
+    ignored = sorted(set(found) - set(SAME) - READ - set(FIXED))
     if ignored:
         read.notes.append(f"left out, without a meaning here: {', '.join(ignored)}")
     return read.values, read.notes
@@ -264,11 +185,11 @@ class _Reading:
             return
         named = self.texts("adv_modality")
         in_turn = "alter" in named
-        modalities = [name for name in _STEPS if in_turn or name in named]
+        modalities = [name for name in STEPS if in_turn or name in named]
         self.put("adversary.modalities", modalities)
         self.put("adversary.order", "in turn" if in_turn else "together")
         for name in modalities:
-            self.put(f"adversary.{name}_step", self.number(_STEPS[name], 0))
+            self.put(f"adversary.{name}_step", self.number(STEPS[name], 0))
         for theirs, ours in (("adv_steps", "steps"), ("norm_type", "norm")):
             if theirs in self.found:
                 self.put(f"adversary.{ours}", self.found[theirs])
@@ -281,7 +202,7 @@ class _Reading:
 
     def fixed(self) -> None:
         """Refuse another value than the released files have, where there is no option for it."""
-        for name, value in _FIXED.items():
+        for name, value in FIXED.items():
             if self.found.get(name, value) != value:
                 raise ConfigurationError(
                     f"expected {name} {value!r}, as released, got {shown(self.found[name])} in {self.file}; remove it"
@@ -300,7 +221,7 @@ class _Reading:
             return "vcr-pretraining" if second else "pretraining"
         names = [Path(name).name for name in self.texts("train_txt_dbs", "train_txt_db")]
         first = re.match(r"[a-z0-9+]+", names[0].lower()) if names else None
-        task = _TASKS.get(first[0]) if first else None
+        task = TASKS.get(first[0]) if first else None
         if task is None:
             raise ConfigurationError(
                 f"expected the name of a database that tells the task, got {names} in {self.file}; add a key task"
@@ -339,6 +260,6 @@ def _mixed(task: str) -> str:
 def _under(path: str) -> str:
     """Turn a path of their containers into one under the data directory."""
     parts = [part for part in path.split("/") if part]
-    if path.startswith("/") and parts and parts[0] in _FOLDERS:
-        return "/".join([_FOLDERS[parts[0]], *parts[1:]])
+    if path.startswith("/") and parts and parts[0] in FOLDERS:
+        return "/".join([FOLDERS[parts[0]], *parts[1:]])
     return path

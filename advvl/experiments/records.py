@@ -9,11 +9,10 @@ from typing import Any
 
 from advvl.errors import CheckpointError, ConfigurationError
 from advvl.experiments.experiment import Row, Task
-from advvl.experiments.outputs import OutputDirectory
 from advvl.files import read_json
 
 
-def read_record(directory: OutputDirectory, task: Task) -> Mapping[str, Any]:
+def read_record(directory: Path, task: Task) -> Mapping[str, Any]:
     """Return a task's record; its model's file is the one that was recorded.
 
     Raises:
@@ -32,7 +31,7 @@ def read_record(directory: OutputDirectory, task: Task) -> Mapping[str, Any]:
     return record
 
 
-def check_records(directory: OutputDirectory, tasks: Sequence[Task]) -> None:
+def check_records(directory: Path, tasks: Sequence[Task]) -> None:
     """Check the records that there are, and that each start which this run does not train is there.
 
     Raises:
@@ -66,7 +65,7 @@ def check_records(directory: OutputDirectory, tasks: Sequence[Task]) -> None:
                 )
 
 
-def start_of(directory: OutputDirectory, task: Task) -> Path | None:
+def start_of(directory: Path, task: Task) -> Path | None:
     """Return the file at whose weights a task begins; None: it begins at those drawn from the seed."""
     start = task.row.start
     return directory / Task(task.seed, start).weights if isinstance(start, Row) else start

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -11,6 +10,7 @@ from advvl.errors import DataError, OutputDirectoryError
 from advvl.evaluation.measurement import Measurement
 from advvl.evaluation.page_formats import write_report
 from advvl.evaluation.seed_runs import SeedRuns
+from advvl.experiments.flags import Parser
 
 RESULTS: Final = "results.json"
 
@@ -19,10 +19,11 @@ def report_tool(arguments: Sequence[str]) -> None:
     """Run `advvl report`.
 
     Raises:
+        ConfigurationError: an unknown option, or one that is missing.
         DataError: files that are neither measurements nor results, or of different tasks, data, settings or versions.
         OutputDirectoryError: the output has a report already.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="advvl report",
         allow_abbrev=False,
         description="Write report.html, report.md, report.json and report.csv of measurements of the same examples: curves "

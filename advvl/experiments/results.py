@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from advvl.errors import DataError
+from advvl.evaluation.figures import write_figure
 from advvl.evaluation.protocol import EvaluationOptions
-from advvl.evaluation.report import curve_png, markdown, to_json
-from advvl.evaluation.summary import Condition, Report, RunResult, summarise
+from advvl.evaluation.summary import Condition, RunResult, Summary, summarise
+from advvl.evaluation.summary_report import curve_figure, markdown, to_json
 from advvl.experiments.config import identity
 from advvl.experiments.experiment import Row, Task
 from advvl.experiments.options import ExperimentOptions
-from advvl.experiments.outputs import OutputDirectory
-from advvl.files import read_json, write_bytes, write_json, write_text
+from advvl.files import read_json, write_json, write_text
 
 _SEEDS_OF_EVIDENCE = 5
 _TRAINING = ("updates", "seconds", "loss", "curve", "start")
 
 
-def report(options: ExperimentOptions, rows: Sequence[Row], directory: OutputDirectory, seconds: float) -> str:
+def report(options: ExperimentOptions, rows: Sequence[Row], directory: Path, seconds: float) -> str:
     """Write `results.md`, `results.json` and the curve from the records of all rows and seeds; return the table.
 
     Arguments:
@@ -40,7 +41,7 @@ def report(options: ExperimentOptions, rows: Sequence[Row], directory: OutputDir
     data = {found for record in records.values() if (found := record.get("data_fingerprint")) is not None}
     if len(data) > 1:
         raise DataError(
-            f"expected models tested on the same examples in {str(directory.path)!r}, got {len(data)} sets; give the data "
+            f"expected models tested on the same examples in {str(directory)!r}, got {len(data)} sets; give the data "
             "of the first run"
         )
     table = f"{label}\n\n{markdown(summary, caption=_caption(options.evaluation, summary, chance))}"
@@ -59,7 +60,7 @@ def report(options: ExperimentOptions, rows: Sequence[Row], directory: OutputDir
         "training": facts,
     }
     write_text(directory / "results.md", table)
-    write_bytes(directory / "accuracy_against_radius.png", curve_png(summary, title=label, chance=chance))
+    write_figure(curve_figure(summary, title=label, chance=chance), directory / "accuracy_against_radius.png")
     write_json(directory / "results.json", document)
     return table
 
@@ -85,7 +86,7 @@ def _result(method: str, seed: int, record: Mapping[str, Any]) -> RunResult:
     )
 
 
-def _caption(attack: EvaluationOptions, summary: Report, chance: float | None) -> str:
+def _caption(attack: EvaluationOptions, summary: Summary, chance: float | None) -> str:
     """Say what the numbers rest on: examples, attacks, seeds."""
     attacked = [count for condition, count in summary.examples.items() if condition.modality]
     examples = f"{summary.examples[Condition()]} {attack.split} examples"

@@ -31,7 +31,7 @@ from advvl.evaluation.protocol import attacked_scores, constant_score, data_fing
 from advvl.experiments.devices import accelerator_on, device_of, reproducible
 from advvl.experiments.experiment import Data, Experiment, Options, Row, Setup, Task
 from advvl.experiments.jobs import work_through
-from advvl.experiments.outputs import OutputDirectory, claimed
+from advvl.experiments.outputs import claimed
 from advvl.experiments.progress import Progress, counted, duration
 from advvl.experiments.records import check_records, read_record, sha256, start_of
 from advvl.experiments.results import label_of, report
@@ -74,7 +74,7 @@ def run(experiment: Experiment[Options, Data], options: Options, *, progress: bo
         if options.jobs > 1:
             _rehearse(experiment, options, directory, tasks)
         label, count = label_of(options.preset, options.seeds), counted(len(tasks), "model")
-        print(f"{label}; {count} to train, {options.jobs} at a time, in {directory.path}", flush=True)
+        print(f"{label}; {count} to train, {options.jobs} at a time, in {directory}", flush=True)
         state = Progress.of(directory, tasks)
         work_through(open_worker, tasks, experiment, options, directory, state, progress, jobs=options.jobs)
         if attacked:
@@ -84,14 +84,12 @@ def run(experiment: Experiment[Options, Data], options: Options, *, progress: bo
         trained = sum(read_json(directory / task.record)["seconds"] for task in tasks)
     print(
         f"this call took {duration(time.monotonic() - began)}; the updates of {count}, whichever call did them, "
-        f"{duration(trained)}; everything is in {directory.path}",
+        f"{duration(trained)}; everything is in {directory}",
         flush=True,
     )
 
 
-def _rehearse(
-    experiment: Experiment[Options, Data], options: Options, directory: OutputDirectory, tasks: Sequence[Task]
-) -> None:
+def _rehearse(experiment: Experiment[Options, Data], options: Options, directory: Path, tasks: Sequence[Task]) -> None:
     """Make one model of those that begin at a given file, before several processes find that the file does not fit."""
     left = [task for task in tasks if not (directory / task.record).exists()]
     given = next((task for task in left if isinstance(task.row.start, Path)), None)
@@ -114,7 +112,7 @@ def open_worker(
     index: int,
     experiment: Experiment[Options, Data],
     options: Options,
-    directory: OutputDirectory,
+    directory: Path,
     state: Progress,
     progress: bool,
 ) -> Iterator[Callable[[Task], None]]:
@@ -138,7 +136,7 @@ class Worker(Generic[Options, Data]):
 
     experiment: Experiment[Options, Data]
     options: Options
-    directory: OutputDirectory
+    directory: Path
     data: Data
     accelerator: Accelerator
     bars: bool

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from torch import nn
 
 from advvl.adapters.candidates import sites
 from advvl.errors import AdvVLError, CheckpointError, ConfigurationError
-from advvl.experiments.flags import nearest
+from advvl.experiments.flags import Parser
 from advvl.models.state_files import read_state
 
 
@@ -22,7 +21,7 @@ def site_table(arguments: Sequence[str]) -> None:
         CheckpointError: a model or batch that is not there; a hub that does not answer, for a model not in the cache.
         ConfigurationError: an unknown option; a batch that does not fit the model.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="advvl sites", description="List the tensors of a model that could be perturbed.", allow_abbrev=False
     )
     parser.add_argument("model", metavar="MODEL", help="folder of a model of transformers, or its name on the hub")
@@ -30,20 +29,12 @@ def site_table(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--class", dest="kind", metavar="NAME", help="class of transformers (default: the one it was saved as)"
     )
-    given, rest = parser.parse_known_args(arguments)
-    if rest:
-        flag = next((text for text in rest if text.startswith("-")), None)
-        parser.error(" ".join(rest) + (f"; the flag nearest to {flag} is {nearest(flag, parser)}" if flag else ""))
+    given = parser.parse_args(arguments)
     batch = None if given.batch is None else dict(read_state(given.batch))
     print(sites(_model(given.model, given.kind), batch))
 
 
 _PATIENCE: Final = 10.0  # seconds
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise ConfigurationError(f"expected advvl sites MODEL [--batch FILE] [--class NAME], got {message}")
 
 
 def _model(name: str, kind: str | None) -> nn.Module:

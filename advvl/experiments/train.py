@@ -1,4 +1,4 @@
-"""The commands `advvl train` and `advvl predict`: a task of UNITER on databases.
+"""Training of a task of UNITER on databases, which `advvl train` does.
 
     OUTPUT/configuration.yaml                   whose directory it is
     OUTPUT/checkpoints/update-00000500.pt       the latest ones, and the best by the val databases
@@ -12,30 +12,25 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any
 
 from accelerate import Accelerator  # type: ignore[import-untyped]
-from accelerate.utils import DistributedDataParallelKwargs  # type: ignore[import-untyped]
 from torch import nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from advvl.data.uniter.datasets.examples import Shard
-from advvl.errors import CheckpointError, ConfigurationError, OutputDirectoryError, missing_extra
-from advvl.experiments.flags import parse
-from advvl.experiments.outputs import Claiming, claimed
-from advvl.experiments.predictions import write_predictions
+from advvl.errors import ConfigurationError
+from advvl.experiments.database_options import PERTURBED
+from advvl.experiments.outputs import claimed_by_main
 from advvl.experiments.progress import duration
-from advvl.experiments.published_json import read_configuration
-from advvl.experiments.scoring import Scored, evaluate
+from advvl.experiments.task_scores import evaluate
 from advvl.experiments.train_options import TrainOptions
 from advvl.experiments.train_setup import (
-    ADVERSARIAL,
+    accelerator_of,
     check_fit,
     method_of,
     model_of,
@@ -50,39 +45,7 @@ from advvl.fit.loop import fit
 from advvl.fit.options import LoopOptions
 from advvl.models.uniter.checkpoint import PRETRAINING_HEADS, load_checkpoint, load_pretrained, save_checkpoint
 from advvl.models.uniter.task import UniterTask
-from advvl.runtime.processes import check_agreement
-from advvl.runtime.states import kept_modes
 from advvl.tasks.uniter.pretraining import UniterForPretraining
-
-T = TypeVar("T")
-
-DESCRIPTIONS: Final = {
-    "train": "Train a task of UNITER on its databases, by CONFIG: a YAML file of examples/configs/uniter, or a JSON file of "
-    "UNITER's or VILLA's own.",
-    "evaluate": "Print the clean scores of a trained model on the val databases of CONFIG, and write them as JSON; with "
-    "--attack and --radius measure how robust it is, or several --checkpoints, and write a page.",
-    "predict": "Write the predictions of a trained model for the val databases of CONFIG, as the task's server takes them.",
-}
-
-
-def parsed(name: str, arguments: Sequence[str], options: type[T]) -> T:
-    """Return the options of a command line, whose first word may be the file of `--config`."""
-    words = list(arguments)
-    if words and not words[0].startswith("-"):
-        words = ["--config", *words]
-    return parse(options, words, description=DESCRIPTIONS[name], prog=f"advvl {name} [CONFIG]", read=read_configuration)
-
-
-def train_command(arguments: Sequence[str]) -> None:
-    """Run `advvl train`."""
-    train(parsed("train", arguments, TrainOptions))
-
-
-def predict_command(arguments: Sequence[str]) -> None:
-    """Run `advvl predict`."""
-    options = parsed("predict", arguments, TrainOptions)
-    found, shards = judged(options)
-    print(f"written to {write_predictions(options, found.predictions, Path(str(shards[0].texts.folder)).stem)}")
 
 
 def train(options: TrainOptions, *, progress: bool = True) -> Path:
@@ -133,7 +96,7 @@ def train(options: TrainOptions, *, progress: bool = True) -> Path:
             updates=options.optimizer.updates,
             sampler=training.sampler,
             method=method_of(options),
-            adversarial_tasks=ADVERSARIAL if options.pretraining else None,
+            adversarial_tasks=PERTURBED if options.pretraining else None,
             adversarial_from=options.adversary.start if options.adversarial else 0,
             optimizer=partial(optimizer_of, options),
             accelerator=accelerator,
@@ -226,73 +189,3 @@ class _Log:
             named = ", ".join(f"{name} {value:.4f}" for name, value in found.scores.items())
             tqdm.write(f"after {self.done} updates: {named}", file=sys.stderr)
         return found.headline(self.options.task)
-
-
-@contextmanager
-def claimed_by_main(options: Claiming, results: str, *, main: bool) -> Iterator[None]:
-    """Claim the output directory in the main process; every process hears of a refusal.
-
-    Arguments:
-        results: a pattern of the folders in it that hold results.
-
-    Raises:
-        OutputDirectoryError: as `claimed`.
-    """
-    refusal: OutputDirectoryError | None = None
-    with ExitStack() as held:
-        if main:
-            try:
-                held.enter_context(claimed(options, results))
-            except OutputDirectoryError as error:
-                refusal = error
-        check_agreement("access to the output directory", str(refusal))
-        if refusal is not None:
-            raise refusal
-        yield
-
-
-def accelerator_of(options: TrainOptions) -> Accelerator:
-    """Return accelerate's own, as the options ask.
-
-    Raises:
-        MissingExtraError: logs are asked for, and TensorBoard is not installed.
-        ConfigurationError: a precision that the machine lacks, or another than this process had before.
-    """
-    if options.tensorboard and find_spec("tensorboard") is None:
-        raise missing_extra("tensorboard", "logs")
-    heads = [DistributedDataParallelKwargs(find_unused_parameters=True)] if options.pretraining else []
-    try:
-        return Accelerator(
-            cpu=options.device == "cpu",
-            mixed_precision=options.precision,
-            log_with="tensorboard" if options.tensorboard else None,
-            project_dir=options.output,
-            kwargs_handlers=heads,
-        )
-    except ValueError as error:  # accelerate keeps one precision per process
-        raise ConfigurationError(
-            f"expected a precision that this process can take, got {options.precision}; start another process or change "
-            f"--precision ({error})"
-        ) from error
-
-
-def judged(options: TrainOptions) -> tuple[Scored, Sequence[Shard]]:
-    """Score a trained model on the val databases.
-
-    Raises:
-        CheckpointError: no file of weights, or one that does not fit.
-        ConfigurationError: no database.
-    """
-    if not options.data.val_texts:
-        raise ConfigurationError("expected a database or more in data.val_texts, got none; name one")
-    path = Path(options.output) / "best.safetensors" if options.checkpoint is None else Path(options.checkpoint)
-    if not path.is_file():
-        raise CheckpointError(f"expected a file of weights at {str(path)!r}, got none; give --checkpoint FILE")
-    accelerator = accelerator_of(options)
-    model = model_of(options)
-    shards = val_shards(options)
-    check_fit(model, shards)
-    load_checkpoint(model, path)
-    model.to(accelerator.device)
-    with kept_modes(model):
-        return evaluate(model.eval(), options, shards), shards

@@ -25,10 +25,12 @@ from advvl.checks import (
     text,
 )
 from advvl.data.sampling import Filling
+from advvl.data.uniter.datasets.answers import VE_LABELS
+from advvl.data.uniter.datasets.nlvr2 import Layout
 from advvl.errors import ConfigurationError
 from advvl.experiments.database_options import MIXED, DatabaseOptions, MixtureOptions, ModelOptions, are_names
 from advvl.experiments.options import Dropout, own
-from advvl.experiments.uniter_options import Order
+from advvl.maximizers.base import Order
 from advvl.ops import Norm
 
 Task = Literal[
@@ -222,6 +224,16 @@ class TrainOptions:
     def pretraining(self) -> bool:
         """True for tasks that are mixed."""
         return self.task in ("pretraining", "vcr-pretraining")
+
+    @property
+    def answer_count(self) -> int:
+        """The number of answers of VQA or of visual entailment."""
+        return len(VE_LABELS) if self.task == "ve" else self.model.answers
+
+    @property
+    def layout(self) -> Layout:
+        """The rows of a sentence with two images, as NLVR2's head takes them."""
+        return "triplet" if self.model.variant == "triplet" else "paired"
 
     def _misfits(self) -> Iterator[str]:
         """Say what does not go together."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
 
 import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate.utils import DistributedDataParallelKwargs  # type: ignore[import-untyped]
 from torch import nn
 
 from advvl.data.mixing import MixedSampler, MixedSource
@@ -24,7 +26,7 @@ from advvl.data.uniter.datasets.vcr import ChoiceSource
 from advvl.data.uniter.datasets.vcr_pretraining import VCRPretrainingSource
 from advvl.data.uniter.image_db import RegionLimits, open_images
 from advvl.data.uniter.text_db import Lengths, open_texts
-from advvl.errors import ConfigurationError, DataError
+from advvl.errors import ConfigurationError, DataError, missing_extra
 from advvl.experiments.database_options import MIXED, SIZES, ModelOptions
 from advvl.experiments.experiment import seeded
 from advvl.experiments.train_options import TrainOptions
@@ -42,12 +44,9 @@ from advvl.tasks.uniter.pretraining import UniterForPretraining
 from advvl.tasks.uniter.referring import UniterForReferringExpressions
 from advvl.tasks.uniter.retrieval import HardestSource, UniterForRetrieval
 from advvl.tasks.uniter.vcr import VCR_WORDS, UniterForVCR, UniterForVCRPretraining
-from advvl.tasks.uniter.ve import VE_LABELS, UniterForVE
+from advvl.tasks.uniter.ve import UniterForVE
 from advvl.tasks.uniter.vqa import UniterForVQA
 from advvl.training import AdversarialTraining
-
-ADVERSARIAL: Final = ("mlm", "itm")
-"""The tasks of pre-training that are perturbed; regions are learnt the plain way (Gan et al., NeurIPS 2020, §3.2)."""
 
 
 def sizes_of(options: ModelOptions) -> UniterConfig:
@@ -173,11 +172,9 @@ def training_of(options: TrainOptions, model: UniterTask) -> Training:
         return Training(mined, BothSides(len(mined), sampling.micro_batches), shards)
     source: AnswerSource | PairSource | ChoiceSource | ReferringSource
     if options.task in ("vqa", "ve"):
-        count = options.model.answers if options.task == "vqa" else len(VE_LABELS)
-        source = AnswerSource(shards, count, skip_bad=data.skip_bad)
+        source = AnswerSource(shards, options.answer_count, skip_bad=data.skip_bad)
     elif options.task == "nlvr2":
-        layout = "triplet" if options.model.variant == "triplet" else "paired"
-        source = PairSource(shards, layout, skip_bad=data.skip_bad)  # type: ignore[arg-type]
+        source = PairSource(shards, options.layout, skip_bad=data.skip_bad)
     elif options.task == "vcr":
         source = ChoiceSource(shards, train_shards(options, lengths="qar"), skip_bad=data.skip_bad)
     else:
@@ -261,3 +258,28 @@ def method_of(options: TrainOptions) -> AdversarialTraining | None:
         dropout=adversary.dropout,
         nonfinite="keep" if options.precision == "fp16" else "raise",
     )
+
+
+def accelerator_of(options: TrainOptions) -> Accelerator:
+    """Return accelerate's own, as the options ask.
+
+    Raises:
+        MissingExtraError: logs are asked for, and TensorBoard is not installed.
+        ConfigurationError: a precision that the machine lacks, or another than this process had before.
+    """
+    if options.tensorboard and find_spec("tensorboard") is None:
+        raise missing_extra("tensorboard", "logs")
+    heads = [DistributedDataParallelKwargs(find_unused_parameters=True)] if options.pretraining else []
+    try:
+        return Accelerator(
+            cpu=options.device == "cpu",
+            mixed_precision=options.precision,
+            log_with="tensorboard" if options.tensorboard else None,
+            project_dir=options.output,
+            kwargs_handlers=heads,
+        )
+    except ValueError as error:  # accelerate keeps one precision per process
+        raise ConfigurationError(
+            f"expected a precision that this process can take, got {options.precision}; start another process or change "
+            f"--precision ({error})"
+        ) from error

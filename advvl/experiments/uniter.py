@@ -5,27 +5,51 @@ Stage one trains a UNITER from scratch, plainly or by VILLA's adversarial pre-tr
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Literal
 
+from advvl.checks import choice
 from advvl.data.digits.corpus import DigitsConfig, DigitsCorpus, digits_corpus
 from advvl.data.digits.scans import load_digit_images
-from advvl.errors import CheckpointError
-from advvl.experiments.experiment import Experiment, Setup, Task, seeded
-from advvl.experiments.outputs import OutputDirectory
-from advvl.experiments.uniter_options import PRESETS, UniterOptions, UniterSize
-from advvl.experiments.uniter_rows import rows_of
-from advvl.models.uniter.checkpoint import PRETRAINING_HEADS, load_checkpoint, save_checkpoint
-from advvl.models.uniter.model import UniterConfig
-from advvl.tasks.uniter.pretraining import UniterForPretraining
+from advvl.experiments.experiment import Experiment, Setup, Task
+from advvl.experiments.options import DataOptions, own
+from advvl.experiments.villa_options import VillaOptions
+from advvl.experiments.villa_rows import rows_of
+from advvl.experiments.villa_stages import stage_of
+from advvl.models.uniter.checkpoint import save_checkpoint
 from advvl.tasks.uniter.vqa import UniterForVQA
 
-ADVERSARIAL_TASKS: Final = ("mlm", "itm")
-"""The pre-training tasks that stage one perturbs; regressing masked regions is learnt the plain way (VILLA, §3.2)."""
+Preset = Literal["demo", "evidence"]
 
 
-def prepare(options: UniterOptions, directory: OutputDirectory) -> None:
+@dataclass(frozen=True, kw_only=True)
+class UniterOptions(VillaOptions):
+    """Visual questions about the digits."""
+
+    preset: Preset = field(default="demo", metadata=own("values to start from, over the defaults below"))
+    output: str = field(default="runs/villa_uniter", metadata=own("directory of results"))
+    data: DataOptions = field(default_factory=DataOptions)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice(self, "preset", Preset)
+
+
+PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "demo": {
+        "methods": ("standard", "villa"),
+        "data": {"train_questions": 2000, "test_questions": 400},
+        "pretrain": {"epochs": 3},
+        "finetune": {"epochs": 50},
+        "evaluation": {"radii": (0.5,), "restarts": 1, "examples": 400},
+    },
+    "evidence": {"seeds": (0, 1, 2, 3, 4), "finetune": {"epochs": 50}, "evaluation": {"examples": 500}},
+}
+
+
+def prepare(options: UniterOptions, directory: Path) -> None:
     """Find out whether the scans are there before worker processes are started.
 
     Raises:
@@ -35,7 +59,7 @@ def prepare(options: UniterOptions, directory: OutputDirectory) -> None:
     load_digit_images()
 
 
-def open_corpus(options: UniterOptions, directory: OutputDirectory) -> DigitsCorpus:
+def open_corpus(options: UniterOptions, directory: Path) -> DigitsCorpus:
     """Make the corpus; it is made again in each process, in memory."""
     del directory
     return digits_corpus(DigitsConfig(**asdict(options.data)))
@@ -43,71 +67,7 @@ def open_corpus(options: UniterOptions, directory: OutputDirectory) -> DigitsCor
 
 def set_up(options: UniterOptions, corpus: DigitsCorpus, task: Task, start: Path | None) -> Setup:
     """Make a UNITER with pre-training's heads, or with one for questions and the encoder of `start`."""
-    config = config_of(options.model, corpus)
-    if start is None:
-        pretrained = seeded(task.seed, UniterForPretraining, config)
-        return Setup(pretrained, corpus.pretrain, options.pretrain, adversarial_tasks=ADVERSARIAL_TASKS)
-    model = seeded(task.seed, UniterForVQA, config, num_answers=len(corpus.answers))
-    if isinstance(task.row.start, Path):
-        load_given(model, start)
-    else:
-        load_start(model, start)
-    return Setup(model, corpus.train, options.finetune, getattr(corpus, options.evaluation.split))
-
-
-class Sizes(Protocol):
-    """The sizes of a corpus that a UNITER has to have."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def feature_dim(self) -> int: ...
-    @property
-    def label_dim(self) -> int: ...
-    @property
-    def max_text_length(self) -> int: ...
-
-
-def config_of(size: UniterSize, corpus: Sizes) -> UniterConfig:
-    """Return the configuration of a UNITER of this size, for the words and regions of the corpus."""
-    return UniterConfig(
-        vocab_size=corpus.vocab_size,
-        img_dim=corpus.feature_dim,
-        img_label_dim=corpus.label_dim,
-        max_position_embeddings=corpus.max_text_length,
-        hidden_size=size.hidden_size,
-        num_hidden_layers=size.num_hidden_layers,
-        num_attention_heads=size.num_attention_heads,
-        intermediate_size=size.intermediate_size,
-        hidden_dropout_prob=size.dropout,
-        attention_probs_dropout_prob=size.dropout,
-        initializer_range=size.initializer_range,
-    )
-
-
-def load_start(model: UniterForVQA, path: Path) -> None:
-    """Read an encoder into a model for questions; the head too, if the file has one.
-
-    Raises:
-        CheckpointError: a file that does not fit.
-    """
-    load_checkpoint(model, path, allow_missing=["vqa_output"], allow_unexpected=PRETRAINING_HEADS)
-
-
-def load_given(model: UniterForVQA, path: Path) -> None:
-    """As `load_start`, for a file that a person gives.
-
-    Raises:
-        CheckpointError: a file that does not fit; it says which would.
-    """
-    try:
-        load_start(model, path)
-    except CheckpointError as error:
-        sizes = model.config
-        raise CheckpointError(
-            f"{error}; --checkpoint takes pretrained-*.safetensors of this experiment, of {sizes.vocab_size} words, "
-            f"{sizes.max_position_embeddings} positions and features of {sizes.img_dim} numbers"
-        ) from error
+    return stage_of(options, corpus, task, start, UniterForVQA, num_answers=len(corpus.answers))
 
 
 UNITER: Final = Experiment(

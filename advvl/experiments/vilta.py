@@ -6,10 +6,11 @@ teacher that the run trains is a row too, from which the pre-trainings that it t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,20 +21,14 @@ from advvl.data.digits.corpus import DigitsCorpus
 from advvl.data.uniter.sources import CaptionSource
 from advvl.data.wordpiece import load_bert_tokenizer
 from advvl.errors import ConfigurationError
-from advvl.experiments import colors, uniter
+from advvl.experiments.colors import COLORS
 from advvl.experiments.convergence import answered, report_convergence, words_guessed
 from advvl.experiments.experiment import Experiment, Row, Setup, Task, save_tensors, seeded
-from advvl.experiments.outputs import OutputDirectory
-from advvl.experiments.uniter_options import VillaOptions
-from advvl.experiments.uniter_rows import training_of, update_cost
-from advvl.experiments.vilta_options import (
-    COLORS_PRESETS,
-    PRESETS,
-    STAGES,
-    AblationOptions,
-    ViltaColorsOptions,
-    ViltaOptions,
-)
+from advvl.experiments.uniter import UNITER
+from advvl.experiments.villa_options import VillaOptions
+from advvl.experiments.villa_rows import training_of, update_cost
+from advvl.experiments.villa_stages import config_of
+from advvl.experiments.vilta_options import STAGES, AblationOptions, ViltaColorsOptions, ViltaOptions
 from advvl.models.state_files import Naming, load_state, read_state
 from advvl.models.uniter.checkpoint import save_checkpoint
 from advvl.recipes.vilta import vilta
@@ -73,20 +68,33 @@ def rows_of(options: VillaOptions) -> list[Row]:
     return [*(taught + starts if options.stage != "finetune" else []), *(rows if options.stage != "pretrain" else [])]
 
 
-def set_up(options: ViltaOptions, corpus: DigitsCorpus, task: Task, start: Path | None) -> Setup:
-    """Make the setup of the digits' experiment, its pre-training as the row's variant has it."""
-    finetuned = task.row.stage == "finetune"
-    setup = uniter.set_up(options, corpus, task, start if finetuned else None)
-    return _Stage(options, corpus, corpus.pretrain_validation).of(setup, task, start)
+def set_up(
+    base: Experiment[Any, Any],
+    held_out: Callable[[Any], CaptionSource],
+    options: AblationOptions,
+    corpus: DigitsCorpus | ColorsCorpus,
+    task: Task,
+    start: Path | None,
+) -> Setup:
+    """Make the setup of the experiment that the ablation is made on, its pre-training as the row's variant has it.
+
+    Arguments:
+        base: that experiment.
+        held_out: from the corpus to captions that no training sees.
+    """
+    setup = base.set_up(options, corpus, task, start if task.row.stage == "finetune" else None)
+    return _Stage(options, corpus, held_out(corpus)).of(setup, task, start)
 
 
-def set_up_colors(options: ViltaColorsOptions, corpus: ColorsCorpus, task: Task, start: Path | None) -> Setup:
-    """Make the setup of the colours' experiment, its pre-training as the row's variant has it."""
-    finetuned = task.row.stage == "finetune"
-    setup = colors.set_up(options, corpus, task, start if finetuned else None)
+def held_out_captions(corpus: DigitsCorpus) -> CaptionSource:
+    """Return the digits' captions that no training sees."""
+    return corpus.pretrain_validation
+
+
+def held_out_words(corpus: ColorsCorpus) -> CaptionSource:
+    """Return people's words for colours that no training sees, as captions."""
     held_out = corpus.validation
-    captions = replace(corpus.pretrain, texts=held_out.texts, images=held_out.images, image_rows=held_out.image_rows)
-    return _Stage(options, corpus, captions).of(setup, task, start)
+    return replace(corpus.pretrain, texts=held_out.texts, images=held_out.images, image_rows=held_out.image_rows)
 
 
 @dataclass(frozen=True)
@@ -178,31 +186,19 @@ def teacher_of(options: AblationOptions, corpus: DigitsCorpus | ColorsCorpus, tr
 
 def _bert(options: AblationOptions, corpus: DigitsCorpus | ColorsCorpus) -> BertTeacher:
     """A BERT of the UNITER's size, for the words of the corpus."""
-    return BertTeacher(BertForMaskedLM(uniter.config_of(options.model, corpus)), vocab_size=corpus.vocab_size)
+    return BertTeacher(BertForMaskedLM(config_of(options.model, corpus)), vocab_size=corpus.vocab_size)
 
 
-def prepare(options: ViltaOptions, directory: OutputDirectory) -> None:
-    """Find out whether the scans and a given teacher are there before worker processes are started.
-
-    Raises:
-        MissingExtraError: scikit-learn is not installed.
-        CheckpointError, ConfigurationError: as `teacher_of`.
-    """
-    uniter.prepare(options, directory)
-    if options.vilta.bert is not None:
-        teacher_of(options, uniter.open_corpus(options, directory), None)
-
-
-def prepare_colors(options: ViltaColorsOptions, directory: OutputDirectory) -> None:
-    """Find out whether the corpus and a given teacher are there before worker processes are started.
+def prepare(base: Experiment[Any, Any], options: AblationOptions, directory: Path) -> None:
+    """Prepare the experiment that the ablation is made on, and find out whether a given teacher fits.
 
     Raises:
-        DataError: the corpus is not there.
         CheckpointError, ConfigurationError: as `teacher_of`.
     """
-    colors.prepare(options, directory)
+    if base.prepare is not None:
+        base.prepare(options, directory)
     if options.vilta.bert is not None:
-        teacher_of(options, colors.open_corpus(options, directory), None)
+        teacher_of(options, base.data(options, directory), None)
 
 
 def save(model: nn.Module, path: Path) -> Path:
@@ -210,39 +206,38 @@ def save(model: nn.Module, path: Path) -> Path:
     return save_tensors(model, path) if isinstance(model, BertTeacher) else save_checkpoint(model, path)
 
 
-def conclude(options: AblationOptions, rows: Sequence[Row], directory: OutputDirectory) -> str:
-    """Write and return accuracy against updates, in both stages."""
-    return report_convergence(
+def conclude(base: Experiment[Any, Any], options: AblationOptions, rows: Sequence[Row], directory: Path) -> str:
+    """Conclude the experiment that the ablation is made on, and write and return accuracy against updates."""
+    first = [] if base.conclude is None else [base.conclude(options, rows, directory)]
+    curves = report_convergence(
         rows,
         options.seeds,
         directory,
         pretrained="masked words of held-out captions guessed",
         finetuned="validation accuracy",
     )
+    return "\n".join([*first, curves])
 
 
-def conclude_colors(options: ViltaColorsOptions, rows: Sequence[Row], directory: OutputDirectory) -> str:
-    """Do as `conclude` does, after what the experiment on colours concludes."""
-    return f"{colors.conclude(options, rows, directory)}\n{conclude(options, rows, directory)}"
+def ablation_of(
+    base: Experiment[Any, Any], options: type[AblationOptions], held_out: Callable[[Any], CaptionSource]
+) -> Experiment[Any, Any]:
+    """Return the ablation on the data of an experiment with VILLA, with its presets but for their methods."""
+    presets = {
+        name: {key: value for key, value in preset.items() if key != "methods"}
+        for name, preset in (base.presets or {}).items()
+    }
+    return Experiment(
+        options,
+        data=base.data,
+        rows=rows_of,
+        set_up=partial(set_up, base, held_out),
+        presets=presets,
+        prepare=partial(prepare, base),
+        save=save,
+        conclude=partial(conclude, base),
+    )
 
 
-VILTA: Final = Experiment(
-    ViltaOptions,
-    data=uniter.open_corpus,
-    rows=rows_of,
-    set_up=set_up,
-    presets=PRESETS,
-    prepare=prepare,
-    save=save,
-    conclude=conclude,
-)
-VILTA_COLORS: Final = Experiment(
-    ViltaColorsOptions,
-    data=colors.open_corpus,
-    rows=rows_of,
-    set_up=set_up_colors,
-    presets=COLORS_PRESETS,
-    prepare=prepare_colors,
-    save=save,
-    conclude=conclude_colors,
-)
+VILTA: Final = ablation_of(UNITER, ViltaOptions, held_out_captions)
+VILTA_COLORS: Final = ablation_of(COLORS, ViltaColorsOptions, held_out_words)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import NoneType
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 from advvl.checks import at_least, check_each, choice, choices, fraction, instance, is_number, is_whole, positive
 from advvl.errors import ConfigurationError
-from advvl.experiments import colors_options, uniter_options
-from advvl.experiments.colors_options import ColorsOptions
+from advvl.experiments.colors import ColorsOptions
 from advvl.experiments.options import own
-from advvl.experiments.uniter_options import Method, UniterOptions, VillaOptions
+from advvl.experiments.uniter import UniterOptions
+from advvl.experiments.villa_options import Method, VillaOptions
 from advvl.tasks.uniter.synthesised import check_mismatches
 
 Variant = Literal["plain", "soft-labels", "negatives", "both"]
@@ -109,11 +109,3 @@ class ViltaColorsOptions(AblationOptions, ColorsOptions):
     """ViLTA's pre-training on people's words, then which of three colours is meant."""
 
     output: str = field(default="runs/vilta-colors", metadata=own("directory of results"))
-
-
-def _without_methods(known: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {name: {key: value for key, value in preset.items() if key != "methods"} for name, preset in known.items()}
-
-
-PRESETS: Final = _without_methods(uniter_options.PRESETS)
-COLORS_PRESETS: Final = _without_methods(colors_options.PRESETS)

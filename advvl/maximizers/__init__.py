@@ -4,6 +4,7 @@ from advvl.maximizers.auto_pgd import AutoPGD as AutoPGD
 from advvl.maximizers.base import AscentState as AscentState
 from advvl.maximizers.base import InnerMaximizer as InnerMaximizer
 from advvl.maximizers.base import Order as Order
+from advvl.maximizers.eot import EOT as EOT
 from advvl.maximizers.free_at import FreeAT as FreeAT
 from advvl.maximizers.freelb import FreeLB as FreeLB
 from advvl.maximizers.held import Held as Held

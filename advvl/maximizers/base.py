@@ -69,6 +69,11 @@ class InnerMaximizer(ABC):
     one_backward: ClassVar[bool] = False
 
     @property
+    def gradients(self) -> bool:
+        """True unless it asks for no gradients of perturbations, as a random search does."""
+        return True
+
+    @property
     def updates(self) -> int:
         """Parameter updates in one step."""
         return 1

@@ -38,6 +38,10 @@ class Held(InnerMaximizer):
             )
 
     @property
+    def gradients(self) -> bool:
+        return self.maximizer.gradients
+
+    @property
     def updates(self) -> int:
         return self.maximizer.updates + self.count - 1
 

@@ -15,6 +15,7 @@ from advvl.maximizers.base import AscentState, InnerMaximizer, Order, check_coun
 from advvl.maximizers.probes import Probe, Probes
 from advvl.maximizers.rows import Best, pick, verdicts_of
 from advvl.perturbers.base import Memory, Perturber
+from advvl.perturbers.paired import Paired
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class PGD(InnerMaximizer):
     Source: Madry et al., ICLR 2018; early stopping as in the MNIST code of Wong et al., ICLR 2020.
 
     Raises:
-        ConfigurationError: steps below 1; `early_stop` where nothing judges; `keep="best"` without a loss per row.
+        ConfigurationError: steps below 1; `early_stop` where nothing judges; `keep="best"` without a loss per row;
+            either with `Paired`.
     """
 
     steps: int
@@ -48,6 +50,13 @@ class PGD(InnerMaximizer):
     @property
     def moves(self) -> int:
         return self.steps
+
+    def check(self, perturber: Perturber) -> None:
+        if isinstance(perturber, Paired) and (self.keep == "best" or self.early_stop):
+            raise ConfigurationError(
+                "expected keep='last' without early_stop, got rows that share a perturbation, of which none can choose; "
+                "leave both out"
+            )
 
     def lessons(self, perturber: Perturber) -> int:
         return len(turns_of(perturber, self.modalities))

@@ -57,6 +57,10 @@ class RandomSearch(InnerMaximizer):
         if not is_number(self.share) or not 0 < self.share <= 1:
             raise ConfigurationError(f"expected share to be a number in (0, 1], got {self.share!r}")
 
+    @property
+    def gradients(self) -> bool:
+        return False
+
     def check(self, perturber: Perturber) -> None:
         plain_ascents(self, perturber, bounded=True)
 

@@ -22,7 +22,8 @@ from advvl.evaluation.protocol import EvaluationOptions
 from advvl.experiments.devices import device_of
 from advvl.experiments.lxmert_options import LxmertAdversary, LxmertOptions, LxmertSize
 from advvl.experiments.options import DataOptions
-from advvl.experiments.uniter_options import AdversaryOptions, UniterOptions, UniterSize
+from advvl.experiments.uniter import UniterOptions
+from advvl.experiments.villa_options import UniterSize, VillaAdversary
 from advvl.fit.bert_adam import BertAdam, warmup_linear
 from advvl.fit.options import LoopOptions, OptimizerOptions
 
@@ -68,7 +69,7 @@ CALLS |= {
     options.__name__: (options, defaults(options))
     for options in (
         *(DigitsConfig, LoopOptions, OptimizerOptions, EvaluationOptions, DataOptions),
-        *(UniterOptions, UniterSize, AdversaryOptions, LxmertOptions, LxmertSize, LxmertAdversary),
+        *(UniterOptions, UniterSize, VillaAdversary, LxmertOptions, LxmertSize, LxmertAdversary),
     )
 }
 

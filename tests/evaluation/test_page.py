@@ -21,8 +21,8 @@ from support.measurements import measurement
 from support.pages import blocks
 
 from advvl.errors import ConfigurationError, DataError
-from advvl.evaluation.curves import Damage, curves_of
-from advvl.evaluation.examples import Example, grid
+from advvl.evaluation.curves import curves_of
+from advvl.evaluation.examples import Damage, Example, grid
 from advvl.evaluation.measurement import Flag
 from advvl.evaluation.page import page
 from advvl.evaluation.page_formats import to_csv, to_json, to_markdown, write_report
@@ -234,6 +234,9 @@ def test_the_order_of_the_most_damaging_examples_is_the_one_that_the_page_states
         ({"measurements": {"a": PLAIN, "b": measurement(examples=11)}}, DataError, "same number of examples"),
         ({"chance": 25}, ConfigurationError, r"chance as an accuracy in \[0, 1\]"),
         ({"confidence": 95}, ConfigurationError, "confidence between 0 and 1"),
+        ({"confidence": "0.9"}, ConfigurationError, "confidence between 0 and 1"),
+        ({"title": None}, ConfigurationError, "a title as text"),
+        ({"measurements": {3: PLAIN}}, ConfigurationError, "names of models as text"),
         ({"examples": 0}, ConfigurationError, "1 or more examples"),
         ({"draw": "no"}, ConfigurationError, "draw"),
     ],

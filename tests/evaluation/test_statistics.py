@@ -14,6 +14,7 @@ from scipy import stats
 from advvl.errors import ConfigurationError, DataError
 from advvl.evaluation.statistics import (
     Interval,
+    accuracy_interval,
     bootstrap_difference,
     bootstrap_interval,
     difference_interval,
@@ -189,6 +190,19 @@ def test_an_interval_of_accuracies_over_seeds_stays_among_accuracies() -> None:
     assert difference_interval([0.99, 0.2], [0.0, 0.0], within=(-1, 1)).high == 1
     with pytest.raises(DataError, match=r"expected values within \(0, 1\), got 95 to 97"):
         mean_interval([95.0, 97.0], within=(0, 1))
+
+
+def test_an_accuracy_of_one_model_varies_with_its_examples_and_of_several_seeds_with_them() -> None:
+    one, other = [1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]
+    assert accuracy_interval([one]) == proportion_interval(3, 4)
+    assert accuracy_interval([one, other]) == mean_interval([0.75, 1.0], within=(0.0, 1.0))
+    assert accuracy_interval([one, other]).high == 1.0
+
+
+@pytest.mark.parametrize("scores", [[], [1.5], [math.nan]], ids=["none", "above-one", "nan"])
+def test_an_accuracy_of_what_are_no_scores_is_refused(scores: list[float]) -> None:
+    with pytest.raises(DataError, match=r"expected .*, got "):
+        accuracy_interval([scores])
 
 
 def test_the_bootstrap_of_right_and_wrong_is_a_binomial_of_the_observed_accuracy() -> None:

@@ -20,13 +20,12 @@ from advvl.evaluation.robustness import WorstCase, robustness_curve
 from advvl.experiments import color_report
 from advvl.experiments.cli import exit_status
 from advvl.experiments.color_report import draw_swatches
-from advvl.experiments.colors import COLORS
-from advvl.experiments.colors_options import ColorsOptions
+from advvl.experiments.colors import COLORS, ColorsOptions
 from advvl.experiments.experiment import Task
-from advvl.experiments.outputs import OutputDirectory
+from advvl.experiments.outputs import claim
 from advvl.experiments.runner import run
-from advvl.experiments.uniter import config_of
-from advvl.experiments.uniter_options import UniterSize
+from advvl.experiments.villa_options import UniterSize
+from advvl.experiments.villa_stages import config_of
 from advvl.fit.options import OptimizerOptions
 from advvl.models.uniter.checkpoint import save_checkpoint
 from advvl.tasks.uniter.referring import UniterForReferringExpressions
@@ -80,7 +79,7 @@ def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_rounds_are_learnt_by_length_and_attacked_inside_the_box_of_colours(tmp_path: Path) -> None:
     corpus(tmp_path / "files", games=40)
     chosen = options(tmp_path, tokens=200)
-    directory = OutputDirectory.claim(chosen.output, {})
+    directory = claim(chosen.output, {})
     made = COLORS.data(chosen, directory)
     pretrained, *_ = COLORS.rows(chosen)
     first = COLORS.set_up(chosen, made, Task(0, pretrained), None)

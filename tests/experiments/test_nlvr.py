@@ -14,11 +14,10 @@ from advvl.errors import ConfigurationError
 from advvl.evaluation.protocol import EvaluationOptions
 from advvl.experiments.cli import exit_status, main
 from advvl.experiments.experiment import Task
-from advvl.experiments.nlvr import NLVR
-from advvl.experiments.nlvr_options import NlvrOptions
-from advvl.experiments.outputs import OutputDirectory
+from advvl.experiments.nlvr import NLVR, NlvrOptions
+from advvl.experiments.outputs import claim
 from advvl.experiments.runner import run
-from advvl.experiments.uniter_options import UniterSize
+from advvl.experiments.villa_options import UniterSize
 from advvl.fit.options import OptimizerOptions
 
 SIZE = UniterSize(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
@@ -59,7 +58,7 @@ def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_rows_of_like_lengths_fill_the_budget_and_the_split_is_chosen(tmp_path: Path) -> None:
     write_corpus(tmp_path / "files")
     chosen = options(tmp_path, evaluation=EvaluationOptions(split="validation"))
-    directory = OutputDirectory.claim(chosen.output, {})
+    directory = claim(chosen.output, {})
     corpus = NLVR.data(chosen, directory)
     pretrained, *_ = NLVR.rows(chosen)
     first = NLVR.set_up(chosen, corpus, Task(0, pretrained), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 from support.published_files import PUBLISHED
 
 from advvl.errors import ConfigurationError
-from advvl.experiments.config import build, plain, read_yaml
+from advvl.experiments.config import build, read_yaml
 from advvl.experiments.published_json import read_configuration
 from advvl.experiments.train_options import AdversaryOptions, TrainOptions
 
@@ -107,7 +107,7 @@ def read(folder: Path, name: str, **changes: Any) -> TrainOptions:
 
 
 def without(options: TrainOptions, names: tuple[str, ...]) -> dict[str, Any]:
-    found = plain(options)
+    found = asdict(options)
     for name in names:
         section, _, last = name.rpartition(".")
         del (found[section] if section else found)[last]

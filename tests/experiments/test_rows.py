@@ -9,8 +9,9 @@ import torch
 from support.toy import toy, toy_batch
 
 from advvl.experiments.experiment import Row
-from advvl.experiments.uniter_options import AdversaryOptions, UniterOptions
-from advvl.experiments.uniter_rows import rows_of, training_of, update_cost
+from advvl.experiments.uniter import UniterOptions
+from advvl.experiments.villa_options import VillaAdversary
+from advvl.experiments.villa_rows import rows_of, training_of, update_cost
 from advvl.maximizers.base import AscentState
 from advvl.maximizers.freelb import FreeLB
 
@@ -57,17 +58,17 @@ def test_files_are_called_as_the_table_has_it_in_hyphens() -> None:
     ("adversary", "units"),
     [
         (None, 3),
-        (AdversaryOptions(steps=3, modalities="together", kl_weight=0.0, clean_weight=0.0), 9),
-        (AdversaryOptions(steps=3, modalities="together", kl_weight=1.0, clean_weight=0.0, dropout="fresh"), 12),
-        (AdversaryOptions(steps=3, modalities="together", kl_weight=1.0, dropout="shared"), 10),
-        (AdversaryOptions(steps=3, modalities="in turn", kl_weight=1.0, dropout="fresh"), 21),
-        (AdversaryOptions(steps=3, modalities="in turn", kl_weight=0.0, clean_weight=0.5, dropout="fresh"), 21),
-        (AdversaryOptions(steps=3, modalities="in turn", kl_weight=1.0, dropout="shared"), 16),
-        (AdversaryOptions(steps=2, modalities="in turn", kl_weight=1.0, dropout="shared"), 10),
+        (VillaAdversary(steps=3, modalities="together", kl_weight=0.0, clean_weight=0.0), 9),
+        (VillaAdversary(steps=3, modalities="together", kl_weight=1.0, clean_weight=0.0, dropout="fresh"), 12),
+        (VillaAdversary(steps=3, modalities="together", kl_weight=1.0, dropout="shared"), 10),
+        (VillaAdversary(steps=3, modalities="in turn", kl_weight=1.0, dropout="fresh"), 21),
+        (VillaAdversary(steps=3, modalities="in turn", kl_weight=0.0, clean_weight=0.5, dropout="fresh"), 21),
+        (VillaAdversary(steps=3, modalities="in turn", kl_weight=1.0, dropout="shared"), 16),
+        (VillaAdversary(steps=2, modalities="in turn", kl_weight=1.0, dropout="shared"), 10),
     ],
     ids=["plain", "freelb", "together", "together-shared", "in-turn", "in-turn-clean-loss", "in-turn-shared", "K2"],
 )
-def test_an_update_costs_its_forwards_and_backwards(adversary: AdversaryOptions | None, units: int) -> None:
+def test_an_update_costs_its_forwards_and_backwards(adversary: VillaAdversary | None, units: int) -> None:
     assert update_cost(adversary) == units
     method = training_of(adversary)
     if method is None or adversary is None:
@@ -80,7 +81,7 @@ def test_an_update_costs_its_forwards_and_backwards(adversary: AdversaryOptions 
 
 
 def test_equal_compute_takes_as_many_updates_as_cost_what_villas_cost() -> None:
-    villa = AdversaryOptions(steps=3, modalities="in turn", dropout="shared")
+    villa = VillaAdversary(steps=3, modalities="in turn", dropout="shared")
     rows = {row.name: row for row in rows_of(UniterOptions(villa=villa))}
     assert rows["standard"].updates == 1
     assert rows["standard, equal compute"].updates == 16 / 3
@@ -89,9 +90,9 @@ def test_equal_compute_takes_as_many_updates_as_cost_what_villas_cost() -> None:
 
 def test_each_row_perturbs_as_its_own_options_say() -> None:
     options = UniterOptions(
-        villa=AdversaryOptions(steps=2),
-        freelb=AdversaryOptions(steps=4),
-        pretrain_adversary=AdversaryOptions(steps=5),
+        villa=VillaAdversary(steps=2),
+        freelb=VillaAdversary(steps=4),
+        pretrain_adversary=VillaAdversary(steps=5),
     )
     methods = [row.method for row in rows_of(options)]
     found = [None if method is None else method.maximizer.steps for method in methods]  # type: ignore[attr-defined]

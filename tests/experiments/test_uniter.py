@@ -17,15 +17,14 @@ from support.tiny import tiny
 import advvl.experiments.runner
 import advvl.models.uniter.checkpoint
 from advvl.errors import CheckpointError, ConfigurationError, OutputDirectoryError
-from advvl.experiments.config import fingerprint, plain
+from advvl.experiments.config import identity
 from advvl.experiments.experiment import Row, Task
-from advvl.experiments.outputs import OutputDirectory
+from advvl.experiments.outputs import claim
 from advvl.experiments.progress import Progress
 from advvl.experiments.records import sha256
 from advvl.experiments.runner import run, tasks_of
-from advvl.experiments.uniter import UNITER
-from advvl.experiments.uniter_options import UniterOptions
-from advvl.experiments.uniter_rows import rows_of
+from advvl.experiments.uniter import UNITER, UniterOptions
+from advvl.experiments.villa_rows import rows_of
 from advvl.files import only_writer, write_json
 from advvl.models.uniter.checkpoint import save_checkpoint
 from advvl.models.uniter.model import UniterConfig, UniterModel
@@ -311,8 +310,8 @@ def test_in_a_log_lines_say_what_begins_and_ends_and_no_bar_is_drawn(
 def test_how_a_run_is_made_is_not_part_of_what_the_directory_holds(whole: Path, tmp_path: Path) -> None:
     """Else more seeds, another preset's name, or another number of processes could not take a directory up."""
     options = replace(tiny(whole), seeds=(0, 1, 2), jobs=7, threads=2, resume=True, preset="evidence", device="auto")
-    assert plain(options) != plain(tiny(whole))
-    assert fingerprint(options) == fingerprint(tiny(whole))
+    assert options != tiny(whole)
+    assert identity(options) == identity(tiny(whole))
 
 
 def flip(path: Path) -> None:
@@ -421,7 +420,7 @@ def test_one_model_is_one_model(whole: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_progress_says_how_many_of_how_many_and_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    directory = OutputDirectory.claim(tmp_path, {})
+    directory = claim(tmp_path, {})
     tasks = [Task(0, Row(name, update_cost=cost)) for name, cost in (("a", 1), ("b", 2), ("c", 3), ("d", 4))]
     write_json(directory / tasks[0].record, {})
     progress = replace(Progress.of(directory, tasks), began=1000.0)

@@ -15,13 +15,13 @@ from advvl import Averaged, Frozen
 from advvl.data.digits.corpus import DigitsCorpus
 from advvl.errors import CheckpointError, ConfigurationError
 from advvl.evaluation.protocol import EvaluationOptions
-from advvl.experiments import uniter
 from advvl.experiments.convergence import report_convergence
 from advvl.experiments.experiment import Row, Setup, Task
 from advvl.experiments.options import DataOptions
-from advvl.experiments.outputs import OutputDirectory
+from advvl.experiments.outputs import claim
 from advvl.experiments.runner import run
-from advvl.experiments.vilta import TEACHER, VILTA, prepare, rows_of, set_up
+from advvl.experiments.uniter import UNITER
+from advvl.experiments.vilta import TEACHER, VILTA, rows_of
 from advvl.experiments.vilta_options import ViltaOptions, ViltaSettings
 from advvl.files import write_json
 from advvl.fit.options import OptimizerOptions
@@ -34,13 +34,13 @@ SMALL = DataOptions(train_questions=40, test_questions=20, captions=40)
 
 @pytest.fixture(scope="module")
 def corpus() -> DigitsCorpus:
-    return uniter.open_corpus(ViltaOptions(data=SMALL), None)  # type: ignore[arg-type]
+    return UNITER.data(ViltaOptions(data=SMALL), None)  # type: ignore[arg-type]
 
 
 def made(corpus: DigitsCorpus, name: str, **settings: Any) -> tuple[Setup, Row]:
     options = ViltaOptions(data=SMALL, vilta=ViltaSettings(**settings))
     row = next(row for row in rows_of(options) if row.name == f"{name}, pre-training")
-    return set_up(options, corpus, Task(0, row), None), row
+    return VILTA.set_up(options, corpus, Task(0, row), None), row
 
 
 def test_each_variant_is_pre_trained_and_fine_tuned_with_and_without_villa() -> None:
@@ -119,10 +119,10 @@ def test_a_bert_of_other_words_is_refused_before_any_work(corpus: DigitsCorpus, 
     for folder, message in cases:
         options = ViltaOptions(data=SMALL, vilta=ViltaSettings(teacher="bert", bert=folder))
         with pytest.raises(ConfigurationError, match=message):
-            prepare(options, OutputDirectory(tmp_path, ""))
+            VILTA.prepare(options, tmp_path)
     options = ViltaOptions(data=SMALL, vilta=ViltaSettings(teacher="bert", bert=str(tmp_path / "none")))
     with pytest.raises(CheckpointError, match="the folder of a masked-language model"):
-        prepare(options, OutputDirectory(tmp_path, ""))
+        VILTA.prepare(options, tmp_path)
 
 
 def test_what_a_trained_teacher_teaches_starts_from_it() -> None:
@@ -166,18 +166,18 @@ def test_a_run_trains_its_teacher_and_draws_accuracy_against_updates(
         assert (tmp_path / "run" / f"accuracy_against_updates.{kind}").stat().st_size > 0
 
     both = next(row for row in rows_of(options) if row.key == "pretrained-both-standard")
-    setup = set_up(options, corpus, Task(0, both), folder / "teacher.safetensors")
+    setup = VILTA.set_up(options, corpus, Task(0, both), folder / "teacher.safetensors")
     taught = setup.method["mlm"].regularizers[-1].reference.frozen  # type: ignore[index,union-attr]
     weights = read_state(folder / "teacher.safetensors")
     for name, value in taught.state_dict().items():
         torch.testing.assert_close(value, weights[name], rtol=0, atol=0)
-    untrained = set_up(options, corpus, Task(0, TEACHER), None).model
+    untrained = VILTA.set_up(options, corpus, Task(0, TEACHER), None).model
     assert not torch.equal(taught.bert.get_input_embeddings().weight, untrained.bert.get_input_embeddings().weight)
 
 
 def test_the_last_score_of_each_model_stands_under_all_updates_whatever_their_number(tmp_path: Path) -> None:
     """Samplers give seeds and rows a few updates more or fewer, and so a point of the curve."""
-    directory = OutputDirectory.claim(str(tmp_path / "run"), {})
+    directory = claim(str(tmp_path / "run"), {})
     start = Row("plain, pre-training", stage="pretrain", file="start")
     rows = [Row("plain", start=start), Row("both", start=start)]
     counts = [(rows[0], 4, 3), (rows[1], 3, 3), (start, 2, 2)]
@@ -193,7 +193,7 @@ def test_the_last_score_of_each_model_stands_under_all_updates_whatever_their_nu
 
 def test_the_curve_of_a_model_scores_the_same_examples_each_time(corpus: DigitsCorpus) -> None:
     for options in (ViltaOptions(data=SMALL), replace(ViltaOptions(data=SMALL), curve_points=3)):
-        setup = set_up(options, corpus, Task(0, rows_of(options)[0]), None)
+        setup = VILTA.set_up(options, corpus, Task(0, rows_of(options)[0]), None)
         assert setup.evaluations == options.curve_points
         assert setup.evaluate is not None
         setup.model.eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from advvl.experiments.config import Layer, build
-from advvl.experiments.uniter_options import UniterOptions
+from advvl.experiments.uniter import UniterOptions
 
 VALUES = {
     "methods": ["standard", "equal-compute", "freelb", "villa", "pre-training", "both-stages"],

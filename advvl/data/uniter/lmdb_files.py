@@ -62,7 +62,7 @@ class LmdbFile:
     def get(self, key: str) -> memoryview | None:
         """Return the record of that key, None if there is none; the view is valid as long as the reader exists."""
         try:
-            view: memoryview | None = self._transaction.get(key.encode())
+            view: memoryview | None = self._transaction.get(key.encode(errors="surrogatepass"))
         except lmdb.BadValsizeError:  # an empty key, or one longer than any that a database can hold
             return None
         except lmdb.Error as error:
@@ -144,9 +144,9 @@ class LmdbWriter:
             DataError: a key that the database has, that is empty, or is longer than LMDB takes.
             OutputDirectoryError: the file system refuses.
         """
-        name = key.encode()
+        name = key.encode(errors="surrogatepass")
         longest = self._environment.max_key_size()
-        if not 0 < len(name) <= longest:
+        if not 0 < len(name) <= longest or name != key.encode(errors="replace"):
             raise DataError(
                 f"expected a key of 1 to {longest} bytes in {str(self.folder)!r}, got {shown(key)}; rename it"
             )

@@ -58,8 +58,9 @@ def read_records(
             with within(f"{prefix}{number}"):
                 record = _mapping(given)
                 seen = {key: _seen(record, key, number, reader, images) for key in keys}
+                same = widths
                 for _, regions in seen.values():
-                    widths = _same_widths(regions, widths)
+                    same = _same_widths(regions, same)
                 examples = parse(record, [regions for _, regions in seen.values()])
                 lengths = [_length(fields, max_length) for fields in examples]
                 new = _keys(record, number, len(examples), texts.records)
@@ -68,6 +69,7 @@ def read_records(
                 raise
             skipped.append(str(error))
             continue
+        widths = same
         for key, (name, regions) in seen.items():
             counts[name], places[name] = len(regions), (number, key)
             if kept:

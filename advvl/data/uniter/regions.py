@@ -48,10 +48,13 @@ class Regions:
             )
         _check_finite("features", self.features)
         _check_boxes(self.boxes.numpy())
-        for name in ("labels", "scores"):
+        for name, axes in (("labels", 2), ("scores", 1)):
             if (rows := getattr(self, name)) is not None:
-                if len(rows) != count:
-                    raise DataError(f"expected {name} of {count} regions, got {len(rows)}; write them again")
+                if rows.ndim != axes or len(rows) != count or not rows.numel():
+                    shape = f"({count}, C)" if axes == 2 else f"({count},)"
+                    raise DataError(
+                        f"expected {name} {shape} of {count} regions, got {tuple(rows.shape)}; write them again"
+                    )
                 _check_finite(name, rows)
 
     def __len__(self) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import torch
@@ -20,16 +21,18 @@ from advvl.data.uniter.datasets.pretraining import PretrainingSource
 from advvl.data.uniter.datasets.referring import DETECTED, DRAWN, ReferringSource
 from advvl.data.uniter.datasets.vcr import ChoiceEvaluationSource
 from advvl.data.uniter.datasets.vcr_pretraining import VCRPretrainingSource
-from advvl.errors import DataError
+from advvl.errors import CheckpointError, ConfigurationError, DataError
 from advvl.evaluation.objectives import score
 from advvl.experiments.database_options import MIXED
 from advvl.experiments.retrieval_scores import retrieved
 from advvl.experiments.train_options import TrainOptions
+from advvl.experiments.train_setup import accelerator_of, check_fit, model_of, val_shards
+from advvl.models.uniter.checkpoint import load_checkpoint
 from advvl.models.uniter.task import UniterTask
 from advvl.runtime.processes import collected, process_count, process_index
+from advvl.runtime.states import kept_modes
 from advvl.tasks.metrics import nlvr2_accuracy, nlvr2_consistency
 from advvl.tasks.uniter.metrics import region_accuracy, vcr_accuracy
-from advvl.tasks.uniter.ve import VE_LABELS
 
 HEADLINES: Final[Mapping[str, str]] = {
     "vqa": "accuracy",
@@ -91,9 +94,31 @@ def evaluate(model: UniterTask, options: TrainOptions, shards: Sequence[Shard], 
         return _READERS[options.task](model, options, shards)
 
 
+def judged(options: TrainOptions) -> tuple[Scored, Sequence[Shard]]:
+    """Score a trained model on the val databases.
+
+    Raises:
+        CheckpointError: no file of weights, or one that does not fit.
+        ConfigurationError: no database.
+    """
+    if not options.data.val_texts:
+        raise ConfigurationError("expected a database or more in data.val_texts, got none; name one")
+    path = Path(options.output) / "best.safetensors" if options.checkpoint is None else Path(options.checkpoint)
+    if not path.is_file():
+        raise CheckpointError(f"expected a file of weights at {str(path)!r}, got none; give --checkpoint FILE")
+    accelerator = accelerator_of(options)
+    model = model_of(options)
+    shards = val_shards(options)
+    check_fit(model, shards)
+    load_checkpoint(model, path)
+    model.to(accelerator.device)
+    with kept_modes(model):
+        return evaluate(model.eval(), options, shards), shards
+
+
 def _answers(model: UniterTask, options: TrainOptions, shards: Sequence[Shard]) -> Scored:
     """VQA and visual entailment: the answer of the highest logit, and the mean of its soft scores."""
-    source = AnswerSource(shards, options.model.answers if options.task == "vqa" else len(VE_LABELS))
+    source = AnswerSource(shards, options.answer_count)
 
     def read(batch: Mapping[str, Any], logits: Tensor) -> list[tuple[int, float | None]]:
         found = logits.argmax(1).tolist()
@@ -109,7 +134,7 @@ def _answers(model: UniterTask, options: TrainOptions, shards: Sequence[Shard]) 
 
 def _judgements(model: UniterTask, options: TrainOptions, shards: Sequence[Shard]) -> Scored:
     """NLVR2: true or false, accuracy and consistency."""
-    source = PairSource(shards, "triplet" if options.model.variant == "triplet" else "paired")
+    source = PairSource(shards, options.layout)
 
     def read(batch: Mapping[str, Any], logits: Tensor) -> list[tuple[bool, bool | None]]:
         targets = batch.get("targets")

@@ -1,19 +1,18 @@
-"""Options of the UNITER experiment, and its two presets; see `advvl.experiments.options`."""
+"""Options of the experiments with VILLA on a UNITER: its size, adversaries and rows; see `advvl.experiments.options`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import NoneType
-from typing import Any, Final, Literal, get_args
+from typing import Literal, get_args
 
 from advvl.checks import at_least, choice, choices, fraction, instance, not_negative, positive, positive_or_infinite
 from advvl.errors import ConfigurationError
-from advvl.experiments.options import DataOptions, Dropout, ExperimentOptions, check_heads, own
+from advvl.experiments.options import Dropout, ExperimentOptions, check_heads, own
 from advvl.fit.options import OptimizerOptions
+from advvl.maximizers.base import Order
 
-Preset = Literal["demo", "evidence"]
 Part = Literal["pretrain", "finetune", "all"]
 Method = Literal[
     "standard",
@@ -32,7 +31,6 @@ Method = Literal[
     "villa-no-clean",
     "villa-more-steps",
 ]
-Order = Literal["in turn", "together"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +62,7 @@ class UniterSize:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdversaryOptions:
+class VillaAdversary:
     """Perturbations of the embeddings of words and image regions in an update.
 
     Arguments:
@@ -112,10 +110,10 @@ class VillaOptions(ExperimentOptions):
     )
     model: UniterSize = field(default_factory=UniterSize)
     pretrain: OptimizerOptions = field(default_factory=lambda: OptimizerOptions(epochs=12))
-    pretrain_adversary: AdversaryOptions = field(default_factory=AdversaryOptions)
-    villa: AdversaryOptions = field(default_factory=AdversaryOptions)
-    freelb: AdversaryOptions = field(
-        default_factory=lambda: AdversaryOptions(modalities="together", kl_weight=0.0, clean_weight=0.0)
+    pretrain_adversary: VillaAdversary = field(default_factory=VillaAdversary)
+    villa: VillaAdversary = field(default_factory=VillaAdversary)
+    freelb: VillaAdversary = field(
+        default_factory=lambda: VillaAdversary(modalities="together", kl_weight=0.0, clean_weight=0.0)
     )
 
     def __post_init__(self) -> None:
@@ -132,28 +130,3 @@ class VillaOptions(ExperimentOptions):
             raise ConfigurationError(
                 "expected stage finetune or all with a checkpoint, got pretrain, which it replaces; leave one out"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class UniterOptions(VillaOptions):
-    """Visual questions about the digits."""
-
-    preset: Preset = field(default="demo", metadata=own("values to start from, over the defaults below"))
-    output: str = field(default="runs/villa_uniter", metadata=own("directory of results"))
-    data: DataOptions = field(default_factory=DataOptions)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        choice(self, "preset", Preset)
-
-
-PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "demo": {
-        "methods": ("standard", "villa"),
-        "data": {"train_questions": 2000, "test_questions": 400},
-        "pretrain": {"epochs": 3},
-        "finetune": {"epochs": 50},
-        "evaluation": {"radii": (0.5,), "restarts": 1, "examples": 400},
-    },
-    "evidence": {"seeds": (0, 1, 2, 3, 4), "finetune": {"epochs": 50}, "evaluation": {"examples": 500}},
-}

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from advvl.experiments.experiment import Row
-from advvl.experiments.uniter_options import AdversaryOptions, VillaOptions
+from advvl.experiments.villa_options import VillaAdversary, VillaOptions
 from advvl.maximizers.free_at import FreeAT
 from advvl.maximizers.freelb import FreeLB
 from advvl.maximizers.pgd import PGD
@@ -88,7 +88,7 @@ def _ablations(options: VillaOptions, start: Row | Path) -> dict[str, Row]:
 
 
 def training_of(
-    adversary: AdversaryOptions | None, modalities: Sequence[str] = ("text", "image")
+    adversary: VillaAdversary | None, modalities: Sequence[str] = ("text", "image")
 ) -> AdversarialTraining | None:
     """Return the method that these options describe, on UNITER's sites "text" and "image", or on one of them."""
     if adversary is None:
@@ -106,7 +106,7 @@ def training_of(
     )
 
 
-def update_cost(adversary: AdversaryOptions | None) -> int:
+def update_cost(adversary: VillaAdversary | None) -> int:
     """Return the cost of an update, in units of one forward; a backward is 2, one to the inputs alone 1.
 
     A plain update is 3. An adversarial one has a forward and a backward for each of its passes and, where predictions are
@@ -124,7 +124,7 @@ def update_cost(adversary: AdversaryOptions | None) -> int:
     return 3 * (passes + 1 - turns) + 1
 
 
-def _pretrained(kind: str, adversary: AdversaryOptions | None) -> Row:
+def _pretrained(kind: str, adversary: VillaAdversary | None) -> Row:
     return Row(
         f"{kind} pre-training",
         training_of(adversary),
@@ -136,7 +136,7 @@ def _pretrained(kind: str, adversary: AdversaryOptions | None) -> Row:
 
 def _row(
     name: str,
-    adversary: AdversaryOptions | None,
+    adversary: VillaAdversary | None,
     start: Row | Path,
     *,
     updates: float = 1.0,
