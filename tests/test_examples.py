@@ -109,7 +109,7 @@ class Terminal:
 
 
 @pytest.mark.slow
-def test_told_to_stop_it_saves_and_says_so(config: Path, tmp_path: Path) -> None:
+def test_on_a_signal_it_saves_and_prints_a_message(config: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     with Terminal() as terminal:
         command = [sys.executable, EXAMPLE, "--config", config, "--output", output, "--finetune.epochs", "1000"]
@@ -208,9 +208,7 @@ def test_a_missing_extra_is_found_before_anything_is_trained(
     assert not list((tmp_path / "out").glob("*"))
 
 
-def test_files_that_are_not_there_are_found_before_the_first_worker(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_files_are_found_before_the_first_worker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = [f"--{name}=missing" for name in ("regions", "questions", "test_questions", "answers", "tokenizer")]
     assert main(["villa-lxmert", "--output", str(tmp_path / "out"), "--jobs", "2", *given]) == 2
     assert capsys.readouterr().err == "error: expected a file at 'missing', got none; check the paths of the data\n"

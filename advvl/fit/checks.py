@@ -112,7 +112,7 @@ def check_accelerator(accelerator: Accelerator, batch_size: int | None, loop: Lo
 def check_sampler(
     sampler: Sampler, source: BatchSource, seed: int, accelerator: Accelerator, loop: LoopOptions
 ) -> None:
-    """Check that a sampler is of the source, and gives each micro-batch of each process examples of its own.
+    """Check that a sampler is for the source, and gives each micro-batch of each process separate examples.
 
     Raises:
         ConfigurationError: it does not.
@@ -130,7 +130,7 @@ def check_sampler(
 
 
 def check_method(method: AdversarialTraining, accelerator: Accelerator, loop: LoopOptions) -> None:
-    """Check that a method goes with micro-batches, skipped updates and the loss scaler, where there are any.
+    """Check that a method works with micro-batches, skipped updates and the loss scaler, where there are any.
 
     Raises:
         ConfigurationError: it does not.

@@ -134,7 +134,7 @@ class AdversarialTrainer(Trainer):
         """Return the objective on one batch, after its gradient was added to the parameters.
 
         Trainer expects a mean over the batch, which it divides by the window of gradient accumulation, or this batch's
-        part of a mean over all of it. Here both parts of the objective are brought to the first.
+        part of a mean over all of it. Here both parts of the objective are converted to the former.
         """
         window = self.current_gradient_accumulation_steps
         gives_parts = self._gives_parts(num_items_in_batch)

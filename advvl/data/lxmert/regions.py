@@ -46,7 +46,7 @@ class LineSpan(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RegionFile(Mapping[str, Regions]):
-    """The images of one file by their ids, in its order, each read when it is asked for; made by `open_regions`.
+    """The images of one file by their ids, in its order, each read on demand; made by `open_regions`.
 
     Arguments:
         feature_dim: F.

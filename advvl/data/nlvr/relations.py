@@ -1,4 +1,4 @@
-"""Relations of an object to the others: walls that it touches, what lies on it and under it, and how many there are."""
+"""Relations of an object to the others: walls that it touches, objects on and under it, and counts."""
 
 from __future__ import annotations
 

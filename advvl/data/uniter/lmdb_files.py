@@ -91,7 +91,7 @@ class LmdbFile:
 
     @property
     def _transaction(self) -> Any:
-        """This thread's view of the database; one for good, as nobody writes."""
+        """This thread's view of the database; a single one, because the database is never written."""
         if not hasattr(self._threads, "transaction"):
             self._threads.transaction = self._environment.begin(buffers=True)
         return self._threads.transaction

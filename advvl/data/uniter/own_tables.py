@@ -19,7 +19,7 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class OwnTexts:
-    """The texts of records, in the place of a `advvl.data.uniter.text_db.TextDb`.
+    """The texts of records, in place of an `advvl.data.uniter.text_db.TextDb`.
 
     Arguments:
         folder: the file that they were read from, or "records".
@@ -48,7 +48,7 @@ class OwnTexts:
 
 @dataclass(frozen=True, eq=False)
 class OwnImages:
-    """The images of records, in the place of an `advvl.data.uniter.image_db.ImageDb`.
+    """The images of records, in place of an `advvl.data.uniter.image_db.ImageDb`.
 
     Arguments:
         counts: regions by image.

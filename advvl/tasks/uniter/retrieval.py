@@ -24,7 +24,7 @@ class UniterForRetrieval(UniterTask):
     A group is `sample_size` rows: a text and its image, then mismatches of either. The loss is a margin between the
     match's probability, the sigmoid of its score, and each mismatch's. Logits have a row for each group, `(G,
     sample_size)`: `SymmetricKL()` compares the choice of the match in the group, a softmax of the scores;
-    `SymmetricKL(head="sigmoid")` compares each pair's own probability. Each pair has a perturbation of its own.
+    `SymmetricKL(head="sigmoid")` compares each pair's own probability. Each pair has its own perturbation.
 
     Arguments:
         margin: that of the published configurations is 0.2.

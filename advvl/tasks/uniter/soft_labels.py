@@ -70,7 +70,7 @@ class BertTeacher(nn.Module):
         Arguments:
             input_ids: `(B, L)`.
             txt_lens: tokens of each text, `(B,)`.
-            txt_labels: `(B, L)`, -1 where no word is asked for.
+            txt_labels: `(B, L)`, -1 where no word is to be predicted.
 
         Raises:
             DataError: a batch without txt_labels.

@@ -226,7 +226,7 @@ def check_shards(shards: Sequence[Shard]) -> None:
 
 
 def stacked(name: str, targets: Sequence[Tensor | None]) -> dict[str, Tensor]:
-    """Return the field of the targets of a batch, a row for each; none where no example has one.
+    """Return the field of the targets of a batch, one row per example; no field if no example has a target.
 
     Raises:
         DataError: some have one and some have not.

@@ -63,8 +63,7 @@ class ReferringSource:
 
         Returns:
             UNITER's fields, `obj_masks` (B, R) bool, True at padded regions, and as requested `targets` (B, 1) long,
-                the region referred to; `region_boxes` (B, R, 4) and `target_boxes` (B, 4), x, y, width, height in
-                pixels.
+            the region referred to; `region_boxes` (B, R, 4) and `target_boxes` (B, 4), x, y, width, height in pixels.
         """
         del generator
         items = self.examples.made(checked_rows(indices, len(self)).tolist(), self._item)
