@@ -27,8 +27,8 @@ from typing import Any
 
 from advvl.experiments.cli import exit_status
 from advvl.experiments.colors import COLORS
+from advvl.experiments.command_line import parse
 from advvl.experiments.experiment import Experiment
-from advvl.experiments.flags import parse
 from advvl.experiments.options import first_seeds
 from advvl.experiments.runner import run
 from advvl.experiments.uniter import UNITER

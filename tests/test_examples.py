@@ -26,8 +26,8 @@ from support.tiny import VALUES
 
 import advvl
 from advvl.experiments.cli import main
+from advvl.experiments.command_line import add_flags, parse
 from advvl.experiments.config import Layer, build, identity, read_yaml
-from advvl.experiments.flags import add_flags, parse
 from advvl.experiments.lxmert_options import PRESETS as LXMERT_PRESETS
 from advvl.experiments.lxmert_options import LxmertOptions
 from advvl.experiments.uniter import PRESETS, UniterOptions

@@ -21,9 +21,9 @@ from advvl.data.lxmert.questions import VisualQuestion, write_questions
 from advvl.data.lxmert.regions import write_regions
 from advvl.errors import ConfigurationError
 from advvl.experiments.cli import exit_status, main
+from advvl.experiments.command_line import parse
 from advvl.experiments.config import Layer, build
-from advvl.experiments.flags import parse
-from advvl.experiments.lxmert import LXMERT, Files, bert_adam, method_of, new_model
+from advvl.experiments.lxmert import LXMERT, bert_adam, method_of, new_model
 from advvl.experiments.lxmert_options import PRESETS, LxmertOptions
 from advvl.experiments.runner import run
 from advvl.models.lxmert.checkpoint import save_lxmert_checkpoint
@@ -156,17 +156,6 @@ def pretrained(path: Path, options: LxmertOptions, **changes: int) -> Path:
     return path
 
 
-def sources_of(options: LxmertOptions) -> Files:
-    return Files(
-        options.regions,
-        options.questions,
-        options.test_questions,
-        Path(str(options.answers)),
-        str(options.tokenizer),
-        36,
-    )
-
-
 def test_it_takes_published_files_and_a_checkpoint(tmp_path: Path) -> None:
     directory = tmp_path / "vqa"
     checkpoint = pretrained(tmp_path / "model_LXRT.pt", given(directory))
@@ -182,7 +171,7 @@ def test_it_takes_published_files_and_a_checkpoint(tmp_path: Path) -> None:
 def test_a_model_begins_at_the_checkpoints_encoder_and_at_a_head_of_its_own(tmp_path: Path) -> None:
     options = given(tmp_path / "vqa")
     checkpoint = pretrained(tmp_path / "model_LXRT.pt", options)
-    source, tested = sources_of(options).sources()
+    source, tested = LXMERT.data(options, tmp_path)
     assert (len(source), len(tested), len(source.answers)) == (24, 8, 3)
     began = new_model(options, source, 0, checkpoint)
     fresh = new_model(options, source, 0, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from advvl.evaluation.figures import new_figure
 from advvl.evaluation.statistics import Interval, accuracy_interval
 
 
-class CurveViews:
+class CurveViews(ABC):
     """The views that every curve has: scores of N examples, clean and at R radii."""
 
     radii: tuple[float, ...]
@@ -20,10 +21,9 @@ class CurveViews:
     scores: Tensor
 
     @property
+    @abstractmethod
     def title(self) -> str:
         """The kind of perturbation, such as "image (L2)"."""
-        kind = getattr(self, "kind", None)
-        return kind if isinstance(kind, str) else f"{getattr(self, 'modality', 'perturbation')} (L2)"
 
     def intervals(self, *, confidence: float = 0.95) -> tuple[Interval, ...]:
         """Wilson's interval of the accuracy at radius 0 and at each of the radii, R + 1 of them, in [0, 1].

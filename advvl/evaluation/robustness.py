@@ -99,6 +99,10 @@ class RobustnessCurve(CurveViews):
     scores: Tensor
     unmoved: Tensor
 
+    @property
+    def title(self) -> str:
+        return f"{self.modality} (L2)"
+
     def accuracy(self) -> tuple[float, ...]:
         """The mean worst-case score at each radius."""
         return tuple(self.scores.mean(dim=1).tolist())
