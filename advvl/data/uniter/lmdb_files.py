@@ -58,6 +58,7 @@ class LmdbFile:
                 f"expected {pages} bytes in {str(folder / DATA)!r}, got {size}; it was cut short: copy it again"
             )
         self._threads = threading.local()
+        self._ended: list[Any] = []
 
     def get(self, key: str) -> memoryview | None:
         """Return the record of that key, None if there is none; the view is valid as long as the reader exists."""
@@ -66,7 +67,7 @@ class LmdbFile:
         except lmdb.BadValsizeError:  # an empty key, or one longer than any that a database can hold
             return None
         except lmdb.Error as error:
-            raise DataError(f"expected to read {key!r} in {str(self.folder)!r}, got {error}; copy it again") from error
+            raise self._damaged(shown(key), error) from error
         return view
 
     def require(self, key: str) -> memoryview:
@@ -81,10 +82,17 @@ class LmdbFile:
         return view
 
     def __iter__(self) -> Iterator[str]:
-        """All keys, in their order in the database, that of their bytes."""
-        with self._transaction.cursor() as cursor:
-            for key in cursor.iternext(values=False):
-                yield bytes(key).decode(errors="replace")
+        """All keys, in their order in the database, that of their bytes.
+
+        Raises:
+            DataError: a damaged file.
+        """
+        try:
+            with self._transaction.cursor() as cursor:
+                for key in cursor.iternext(values=False):
+                    yield bytes(key).decode(errors="replace")
+        except lmdb.Error as error:
+            raise self._damaged("all keys", error) from error
 
     def __len__(self) -> int:
         return int(self._environment.stat()["entries"])
@@ -95,6 +103,12 @@ class LmdbFile:
         if not hasattr(self._threads, "transaction"):
             self._threads.transaction = self._environment.begin(buffers=True)
         return self._threads.transaction
+
+    def _damaged(self, what: str, error: Exception) -> DataError:
+        """An error of reading, after which other records can be read; views of those read before stay good."""
+        self._ended.append(self._threads.transaction)  # it is of no more use, and its views are
+        del self._threads.transaction
+        return DataError(f"expected to read {what} in {str(self.folder)!r}, got {error}; copy it again")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_lmdb, (self.folder,)
