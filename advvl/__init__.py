@@ -17,8 +17,8 @@
       start │             │ step along the gradient, back into the ball and the box
           perturber ──► ball ──► ops          perturbers/, ops/
 
-Importing this loads torch and nothing else. `files`, `models`, `data`, `fit`, `tasks`, `evaluation` and `experiments` stand
-on it and are imported by name.
+Importing this loads torch and nothing else. `files`, `models`, `data`, `fit`, `tasks`, `evaluation` and `experiments`
+build on it and are imported by name.
 """
 
 from advvl.adapters.base import Adapter as Adapter
@@ -34,6 +34,7 @@ from advvl.errors import AdvVLError as AdvVLError
 from advvl.maximizers.auto_pgd import AutoPGD as AutoPGD
 from advvl.maximizers.base import AscentState as AscentState
 from advvl.maximizers.base import InnerMaximizer as InnerMaximizer
+from advvl.maximizers.eot import EOT as EOT
 from advvl.maximizers.free_at import FreeAT as FreeAT
 from advvl.maximizers.freelb import FreeLB as FreeLB
 from advvl.maximizers.held import Held as Held
@@ -113,6 +114,7 @@ from advvl.training import StepReport as StepReport
 __version__ = "0.1.0"
 
 __all__ = [
+    "EOT",
     "KL",
     "L2",
     "PGD",

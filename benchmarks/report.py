@@ -25,54 +25,56 @@ DATA = PAGE.with_suffix("")
 NOTES = {
     "ops": (
         "The update of one perturbation",
-        "A step along the gradient and back into the ball; ours in place. Under each time: its share of the speed of the "
-        "copy in the last column, which moves as many bytes (1.5 tensors: read the perturbation and its gradient, write "
-        "the perturbation; with a box, x is read too, 2 tensors). Every row ends outside its ball and is projected. "
-        "torchattacks, foolbox and captum keep x + δ, so that they read x as well and clamp to [0, 1]. On a CPU the "
-        "definition, which takes seconds, is left out of the largest shape. *Masked*: every fourth position is.",
+        "This is a step along the gradient and back into the ball; ours works in place. Under each time is its "
+        "share of the speed of the copy in the last column, which moves as many bytes (1.5 tensors: read the "
+        "perturbation and its gradient, write the perturbation; with a box, x is read too, 2 tensors). Every row "
+        "ends outside its ball and is projected. torchattacks, foolbox and captum keep x + δ, so they read x as "
+        "well and clamp to [0, 1]. On a CPU the definition, which takes seconds, is left out of the largest "
+        "shape. *Masked* means that every fourth position is masked.",
     ),
     "step": (
         "One VILLA update",
-        "K = 3 passes, on UNITER in training mode. *Unavoidable* are the passes of an exact update with the gradients "
-        "that they have to give: K+1 forwards and backwards with fresh dropout masks; with shared ones K of each and "
-        "a backward towards the perturbations alone (in turn: 2K+1, and 2K-1 with it). FreeLB's limit is as many bare "
-        "passes: K, in turn 2K. *Graphs at once*: peak memory beyond that of one pass whose graph is kept, in graphs of "
-        "one pass, plus one; a backward through two graphs also holds a gradient of every parameter, which it counts. ",
+        "These are updates with K = 3 passes, on UNITER in training mode. *Unavoidable* are the passes of an "
+        "exact update with the gradients that they must compute: K+1 forwards and backwards with fresh dropout "
+        "masks; with shared masks K of each and a backward to the perturbations alone (in turn: 2K+1, and 2K-1 "
+        "with that backward). FreeLB's limit is as many bare passes: K, in turn 2K. *Graphs at once* is the peak "
+        "memory beyond that of one pass whose graph is kept, in graphs of one pass, plus one; it includes a "
+        "gradient of every parameter, which a backward through two graphs also holds. ",
     ),
     "attack": (
         "Attacks of ten steps",
-        "With equal radius, steps and start. Ours runs without the end pass that gives losses and verdicts, since the "
-        "others have none. captum's L2 attack steps along the sign of the gradient, "
-        "with a step of equal length.",
+        "All attacks have equal radius, steps and start. Ours runs without the end pass that gives losses and "
+        "verdicts, since the others have none. captum's L2 attack steps along the sign of the gradient, with a "
+        "step of equal length.",
     ),
     "methods": (
         "Updates of published methods",
-        "A unit is a forward, a third of a forward and backward of the same model in the same run. *Unavoidable*: as many "
-        "bare forwards and backwards, of parameters or of the input alone, as the method has; in its moves LAT needs those "
-        "of the layers above its site alone. Units of operations count those that torch has a formula for, which attention "
-        "is not in a fused kernel on a CPU.",
+        "A unit is a forward, measured as a third of a forward and backward of the same model in the same run. "
+        "*Unavoidable* are as many bare forwards and backwards, of parameters or of the input alone, as the "
+        "method has; in its moves LAT needs only those of the layers above its site. Units of operations count "
+        "those for which torch has a formula, which a fused attention kernel on a CPU does not have.",
     ),
     "evaluation": (
         "An evaluation of CLIP-base",
-        "`worst_case` with PGD, a random search and all checks, on transformers' CLIP of its default sizes, against the "
-        "same forwards and backwards towards the pixels, run bare one after another.",
+        "This times `worst_case` with PGD, a random search and all checks, on transformers' CLIP of its default "
+        "sizes, against the same forwards and backwards to the pixels, run bare one after another.",
     ),
     "scaling": (
         "Growth with size",
-        "A small UNITER; operations are counted and their growth is asserted, times are what they are. An update costs "
-        "K+1 passes of the model with fresh masks and K and a third with shared ones, at every size, and its memory does "
-        "not depend on K.",
+        "This uses a small UNITER. Operations are counted and their growth is asserted; times are only reported. "
+        "At every size an update costs K+1 passes of the model with fresh masks, and K and a third with shared "
+        "ones, and its memory does not depend on K.",
     ),
     "trainer": (
         "An update in transformers' Trainer",
-        "FreeLB with K = 3 in `AdversarialTrainer`, against `Trainer` with gradients accumulated over K batches of the same "
-        "size: as many passes of the model and as many updates, in whole trainings of six updates that log nothing. Trainer "
-        "collates K batches in an update where ours collates one.",
+        "This compares FreeLB with K = 3 in `AdversarialTrainer` with `Trainer` accumulating gradients over K "
+        "batches of the same size: the same number of passes of the model and of updates, in whole trainings of "
+        "six updates that log nothing. Trainer collates K batches per update, ours collates one.",
     ),
     "regularizer": (
         "The symmetric divergence",
-        "Of two tensors of logits, with its gradients to both. Up to a mebibyte a side, as 64x3129, ours is the expression "
-        "in log space; beyond, it goes block by block.",
+        "This is the divergence of two tensors of logits, with its gradients to both. Up to a mebibyte per side, "
+        "as for 64x3129, ours is the expression in log space; beyond that, it works block by block.",
     ),
 }
 

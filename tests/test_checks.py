@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -100,9 +101,9 @@ def test_of_several_names_the_one_that_is_wrong_is_named() -> None:
         checks.at_least(1, SimpleNamespace(epochs=3, steps=0), "epochs", "steps")
 
 
-def test_numbers_are_told_from_what_only_behaves_like_one() -> None:
+def test_values_that_only_behave_like_numbers_are_not_numbers() -> None:
     assert all(map(checks.is_number, (0, 1.5, math.nan, -math.inf, np.float32(1), np.int64(1))))
-    assert not any(map(checks.is_number, (True, "1", None, torch.tensor(1.0), 1j)))
+    assert not any(map(checks.is_number, (True, "1", None, torch.tensor(1.0), 1j, Fraction(8, 255), 10**400)))
     assert all(map(checks.is_whole, (0, -3)))
     assert not any(map(checks.is_whole, (True, 1.0, "1")))
 

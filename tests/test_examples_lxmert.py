@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 import torch
 import yaml
 from support.lxmert_files import regions
+from support.spawn import Script
 from transformers import LxmertConfig, LxmertForPreTraining
 
 from advvl.data.digits.as_lxmert import TABLE
@@ -99,19 +98,13 @@ def test_it_ends_with_one_table_of_clean_and_attacked_accuracy_with_intervals(wh
 def test_killed_outright_and_resumed_it_ends_with_the_bits_of_a_run_never_killed(whole: Path, tmp_path: Path) -> None:
     config, output = tmp_path / "tiny.yaml", tmp_path / "out"
     config.write_text(yaml.safe_dump({**VALUES, "seeds": [0, 1]}))
-    process = subprocess.Popen(
-        [sys.executable, "-W", "error::UserWarning", str(EXAMPLE), "--config", str(config), "--output", str(output)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = Script(EXAMPLE, "--config", config, "--output", output, folder=tmp_path)
     while process.poll() is None and not any(output.glob("seed-0/*.json")):
         time.sleep(0.01)
     process.kill()
-    complaints = process.communicate(timeout=300)[1]
+    status, _, complaints = process.finish()
     assert any(output.glob("seed-0/*.json")), complaints
-    assert process.returncode in (-signal.SIGKILL, 0)  # it may have been done before it was killed
+    assert status in (-signal.SIGKILL, 0)  # it may have been done before it was killed
     run(LXMERT, tiny(output, seeds=[0, 1], resume=True), progress=False)
     assert left(output) == left(whole)
 

@@ -325,7 +325,7 @@ def test_json_that_no_writer_here_makes_is_refused(tmp_path: Path, text: str, sa
     assert read_json(write_json(tmp_path / "k.json", json.loads('{"a": {"a": 1}}'))) == {"a": {"a": 1}}
 
 
-def test_json_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_json_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"absent\.json"):
         read_json(tmp_path / "absent.json")
 

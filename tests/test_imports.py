@@ -41,6 +41,7 @@ NAMES = {
     *(
         "AscentState",
         "AutoPGD",
+        "EOT",
         "Feedback",
         "FreeAT",
         "FreeLB",

@@ -1,4 +1,4 @@
-"""Adapters: a model with its sites, how it is called, and what its outputs mean. No model is ever edited."""
+"""Adapters: a model with its sites, its call, and the meaning of its outputs. No model is ever edited."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ class Adapter:
         model: the user's model, wrapped or not.
         sites: modality name to site.
         call: `(model, batch) -> outputs`; default: `model(**batch)` for a mapping, else `model(batch)`.
-        logits: from the outputs to what a regulariser compares; default: `.logits` or `["logits"]` of the outputs, a
-            tensor itself, or of a tuple the first entry, the second where the first is a loss.
+        logits: from the outputs to the tensor that a regulariser compares; default: `.logits` or `["logits"]` of the
+            outputs; a tensor itself; the first entry of a tuple, or the second if the first is a loss.
         positions: from the batch to the mask of the logits' rows that count (masked-token positions); None: all.
         loss: `(outputs, batch)` to a scalar or one loss per row `(B,)`; default: the outputs' own: `.loss`, `["loss"]`, or a
             number (a tensor without axes) that a tuple begins with.
-        pure: declares that in eval mode every module computes what it gives from what it is given alone: it draws nothing,
-            changes nothing in place that it was given, and is not run by activation checkpointing. What runs before the
-            first site is then computed once in an attack, and once for all moves of a step on a model in eval mode.
+        pure: declares that in eval mode every module computes its output from its inputs alone: it draws no random
+            numbers, does not change its inputs in place, and is not run by activation checkpointing. The part of the
+            model before the first site then runs once per attack, and once for all moves of a step on a model in eval
+            mode.
 
     Raises:
         SiteError: a module that the model does not have (with the nearest names that it has); no sites, or something
@@ -66,11 +67,11 @@ class Adapter:
         self.positions = positions or _all_positions
         self.loss = loss or read_loss
         self.pure = pure
-        self.replay_verified = False  # whether replayed randomness was seen to give the same logits
-        self.boxes_verified: set[str] = set()  # modalities whose tensor was seen inside its box in training
-        self.masks_verified: set[str] = set()  # modalities seen to matter at the positions that their mask calls real
-        self._axes_verified: set[tuple[str, int]] = set()  # modalities, by axes, whose samples were seen to come first
-        self.updates_verified = False  # whether parameters were seen to wait for the last backward of a step
+        self.replay_verified = False  # whether replayed randomness has been checked to give the same logits
+        self.boxes_verified: set[str] = set()  # modalities whose tensor was found inside its box in training
+        self.masks_verified: set[str] = set()  # modalities that were found to matter at real positions
+        self._axes_verified: set[tuple[str, int]] = set()  # modalities, by axes, with samples on the first axis
+        self.updates_verified = False  # whether parameters were found to wait for the last backward of a step
         self._has_fast_path = has_fast_path(model)
         self._holder = Holder()
         modules = {modality: find(model, site.module) for modality, site in self.sites.items()}
@@ -101,7 +102,7 @@ class Adapter:
         return module.register_forward_pre_hook(InputHook(self._holder, modality), with_kwargs=True)
 
     def close(self) -> None:
-        """Take the hooks off the model, for good; done by itself when the adapter is no longer used."""
+        """Remove the hooks from the model for good; also done when the adapter is garbage-collected."""
         self._close()
 
     def through(
@@ -112,13 +113,13 @@ class Adapter:
         logits: Callable[[Outputs], Tensor] | None = None,
         loss: Callable[[Outputs, Batch], Tensor] | None = None,
     ) -> Adapter:
-        """This adapter with its model run through a wrapper that came later; sites and hooks are the same ones.
+        """Return this adapter with its model run through a later wrapper; both share sites and hooks.
 
-        So is their end: to close either of the two is to close both.
+        Closing either of the two closes both.
 
         Arguments:
-            model: what DDP, `torch.compile` or `accelerator.prepare` made of the adapted model.
-            call, logits, loss: in the place of the adapter's own.
+            model: the adapted model wrapped by DDP, `torch.compile` or `accelerator.prepare`.
+            call, logits, loss: replace the adapter's own.
 
         Raises:
             SiteError: a model that does not hold the modules whose tensors are perturbed.
@@ -140,7 +141,7 @@ class Adapter:
 
     @contextmanager
     def bound(self, binding: Binding) -> Iterator[Binding]:
-        """Bind one pass's perturbations, restoring what was bound before.
+        """Bind the perturbations of one pass, and restore the previous binding at the end.
 
         Raises:
             ConfigurationError: another thread has bound its own.
@@ -162,7 +163,7 @@ class Adapter:
         return self.bound(Binding(self.sites, partial(_given, {})))
 
     def tap(self, name: str) -> None:
-        """Have the output of a module kept in every later pass, as `binding.taps[name]`.
+        """Keep the output of a module in every later pass, as `binding.taps[name]`.
 
         The hook stays for the adapter's life, like those of the sites: tap before any `torch.compile`.
 
@@ -177,7 +178,8 @@ class Adapter:
     def inject(self, deltas: Mapping[str, Tensor]) -> Iterator[None]:
         """Run one forward under given perturbations: `with target.inject({"image": delta}): model(**batch)`.
 
-        With activation checkpointing the backward belongs in it too.
+        With activation checkpointing the backward belongs in it too. Where `generate` keeps several beams, each row of the
+        batch stands there once per beam, so repeat the rows: `delta.repeat_interleave(beams, 0)`.
 
         Raises:
             SiteError: a modality that the adapter lacks, or a site that did not fire.
@@ -224,7 +226,7 @@ class Adapter:
 
 
 def check_model(model: object) -> None:
-    """Raise ConfigurationError unless it is a model that can be adapted."""
+    """Raise ConfigurationError unless the value is a model that can be adapted."""
     if isinstance(model, Adapter):
         raise ConfigurationError(
             f"expected a model, got an adapter of {type(model.model).__name__}; use it as it is, or adapt its .model"
@@ -258,14 +260,16 @@ def _remove(handles: list[torch.utils.hooks.RemovableHandle]) -> None:
 
 
 def _given(deltas: Mapping[str, Tensor], modality: str, x: Tensor) -> Placed:
-    """A perturbation that is there already, of the shape of its site's tensor."""
+    """A given perturbation, of the shape of its site's tensor."""
     delta = deltas[modality]
     if not isinstance(delta, Tensor):
         raise ShapeError(f"expected a perturbation of {modality!r} as a tensor, got {type(delta).__name__}")
     if delta.shape != x.shape:
+        way_out = "make it of the shape of the tensor at the site, on this batch"
+        if delta.ndim and len(delta) and delta.shape[1:] == x.shape[1:] and len(x) % len(delta) == 0:
+            way_out = f"for beams, repeat its rows: delta.repeat_interleave({len(x) // len(delta)}, 0)"
         raise ShapeError(
-            f"expected a perturbation of {modality!r} of shape {tuple(x.shape)}, got {tuple(delta.shape)}; "
-            "make it of the shape of the tensor at the site, on this batch"
+            f"expected a perturbation of {modality!r} of shape {tuple(x.shape)}, got {tuple(delta.shape)}; {way_out}"
         )
     return Placed(Place(x.detach()), delta)
 

@@ -1,8 +1,8 @@
 """Candidates: the tensors of a model that could be perturbed, found by looking at its modules, or by running it once.
 
-What a module is for cannot be known; what it looks like can. Layers of one class in a row are hidden layers; a table of
-vectors outside them embeds words, unless its name says positions or types; a convolution of few channels outside them
-embeds an image; a linear map ahead of them projects features.
+The purpose of a module is guessed from its kind and place. Consecutive layers of one class are hidden layers. A table
+of vectors outside them embeds words, unless its name says positions or types. A convolution of few channels outside
+them embeds an image. A linear map before them projects features.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Candidate:
 
     Arguments:
         module, at: as `Site` takes them.
-        what: what it looks like, such as "word embedding" or "hidden layer 2 of 12".
-        shape: of the tensor in the forward that was run; otherwise what the weights say of it, as `(…, 768)`.
-        token_norm, row_norm: the mean L2 norms of its positions (the last axis) and of its rows (all but the first axis) in
-            that forward, to choose a radius and a step size by; None without one.
+        what: its apparent kind, such as "word embedding" or "hidden layer 2 of 12".
+        shape: of the tensor in the forward that was run; otherwise as far as the weights determine it, as `(…, 768)`.
+        token_norm, row_norm: the mean L2 norms of its positions (the last axis) and of its rows (all but the first
+            axis) in that forward, to choose a radius and a step size by; None without a forward.
     """
 
     module: str
@@ -82,8 +82,9 @@ def sites(
 
     Arguments:
         model: any model; a compiled one only without a batch.
-        batch: run the model on it once, in eval mode and without gradients, for true shapes and norms, for the modules that
-            take a field of the batch itself, and without those that do not run; the model is left as found. None: no run.
+        batch: run the model on it once, in eval mode and without gradients. This gives exact shapes and norms, finds
+            the modules that take a field of the batch directly, and leaves out those that do not run; the model is left
+            as found. None: no run.
         call: `(model, batch) -> outputs`; default: `model(**batch)` for a mapping, else `model(batch)`.
 
     Raises:
@@ -99,7 +100,7 @@ def sites(
 
 
 def outermost(model: nn.Module, name: str) -> str:
-    """The largest module around `name` that holds no hidden layers and no word embedding beside it, nor is the model."""
+    """The largest module around `name`, short of the whole model, without hidden layers and without a word embedding."""
     modules = dict(model.named_modules(remove_duplicate=False))
     barred = set(_stacks(modules)) | {other for other, module in modules.items() if _embeds_words(other, module)}
     while parent := name.rpartition(".")[0]:
@@ -173,7 +174,7 @@ def _width(module: nn.Module) -> int:
 
 
 def _projector(modules: Mapping[str, nn.Module], name: str) -> str:
-    """The largest module around a linear one that is made of such alone."""
+    """The largest module around a linear one that consists of linear modules only."""
     while parent := name.rpartition(".")[0]:
         if any(isinstance(part, nn.Embedding | nn.Conv2d | nn.Conv3d) for part in modules[parent].modules()):
             break

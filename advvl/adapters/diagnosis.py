@@ -1,7 +1,7 @@
-"""Diagnosis: why a site did not fire, or why the loss does not depend on what was added there.
+"""Diagnosis: why a site did not fire, or why the loss does not depend on the perturbation there.
 
-Nothing here runs before something has failed. What model and batch do not show by themselves is looked for in one more
-forward, in which modules and operations are watched; a compiled model is run without what the compiler made of it.
+Nothing here runs before something has failed. If model and batch alone do not show the cause, one more forward is run,
+in which modules and operations are recorded; a compiled model runs uncompiled for this.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ def why_silent(model: nn.Module, module: nn.Module, batch: Any = None, again: Ag
     """Return why a module that holds a site was not called in a forward.
 
     Arguments:
-        model, module: the whole one, and the one in it.
-        batch: what the model was run on; None: not known.
-        again: runs the model on it once more; None: nobody can.
+        model, module: the model, and the module in it that holds the site.
+        batch: the batch of the forward; None: not known.
+        again: runs the model on it once more; None: that is not possible.
     """
     return _silence(model, module, batch, again) + more("silent-site")
 
@@ -128,9 +128,9 @@ def why_independent(model: nn.Module, leaf: Tensor, again: Again) -> str:
     """Return why the loss does not depend on the perturbation of a site.
 
     Arguments:
-        model: the whole one.
+        model: the whole model.
         leaf: a perturbation that requires grad.
-        again: runs the model once more, under it, and computes the loss.
+        again: runs the model once more under the perturbation, and computes the loss.
     """
     return _independence(model, leaf, again) + more("independent-loss")
 
@@ -178,11 +178,11 @@ _OUT = ("detach", "detach_", "data", "item", "tolist")
 
 
 class _Recorder(TorchFunctionMode):
-    """Records which modules of a model are called, outer ones first, and what each operation takes and gives.
+    """Records the modules of a model that are called, outer ones first, and the inputs and outputs of each operation.
 
     Arguments:
-        module: one whose parameters are looked out for.
-        leaf: a perturbation that is followed.
+        module: a module whose parameters are tracked.
+        leaf: a perturbation that is tracked.
     """
 
     def __init__(self, model: nn.Module, *, module: nn.Module | None = None, leaf: Tensor | None = None) -> None:
@@ -221,7 +221,7 @@ class _Recorder(TorchFunctionMode):
             unknown = [other for other in following if other not in self._known]
             if node in self._known or not unknown:
                 leads = getattr(node, "variable", None) is self._leaf or any(self._known[other] for other in following)
-                # the node of an operation that has no backward, which warns, and gives no gradient
+                # the node of an operation without a backward, which warns and gives no gradient
                 self._known.setdefault(waiting.pop(), leads and not node.name().endswith("WarnNotImplemented"))
             waiting += unknown
         return self._known[tensor.grad_fn]
@@ -256,7 +256,7 @@ def _watched(model: nn.Module, again: Again, recorder: _Recorder) -> _Recorder |
             for kept in (preserved(model), kept_buffers(model), recorder.hooked(), recorder):
                 stack.enter_context(kept)
             again()
-    except Exception:  # what is to be explained has been raised already, and matters more
+    except Exception:  # the error to explain has already been raised, and matters more
         return None
     return recorder
 

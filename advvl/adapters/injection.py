@@ -1,7 +1,8 @@
-"""Injection: where a tensor of a model is perturbed, and the hooks that add the perturbation of the pass that runs.
+"""Injection: sites, and the hooks that add the perturbations of the running pass to their tensors.
 
-Hooks stay for the adapter's life: those that come and go make `torch.compile` recompile, and one added after the first
-compiled call never fires. A hook reads what to add from the `Binding` of the pass, and adds nothing when there is none.
+Hooks stay as long as the adapter: adding and removing hooks makes `torch.compile` recompile, and a hook added after the
+first compiled call never fires. A hook reads the perturbation from the `Binding` of the pass, and adds nothing when
+there is none.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ class Site:
         module: dotted name of the module, as `named_modules()` gives it; wrappers' prefixes (`module.`, `_orig_mod.`,
             `base_model.model.`) may be left out.
         at: whether the module's output or its first input is perturbed.
-        mask: from the batch to the `(B, T)` mask of real positions, of bool or whole numbers: True or 1 is a real
-            position, as in transformers' attention_mask; torch's key_padding_mask is the opposite. None: all are real.
-        rows: for a packed tensor, whose rows are no samples: from the batch to the sample of each row, `(N,)`, or of each
-            position, `(B, T)`, where a row holds several texts. None, or a function that gives None: a row is a sample,
-            and has a ball of its own. A tensor `(N, D)` with neither mask nor rows is refused where there are not N
-            losses or, of a loss that is a scalar, N rows of logits; other packed tensors are not noticed.
-        firing: which call is perturbed, from 0, if the module runs several times in a forward; None: it runs once, and
-            a module that runs more often is an error.
-        examples: where the tensor has several rows of an example, each in a ball of its own (NLVR2's two images, the choices
-            of a question): from the batch to the example of each row, `(N,)`. None, or a function that gives None: a row is
-            an example.
+        mask: from the batch to the `(B, T)` mask of real positions, bool or integer: True or 1 is a real position, as
+            in transformers' attention_mask; torch's key_padding_mask is the opposite. None: all are real.
+        rows: for a packed tensor, whose rows are not samples: from the batch to the sample of each row, `(N,)`, or of
+            each position, `(B, T)`, if a row holds several texts. None, or a function that returns None: each row is a
+            sample with its own ball. A tensor `(N, D)` with neither mask nor rows is refused unless there are N losses
+            or, for a scalar loss, N rows of logits; other packed tensors are not detected.
+        firing: the number of the call to perturb, from 0, if the module runs several times in a forward; None: it runs
+            once, and running more often is an error.
+        examples: if the tensor has several rows per example, each with its own ball (NLVR2's two images, the choices of
+            a question): from the batch to the example of each row, `(N,)`. None, or a function that returns None: each
+            row is an example.
     """
 
     module: str
@@ -75,7 +76,7 @@ class Site:
 
 
 class Placed(NamedTuple):
-    """A perturbation at its site: where it lives, and the leaf whose gradient is asked for."""
+    """A perturbation at its site: its place, and the leaf that receives the gradient."""
 
     place: Place
     delta: Tensor
@@ -92,7 +93,7 @@ def added(modality: str, place: Place, x: Tensor, delta: Tensor) -> Tensor:
 
 
 class Binding:
-    """The perturbations of one pass, bound until its backward has ended; it records all that it placed.
+    """The perturbations of one pass, bound until its backward has ended, with a record of those placed.
 
     Activation checkpointing runs a site again in the backward, and must find the same perturbation there.
 
@@ -101,7 +102,7 @@ class Binding:
         begin, apply: make a perturbation at its site, and put it on the site's tensor.
         modalities: those perturbed in this pass.
         required: those whose sites must fire in its forward.
-        wants: gradients of the perturbations will be asked for.
+        wants: gradients of the perturbations will be needed.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class Binding:
         self.taps: dict[str, Tensor] = {}
 
     def fire(self, modality: str, x: Tensor) -> Tensor:
-        """Return the tensor of a site, perturbed where this call of its module is the one that counts."""
+        """Return the tensor of a site, perturbed if this call of its module is the one to perturb."""
         if self._is_elsewhere() or not self._is_perturbed(modality):
             return x
         if modality not in self.placed:
@@ -135,7 +136,7 @@ class Binding:
         return self._apply(modality, place, x, delta)
 
     def _is_elsewhere(self) -> bool:
-        """True in a forward of another thread, which is none of this pass; autograd's threads run its backward."""
+        """True in a forward of another thread, which is not part of this pass; autograd's threads run its backward."""
         if torch.compiler.is_compiling() or threading.get_ident() == self.thread:
             return False
         return not (self._in_backward or _backward_runs())
@@ -173,7 +174,7 @@ class Binding:
             )
 
     def tap(self, name: str, output: Tensor) -> None:
-        """Keep the output of a module that is read; not that of a recomputation."""
+        """Keep the output of a module that a regulariser reads, but not that of a recomputation."""
         if self._is_elsewhere() or self._runs_again(name in self.taps):
             return
         if self._wants and self._modalities and not torch.is_grad_enabled():
@@ -188,10 +189,10 @@ class Binding:
         return bool(self.placed)
 
     def end_forward(self, why_silent: Callable[[str], str]) -> None:
-        """Check that every site that should have fired did, as often as it should.
+        """Check that every required site fired, as often as it should.
 
         Arguments:
-            why_silent: the reason why a modality's site did not fire at all; asked for where one did not.
+            why_silent: gives the reason why a modality's site did not fire; called only if one did not.
 
         Raises:
             SiteError: one did not.
@@ -212,12 +213,12 @@ class Binding:
                 )
 
     def again(self) -> Binding:
-        """A binding for another forward under the very perturbations that this one placed."""
+        """A binding for another forward under the same perturbations that this one placed."""
         placed = dict(self.placed)
         return Binding(self._sites, lambda modality, x: placed[modality], self._apply, modalities=tuple(placed))
 
     def begin_backward(self, *, refusal: str | None = None) -> None:
-        """From here on a site fires only where activation checkpointing runs it again; or refuse that with a reason."""
+        """From now on, let sites fire only when activation checkpointing runs them again; or refuse that with a reason."""
         self._in_backward, self._refusal = True, refusal
 
 
@@ -231,12 +232,12 @@ def _backward_runs() -> bool:
 
 
 class Holder:
-    """Where the hooks find the binding of the pass that runs."""
+    """The holder in which the hooks find the binding of the running pass."""
 
     binding: Binding | None = None
 
     def __deepcopy__(self, memo: object) -> Holder:
-        """A copied model takes no part in the pass that runs."""
+        """A copied model takes no part in the running pass."""
         del memo
         return Holder()
 
@@ -276,7 +277,7 @@ def _described(output: object) -> str:
 
 
 class TapHook:
-    """Keeps the first tensor of a module's output, for whoever reads that module."""
+    """Keeps the first tensor of a module's output, for regularisers that read that module."""
 
     def __init__(self, holder: Holder, name: str) -> None:
         self.holder, self.name = holder, name

@@ -92,12 +92,12 @@ def read_loss(outputs: Outputs, batch: Batch) -> Tensor:
 
 
 def _leading_loss(outputs: Outputs) -> Tensor | None:
-    """The number that a tuple begins with; a tensor with axes there is not known to be a loss."""
+    """The scalar that a tuple begins with; a tensor with axes there need not be a loss."""
     first = outputs[0] if isinstance(outputs, tuple | list) and outputs else None
     return first if isinstance(first, Tensor) and first.ndim == 0 else None
 
 
 def _said(outputs: Outputs) -> str:
-    """The words for outputs that lack something: their type and their names."""
+    """A description of outputs for messages: their type and the names of their entries."""
     names = f" of {sorted(map(str, outputs))}" if isinstance(outputs, Mapping) else ""
     return f"{type(outputs).__name__}{names} without"

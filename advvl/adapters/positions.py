@@ -1,4 +1,4 @@
-"""Positions: which of a site's are real, and whose they are, as its mask, rows and examples read them from a batch."""
+"""Positions of a site: the real ones, and the sample and example of each, read from a batch by mask, rows and examples."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def read_positions(
 
 
 def check_rows(places: Mapping[str, Place], losses: Tensor | None, logits: Callable[[], Tensor | None]) -> None:
-    """Raise ShapeError for a tensor whose first axis is not that of samples, and for losses of some samples alone.
+    """Raise ShapeError for a tensor whose first axis is not samples, and for losses of only some samples.
 
-    The first is a packed tensor, vectors of which there are not as many as samples, or one whose second axis is that of
-    samples, where its site does not say so.
+    The former is a packed tensor `(N, D)` with another number of vectors than samples, or a tensor with samples on its
+    second axis, unless its site says so.
 
     Arguments:
-        losses: one per sample; None where the loss is a scalar.
-        logits: reads those of the outputs, with a row per sample; asked where the losses do not settle it.
+        losses: one per sample; None if the loss is a scalar.
+        logits: returns the logits, with one row per sample; called only if the losses do not decide.
     """
     if losses is not None:
         _check_losses(places, len(losses), logits)
@@ -138,7 +138,7 @@ def _time_first(modality: str, shape: torch.Size, of: str) -> str:
 
 
 def _check_losses(places: Mapping[str, Place], count: int, logits: Callable[[], Tensor | None]) -> None:
-    """Refuse fewer losses than both the logits and every site have rows: the rest would neither be trained nor move."""
+    """Refuse fewer losses than rows in the logits and at every site: the other rows would neither be trained nor move."""
     rows = [len(place.x) for place in places.values() if place.owners is None and place.x.ndim > 2]
     if not rows or count >= min(rows):
         return

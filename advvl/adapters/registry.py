@@ -1,4 +1,4 @@
-"""The registry: the adapter of a model by its class, and `adapt`, which looks there or takes the sites that it is given."""
+"""The registry of adapters by model class, and `adapt`, which uses it or the sites that it is given."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def adapt(
 
     Arguments:
         model: of a registered class, of transformers, or any other with its sites.
-        sites: modality to site, or to the name of a module; in the place of those that are known. What else is known of a
-            registered class, its call, logits (with their positions) and loss, stays.
-        call, logits, positions, loss, pure: as `Adapter` takes them; in the place of a registered adapter's own.
+        sites: modality to site, or to the name of a module; they replace the registered ones. The call, the logits
+            (with their positions) and the loss of a registered class are kept.
+        call, logits, positions, loss, pure: as in `Adapter`; they replace those of a registered adapter.
 
     Raises:
-        SiteError: no sites given, and none known of the model's class; a module that it does not have.
+        SiteError: no sites are given, and none are registered for the model's class; a module that it does not have.
         ConfigurationError: something else than a model.
     """
     check_model(model)
@@ -83,7 +83,7 @@ def adapt(
 
 
 def _registered(model: nn.Module) -> Adapter | None:
-    """The adapter that the model's class is registered with, if it is."""
+    """The adapter registered for the model's class, if there is one."""
     for cls in type(unwrapped(model)).__mro__:
         factory = _REGISTRY.get(f"{cls.__module__}.{cls.__qualname__}")
         if factory is not None:

@@ -1,4 +1,4 @@
-"""Soft prompts: positions inserted into texts, for perturbations to live at and nowhere else.
+"""Soft prompts: positions inserted into texts, which alone are perturbed.
 
 Legend: B rows, T positions, k inserted ones, D width.
 """
@@ -26,20 +26,20 @@ _JOINED: Final = ("gather_index", "attn_masks", "txt_lens")
 
 @dataclass(frozen=True)
 class SoftPrompt:
-    """k extra positions in each text of a batch, with a site's mask of them; a perturbation there is a soft prompt.
+    """Adds k positions to each text of a batch, with a mask for a site; a perturbation there is a soft prompt.
 
         prompt = SoftPrompt(8, token=3)
         target = adapt(model, {"prompt": Site("model.embed_tokens", mask=prompt.mask)})
         found = attack(target, prompt.insert(batch))
 
-    A position's embedding is that of `token`, plus the perturbation. The mask is found by that token, so that the batch
-    needs no further field; padding may have it too.
+    The embedding of an inserted position is that of `token` plus the perturbation. The mask finds positions by that
+    token, so the batch needs no other field; padding may use the token too.
 
     Arguments:
         count: k.
-        token: id of the tokens inserted, one that no text has.
-        at: before each text, after it, or before its first label; padding stays outside, on either side. Padding is what
-            `attention_mask` says: in a batch without one every position counts as text.
+        token: id of the inserted tokens, which no text may contain.
+        at: before each text, after it, or before its first label; padding stays outside, on either side. Padding is
+            defined by `attention_mask`: without one every position counts as text.
 
     `UniversalPerturber` gives one vector to each *column* of a batch: pad so that inserted positions share columns (on the
     right for `at="start"`, on the left for `at="end"`).
@@ -74,14 +74,14 @@ class SoftPrompt:
     def insert(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return the batch with k more positions in each text: attended to, without a label, counted by `position_ids`.
 
-        Lengthened are `input_ids` `(B, T)` and, as far as they are there, `attention_mask` and `labels` of that shape, and
-        `position_ids` and `token_type_ids` `(B, T)` or `(1, T)`. Labels of an encoder-decoder's answers are not of that
-        shape: add them afterwards.
+        It lengthens `input_ids` `(B, T)` and, if present, `attention_mask` and `labels` of that shape, and `position_ids`
+        and `token_type_ids` `(B, T)` or `(1, T)`. Labels of an encoder-decoder's answers do not have that shape: add them
+        afterwards.
 
         Raises:
-            DataError: packed texts, `inputs_embeds`, words joined with regions as UNITER's, a field `(B, T)` of another
-                name, a text with `token` in it or with gaps in its mask or positions; with `at="before_labels"` a row
-                without a label at a real position.
+            DataError: packed texts, `inputs_embeds`, words joined with regions as UNITER's, another field with an
+                entry per token, a text with `token` in it or with gaps in its mask or positions; with `at="before_labels"` a
+                row without a label at a real position.
         """
         ids = _ids(batch)
         _check_texts(batch)
@@ -116,12 +116,12 @@ class SoftPrompt:
                 types = _per_token(name, value, ids)
                 near = torch.where(start > first, start - 1, first)  # the token before, or else the one after
                 result[name] = lengthened(types, types.gather(1, near[:, None]))
-            elif name == "labels" and value is not None:
+            elif name == "labels" and isinstance(value, Tensor) and value.ndim == 2:
                 result[name] = self._labels(value, ids, lengthened)
-            elif isinstance(value, Tensor) and value.shape == ids.shape:
+            elif _has_entries(value, ids, scored=name == "labels"):
                 raise DataError(
-                    f"expected fields that can be lengthened, got {name!r} of input_ids' shape {tuple(ids.shape)}; add it "
-                    f"to the result{more('inserted-positions')}"
+                    f"expected fields that can be lengthened, got {name!r} with an entry per token of {tuple(ids.shape)}; "
+                    f"add it to the result{more('inserted-positions')}"
                 )
         return result
 
@@ -132,7 +132,7 @@ class SoftPrompt:
             vectors: `(k, D)`, for all rows, or `(B, k, D)`.
 
         Raises:
-            ShapeError: vectors of another shape, or a batch that has not k inserted positions in each row.
+            ShapeError: vectors of another shape, or a batch without exactly k inserted positions in each row.
         """
         if not isinstance(vectors, Tensor):
             raise ShapeError(
@@ -168,9 +168,9 @@ class SoftPrompt:
             )
         return counts.int().argmax(1)
 
-    def _labels(self, labels: Any, ids: Tensor, lengthened: Any) -> Any:
-        """Labels of words with nothing to predict at inserted positions; those of whole texts as they are."""
-        if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.is_floating_point():
+    def _labels(self, labels: Tensor, ids: Tensor, lengthened: Any) -> Any:
+        """Labels of words with nothing to predict at inserted positions; scores `(B, A)` of whole texts as they are."""
+        if labels.is_floating_point():
             return labels
         if labels.shape != ids.shape:
             raise DataError(
@@ -257,6 +257,21 @@ def _positions(positions: Any, ids: Tensor, real: Tensor) -> Tensor:
             f"{more('inserted-positions')}"
         )
     return found
+
+
+def _has_entries(value: Any, ids: Tensor, *, scored: bool) -> bool:
+    """True of a field with an entry per token: a tensor `(B, T)` or `(B, T, n)`, or B lists or tensors of T entries.
+
+    Floating-point numbers `(B, n, D)` may be features of as many regions; they count as entries of tokens if `scored`.
+    """
+    if isinstance(value, Tensor):
+        features = value.ndim == 3 and value.is_floating_point() and not scored
+        return value.shape[:2] == ids.shape and value.ndim <= 3 and not features
+    rows, length = ids.shape
+    if not isinstance(value, list | tuple) or len(value) != rows or not rows:
+        return False
+    lists = [one for one in value if isinstance(one, list | tuple) or (isinstance(one, Tensor) and one.ndim)]
+    return [len(one) for one in lists] == [length] * rows
 
 
 def _described(value: object) -> str:

@@ -1,34 +1,32 @@
-"""Files of region features by the names of images, each read when it is asked for.
+"""Files of region features by the names of images, each read on demand.
 
 | path | images |
 |---|---|
 | a folder, and those within | `NAME.npz` with `features` and `boxes`, or `NAME.npy` of features and `NAME.boxes.npy` |
 | a file `….tsv` | the lines of LXMERT's region files, see `advvl.data.lxmert.regions` |
 
-Boxes are (R, 4), x1, y1, x2, y2, in pixels where `size` (width, height) is there too, else in parts of the image. An npz
-file may hold `soft_labels` and `scores`, and may have the names that UNITER's extraction gives: `norm_bb`, `conf`.
+Boxes are (R, 4), x1, y1, x2, y2, in pixels if `size` (width, height) is present, otherwise relative to the image. An
+npz file may also hold `soft_labels` and `scores`, and may use the names of UNITER's extraction: `norm_bb`, `conf`.
 """
 
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from numpy.typing import NDArray
 
 from advvl.checks import path_of
 from advvl.data.lxmert.regions import RegionFile, open_regions
+from advvl.data.uniter.records import LARGEST_IMAGE, unpack_npy, unpack_npz
 from advvl.errors import DataError
 
 _KEYS: Final = ("features", "boxes", "size", "soft_labels", "scores", "norm_bb", "conf")
 _BOXES: Final = ".boxes.npy"
-_UNREADABLE: Final = (OSError, MemoryError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+_HEADER: Final = 1 << 16  # bytes before an array's numbers, more than any header takes
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +53,15 @@ class FeatureFolder(Mapping[str, Mapping[str, Any]]):
         try:
             if path.suffix == ".npy":
                 return {"features": _loaded(path), "boxes": _loaded(path.with_name(path.stem + _BOXES))}
-            with open(path, "rb") as stream, np.load(stream) as arrays:
-                found = {key: arrays[key] for key in _KEYS if key in arrays}
-        except _UNREADABLE as error:
+            with open(path, "rb") as stream:
+                found = unpack_npz(stream, _KEYS)
+        except (OSError, DataError) as error:
             raise DataError(f"{path}: expected arrays of numbers, got {error}; extract the image again") from error
         if "norm_bb" in found:
+            if found["norm_bb"].ndim != 2 or found["norm_bb"].shape[1] < 4:
+                raise DataError(
+                    f"{path}: expected norm_bb (R, 6), got {found['norm_bb'].shape}; extract the image again"
+                )
             found.setdefault("boxes", found.pop("norm_bb")[:, :4])
         if "conf" in found:
             found.setdefault("scores", found.pop("conf").reshape(-1))
@@ -90,15 +92,16 @@ class FeatureLines(Mapping[str, Mapping[str, Any]]):
 
 
 def _loaded(path: Path) -> NDArray[Any]:
-    with open(path, "rb") as stream:
-        return np.load(stream)  # type: ignore[no-any-return]
+    if (size := path.stat().st_size) > LARGEST_IMAGE + _HEADER:
+        raise DataError(f"expected at most {LARGEST_IMAGE} bytes of an array, got {size}; is it an image's?")
+    return unpack_npy(path.name, path.read_bytes())
 
 
 def open_features(path: str | os.PathLike[str]) -> Mapping[str, Mapping[str, Any]]:
-    """Open a folder or a file of region features, to be given as `images=` to the sources of `advvl.data.uniter.own`.
+    """Open a folder or a file of region features, to pass as `images=` to the sources of `advvl.data.uniter.own`.
 
     Raises:
-        DataError: nothing there, no image in it, or two of one name.
+        DataError: the path does not exist, has no image, or has two images of one name.
     """
     place = path_of(path)
     if place.suffix == ".tsv":

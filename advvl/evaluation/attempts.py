@@ -20,7 +20,7 @@ from advvl.evaluation.named_attacks import AnyAttack, NamedAttack, PixelAttack
 from advvl.evaluation.objectives import Objective, as_scores
 from advvl.evaluation.pixels import search_pixels
 from advvl.evaluation.rows import take_rows
-from advvl.evaluation.scoring import Batch, Score, Targets, answer_score, checked_scores, fresh
+from advvl.evaluation.scoring import Batch, Score, Targets, answer_score, checked_scores, fresh, targets_of
 from advvl.evaluation.searches import Searched, search
 from advvl.evaluation.verification import Untouched, Verified, verify
 from advvl.ops import Box
@@ -114,7 +114,7 @@ class Plan:
             DataError: `rows` that gives others than asked for.
             ConfigurationError: an attack that leaves its ball, box or mask, or changes the model.
         """
-        part = batch if self.rows is None else self.rows(batch, left)
+        part = batch if self.rows is None else cut(self.rows, batch, left, self.targets, self.score)
         made_on, seed = attack.surrogate or self.adapter, derive_seed(self.seed, *purpose)
         ascents = attack.ascents(budget, restart, self.boxes, self.pixels)
         untouched = [Untouched(one.model) for one in (self.adapter, attack.surrogate) if one is not None]
@@ -145,6 +145,24 @@ class Plan:
             torch.stack([none, *found.nonfinite.values()]).any(dim=0)[here],
             found.by_gradients,
         )
+
+
+def cut(rows: Rows, batch: Batch, numbers: Tensor, targets: Targets, score: Score | None = None) -> Batch:
+    """The batch of the rows `(n,)` asked for.
+
+    Raises:
+        DataError: other rows, or these in another order, as far as their targets tell.
+    """
+    part = rows(batch, numbers)
+    asked, found = targets_of(batch, targets, score), targets_of(part, targets, score)
+    if asked is None or found is None or len(asked) <= int(numbers.max()):
+        return part
+    asked = asked[numbers.to(asked.device)]
+    if asked.shape == found.shape and not torch.equal(asked, found.to(asked.device)):
+        raise DataError(
+            "expected rows to give the rows asked for, in that order, got others' targets; take value[numbers] of each field"
+        )
+    return part
 
 
 def searched(

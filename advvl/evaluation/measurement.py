@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from advvl.checks import shown
 from advvl.errors import DataError
 from advvl.files import plain_json, write_safetensors
 from advvl.perturbers.balls import L2, Ball, Linf
@@ -55,6 +56,9 @@ class Measurement:
         unmoved: `(R, A, N)` bool: rows that the attack did not move.
         flags: findings that put the scores in doubt.
         about: whatever else a reader needs: configuration, data, versions, seconds; plain JSON.
+
+    Raises:
+        DataError: parts that do not fit each other, or scores that are none.
     """
 
     budgets: tuple[Budget, ...]
@@ -65,6 +69,27 @@ class Measurement:
     unmoved: Tensor
     flags: tuple[Flag, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        count = len(self.clean) if self.clean.ndim else 0
+        shape = (len(self.budgets), len(self.attacks), count)
+        shapes = {"clean": (self.clean, (count,)), "scores": (self.scores, shape), "unmoved": (self.unmoved, shape)}
+        shapes |= {f"norms of {modality!r}": (norms, shape) for modality, norms in self.norms.items()}
+        for name, (tensor, expected) in shapes.items():
+            if tensor.shape != expected or (tensor.dtype == torch.bool) != (name == "unmoved"):
+                got = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+                raise _unfit(f"{name} {expected}", got)
+        for name, scores in (("clean", self.clean), ("scores", self.scores[~self.scores.isnan()])):
+            if not ((scores >= 0) & (scores <= 1)).all():
+                raise _unfit(f"{name} in [0, 1]", f"{scores.min():g} to {scores.max():g}")
+        missing = {name for budget in self.budgets for name in budget} - set(self.norms)
+        if missing or not self.budgets:
+            raise _unfit("budgets of modalities with norms", f"none of {sorted(missing)}" if missing else "no budget")
+        names = [*self.attacks, *(text for flag in self.flags for text in (flag.name, flag.detail))]
+        if not all(isinstance(name, str) for name in names) or len(set(self.attacks)) < len(self.attacks):
+            raise _unfit("different names of attacks, and flags in words", shown(names))
+        if not isinstance(self.about, Mapping):
+            raise _unfit("about as a mapping", shown(self.about))
 
     def worst(self) -> Tensor:
         """The lowest score of each example within each budget, `(R, N)`, over attacks and all budgets that lie inside."""
@@ -97,10 +122,9 @@ class Measurement:
             raise DataError(f"expected a measurement in {str(path)!r}, got {error}; give what save() wrote") from error
         if said is None:
             raise DataError(f"expected a measurement in {str(path)!r}, got other tensors; give what save() wrote")
-        found = plain_json(said)
         try:
-            return cls._of(found, tensors)
-        except (KeyError, TypeError, ValueError) as error:
+            return cls._of(plain_json(said), tensors)
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"expected a whole measurement in {str(path)!r}, got {error!r}; give what save() wrote"
             ) from error
@@ -117,6 +141,10 @@ class Measurement:
             tuple(Flag(*one) for one in found["flags"]),
             found["about"],
         )
+
+
+def _unfit(expected: str, got: str) -> DataError:
+    return DataError(f"expected a measurement with {expected}, got {got}; measure it again")
 
 
 def lowest(clean: Tensor, scores: Tensor, budgets: Sequence[Budget], budget: Budget) -> Tensor:

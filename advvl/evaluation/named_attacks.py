@@ -177,8 +177,8 @@ def in_order(attacks: Sequence[AnyAttack]) -> list[int]:
 
 
 def _searches(attack: AnyAttack) -> bool:
-    """True for an attack that is known to ask for no gradients."""
-    return not attack.gradients if isinstance(attack, PixelAttack) else isinstance(attack.maximizer, RandomSearch)
+    """True for an attack that says that it asks for no gradients."""
+    return not (attack.gradients if isinstance(attack, PixelAttack) else attack.maximizer.gradients)
 
 
 def _times(fraction: float | Decay, radius: float) -> float | Decay:

@@ -9,7 +9,7 @@ import html
 from collections.abc import Callable, Mapping
 from itertools import islice
 
-from advvl.checks import check_functions, is_number, is_whole
+from advvl.checks import check_functions, is_number, is_whole, shown
 from advvl.errors import ConfigurationError, DataError
 from advvl.evaluation.comparisons import check_comparable
 from advvl.evaluation.curves import curves_of, name_of
@@ -21,6 +21,7 @@ from advvl.evaluation.page_style import STYLE
 from advvl.evaluation.page_svg import curve_svg, legend
 from advvl.evaluation.page_tables import details, tables, unchecked
 from advvl.evaluation.seed_runs import SeedRuns, check_same_test
+from advvl.evaluation.statistics import check_confidence
 
 Draw = Callable[[Damage], Example]
 
@@ -49,10 +50,11 @@ def page(
     Raises:
         DataError: nothing to show; measurements of other examples, budgets, attacks, tasks, data or versions; experiments of
             other settings or data.
-        ConfigurationError: a chance outside [0, 1], a confidence outside (0, 1), a `draw` that is no function.
+        ConfigurationError: a chance outside [0, 1], a confidence outside (0, 1), a `draw` that is no function, a title or
+            names that are no text.
     """
     runs = runs or {}
-    _check(measurements, chance, examples, runs)
+    _check(measurements, title, confidence, chance, examples, runs)
     check_functions(draw=draw)
     head = html.escape(title)
     count = [f"{len(one.clean)} examples; " for one in measurements.values()][:1]
@@ -80,11 +82,20 @@ def page(
 
 
 def _check(
-    measurements: Mapping[str, Measurement], chance: float | None, examples: int, runs: Mapping[str, SeedRuns]
+    measurements: Mapping[str, Measurement],
+    title: str,
+    confidence: float,
+    chance: float | None,
+    examples: int,
+    runs: Mapping[str, SeedRuns],
 ) -> None:
     if not isinstance(measurements, Mapping) or not all(isinstance(one, Measurement) for one in measurements.values()):
         raise DataError("expected a mapping from the models' names to measurements, got something else; name each")
     check_shown(measurements, runs)
+    for what, named in (("a title", title), *(("names of models", name) for name in [*measurements, *runs])):
+        if not isinstance(named, str):
+            raise ConfigurationError(f"expected {what} as text, got {shown(named)}")
+    check_confidence(confidence)
     if chance is not None and not (is_number(chance) and 0 <= chance <= 1):
         raise ConfigurationError(f"expected chance as an accuracy in [0, 1], or None, got {chance!r}")
     if not is_whole(examples) or examples < 1:

@@ -39,7 +39,7 @@ def others_of(targets: Tensor | None, examples: int, device: torch.device) -> Te
             shows. None: by their distance in the batch alone.
     """
     rows = torch.arange(examples, device=device)
-    before = (rows - torch.arange(1, examples, device=device)[:, None]) % max(examples, 1)
+    before = (rows - torch.arange(1, max(examples, 1), device=device)[:, None]) % max(examples, 1)
     if targets is None:
         return before[:_MOST]
     kinds: Tensor = torch.unique(targets.to(device), dim=0, return_inverse=True)[1]

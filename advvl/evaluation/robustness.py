@@ -31,7 +31,7 @@ from advvl.checks import (
     shown,
 )
 from advvl.errors import ConfigurationError, DataError, NonFiniteError, more
-from advvl.evaluation.attempts import Rows, check_bounds, objective_loss
+from advvl.evaluation.attempts import Rows, check_bounds, cut, objective_loss
 from advvl.evaluation.curve_views import CurveViews
 from advvl.evaluation.objectives import OBJECTIVES
 from advvl.evaluation.scoring import Batch, Targets, answer_score, fresh, own_targets
@@ -225,7 +225,7 @@ def _worst_scores(
                 if left.numel() == 0:
                     break
                 run = every if rows is None else left
-                part = batch if rows is None or len(left) == len(worst) else rows(batch, left)
+                part = batch if rows is None or len(left) == len(worst) else cut(rows, batch, left, targets)
                 start = Zero() if restart == 0 else Uniform(radius)
                 ascent = Ascent(
                     L2(radius), step_size=radius * attacks.step_fraction, start=start, box=attacks.boxes.get(modality)

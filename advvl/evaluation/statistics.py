@@ -56,7 +56,7 @@ def mean_interval(
     Source: any textbook; exact for normal values.
     """
     numbers = _finite(values)
-    _check_confidence(confidence)
+    check_confidence(confidence)
     if not isinstance(within, tuple | list) or len(within) != 2 or not all(map(is_number, within)):
         raise ConfigurationError(f"expected within=(lower, upper) of numbers, got {shown(within)}")
     if numbers.size < 2:
@@ -149,7 +149,7 @@ def paired_interval(scores: Sequence[float], baseline: Sequence[float], *, confi
     Source: Agresti & Min, Statistics in Medicine 24 (2005), for binary scores.
     """
     differences = _differences(_scores(scores), _scores(baseline))
-    _check_confidence(confidence)
+    check_confidence(confidence)
     count = int(differences.size)
     estimate, centre = float(differences.mean()), float(differences.sum()) / (count + 2)
     variance = (float(np.square(differences).sum()) + 1) / (count + 2) - centre**2
@@ -171,7 +171,7 @@ def proportion_interval(successes: float, trials: int, *, confidence: float = 0.
 
     Source: Wilson, JASA 22 (1927).
     """
-    _check_confidence(confidence)
+    check_confidence(confidence)
     if not is_whole(trials) or trials < 1:
         raise DataError(f"expected trials to be a whole number of 1 or more, got {shown(trials)}")
     if not is_number(successes) or not 0 <= successes <= trials:
@@ -220,7 +220,7 @@ def flat(values: Sequence[float]) -> NDArray[np.float64]:
 
 
 def _bootstrap(numbers: NDArray[np.float64], confidence: float, resamples: int, seed: int) -> Interval:
-    _check_confidence(confidence)
+    check_confidence(confidence)
     check_seed(seed)
     if not is_whole(resamples) or resamples < 100:
         raise ConfigurationError(f"expected 100 resamples or more, got {shown(resamples)}")
@@ -260,6 +260,7 @@ def _finite(values: Sequence[float]) -> NDArray[np.float64]:
     return numbers
 
 
-def _check_confidence(confidence: float) -> None:
+def check_confidence(confidence: float) -> None:
+    """Raise ConfigurationError for a confidence that is no number in (0, 1)."""
     if not is_number(confidence) or not 0 < confidence < 1:
         raise ConfigurationError(f"expected a confidence between 0 and 1, such as 0.95, got {shown(confidence)}")

@@ -100,9 +100,11 @@ def _length(modality: str, ascent: Ascent, delta: Tensor, place: Place, examples
         raise _left(name, modality, f"in {ascent.ball}", f"{lengths.max():.6g} in {int(outside.sum())} rows")
     if (bounds := ascent.bounds(place.x)) is not None:
         low, high = bounds
-        at = place.x.to(delta.dtype) + delta
-        margin = slack * (high - low)
-        if (place.masked(torch.maximum(low - at, at - high) - margin) > 0).any():
+        x = place.x.to(delta.dtype)
+        at, margin = x + delta, slack * (high - low)
+        # a clean entry is as far outside as its dtype rounds it, and may be left there
+        beyond = torch.maximum((low - at).minimum(x - at), (at - high).minimum(at - x))
+        if (place.masked(beyond - margin) > 0).any():
             raise _left(name, modality, f"in the box {ascent.box}", f"{at.min():.6g} to {at.max():.6g}")
     return lengths
 

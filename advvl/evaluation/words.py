@@ -71,7 +71,13 @@ def synonyms(of: Mapping[str, Sequence[str]]) -> Change:
 
     Arguments:
         of: a word in lower case to its synonyms, as `wordnet` reads them, or a list of one's own.
+
+    Raises:
+        DataError: anything but lists of texts, by words in lower case.
     """
+    wrong = [word for word, others in of.items() if not _are_texts(others) or word != word.lower()]
+    if wrong:
+        raise DataError(f"expected a list of synonyms for each word in lower case, got others for {shown(wrong)}")
 
     def change(word: str) -> list[str]:
         inner = word if word.lower() in of else _PUNCTUATION.sub("", word)
@@ -154,7 +160,7 @@ def changed_words(
 
     Raises:
         ConfigurationError: counts below 1, an unknown search, changes that are no functions.
-        DataError: no texts, or scores that are not finite and one for each text.
+        DataError: no texts, a change that gives no list of texts, or scores that are not finite and one for each text.
     """
     if isinstance(texts, str) or not len(texts) or not all(isinstance(text, str) for text in texts):
         raise DataError(f"expected a list of one text or more, got {shown(texts)}")
@@ -163,8 +169,8 @@ def changed_words(
             raise ConfigurationError(f"expected {name} to be a whole number of 1 or more, got {shown(value)}")
     if not is_choice(search, get_args(Search)):
         raise ConfigurationError(f"expected search to be one of {get_args(Search)}, got {shown(search)}")
-    if not changes:
-        raise ConfigurationError("expected one change of words or more, got none; give TYPOS")
+    if not isinstance(changes, list | tuple) or not changes:
+        raise ConfigurationError(f"expected a list of one change of words or more, got {shown(changes)}; give TYPOS")
     check_functions(score=score, **{f"change {i}": change for i, change in enumerate(changes)})
     check_seed(seed)
     draws = random.Random(seed)
@@ -230,11 +236,20 @@ def _edited(text: _Text, changes: Sequence[Change], draws: random.Random) -> _Te
     left = [i for i, word in enumerate(text.words) if word and i not in text.changed]
     draws.shuffle(left)
     for i in left:
-        variants = [found for change in changes if (found := list(change(text.words[i])))]
+        found = [change(text.words[i]) for change in changes]
+        wrong = [one for one in found if not _are_texts(one)]
+        if wrong:
+            raise DataError(f"expected a change to give a list of variants, got {shown(wrong[0])}; put them in a list")
+        variants = [list(one) for one in found if one]
         if variants:
             word = draws.choice(draws.choice(variants))
             return _Text((*text.words[:i], word, *text.words[i + 1 :]), text.changed | {i})
     return text
+
+
+def _are_texts(found: object) -> bool:
+    """True for a sequence of texts that is not itself one."""
+    return isinstance(found, Sequence) and not isinstance(found, str) and all(isinstance(one, str) for one in found)
 
 
 def _scored(score: TextScore, texts: list[str], rows: list[int]) -> Tensor:

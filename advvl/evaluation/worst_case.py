@@ -95,7 +95,7 @@ def worst_case(
         ConfigurationError: a model in training mode; budgets that are none, out of order, or relative to their batch; boxes
             or pixels that are none; an `about` that is no JSON; an attack that leaves its ball, its box or its mask, or
             changes the model.
-        DataError: no example; targets or scores that are not in [0, 1]; `rows` that gives others.
+        DataError: no example; targets or scores that are not in [0, 1]; `rows` that gives others, or a `cache` that does.
         SiteError: the adapter has no such modality, in budgets, boxes or pixels.
     """
     check_functions(targets=targets, score=score, rows=rows, cache=cache)
@@ -118,11 +118,18 @@ def worst_case(
             seed,
         )
 
-        def record(number: int, batch: Batch) -> Record:
+        def made_of(number: int, batch: Batch) -> Record:
             found = _record(plan, number, batch, checks=checks)
             return {name: one.cpu().clone() for name, one in found.items()}  # a file takes no tensor twice
 
-        records = each(adapter, loader, record, cache=cache, over_processes=over_processes)
+        def record(number: int, batch: Batch) -> Record:
+            if cache is None:
+                return made_of(number, batch)
+            kept = cache(number, partial(made_of, number, batch))
+            _check_kept(kept, plan, number, batch, checks=checks)
+            return kept
+
+        records = each(adapter, loader, record, over_processes=over_processes)
     if not any(len(one["clean"]) for one in records):
         raise DataError("expected one example or more to attack, got none")
     found = {name: torch.cat([one[name] for one in records], dim=-1) for name in records[0]}
@@ -168,14 +175,12 @@ def each(
     loader: Iterable[Batch],
     record: Callable[[int, Batch], T],
     *,
-    cache: Callable[[int, Callable[[], T]], T] | None = None,
     over_processes: bool = False,
 ) -> list[T]:
     """The record of every batch, in order: of this process's own, or of what all processes made of their shares.
 
     Arguments:
         record: from a batch's number and the batch.
-        cache: as `worst_case` takes it.
 
     Raises:
         DataError: something else than batches.
@@ -191,9 +196,23 @@ def each(
         if not isinstance(batch, Mapping):
             raise DataError(f"expected batches as mappings from field to value, got {type(batch).__name__}")
         if number % count == index:
-            make = partial(record, number, batch)
-            mine[number] = make() if cache is None else cache(number, make)
+            mine[number] = record(number, batch)
     return list(collected(mine).values()) if over_processes else list(mine.values())
+
+
+def _check_kept(kept: object, plan: Plan, number: int, batch: Batch, *, checks: bool) -> None:
+    """Raise DataError for the record of other examples, or of another evaluation, as far as it shows."""
+    found = kept if isinstance(kept, Mapping) else {}
+    fields = [found.get(name) for name in ("clean", "fingerprint", "scores")]
+    clean, fingerprint, scores = (one if isinstance(one, Tensor) else torch.empty(()) for one in fields)
+    count = len(clean) if clean.ndim else 0
+    shape = (len(plan.budgets), len(plan.attacks), count)
+    alike = scores.shape == shape and checks == ("varies" in found)
+    if not alike or not torch.equal(fingerprint, fingerprints(batch, count)):
+        raise DataError(
+            f"expected the record of batch {number} from the cache, got one of other examples or settings; "
+            "remove what it keeps"
+        )
 
 
 def _described(attack: AnyAttack) -> str:

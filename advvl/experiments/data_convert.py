@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -69,7 +69,7 @@ def convert(given: argparse.Namespace) -> None:
     answers = _answers(given) if given.records is not None and given.task == "vqa" else None
     shard, skipped = (None, []) if given.records is None else _read(given, features, answers)
     numbers = {name: number for number, name in enumerate(features)} if given.task == "referring" else None
-    said = []
+    said, written = [], None
     with ExitStack() as undo:
         with ExitStack() as databases:
             if given.image_db is not None:
@@ -77,14 +77,16 @@ def convert(given: argparse.Namespace) -> None:
                 writer = databases.enter_context(
                     write_images(given.image_db, limits, compressed=given.compressed, half=half)
                 )
-                skipped += _write_images(writer, features, shard, numbers, skip_bad=given.skip_bad and shard is None)
+                skipped += _write_images(writer, features, shard, numbers, skip_bad=given.skip_bad)
+                written = writer.counts
                 regions = sum(writer.counts.values())
                 said.append(f"{given.image_db}: {counted(len(writer.counts), 'image')}, {counted(regions, 'region')}")
             if given.text_db is not None and shard is not None:
                 with write_texts(given.text_db, TextMeta.of(*_tokenizer(given.tokenizer))) as texts:
-                    _write_texts(texts, shard, numbers)
+                    left_out = _write_texts(texts, shard, numbers, written, skip_bad=given.skip_bad)
+                skipped += left_out
                 undo.callback(shutil.rmtree, given.text_db)  # where the images cannot be written after all
-                said.append(f"{given.text_db}: {counted(len(shard.texts.lengths), 'text')}")
+                said.append(f"{given.text_db}: {counted(len(shard.texts.lengths) - len(left_out), 'text')}")
         undo.pop_all()
     if answers is not None and not Path(given.answers).exists():
         write_json(given.answers, answers.numbers)
@@ -177,8 +179,7 @@ def _write_images(
             with within(f"image {name!r}"):
                 found = features[name]
                 rows, boxes = checked_regions(needed(found, "features"), needed(found, "boxes"), found.get("size"))
-            key = name if numbers is None else str(numbers[name])
-            writer.add(key, rows, boxes, scores=found.get("scores"), labels=found.get("soft_labels"))
+            writer.add(_key(name, numbers), rows, boxes, scores=found.get("scores"), labels=found.get("soft_labels"))
         except DataError as error:
             if not skip_bad:
                 raise
@@ -186,18 +187,45 @@ def _write_images(
     return skipped
 
 
-def _write_texts(writer: TextDbWriter, shard: Shard, numbers: Mapping[str, int] | None) -> None:
-    """Write the texts of a shard; with numbers of images, as referring expressions."""
+def _write_texts(
+    writer: TextDbWriter,
+    shard: Shard,
+    numbers: Mapping[str, int] | None,
+    images: Container[str] | None,
+    *,
+    skip_bad: bool,
+) -> list[str]:
+    """Write the texts of a shard; with numbers of images, as referring expressions. Return reasons for those left out.
+
+    Arguments:
+        images: those that were written; None: all are there.
+    """
+    skipped = []
     for key in tqdm(shard.texts.lengths, desc="texts", disable=None):
         fields = {name: value for name, value in shard.texts[key].items() if value is not None}
         names = _images(shard, key)
+        missing = [name for name in names if images is not None and _key(name, numbers) not in images]
+        if missing:
+            skipped.append(f"{shard.texts.where(key)}: its image {missing[0]!r} was left out")
+            continue
         if numbers is not None:
             fields["image_id"] = numbers[names[0]]
         else:
             fields["img_fname"] = names[0] if len(names) == 1 else list(names)
-        writer.add(key, fields)
+        try:
+            writer.add(key, fields)
+        except DataError as error:
+            if not skip_bad:
+                raise
+            skipped.append(str(error))
     if numbers is not None:
         writer.add_table("images", _table(shard, numbers))
+    return skipped
+
+
+def _key(name: str, numbers: Mapping[str, int] | None) -> str:
+    """The name of an image in the database: its own, or its number."""
+    return name if numbers is None else str(numbers[name])
 
 
 def _table(shard: Shard, numbers: Mapping[str, int]) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import advvl
@@ -130,7 +131,7 @@ def _measured(
     def cache(number: int, make: Callable[[], Record]) -> Record:
         path = stored / f"{number}.safetensors"
         if path.exists():
-            return load_file(path)
+            return _kept(path)
         stored.mkdir(parents=True, exist_ok=True)
         found = make()
         write_safetensors(path, {name: tensor.contiguous() for name, tensor in found.items()})
@@ -155,6 +156,20 @@ def _measured(
             "configuration": identity(asked),
         },
     )
+
+
+def _kept(path: Path) -> Record:
+    """The record of a batch that an earlier run wrote.
+
+    Raises:
+        CheckpointError: a damaged file.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"expected the record of a batch in {str(path)!r}, got {error}; remove the file"
+        ) from error
 
 
 def _file(folder: Path, name: str) -> Path:

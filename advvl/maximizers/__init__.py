@@ -1,9 +1,10 @@
-"""Inner maximisers: which passes are run, and at which perturbations. One maximiser per file."""
+"""Inner maximisers: they decide which passes to run, at which perturbations. One maximiser per file."""
 
 from advvl.maximizers.auto_pgd import AutoPGD as AutoPGD
 from advvl.maximizers.base import AscentState as AscentState
 from advvl.maximizers.base import InnerMaximizer as InnerMaximizer
 from advvl.maximizers.base import Order as Order
+from advvl.maximizers.eot import EOT as EOT
 from advvl.maximizers.free_at import FreeAT as FreeAT
 from advvl.maximizers.freelb import FreeLB as FreeLB
 from advvl.maximizers.held import Held as Held

@@ -16,17 +16,17 @@ from advvl.perturbers.ascents import Ascent
 from advvl.perturbers.base import Perturber
 
 ALONG, RISING = 0.75, 0.75
-"""The share of a move that goes along the new gradient, and of moves that have to raise the loss to keep the step size."""
+"""The share of a move along the new gradient, and the share of moves that must raise the loss to keep the step size."""
 
 
 @dataclass(frozen=True)
 class AutoPGD(InnerMaximizer):
-    """Auto-PGD: S moves with momentum; each row halves its step size, and goes back to its best point, by itself.
+    """Auto-PGD: S moves with momentum; each row adapts its own step size and returns to its best point.
 
-    The ascents' step sizes are the first ones; the paper's is twice the radius. At checkpoints, which get closer together, a
-    row goes on at half its step size from the highest loss so far if that loss rose in less than 75 % of the moves since
-    the last checkpoint, or if neither the step size nor the highest loss has changed since then. A row ends at its highest
-    loss, and where the attack has `correct=…`, at the highest loss that flips it if one does.
+    The ascents' step sizes are the initial ones; the paper's is twice the radius. At checkpoints, which get closer
+    together, a row halves its step size and continues from its highest loss so far, if the loss rose in less than 75 %
+    of the moves since the last checkpoint, or if neither the step size nor the highest loss has changed since then. A
+    row ends at its highest loss; where the attack has `correct=…`, at the highest loss that flips it, if any does.
 
     Arguments:
         steps: moves, S; one forward and backward for each, and a forward at the last point.
@@ -88,7 +88,7 @@ class AutoPGD(InnerMaximizer):
 
 
 def checkpoints(steps: int) -> set[int]:
-    """The moves after which step sizes are looked at: 22 % of all, then intervals 3 % shorter each, of 6 % at least."""
+    """The moves after which step sizes are checked: 22 % of all, then intervals that shrink by 3 % each, down to 6 %."""
     found, share, interval = set[int](), 22, 22
     while share < 100:
         found.add(-(-share * steps // 100))  # rounded up

@@ -1,8 +1,8 @@
-"""Inner maximisers: which passes to run at which perturbations, and what to make of what they gave.
+"""Inner maximisers: they decide which passes to run, at which perturbations, and how to use the results.
 
-A maximiser is a generator. It yields a `Probe`, a pass it wants, and is sent a `Feedback`, what that pass gave; at the
-end it returns the final perturbations. It never sees a model, so each is a handful of lines and is tested without one.
-The driver (`passes`, under `training` or `attacks`) closes the generator on any exception.
+A maximiser is a generator. It yields a `Probe`, a request for a pass, and receives a `Feedback`, the results of the
+pass; at the end it returns the final perturbations. It never sees a model, so each maximiser is a few lines and is
+tested without a model. The driver (`passes`, under `training` or `attacks`) closes the generator on any exception.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class AscentState:
         return f"AscentState({ ({name: tuple(delta.shape) for name, delta in self.deltas.items()}) })"
 
     def state_dict(self) -> dict[str, Any]:
-        """The entries that a checkpoint keeps; the tensors are not copied."""
+        """Return the entries for a checkpoint; the tensors are not copied."""
         return {"deltas": dict(self.deltas)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` gave.
+        """Load a state from `state_dict`.
 
         Raises:
             ConfigurationError: something else.
@@ -61,12 +61,17 @@ class AscentState:
 
 
 class InnerMaximizer(ABC):
-    """Asks for passes, is sent their feedback, and never sees the model.
+    """Requests passes, receives their feedback, and never sees the model.
 
     `one_backward` is True for a maximiser whose passes move perturbations and teach parameters by the same backward.
     """
 
     one_backward: ClassVar[bool] = False
+
+    @property
+    def gradients(self) -> bool:
+        """True unless it asks for no gradients of perturbations, as a random search does."""
+        return True
 
     @property
     def updates(self) -> int:
@@ -95,14 +100,15 @@ class InnerMaximizer(ABC):
 
         Arguments:
             perturber: where the perturbations start, and how they move.
-            generator: what it may draw from; None: it draws from torch's own.
-            state: what is carried from batch to batch, for a maximiser that does; changed only when a batch is done.
+            generator: source of random numbers; None: torch's own.
+            state: the state that a maximiser carries from batch to batch, if it does; changed only when a batch is
+                done.
 
         Returns:
             Modality to its final perturbation, of the shape of the site's tensor, in fp32 at least.
 
         Raises:
-            ConfigurationError: something that it needs is not there: a state, a loss for each row, a judge of rows.
+            ConfigurationError: something that it needs is missing: a state, a loss for each row, a judge of rows.
         """
 
 
@@ -127,7 +133,7 @@ def check_order(order: str) -> None:
 
 
 def check_parts(perturber: object, maximizer: object) -> None:
-    """Raise ConfigurationError unless the two are what they are called, which are easily swapped."""
+    """Raise ConfigurationError unless they are a perturber and a maximiser; the two are easily swapped."""
     if not isinstance(perturber, Perturber):
         raise ConfigurationError(f"expected a perturber such as EmbeddingPerturber(text=…), got {perturber!r}")
     if not isinstance(maximizer, InnerMaximizer):

@@ -24,13 +24,14 @@ from advvl.perturbers.starts import Carried
 
 @dataclass(frozen=True)
 class FreeAT(InnerMaximizer):
-    """Each batch replayed m times; every replay's one backward both updates the parameters and moves the perturbation.
+    """Replays each batch m times; the backward of every replay both updates the parameters and moves the perturbation.
 
     Arguments:
-        replays: m, passes and parameter updates a batch.
+        replays: m, passes and parameter updates per batch.
         modalities: together, or in turn with one update after the last of them.
         carry: keep the perturbation across batches in `state`, moved after every replay (Shafahi et al., NeurIPS 2019,
-            as released). False: the NLP variant of FreeLB's code, a new start each batch, loss over m+1.
+            as released). False: the NLP variant of FreeLB's code, with a new start in each batch and the loss divided
+            by m+1.
 
     Raises:
         ConfigurationError: replays below 1; one replay that would be clean; `carry` without a state.

@@ -23,10 +23,11 @@ from advvl.perturbers.base import Memory, Perturber
 
 @dataclass(frozen=True)
 class FreeLB(InnerMaximizer):
-    """K passes whose parameter gradients add up, weighted 1/K, with an ascent step between one and the next.
+    """Runs K passes whose parameter gradients add up, weighted 1/K, with an ascent step between each two.
 
-    K passes make K−1 moves: the last perturbation is used, not moved. With modalities in turn (VILLA's "alter") a step
-    is one pass for each, weighted 1/(K·modalities). Source: FreeLB (Zhu et al., ICLR 2020), VILLA's released loop.
+    K passes make K−1 moves: the last perturbation is used but not moved. With modalities in turn (VILLA's "alter") a
+    step is one pass for each modality, weighted 1/(K·modalities). Source: FreeLB (Zhu et al., ICLR 2020), VILLA's
+    released loop.
 
     Raises:
         ConfigurationError: steps below 1; steps of 1 with a start at zero, which would perturb nothing.

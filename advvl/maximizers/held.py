@@ -14,11 +14,11 @@ from advvl.perturbers.base import Perturber
 
 @dataclass(frozen=True)
 class Held(InnerMaximizer):
-    """The perturbation that `maximizer` ends at, held for M parameter updates; the first is the maximiser's own.
+    """Holds the final perturbation of `maximizer` for M parameter updates; the first update is the maximiser's own.
 
     Arguments:
-        maximizer: one that teaches at its end alone, such as `PGD(16)`, with modalities together.
-        count: M, updates a batch.
+        maximizer: one that teaches only at its end, such as `PGD(16)`, with modalities together.
+        count: M, updates per batch.
 
     Source: latent adversarial training (Sheshadri et al., 2024), 16 moves and 4 updates.
 
@@ -36,6 +36,10 @@ class Held(InnerMaximizer):
             raise ConfigurationError(
                 f"expected a maximiser that teaches at its end alone, got {self.maximizer!r}; take PGD, modalities together"
             )
+
+    @property
+    def gradients(self) -> bool:
+        return self.maximizer.gradients
 
     @property
     def updates(self) -> int:

@@ -18,20 +18,21 @@ from advvl.perturbers.ascents import Ascent
 from advvl.perturbers.base import Perturber
 
 FIRST_CHANGE, LAST_CHANGE = 0.05, 1e-4
-"""The factor by which the bound of a row grows or shrinks in a move, at the first and the last one."""
+"""The factor by which the bound of a row grows or shrinks in a move, at the first and the last move."""
 
 
 @dataclass(frozen=True)
 class MinimumNorm(InnerMaximizer):
-    """Fast minimum-norm attack: each row climbs within a bound of its own, which shrinks while the row is flipped.
+    """Fast minimum-norm attack: each row climbs within its own bound, which shrinks while the row is flipped.
 
-    Until a row is flipped, its bound is its distance to the boundary by the gradient, and a little more. The ascents'
-    step sizes are the first ones, of the order of the radius; they shrink as half a cosine. A row ends at the smallest
-    perturbation that flipped it; one that was never flipped at its highest margin, and is still correct in the result.
+    Until a row is flipped, its bound is slightly more than its distance to the boundary as estimated by the gradient.
+    The ascents' step sizes are the initial ones, of the order of the radius; they shrink along half a cosine. A row
+    ends at the smallest perturbation that flipped it. A row that was never flipped ends at its highest margin and is
+    still correct in the result.
 
-    The size of a perturbation is its norm as a share of the radius, the largest of all modalities, or, in a ball of
-    infinite radius, the norm itself. None is larger than its ball. With a radius that is large enough, accuracy at any
-    smaller radius is the share of rows whose size is above it: the whole curve from one run.
+    The size of a perturbation is its norm as a share of the radius, the largest over all modalities; in a ball of
+    infinite radius it is the norm itself. No perturbation leaves its ball. With a large enough radius, the accuracy at
+    any smaller radius is the share of rows whose size is above it, so one run gives the whole curve.
 
     Arguments:
         steps: moves; one forward and backward for each, and a forward at the last point.
@@ -41,7 +42,7 @@ class MinimumNorm(InnerMaximizer):
 
     Raises:
         ConfigurationError: steps below 1; without a loss or a verdict per row; a loss that is above 0 where a row is
-            correct, thus no margin; a perturber as `AutoPGD` refuses it, but for its radius.
+            correct, thus no margin; a perturber that `AutoPGD` would refuse, except for an infinite radius.
     """
 
     steps: int
@@ -88,7 +89,7 @@ def _verdicts(point: Feedback) -> Tensor:
 
 
 def _check_margin(point: Feedback) -> None:
-    """Refuse a loss that is no margin, by which the distance to the boundary would be wrong; reads from the device."""
+    """Refuse a loss that is not a margin, which would give a wrong distance to the boundary; reads from the device."""
     wrong = _verdicts(point) & (losses_of(point) > 0)
     if wrong.any():
         raise ConfigurationError(

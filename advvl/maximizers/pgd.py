@@ -1,4 +1,4 @@
-"""PGD: moves by gradients of the perturbation alone, then one pass to learn from."""
+"""PGD: moves by gradients of the perturbation alone, then one pass that parameters learn from."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from advvl.maximizers.base import AscentState, InnerMaximizer, Order, check_coun
 from advvl.maximizers.probes import Probe, Probes
 from advvl.maximizers.rows import Best, pick, verdicts_of
 from advvl.perturbers.base import Memory, Perturber
+from advvl.perturbers.paired import Paired
 
 
 @dataclass(frozen=True)
 class PGD(InnerMaximizer):
-    """S moves by gradients of the perturbation alone, then one pass at the end of them, which training learns from.
+    """Makes S moves by gradients of the perturbation alone, then runs one pass that parameters learn from.
 
     Arguments:
         steps: moves, S.
-        modalities: moved together, or each alone with an end pass of its own, weighted 1/modalities.
-        keep: end at the last perturbation, or for each row at the one of the highest loss (one more forward).
-        early_stop: a row that is no longer classified correctly moves no further.
+        modalities: moved together, or each alone with a separate end pass, weighted 1/modalities.
+        keep: end at the last perturbation, or for each row at the one with the highest loss (one more forward).
+        early_stop: a row that is no longer classified correctly stops moving.
 
     Source: Madry et al., ICLR 2018; early stopping as in the MNIST code of Wong et al., ICLR 2020.
 
     Raises:
-        ConfigurationError: steps below 1; `early_stop` where nothing judges; `keep="best"` without a loss per row.
+        ConfigurationError: steps below 1; `early_stop` where nothing judges; `keep="best"` without a loss per row;
+            either with `Paired`.
     """
 
     steps: int
@@ -48,6 +50,13 @@ class PGD(InnerMaximizer):
     @property
     def moves(self) -> int:
         return self.steps
+
+    def check(self, perturber: Perturber) -> None:
+        if isinstance(perturber, Paired) and (self.keep == "best" or self.early_stop):
+            raise ConfigurationError(
+                "expected keep='last' without early_stop, got rows that share a perturbation, of which none can choose; "
+                "leave both out"
+            )
 
     def lessons(self, perturber: Perturber) -> int:
         return len(turns_of(perturber, self.modalities))

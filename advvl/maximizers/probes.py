@@ -1,6 +1,6 @@
-"""The messages between inner maximisers and the code that runs passes: probes out, feedback back.
+"""The messages between inner maximisers and the code that runs passes: probes and feedback.
 
-A maximiser is driven so:
+A maximiser is driven as follows:
 
     probes = FreeLB(steps=3).probes(perturber)
     probe = next(probes)                  # run a pass at probe.deltas
@@ -21,12 +21,12 @@ from advvl.perturbers.starts import Start
 
 @dataclass(frozen=True)
 class Probe:
-    """One pass that a maximiser asks for.
+    """One pass that a maximiser requests.
 
     Arguments:
         deltas: the perturbation of each modality, or the start to make it from; a modality not named stays clean.
-        weight: of the pass's loss in the parameter gradient; 0: no parameter gradient is wanted.
-        delta_gradients: whether the gradients of the perturbations are wanted.
+        weight: of the pass's loss in the parameter gradient; 0: no parameter gradient is needed.
+        delta_gradients: whether the gradients of the perturbations are needed.
         update: the parameter gradients are complete after this pass: reduce them over processes, and update.
     """
 
@@ -42,7 +42,7 @@ class Feedback:
 
     Arguments:
         deltas: the perturbations of the pass, starts made.
-        gradients: of the pass's own loss with respect to each perturbation; empty if not wanted.
+        gradients: of the pass's own loss with respect to each perturbation; empty if not requested.
         places: where each perturbation lives.
         losses: `(B,)`, one per row, or None where the loss is a single number.
         correct: `(B,)` bool, or None where nothing judges.

@@ -1,4 +1,4 @@
-"""Random search: an attack that looks at losses alone, and so is not misled by gradients that vanish."""
+"""Random search: an attack that uses losses only, so that vanishing gradients cannot mislead it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ HALVINGS = (0.001, 0.005, 0.02, 0.1, 0.2, 0.4, 0.6, 0.8)
 
 @dataclass(frozen=True)
 class RandomSearch(InnerMaximizer):
-    """Square-like random search without gradients: blocks of random signs, which a row keeps where its loss rises.
+    """Square-like random search without gradients: a row keeps a block of random signs if its loss rises.
 
-    A block is a square of pixels in a tensor `(B, C, H, W)`, with one sign per channel; in any other it is some real
-    positions and some channels of the row, with a sign per entry. The ascents' step sizes are the size of its entries
-    under Linf, where twice the radius takes each to an edge of the ball; under L2 the length of a block of everything, for
-    which the radius is a good choice, a smaller block being shorter by the root of its share. Each query tries a block in
-    every modality at once. A row ends at its highest loss, and where the attack has `correct=…`, at the highest loss that
-    flips it if one does. Gradients are never looked at, so the result counts no rows as unmoved.
+    In a tensor `(B, C, H, W)` a block is a square of pixels, with one sign per channel; in any other tensor it is some
+    real positions and some channels of the row, with a sign per entry. Under Linf the ascent's step size is the size of
+    a block's entries; twice the radius takes each to an edge of the ball. Under L2 it is the length of a block that
+    covers the whole row, for which the radius is a good choice; a smaller block is shorter by the root of its share.
+    Each query tries a block in every modality at once. A row ends at its highest loss; where the attack has
+    `correct=…`, at the highest loss that flips it, if any does. No gradients are computed, so the result counts no rows
+    as unmoved.
 
     Arguments:
         queries: forwards.
@@ -43,8 +44,8 @@ class RandomSearch(InnerMaximizer):
     perturbation, which is simpler than the published exchange of mass between two squares.
 
     Raises:
-        ConfigurationError: queries below 1; a share outside (0, 1]; without a loss per row; a perturber as `AutoPGD`
-            refuses it.
+        ConfigurationError: queries below 1; a share outside (0, 1]; without a loss per row; a perturber that `AutoPGD`
+            would refuse.
     """
 
     queries: int
@@ -55,6 +56,10 @@ class RandomSearch(InnerMaximizer):
         check_count("queries", self.queries)
         if not is_number(self.share) or not 0 < self.share <= 1:
             raise ConfigurationError(f"expected share to be a number in (0, 1], got {self.share!r}")
+
+    @property
+    def gradients(self) -> bool:
+        return False
 
     def check(self, perturber: Perturber) -> None:
         plain_ascents(self, perturber, bounded=True)
@@ -120,7 +125,7 @@ def _positions(like: Tensor, place: Place, share: float, generator: torch.Genera
 
 
 def _some(noise: Tensor, share: float) -> Tensor:
-    """The entries of the smallest noise in each row, `share` of those below 1 and at least one."""
+    """The entries with the smallest noise in each row: a `share` of those below 1, and at least one."""
     count = ((noise < 1).sum(1, keepdim=True) * share).round().clamp(min=1)
     return noise.argsort(1).argsort(1) < count
 

@@ -1,4 +1,4 @@
-"""Examples one by one: a number, a choice or the best point for each, whatever rows a perturbation has of it.
+"""Values per example: a number, a choice or the best point for each, also where a perturbation has several rows of it.
 
 Legend: B examples.
 """
@@ -73,7 +73,7 @@ def pick(
 
 
 def spread(values: Tensor, modality: str, delta: Tensor, place: Place) -> Tensor:
-    """Lay a value for each example `(B,)` out over its rows, broadcastable against the perturbation.
+    """Spread a value for each example `(B,)` over its rows, broadcastable against the perturbation.
 
     Raises:
         ShapeError: there is none for some row.

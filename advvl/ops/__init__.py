@@ -1,11 +1,12 @@
 """The arithmetic on perturbations: norms, projection, and the fused ascent step.
 
-One signature, three back ends: `reference` is the definition, plain PyTorch on any device; `cpu` goes row by row through
-the cache; `triton` is a kernel for CUDA. `auto` takes the fastest that can do the work at hand and, while a graph is
-being compiled, the reference, which the compiler fuses itself. The others are held to the reference by the tests.
+There is one signature with three back ends: `reference` is the definition, plain PyTorch on any device; `cpu` works on
+blocks of rows that fit the cache; `triton` is a kernel for CUDA. `auto` takes the fastest that supports the case and,
+while a graph is being compiled, the reference, which the compiler fuses itself. The tests compare the others with the
+reference.
 
-Shapes: a perturbation is `(B, ...)`, or `(N, ...)` packed, with `segments` `(N,)` giving the sample of each of its rows.
-A *row* is what one norm is taken over: all of a sample's entries (`per="sample"`), or the last axis of one position
+Shapes: a perturbation is `(B, ...)`, or `(N, ...)` packed, with `segments` `(N,)` giving the sample of each of its
+rows. A *row* holds the entries of one norm: all entries of a sample (`per="sample"`), or the last axis of one position
 (`per="token"`). `mask` covers the leading axes of the perturbation, `(B, T)` for `(B, T, D)`; True is a real position.
 """
 
@@ -41,7 +42,7 @@ __all__ = [
     "step_and_project",
 ]
 
-_NORMS, _PERS, _RULES = get_args(Norm), get_args(Per), get_args(Rule)  # once: a step is to cost little
+_NORMS, _PERS, _RULES = get_args(Norm), get_args(Per), get_args(Rule)  # once, to keep a step cheap
 
 
 @torch.no_grad()
@@ -49,10 +50,10 @@ def move(moves: Sequence[Move], *, inplace: bool = False, backend: Backend = "au
     """Take the ascent step of several perturbations, those of all modalities, in one call; see `step_and_project`.
 
     Raises:
-        ShapeError: a gradient, mask, segments or `x` do not fit their perturbation; one to be changed in place shares
-            its memory with itself.
-        ConfigurationError: the back end is unknown or cannot do one of them, a norm, rule or granularity is unknown, a
-            number is out of its range, or a box comes without `x`.
+        ShapeError: a gradient, mask, segments or `x` do not fit their perturbation; a perturbation to be changed in
+            place overlaps itself in memory.
+        ConfigurationError: the back end is unknown or does not support one of them, a norm, rule or granularity is
+            unknown, a number is out of its range, or a box comes without `x`.
     """
     for one in moves:
         _check(one.delta, one.rows, one.region)
@@ -92,12 +93,12 @@ def step_and_project(
     """Step along the gradient, back into the ball, then into the box; masked positions end at exactly zero.
 
     `rule="normalised"` moves by `step_size * grad / max(norm of grad, floor)`, `"sign"` by `step_size * sign(grad)`,
-    `"plain"` by `step_size * grad`, which may lead anywhere: a step of 2**126 or more is not taken (fp64: 2**1022). A row
-    whose gradient is zero or not finite does not move. With `unit`, each row has a length by which its step size and
-    radius are multiplied. `box=(low, high)` bounds `x + delta`, given `x` inside it; an
-    entry of `x` outside it moves towards it by no more than it had moved at all, so that the ball wins.
-    Computed in fp32 at least, stored in the dtype of `delta`, inside the ball in that dtype. Source: specification of
-    VILLA's and FreeLB's update (step, then projection), defined at zero where the published form is not.
+    `"plain"` by `step_size * grad`, which may lead anywhere: a step of 2**126 or more is not taken (fp64: 2**1022). A
+    row whose gradient is zero or not finite does not move. With `unit`, each row has a length by which its step size
+    and radius are multiplied. `box=(low, high)` bounds `x + delta`, given `x` inside it; an entry of `x` outside the
+    box moves towards it by no more than it had moved at all, so that the ball takes precedence. Computed in fp32 at
+    least, stored in the dtype of `delta`, inside the ball in that dtype. Source: specification of VILLA's and FreeLB's
+    update (step, then projection), defined at zero where the published form is not.
 
     Raises:
         ShapeError: the gradient, mask, segments, unit or `x` do not fit the perturbation; `inplace` and a perturbation that
@@ -125,9 +126,9 @@ def project(
     box: Box | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
-    """The perturbation brought back into the ball and the box, unchanged where it is inside already.
+    """The perturbation projected into the ball and the box, unchanged if it is already inside.
 
-    No entry grows: where `x` itself is outside the box, its entry turns towards the box, and the ball wins.
+    No entry grows: where `x` itself is outside the box, its entry turns towards the box, and the ball takes precedence.
 
     Raises:
         ShapeError: the mask, segments, unit or `x` do not fit the perturbation.
@@ -162,7 +163,7 @@ def norms(
 
 
 def _choose(backend: str, work: Sequence[tuple[Tensor, Rows]]) -> Implementation:
-    """The back end of this name, or the fastest that can do all of this work."""
+    """The back end of this name, or the fastest that supports all of this work."""
     if backend == "auto":
         if torch.compiler.is_compiling():
             return _reference
@@ -235,7 +236,7 @@ def _check(delta: Tensor, rows: Rows, region: Region) -> None:
 
 
 def _overlaps(delta: Tensor) -> bool:
-    """True if two entries share one place in memory, or might: an axis steps within the span of smaller ones."""
+    """True if two entries share one place in memory, or might, because an axis steps within the span of smaller ones."""
     span = 1
     if delta.is_contiguous() or delta.numel() == 0:
         return False

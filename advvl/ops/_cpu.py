@@ -1,14 +1,14 @@
-"""The CPU back end: blocks of whole rows, each taken from memory once and finished while it is in the cache.
+"""The CPU back end: blocks of whole rows, each read from memory once and finished while it is in the cache.
 
-A block is `(rows, entries)` and a problem of its own. One that is out of the ordinary (gradients that are not finite, or of
-a size that fp32 cannot step along) goes to the definition as it is, and so does every block in fp64. What small tensors
-cost is the number of calls, so there are few, and a tensor of one block is never cut.
+A block is `(rows, entries)` and is processed independently. An unusual block (gradients that are not finite, or of a
+size that fp32 cannot step along) is passed to the definition, and so is every block in fp64. The cost of small tensors
+is the number of calls, so there are few, and a tensor of one block is never cut.
 
-How a result stays inside its ball. Squares are summed in fp64; or, of several blocks, where fp32 squares neither overflow
-nor drown, by fours in fp32 and the fours in fp64: four roundings at most, so that the norm is off by no more than one unit
-in the last place (ulp). The factor rounded to fp32 and its product add another. `_reference.bounds` leaves 3.5 between the
-norm that a row is brought to and the one above which it is outside.
-Norms that are only reported, or divided by, are summed in fp32 within a short chunk: a few ulp.
+How a result stays inside its ball. Squares are summed in fp64; or, of several blocks, where fp32 squares neither
+overflow nor drown, by fours in fp32 and the fours in fp64: four roundings at most, so that the norm is off by no more
+than one unit in the last place (ulp). The factor rounded to fp32 and its product add another. `_reference.bounds`
+leaves 3.5 between the norm that a row is brought to and the one above which it is outside. Norms that are only reported
+or used as divisors are summed in fp32 within a short chunk, to a few ulp.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from advvl.ops import _reference
 from advvl.ops._types import Box, Move, Region, Rows, Stepped
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_BYTES = 1 << 23  # of delta and gradient: they stay in the cache that the threads share, and calls are few
+_BYTES = 1 << 23  # of delta and gradient: they fit the cache that the threads share, with few calls
 _CHUNK = 256  # the most entries whose squares are summed in fp32
 _MANY = 1 << 15  # entries of a block, from which on fp64 costs more than the calls that avoid it
 
@@ -79,11 +79,11 @@ class _Hidden(NamedTuple):
     """The masked positions of a block."""
 
     flags: Tensor  # (rows, positions, 1) bool
-    bits: Tensor  # (rows, positions, 1) int32: what entries of fp32 are left, all of their bits or none
+    bits: Tensor  # (rows, positions, 1) int32: a bit mask for entries of fp32, all ones or all zeros
 
     @property
     def rows(self) -> Tensor | None:
-        """The rows that are masked as a whole, where a row is one position; else they are few, and not looked for."""
+        """The rows that are masked as a whole, if a row is one position; otherwise they are few, and not searched for."""
         return self.flags.view(-1) if self.flags.shape[1] == 1 else None
 
 
@@ -102,7 +102,7 @@ class _Lengths(NamedTuple):
 
 
 class _Sweep:
-    """A perturbation cut into blocks, what is done to one, and the memory in which it is done."""
+    """A perturbation cut into blocks, the operations on a block, and their memory."""
 
     def __init__(self, like: Tensor, rows: Rows) -> None:
         axes = like.ndim - 1 if rows.per == "token" else 1
@@ -118,11 +118,11 @@ class _Sweep:
         self.hidden = None if mask is None else _Hidden(~mask, mask.to(torch.int32).neg_())
         self.chunk = _chunk(self.size // self.positions)
         self.height = max(1, _BYTES // (8 * self.size))
-        self.least = math.sqrt(self.size) * 1e-15  # squares that drown in fp32 are nothing to a row as long as this
+        self.least = math.sqrt(self.size) * 1e-15  # squares that vanish in fp32 do not matter to a row as long as this
         self.scratch: dict[str, Tensor] = {}
 
     def blocks(self, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
-        """The same rows of every tensor (None of None), and what of them is hidden."""
+        """The same rows of every tensor (None for None), and their hidden positions."""
         whole = [None if t is None else t.reshape(self.count, self.size) for t in tensors]
         if self.count <= self.height:
             yield (*whole, self.hidden)
@@ -140,7 +140,7 @@ class _Sweep:
     def move(
         self, one: Move, delta: Tensor, grad: Tensor, x: Tensor | None, out: Tensor, hidden: _Hidden | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The norms of the gradient and of what is left in `out`, and whether the gradient is finite."""
+        """The norms of the gradient and of the result in `out`, and whether the gradient is finite."""
         lengths = factors = None
         if torch.float64 not in (delta.dtype, grad.dtype):
             grad = self._single(grad, "gradient")
@@ -192,7 +192,7 @@ class _Sweep:
     def _contain(
         self, work: Tensor, x: Tensor | None, out: Tensor, hidden: _Hidden | None, region: Region
     ) -> Tensor | None:
-        """Into the ball and the box, in the dtype of `out`; `work` ends as what `out` has. Its norms, if they are known."""
+        """Project `out` into the ball and the box, in its dtype; `work` ends equal to it. Returns the norms, if known."""
         radius, lengths = region.radius, None
         shrinks = self.norm == "l2" and math.isfinite(radius)
         self._clear(work, hidden)
@@ -218,7 +218,7 @@ class _Sweep:
         return lengths
 
     def _clear(self, work: Tensor, hidden: _Hidden | None) -> None:
-        if hidden is not None:  # NaN too; to fill where a mask says so takes ten times as long
+        if hidden is not None:  # NaN too; a masked fill takes ten times as long
             self._apart(work).view(torch.int32).bitwise_and_(hidden.bits)
 
     def _shrink(
@@ -248,11 +248,11 @@ class _Sweep:
         edge, size = self._room(x, "edge"), torch.abs(work, out=self._room(x, "size"))
         torch.minimum(work, torch.sub(high, x, out=edge), out=work)
         torch.maximum(work, torch.sub(low, x, out=edge), out=work)
-        torch.clamp(work, torch.neg(size, out=edge), size, out=work)  # where x itself is outside, the ball wins
+        torch.clamp(work, torch.neg(size, out=edge), size, out=work)  # if x itself is outside, the ball decides
 
     def _exact(self, work: Tensor, radius: float, hidden: _Hidden | None) -> _Lengths:
         """The norms that tell whether a row is in its ball; see the module's docstring. Masked positions are zero by now."""
-        shared = self.count > self.height  # by several blocks: for one alone, new memory costs more than it saves
+        shared = self.count > self.height  # with several blocks; for a single one, new memory costs more than it saves
         if shared and radius >= self.least and self.size % 4 == 0:
             first, *others = work.chunk(4, 1)
             fours = torch.mul(first, first, out=self._room(first, "fours"))
@@ -274,7 +274,7 @@ class _Sweep:
             parts = _visible(vector_norm(values.view(len(values), -1, self.chunk), dim=2), hidden)
             lengths = _Lengths.of(vector_norm(parts, dim=1, dtype=torch.float64), hidden)
             if self.least <= lengths.low and lengths.high <= 1e18:
-                return lengths  # no square has overflown, and those that drowned are nothing beside the sum
+                return lengths  # no square has overflowed, and those that vanished do not matter beside the sum
         if hidden is None:
             return _Lengths.of(vector_norm(values, dim=1, dtype=torch.float64), hidden)
         parts = vector_norm(self._apart(values), dim=2, dtype=torch.float64)
@@ -298,7 +298,7 @@ def _visible(parts: Tensor, hidden: _Hidden | None) -> Tensor:
 
 
 def _factors(lengths: _Lengths, one: Move) -> Tensor | None:
-    """The factor of every row's direction, `(rows, 1)`; None where fp32 does not suffice."""
+    """The factor of every row's direction, `(rows, 1)`; None if fp32 does not suffice."""
     values, low, high = lengths
     step = abs(one.step_size)
     if not math.isfinite(high):
@@ -322,6 +322,6 @@ def _wide(values: Tensor) -> torch.dtype:
 
 @cache
 def _chunk(entries: int) -> int:
-    """The length of the chunks that so many entries are cut into: all of them where they do not divide well."""
+    """The length of the chunks into which the entries are cut; all entries if they do not divide well."""
     longest = next(size for size in range(min(entries, _CHUNK), 0, -1) if entries % size == 0)
     return longest if longest >= 32 else entries

@@ -38,8 +38,8 @@ def _read(values, offset, real):
 def _both(delta, grad, offset, real):
     """The entries of d and g; None where there are none.
 
-    All are under way before anything is waited for: without the barrier, which itself waits for no load, the assembler
-    moves them down to their first use, behind sums and divisions that need none of them.
+    All loads start before the first wait. Without the barrier, which itself waits for no load, the assembler would move
+    them down to their first use, behind sums and divisions that do not need them.
     """
     d, g = None, None
     if delta is not None:
@@ -53,9 +53,9 @@ def _both(delta, grad, offset, real):
 
 @triton.jit
 def _real(mask, row, column, inside, each, COVER: tl.constexpr):
-    """Which entries are real: `each` entries of the mask to a row, each for COVER of its own; COVER 0: one to `each` rows.
+    """The real entries: a row has `each` entries of the mask, each for COVER of its own; COVER 0: one for `each` rows.
 
-    The row is one that exists.
+    The row must exist.
     """
     if mask is not None:
         if COVER > 0:
@@ -195,7 +195,7 @@ def rows_kernel(
 
 @triton.jit
 def _block(row, block, mask, size, each, COVER: tl.constexpr, BLOCK: tl.constexpr):
-    """Where a block of a row lies."""
+    """The position of a block in a row."""
     column = block * BLOCK + tl.arange(0, BLOCK)
     inside = column < size
     return row * size + column, inside, _real(mask, row, column, inside, each, COVER)
@@ -227,7 +227,7 @@ def verdict_kernel(
     step: tl.float64, floor: tl.float64, limit: tl.float64, safe: tl.float64, trusted: tl.float64,
     RULE: tl.constexpr, COVER: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """A row's pace, its length once moved, as far as sums can tell, and whether that is in doubt.
+    """A row's pace, its length after the move as far as sums can tell, and whether that is in doubt.
 
     For a row in doubt the sums of squares of every moved block, before and after the cast; its `share` programs take turns.
     """
@@ -269,7 +269,7 @@ def apply_kernel(
     L2: tl.constexpr, RULE: tl.constexpr, BALL: tl.constexpr,
     COVER: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    # Backwards: what was summed last is still in the cache.
+    # Backwards, because the entries summed last are still in the cache.
     program = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64)
     row = program // blocks
     offset, inside, real = _block(row, program % blocks, mask, size, each, COVER, BLOCK)

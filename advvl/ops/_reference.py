@@ -20,7 +20,7 @@ from advvl.ops._types import Move, Norm, Region, Rows, Stepped
 
 
 class _Reduction:
-    """Reduces a perturbation over its rows and spreads a value a row back over it."""
+    """Reduces a perturbation over its rows, and spreads one value per row over it."""
 
     def __init__(self, like: Tensor, rows: Rows) -> None:
         self.per, self.segments, self.ndim = rows.per, rows.segments, like.ndim
@@ -52,7 +52,7 @@ class _Reduction:
         return rows.reshape(-1, *[1] * (self.ndim - 1))
 
     def scaled(self, number: float) -> float | Tensor:
-        """A step size or radius in the unit of every row; where there is none, the number itself."""
+        """A step size or radius in the unit of every row; without a unit, the number itself."""
         return number if self.unit is None or math.isinf(number) else number * self.unit
 
     def empty(self, like: Tensor) -> Tensor:
@@ -152,9 +152,9 @@ def _into(d: Tensor, region: Region, norm: Norm, over: _Reduction, mask: Tensor 
 
 
 def boxed(d: Tensor, x: Tensor, box: tuple[float, float]) -> Tensor:
-    """The perturbation with `x + d` in the box as far as that lengthens no entry."""
+    """The perturbation with `x + d` in the box, as far as no entry grows."""
     # Only entries outside the box change, and towards zero: (x + d) - x would round d out of its ball. Where x itself
-    # is outside, what would bring it in may be longer than d: it gets the length of d, and the ball wins.
+    # is outside, the way in may be longer than d: it gets the length of d, and the ball takes precedence.
     low, high = box
     wide = _compute(x)
     moved = wide + _compute(d)
@@ -191,7 +191,7 @@ def bounds(
 def bounds(
     radius: float | Tensor, size: int, wide: torch.dtype, storage: torch.dtype, *, packed: int = 0
 ) -> tuple[float | Tensor, float | Tensor]:
-    """The computed norm above which a row is rescaled, and the one that it is rescaled to; see the module's docstring."""
+    """The computed norm above which a row is rescaled, and the norm after rescaling; see the module's docstring."""
     ulp, stored = torch.finfo(wide).eps, torch.finfo(storage)
     slack = ulp * (16 + packed / 4 if wide == torch.float64 else 1.5)  # packed rows are summed one after another
     subnormal = stored.smallest_normal * stored.eps

@@ -1,11 +1,11 @@
 """The Triton back end: CUDA tensors in fp32, fp16 and bf16; on a CPU only through Triton's interpreter, for tests.
 
-A row of up to 16,384 entries is one program's: d and g are read once into registers, everything follows from there, and
-the new row is written once. Short rows share a program. Longer rows are cut into blocks so that a few of them fill the
-chip: one launch sums every block, one judges the rows if there is an L2 ball, one applies the step, one joins the norms.
-Every perturbation of a call has launches of its own: for a step one in the first case, three or four in the second, and
-where samples are packed torch's own that gather their sums. None waits for the host, so all can be captured in a graph.
-What they compute, and the proof of it, is in `_kernels`.
+A row of up to 16,384 entries is handled by one program: it reads d and g once into registers, computes everything from
+there, and writes the new row once. Short rows share a program. Longer rows are cut into blocks so that a few of them
+fill the chip: one launch sums every block, one judges the rows if there is an L2 ball, one applies the step, and one
+joins the norms. Every perturbation of a call has separate launches: one per step in the first case, three or four in
+the second and, for packed samples, torch's own launches that gather their sums. None waits for the host, so all can be
+captured in a graph. `_kernels` has the computation and its proof.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LONGEST = 16_384  # entries of the longest row that one program holds, beside i
 _TILE = 1024  # entries of a program of several short rows
 _BLOCK = 4096  # entries of a block of a long row; up to four times that once a row has more than _BLOCKS of them
 _BLOCKS = 128
-_WAVE = 512  # programs that judge rows, about, and one per row at least: what a large GPU runs at once
+_WAVE = 512  # about as many programs judge rows, at least one per row: as many as a large GPU runs at once
 _TRUSTED = 0.25  # of (||d|| + a||h||)^2: where the algebra gives the norm; see `_kernels`
 _NEVER = 2.0
 # Whether multiply and add may be fused. Not where rows are moved: they are rounded as under the interpreter, and a long one
@@ -40,7 +40,7 @@ _INTERPRETED = not isinstance(rows_kernel, triton.JITFunction)
 
 
 class _Job(NamedTuple):
-    """One perturbation's work: contiguous tensors, where the results go (None: not wanted), and what to do."""
+    """The work on one perturbation: contiguous tensors, tensors for the results (None: not needed), and the options."""
 
     delta: Tensor
     grad: Tensor | None
@@ -209,9 +209,9 @@ def _run_blocks(job: _Job, size: int, segments: Tensor | None) -> None:
 
 
 def _gathered(parts: Tensor, segments: Tensor | None, l2: bool) -> tuple[Tensor, Tensor]:
-    """Measures of the parts of every row `(rows, parts, slots)`: as a row needs them, and as a sample has them.
+    """Measures of the parts of every row `(rows, parts, slots)`: those that a row needs, and those of a sample.
 
-    Packed, a row needs those of its whole sample.
+    If rows are packed, a row needs the measures of its whole sample.
     """
     if segments is None:
         return parts, parts
@@ -241,7 +241,7 @@ def _ball(radius: float, storage: torch.dtype, entries: int, moves: bool) -> _Ba
 
 
 def _masked(job: _Job, size: int) -> tuple[Tensor | None, int, int]:
-    """The mask, and how it lies over rows of this size; see `_real`."""
+    """The mask, and its layout over rows of this size; see `_real`."""
     mask = job.rows.mask
     if mask is None:
         return None, 1, 0
@@ -260,7 +260,7 @@ def _bytes(flags: Tensor | None) -> Tensor | None:
     return None if flags is None else flags.contiguous().view(torch.uint8)
 
 
-# Triton's own two of these may be called in kernels as well, and take longer than all else that the host does.
+# Triton's own two can be called in kernels too, and take longer than all other work on the host.
 def _power_of_2(least: int) -> int:
     return 1 << (least - 1).bit_length()
 
@@ -271,5 +271,5 @@ def _ratio(whole: int, part: int) -> int:
 
 
 def _warps(entries: int) -> int:
-    """Sixteen entries a thread: enough loads of 16 bytes under way, few enough registers; thirty-two in the longest rows."""
+    """Sixteen entries per thread (32 in the longest rows): enough loads of 16 bytes in flight, few enough registers."""
     return min(max(entries // 512, 1), 16)

@@ -21,7 +21,7 @@ class Rows:
     """The rows of a perturbation, and which of its positions are real.
 
     Arguments:
-        norm, per: which norm, and what one is taken over.
+        norm, per: the norm, and the entries that one norm is taken over.
         mask: `(B, T)` bool or any leading axes of the perturbation; None: every position is real.
         segments: `(N,)` long, the sample of each row of a packed perturbation, or None.
         unit: 0 or more, of the shape of a norm in `Stepped`: the length that step size and radius are measured in, in
@@ -37,7 +37,7 @@ class Rows:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Region:
-    """Where a perturbation has to stay: a ball around zero and, for `x + delta`, a box.
+    """The bounds of a perturbation: a ball around zero and, for `x + delta`, a box.
 
     Arguments:
         radius: of the ball, in the norm of the rows; `math.inf`: none.
@@ -52,7 +52,7 @@ class Region:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Move:
-    """One perturbation and the ascent step that it is to take; see `step_and_project`."""
+    """One perturbation and its ascent step; see `step_and_project`."""
 
     delta: Tensor
     grad: Tensor
@@ -64,7 +64,7 @@ class Move:
 
 
 class Stepped(NamedTuple):
-    """The result of a move: the moved perturbation and, per row, what was computed on the way.
+    """The result of a move: the moved perturbation and, per row, the norms computed on the way.
 
     `grad_norm` and `delta_norm` are the ball's norm of the gradient and of the new perturbation; `finite` says whether
     the row's gradient was finite. Each has the shape `(B,)` for `per="sample"`, `(N,)` with `segments` (entry i is
@@ -82,7 +82,7 @@ class Implementation(Protocol):
     """The functions of a back end's module."""
 
     def refusal(self, delta: Tensor, rows: Rows) -> str | None:
-        """Return why this back end cannot work on such a perturbation here; None where it can."""
+        """Return why this back end cannot work on such a perturbation here; None if it can."""
 
     def move(self, moves: Sequence[Move], *, inplace: bool) -> list[Stepped]: ...
 

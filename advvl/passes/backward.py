@@ -1,4 +1,4 @@
-"""Backwards: the two ways to differentiate a pass, by its perturbations alone or by everything that learns."""
+"""Backwards: a pass is differentiated with respect to its perturbations alone, or to everything that learns."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Backward = Callable[[Tensor], object]
 
 
 def input_gradients(objective: Tensor, run: Pass, passes: Passes, *, retain_graph: bool = False) -> dict[str, Tensor]:
-    """The gradients of an objective by the perturbations of its pass alone; parameters get none.
+    """The gradients of an objective with respect to the perturbations of its pass alone; parameters get none.
 
     A backward in fp16 is run at a loss scale that suits each row, since no scaler of the caller's reaches it.
 
     Raises:
         SiteError: the objective does not depend on one of them; activation checkpointing with `use_reentrant=True`,
-            which gives no gradients but those of everything.
+            which cannot give the gradients of some tensors only.
         ConfigurationError: it depends on nothing.
     """
     _check_differentiable(objective, run, passes)
@@ -42,7 +42,7 @@ def input_gradients(objective: Tensor, run: Pass, passes: Passes, *, retain_grap
 
 
 def weight_gradients(total: Tensor, weights: Mapping[str, Tensor], run: Pass, passes: Passes) -> dict[str, Tensor]:
-    """The gradients of `total` by these weights, those that it depends on; nothing is left in `.grad`.
+    """The gradients of `total` with respect to those of these weights that it depends on; `.grad` is not changed.
 
     A backward in fp16 is run at a loss scale that suits each weight.
 
@@ -62,7 +62,7 @@ def weight_gradients(total: Tensor, weights: Mapping[str, Tensor], run: Pass, pa
 
 
 def _in_half(run: Pass, passes: Passes) -> bool:
-    """True if some of a pass's backward is in fp16: by its weights, by autocast at a site or, as logits show, after it."""
+    """True if part of a pass's backward is in fp16, by its weights or by autocast at a site or, by the logits, after it."""
     if passes.in_half or passes.autocasts_to_half:
         return True
     logits = passes.logits_if_any(run.outputs)
@@ -78,7 +78,7 @@ def accumulate(total: Tensor, backward: Backward | None, run: Pass, passes: Pass
     """Accumulate the gradients of `total` into every leaf's `.grad`, by the caller's backward if there is one.
 
     Returns:
-        The factor by which that scaled them, read off a zero leaf added to `total`; None for 1.
+        The factor by which that scaled the gradients, read from a zero leaf added to `total`; None for 1.
 
     Raises:
         SiteError: the caller's backward differentiates nothing.
@@ -100,10 +100,10 @@ def accumulate(total: Tensor, backward: Backward | None, run: Pass, passes: Pass
 
 
 def all_found(gradients: Mapping[str, Tensor | None], run: Pass, passes: Passes) -> dict[str, Tensor]:
-    """The gradients of a pass, every one of which has to be there, and at real positions.
+    """The gradients of a pass; each must exist, and not only at masked positions.
 
     Raises:
-        SiteError: one is not.
+        SiteError: one does not.
     """
     complete, verified = {}, passes.adapter.masks_verified
     for modality, gradient in gradients.items():
@@ -120,7 +120,7 @@ def all_found(gradients: Mapping[str, Tensor | None], run: Pass, passes: Passes)
 
 @contextmanager
 def _explained(objective: Tensor, passes: Passes) -> Iterator[None]:
-    """Say in words what torch's errors of a backward mean here."""
+    """Translate torch's errors of a backward into their meaning here."""
     try:
         yield
     except RuntimeError as error:
@@ -148,7 +148,7 @@ def _check_differentiable(objective: Tensor, run: Pass, passes: Passes) -> None:
 
 
 def _why_independent(run: Pass, modality: str, passes: Passes) -> str:
-    """The reason why the loss does not depend on a modality's perturbation, which it does not."""
+    """The reason why the loss does not depend on a modality's perturbation, once that is known."""
     leaf = run.leaves[modality].detach().requires_grad_()
     return why_independent(
         passes.adapter.model, leaf, lambda: passes.task(passes.forward({modality: leaf}, wants=True))[1]

@@ -1,7 +1,7 @@
 """The clean branch of a round: one graph that every perturbed pass is compared with, and the gradient it still needs.
 
-Its gradient is exact and costs one backward however many passes compare with it: each comparison is made with a leaf
-that stands for the clean tensor and collects its cotangent, which the clean graph gets at the end.
+Its gradient is exact and costs one backward, however many passes are compared with it: each comparison uses a detached
+leaf in place of the clean tensor. The leaf collects the cotangent, which goes through the clean graph at the end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from advvl.regularizers.base import Regularizer
 
 
 class Comparison:
-    """One regulariser and the tensor that it compares passes with: a leaf stands for it, and collects its cotangent.
+    """One regulariser and the tensor that it compares passes with; a leaf replaces the tensor and collects its cotangent.
 
     Arguments:
         regularizer: compares.
@@ -38,7 +38,7 @@ class Comparison:
         Arguments:
             mask: the rows that count; None: all.
             learns: the pass teaches parameters, through the reference too if that is live.
-            in_one_graph: the pass leaves in one backward with the clean graph, so that it takes the tensor itself.
+            in_one_graph: the pass shares one backward with the clean graph, so it uses the tensor itself.
         """
         reference = self.reference_for(learns=learns, in_one_graph=in_one_graph)
         found = self.regularizer(reference, tensor, mask)
@@ -50,15 +50,15 @@ class Comparison:
         return self._value if in_one_graph else self._leaf
 
     def collect(self, factor: Tensor | None) -> None:
-        """Take the cotangent that a backward left on the leaf, freed of the loss scale."""
+        """Take the cotangent that a backward left on the leaf, with the loss scale divided out."""
         if self._leaf.grad is not None:
             gradient, self._leaf.grad = self._leaf.grad, None
-            if factor is not None:  # of 0 nothing is left, and nothing will be asked for
+            if factor is not None:  # with a scale of 0 nothing is left, and nothing will be needed
                 gradient = torch.where(factor == 0, torch.zeros_like(gradient), gradient / factor)
             self._cotangent = gradient if self._cotangent is None else self._cotangent + gradient
 
     def pending(self, *, even_if_zero: bool) -> Tensor | None:
-        """⟨collected cotangent, clean tensor⟩; None where nothing was collected."""
+        """⟨collected cotangent, clean tensor⟩; None if nothing was collected."""
         if not self.live or (self._cotangent is None and not even_if_zero):
             return None
         cotangent = torch.zeros_like(self._value) if self._cotangent is None else self._cotangent
@@ -91,7 +91,7 @@ class CleanBranch:
 
     @property
     def needs_backward(self) -> bool:
-        """True if the clean graph has a backward to come."""
+        """True if the clean graph still needs a backward."""
         return self.penalty is not None or self.task_weight > 0 or any(one.live for one in self.comparisons)
 
     def collect(self, factor: Tensor | None) -> None:
@@ -99,7 +99,7 @@ class CleanBranch:
             one.collect(factor)
 
     def pending_loss(self) -> Tensor:
-        """The scalar whose gradient the clean graph still has to give to the parameters."""
+        """The scalar whose gradient the parameters still have to get through the clean graph."""
         parts = [] if self.penalty is None else [self.penalty]
         if self.task is not None and self.task_weight:
             parts.append(self.task_weight * self.task)

@@ -15,7 +15,7 @@ from advvl.passes.scaling import wide_losses
 
 
 def drive(probes: Probes, answer: Callable[[Probe], Feedback]) -> tuple[Mapping[str, Tensor], Feedback]:
-    """Answer every probe until the maximiser returns, and close its generator whatever happens.
+    """Answer every probe until the maximiser returns, and always close its generator.
 
     Returns:
         The final perturbations, and the last feedback.

@@ -1,4 +1,4 @@
-"""Rows that a pass could not move: gradients that are not finite or zero, gathered on the device and read at the end."""
+"""Rows that a pass could not move, with gradients of zero or not finite; gathered on the device, read at the end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RowCheck:
         self.weights: Tensor | None = None
 
     def see(self, gradients: Mapping[str, Tensor], places: Mapping[str, Place]) -> None:
-        """Look at the gradients themselves: a perturber of the user's own may change what it moves along."""
+        """Record the gradients themselves, because a perturber of the user's own may change what it moves along."""
         for modality, gradient in gradients.items():
             place = places[modality]
             largest, mask = _largest(place.packed(place.masked(gradient))), place.packed_mask
@@ -46,11 +46,11 @@ class RowCheck:
             self.moved[modality] = moving if first else self.moved[modality] | moving
 
     def see_weights(self, finite: Tensor) -> None:
-        """Take note of whether the gradients that weights move along are finite, a scalar."""
+        """Record whether the gradients that weights move along are finite, a scalar."""
         self.weights = finite if self.weights is None else self.weights & finite.to(self.weights.device)
 
     def swallowed(self, effective: Mapping[str, Tensor]) -> None:
-        """Count rows as still whose perturbation the cast to half precision left nothing of, `effective` `(B,)`."""
+        """Count rows as still if the cast to half precision left nothing of their perturbation, `effective` `(B,)`."""
         for modality, share in effective.items():
             if modality in self.still and share.shape == self.still[modality].shape:
                 none = (share == 0) & self.moved[modality]
@@ -58,7 +58,7 @@ class RowCheck:
                 self.moved[modality] = self.moved[modality] & ~none
 
     def pinned(self, units: Mapping[str, Tensor | float], places: Mapping[str, Place]) -> None:
-        """Count rows as still whose ball has no extent, since the embeddings that it is measured in are zero."""
+        """Count rows as still if their ball has no extent, because the embeddings that it is measured in are zero."""
         for modality, unit in units.items():
             if isinstance(unit, Tensor) and modality in self.still:
                 place = places[modality]
@@ -88,7 +88,7 @@ class RowCheck:
 
 
 def _largest(gradient: Tensor) -> Tensor:
-    """The largest magnitude in each row `(B,)`; NaN where there is one."""
+    """The largest magnitude in each row `(B,)`; NaN if the row has a NaN."""
     rows = gradient.flatten(1)
     return torch.linalg.vector_norm(rows, torch.inf, dim=1) if rows.shape[1] else rows.new_zeros(len(rows))
 

@@ -1,4 +1,4 @@
-"""Forwards: a model run under the perturbations that a probe asks for, each perturbation a leaf of the graph."""
+"""Forwards: a model run under the perturbations of a probe, each perturbation a leaf of the graph."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ class Pass:
 
     @property
     def places(self) -> dict[str, Place]:
-        """Modality to where its perturbation lives."""
+        """Modality to the place of its perturbation."""
         return {modality: placed.place for modality, placed in self.binding.placed.items()}
 
 
 class Passes:
-    """The passes of one step or attack on one batch; closed when that ends, whatever happens.
+    """The passes of one step or attack on one batch; always closed when that ends.
 
     Arguments:
-        adapter, batch, perturber: what is run, on what, under what.
+        adapter, batch, perturber: the model to run, its input, and its perturbations.
         loss: from outputs and batch to a scalar or one loss per row; None: the model's own.
         correct: judges rows, for maximisers that stop early; None: nothing judges.
-        generator: random starts are drawn from it; None: from one seeded from torch's own.
-        reuse: compute what runs before the first perturbed site once in all passes; for a model that nobody changes.
+        generator: source of random starts; None: one seeded from torch's own.
+        reuse: run the part before the first perturbed site only once for all passes; for a model that does not change.
         reduce: from losses per row `(B,)` to the scalar that is differentiated; None: their mean.
-        inside: modalities whose tensor is known to lie in its box; those found so are added.
+        inside: modalities whose tensor is known to be inside its box; those found to be are added.
 
     Raises:
         SiteError: a modality without a site.
@@ -82,7 +82,7 @@ class Passes:
         adapter.check_modalities(self._modalities)
         self.adapter, self.batch, self.perturber = adapter, batch, perturber
         self._loss, self._correct, self._reduce = loss or adapter.loss, correct, reduce or _mean
-        # forked before any pass, so that drawing a start leaves a replayed random state alone
+        # forked before any pass, so that drawing a start does not change a replayed random state
         random = any(start.random for start in perturber.starts().values())
         self._generator = forked(generator) if random else generator
         self._stack = ExitStack()
@@ -90,7 +90,7 @@ class Passes:
         self._reuse, self._inside = reuse, set[str]() if inside is None else inside
         self._prefixes: dict[tuple[str, ...], Prefix] = {}
         self.places: dict[str, Place] = {}  # of every modality that has been perturbed
-        self.effective: dict[str, Tensor] = {}  # in half precision: what each last pass left of its perturbations
+        self.effective: dict[str, Tensor] = {}  # in half precision: the share left of each last perturbation
         self.rows = RowCheck()  # those that no gradient could move
         self.autocasts_to_half = False  # whether a site fired under autocast to fp16
 
@@ -109,8 +109,8 @@ class Passes:
         """Run the model under `deltas`, which stay bound until the next forward.
 
         Arguments:
-            wants: gradients of the perturbations will be asked for.
-            reuse: take what runs before the first perturbed site from an earlier such pass, without its graph.
+            wants: gradients of the perturbations will be needed.
+            reuse: take the results before the first perturbed site from an earlier such pass, without its graph.
 
         Raises:
             SiteError: a site did not fire, or holds something that cannot be perturbed.
@@ -141,7 +141,7 @@ class Passes:
         return self._prefixes[modalities].reused(lambda: binding.perturbed)
 
     def forget(self) -> None:
-        """Bind no perturbation, and forget what earlier passes computed before the first perturbed site: weights change."""
+        """Bind no perturbation, and forget the results before the first perturbed site, because weights change."""
         self._stack.close()
         self._prefixes.clear()
 
@@ -160,20 +160,20 @@ class Passes:
         check_rows(run.places, losses, partial(self._logits_of_rows, run.outputs))
 
     def _logits_of_rows(self, outputs: Outputs) -> Tensor | None:
-        """The logits, if they have a row per sample as far as is known: positions say that they are of entries."""
+        """The logits, if they have one row per sample as far as is known; with `positions` they have one per entry."""
         try:
             entries = self.adapter.positions(self.batch) is not None
-        except ConfigurationError:  # of a model whose positions nobody knows
+        except ConfigurationError:  # of a model whose positions are unknown
             entries = False
         return None if entries else self.logits_if_any(outputs)
 
     def comparable(self, outputs: Outputs) -> Tensor:
-        """The logits, or the loss of a model that gives nothing else: they show if a pass was repeated."""
+        """The logits, or the loss of a model that gives nothing else; they show whether a pass was repeated."""
         logits = self.logits_if_any(outputs)
         return (self._loss(outputs, self.batch) if logits is None else logits).detach().float()
 
     def logits_if_any(self, outputs: Outputs) -> Tensor | None:
-        """The logits; None of a model that gives none."""
+        """The logits; None if the model gives none."""
         try:
             return self.adapter.logits(outputs)
         except ConfigurationError:
@@ -187,7 +187,7 @@ class Passes:
         *,
         modalities: tuple[str, ...] | None = None,
     ) -> Feedback:
-        """The feedback that a maximiser is sent, on some modalities or all; nothing in it holds a graph."""
+        """The feedback for the maximiser, on some modalities or all; nothing in it holds a graph."""
         placed = {m: one for m, one in run.binding.placed.items() if modalities is None or m in modalities}
         losses = None if losses is None else losses.detach()
         correct = None if self._correct is None else _verdicts(self._correct(run.outputs, self.batch), losses)
@@ -230,7 +230,7 @@ def survived(placed: Mapping[str, Placed], perturber: Perturber) -> dict[str, Te
         if place.x.dtype != leaf.dtype:
             delta = leaf.detach()
             added = perturber.apply(modality, place, place.x, delta).to(delta.dtype) - place.x.to(delta.dtype)
-            whole = place.masked(delta.expand_as(added))  # of what samples share, each has its own positions
+            whole = place.masked(delta.expand_as(added))  # samples that share one have their own positions
             size, kept = (torch.linalg.vector_norm(t.flatten(1), dim=1) for t in (whole, added))
             found[modality] = torch.where(size > 0, kept / torch.where(size > 0, size, 1.0), 1.0)
     return found

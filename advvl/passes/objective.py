@@ -25,7 +25,7 @@ class Objective:
     Arguments:
         task: weight of the task loss; 0: the loss is not computed.
         penalty: weight of the regularisers' penalties, over their own weights; 0: they are not computed.
-        loss: from outputs and batch to a scalar or one loss per row `(B,)`, in the place of the step's own.
+        loss: from outputs and batch to a scalar or one loss per row `(B,)`; replaces the step's own.
 
     Raises:
         ConfigurationError: a weight that is negative or not finite; both of them 0.

@@ -1,9 +1,9 @@
-"""The part of a model that runs before its first perturbed site: computed once for all passes that change no parameter.
+"""The part of a model before its first perturbed site: computed once for all passes that change no parameter.
 
-Nothing there depends on a perturbation, and no move changes a parameter, so every pass computes the same again, provided
-that modules compute what they give from what they are given alone. That cannot be seen from outside: an adapter declares
-it (`pure`). The modules that have finished when the first site fires are noted in the first pass; later ones get their
-outputs back instead of running them. Where this pays is a site in a hidden layer.
+Nothing there depends on a perturbation, and no move changes a parameter, so every pass would compute the same again, if
+modules compute their outputs from their inputs alone. That cannot be checked from outside, so an adapter declares it
+(`pure`). The first pass records the modules that have finished when the first site fires; later passes reuse their
+outputs instead of running them. This pays off for sites in hidden layers.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Prefix:
     """The modules that finish before the first site; for passes on one batch, of a pure model in eval mode.
 
     Arguments:
-        model: the model. What trains or carries hooks is always run, other than those of a site at an output, which is
-            perturbed after it; and so is all of a compiled or scripted model.
+        model: the model. Modules in training mode or with hooks always run, except the module of a site at its output,
+            which is perturbed afterwards; all of a compiled or scripted model runs too.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -65,7 +65,7 @@ class Prefix:
         self._answers: dict[nn.Module, _Finished] = {}
 
     def reused(self, fired: Callable[[], bool]) -> AbstractContextManager[None]:
-        """Around a forward: the first is looked at, later ones are given the outputs that it found.
+        """Wrap a forward: the first is recorded, later ones reuse its outputs.
 
         Arguments:
             fired: whether a site has been perturbed yet in this forward.
@@ -98,7 +98,7 @@ class Prefix:
 
 
 def _topmost(runs: Mapping[nn.Module, int], early: Mapping[nn.Module, _Finished]) -> dict[nn.Module, _Finished]:
-    """The modules that ran once and whose output is as they gave it; not what they hold."""
+    """The modules that ran once and whose output was not changed since; not their submodules."""
     usable = {m: found for m, found in early.items() if runs[m] == 1 and found.untouched and found.plain}
     inner = {part for module in usable for part in module.modules() if part is not module}
     return {module: found for module, found in usable.items() if module not in inner}
@@ -121,7 +121,7 @@ def _versions(leaves: list[Any]) -> list[int]:
 
 @contextmanager
 def _replaced(module: nn.Module, answer: Callable[[], Any]) -> Iterator[None]:
-    """Have the module give this answer, in this thread."""
+    """Make the module return this output, in this thread."""
     before, original, thread = module.__dict__.get("forward"), module.forward, threading.get_ident()
     module.forward = lambda *args, **kwargs: answer() if threading.get_ident() == thread else original(*args, **kwargs)
     try:

@@ -1,4 +1,4 @@
-"""Readouts: the tensors that regularisers compare, of a pass and of the references that run once a round."""
+"""Readouts: the tensors that regularisers compare, from a pass and from the references, which run once per round."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from advvl.runtime.states import kept_buffers
 
 
 def tap(passes: Passes, regularizers: Sequence[Regularizer]) -> None:
-    """Have the modules that regularisers read keep their outputs in later passes."""
+    """Make the modules that regularisers read keep their outputs in later passes."""
     for regularizer in regularizers:
         if isinstance(regularizer.reads, str):
             passes.adapter.tap(regularizer.reads)
@@ -39,9 +39,9 @@ def rows_of(regularizer: Regularizer, adapter: Adapter, batch: Batch) -> Tensor 
 
 
 def of_references(regularizers: Sequence[Regularizer], passes: Passes) -> list[Tensor | None]:
-    """Each regulariser's tensor of its reference, run on the clean batch without a graph; None of the clean pass.
+    """The tensor of each regulariser's reference, run on the clean batch without a graph; None for the clean pass.
 
-    A reference that several share runs once.
+    A reference shared by several regularisers runs once.
     """
     found: dict[int, tuple[Outputs, Mapping[str, Tensor]]] = {}
     for regularizer in regularizers:
@@ -75,7 +75,7 @@ def _run(reference: Reference, names: set[str], passes: Passes) -> tuple[Outputs
 
 @contextmanager
 def _outputs_of(model: nn.Module, names: set[str]) -> Iterator[dict[str, Tensor]]:
-    """The outputs of the named modules in a forward within; for a model whose hooks need not stay."""
+    """The outputs of the named modules in a forward inside this context; for a model whose hooks need not stay."""
     taps: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:

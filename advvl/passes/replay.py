@@ -11,7 +11,7 @@ from advvl.runtime.states import kept_buffers
 
 
 class Replay:
-    """Gives every pass of a round the randomness of its first; that it repeats a pass is verified once per adapter."""
+    """Gives every pass of a round the randomness of its first pass; verified once per adapter."""
 
     def __init__(self) -> None:
         self._state: RandomState | None = None

@@ -1,9 +1,10 @@
 """Rounds: the passes between two parameter updates, which share one clean branch.
 
-Under DDP the last perturbed graph and the clean graph leave in one backward: two would be one all-reduce too many, and
-wrong there, and under FSDP2 where several modules are sharded each by itself and the clean graph may not reach them all.
-Elsewhere each has its own, which adds into `.grad` in place, where one over both sums every parameter's two gradients in
-new memory first; under FSDP2 the clean graph's, being the last, is the one that is reduced.
+Under DDP the last perturbed graph and the clean graph share one backward, because two would be one all-reduce too many,
+and wrong there. The same holds under FSDP2 if several modules are sharded separately, since the clean graph may not
+reach them all. Elsewhere each graph has its own backward, which adds into `.grad` in place; a common one would first
+sum every parameter's two gradients in new memory. Under FSDP2 the clean graph's backward, being the last, is the one
+that is reduced.
 """
 
 from __future__ import annotations
@@ -36,17 +37,17 @@ from advvl.runtime.states import kept_stats
 
 @dataclass
 class Rounds:
-    """Answers the probes of a step: every pass of every round, in which parameters learn.
+    """Answers the probes of a step, by all passes of all its rounds.
 
     Arguments:
         passes: runs the model.
-        hold_back: entered around passes whose gradients are not to be reduced yet.
+        hold_back: entered around passes whose gradients must not be reduced yet.
         regularizers: compare passes with their references.
-        climb, teach: the objective of passes that only move perturbations, and of those that parameters learn from.
-        clean_weight: of the clean pass's own task loss in the parameter gradient.
+        climb, teach: the objective of passes that only move perturbations, and of passes that parameters learn from.
+        clean_weight: weight of the clean pass's own task loss in the parameter gradient.
         replay: gives every pass of a round the same randomness; None: each draws its own.
         freeze_stats: keep perturbed passes out of BatchNorm's running statistics.
-        one_graph: leave the last perturbed and the clean graph in one backward.
+        one_graph: use one backward for the last perturbed graph and the clean graph.
         backward: accumulates parameter gradients; may scale its argument. None: `Tensor.backward`.
         update: called when the parameters' gradients are complete.
         weights: how weights move before a pass that parameters learn from; None: they do not.
@@ -75,7 +76,7 @@ class Rounds:
     _tally_before: Tally = field(default_factory=Tally)  # of the round
 
     def answer(self, probe: Probe) -> Feedback:
-        """Run the pass that a probe asks for, and learn from it what its weight says.
+        """Run the pass that a probe requests, and let parameters learn from it by its weight.
 
         Raises:
             ConfigurationError: one backward would have to serve two objectives, or weights would move on the way.
@@ -106,7 +107,7 @@ class Rounds:
         return self.passes.feedback(run, value.losses, gradients)
 
     def _moved_weights(self, probe: Probe, ascent: WeightAscent) -> tuple[Probe, AbstractContextManager[None]]:
-        """Return the probe at the perturbations where the gradient of weights is taken, and a context with these moved."""
+        """Return the probe at the perturbations where the weights' gradient is taken, and a context with moved weights."""
         weights = chosen_of(self.passes.adapter.model, ascent)
         clean = self._clean_of_round()
         with self.hold_back(), self._stats(), torch.enable_grad():
@@ -123,11 +124,11 @@ class Rounds:
         return replace(probe, deltas={m: leaf.detach() for m, leaf in run.leaves.items()}), moved(weights, steps)
 
     def _is_last(self, probe: Probe, clean: CleanBranch) -> bool:
-        """True if the backward of this pass is the round's last: what it leaves is reduced, and then updated by."""
+        """True if the backward of this pass is the last of the round, after which gradients are reduced and applied."""
         return probe.update and (self.one_graph or not clean.needs_backward)
 
     def _end(self) -> None:
-        """End a round: refuse numbers that are not finite, then update."""
+        """End a round: refuse non-finite numbers, then update."""
         self._clean = self._references = None
         self.passes.forget()
         if self.replay is not None:
@@ -176,7 +177,7 @@ class Rounds:
         return total(found)
 
     def _differentiate(self, value: Value, run: Pass, clean: CleanBranch, probe: Probe) -> dict[str, Tensor]:
-        """The gradients of the perturbations, if they are asked for; with a weight, the parameters get theirs as well."""
+        """The gradients of the perturbations, if requested; with a weight, the parameters get theirs as well."""
         if not probe.weight:
             run.binding.begin_backward()
             return input_gradients(value.total, run, self.passes) if probe.delta_gradients else {}
@@ -196,7 +197,7 @@ class Rounds:
 
     @contextmanager
     def _updates_watched(self) -> Iterator[None]:
-        """Around a backward that is not a round's last; of an adapter the first one is looked at."""
+        """Wrap a backward that is not the last of a round; the first one of each adapter is checked."""
         adapter = self.passes.adapter
         with nullcontext() if adapter.updates_verified else parameters_kept(adapter.model):
             yield
@@ -209,7 +210,7 @@ class Rounds:
         return self._clean
 
     def _clean_branch(self) -> CleanBranch:
-        """Run the references, and the clean pass if anything looks at it."""
+        """Run the references, and the clean pass if anything needs it."""
         passes = self.passes
         self._tally_before = copy.copy(self.tally)
         if self._references is None:
@@ -252,7 +253,7 @@ class Rounds:
         return clean.run is not None and not probe.update and at_zero and self._clean_pass_can_serve()
 
     def _from_clean(self, probe: Probe, clean: CleanBranch) -> Feedback:
-        """Answer a probe at zero perturbations from the clean pass, which it would repeat."""
+        """Answer a probe at zero perturbations from the clean pass, instead of repeating that pass."""
         run, task = clean.run, clean.task
         assert run is not None
         assert task is not None
@@ -266,7 +267,7 @@ class Rounds:
         return self.passes.feedback(run, clean.losses, gradients, modalities=tuple(probe.deltas))
 
     def _finish(self, clean: CleanBranch) -> None:
-        """Give the clean graph its backward."""
+        """Run the backward of the clean graph."""
         assert clean.run is not None
         with torch.enable_grad(), self._stats(), self.passes.adapter.bound(clean.run.binding):
             clean.run.binding.begin_backward()
@@ -281,7 +282,7 @@ class Rounds:
         return run
 
     def _stats(self) -> AbstractContextManager[None]:
-        """Around all but the clean pass's forward, since a backward may run a forward again."""
+        """Wrap everything but the forward of the clean pass, since a backward may run a forward again."""
         return kept_stats(self.passes.adapter.model) if self.freeze_stats else nullcontext()
 
     def _record(
@@ -293,7 +294,7 @@ class Rounds:
         *,
         modalities: tuple[str, ...] | None = None,
     ) -> None:
-        """Count a pass in, and hand its record to the trace."""
+        """Count a pass, and pass its record to the trace."""
         self.tally.add(weight, value)
         if self.trace is not None:
             leaves = {m: leaf.detach() for m, leaf in run.leaves.items() if modalities is None or m in modalities}

@@ -1,7 +1,7 @@
 """Loss scales of moves in fp16, where the gradients of small losses underflow and their rows would not move.
 
-Rows do not depend on each other in a backward, so each keeps the gradient of a scale that suits it: neither the size of the
-batch nor the way in which a model reduces its loss decides which rows move. Losses are computed in fp32, as autocast does.
+Rows do not depend on each other in a backward, so each keeps the gradient of a scale that suits it. So neither the
+batch size nor the reduction of the loss decides which rows move. Losses are computed in fp32, as under autocast.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from advvl.perturbers.places import Place
 Differentiate = Callable[[float], Sequence[Tensor | None]]
 
 _FIRST, _STEP, _LEAST, _MOST = 2.0**15, 2.0**12, 2.0**-21, 2.0**87
-_FAINT = 2.0**-6  # below this entry, largest of a row, digits are lost in fp16
+_FAINT = 2.0**-6  # if a row's largest entry is below this, digits are lost in fp16
 
 
 def wide_losses(model: nn.Module) -> AbstractContextManager[object]:
-    """Have torch's loss functions compute in fp32 within, for a model in fp16; not inside compiled modules."""
+    """Make torch's loss functions compute in fp32 inside this context, for a model in fp16; not in compiled modules."""
     return nullcontext() if any(map(is_compiled, model.modules())) else _WideLosses()
 
 
@@ -61,11 +61,11 @@ def scaled(differentiate: Differentiate, places: Mapping[str, Place], *, most: f
     """The gradients, each row's from a scale at which it neither overflows nor underflows; reads from the device.
 
     Arguments:
-        differentiate: gives the gradient at each place, multiplied by a scale, as often as it is asked.
+        differentiate: gives the gradient at each place, multiplied by a scale; may be called several times.
         most: the largest scale that the loss's own dtype holds.
     """
     found = [_Rows.of(g, place, _FIRST) for g, place in zip(differentiate(_FIRST), places.values(), strict=True)]
-    for factor in (_STEP, 1 / _STEP):  # up for rows that are faint, down for those that are not finite
+    for factor in (_STEP, 1 / _STEP):  # up for rows with tiny gradients, down for rows that are not finite
         scale = _FIRST * factor
         while _LEAST <= scale <= most and any(rows.wanting(up=factor > 1) for rows in found):
             again = zip(found, differentiate(scale), places.values(), strict=True)
@@ -94,7 +94,7 @@ def scaled_whole(differentiate: Differentiate, count: int, *, most: float) -> li
 
 
 class _Rows:
-    """The gradient of a place with the largest entry of each of its rows at the scale that it came from."""
+    """The gradient at a place, with the largest entry of each row, at the scale that it was computed with."""
 
     def __init__(self, gradient: Tensor | None, largest: Tensor) -> None:
         self.gradient, self.largest = gradient, largest
@@ -113,7 +113,7 @@ class _Rows:
         return bool(self._wanting(up=up).any())
 
     def improved(self, other: _Rows, *, up: bool) -> _Rows:
-        """Take the rows of another scale that this one lacks."""
+        """Take rows that are missing here from another scale."""
         if self.gradient is None or other.gradient is None:
             return self
         take = self._wanting(up=up) & other.largest.isfinite()

@@ -1,4 +1,4 @@
-"""Records of passes: each as it was, for whoever wants to see, and the objective that they add up to."""
+"""Records of passes, for inspection, and the objective that they add up to."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from advvl.passes.objective import Value
 
 @dataclass(frozen=True)
 class PassTrace:
-    """One pass as it was: for parity tests and for looking inside.
+    """The record of one pass, for parity tests and inspection.
 
     Arguments:
         modalities: those perturbed; empty for the clean pass.
         weight: of the pass in the parameter gradient.
-        logits, task_loss, regularization: as they came out; unweighted by `weight`. None where there are none.
+        logits, task_loss, regularization: of the pass, not multiplied by `weight`. None where there are none.
         deltas, gradients: of the perturbations, unscaled; gradients are of the pass's objective.
     """
 
@@ -46,13 +46,13 @@ class Tally:
         return _plus(self.task_loss, self.regularization)
 
     def add(self, weight: float, value: Value) -> None:
-        """Count in a pass of this weight."""
+        """Add a pass of this weight."""
         if weight:
             self.task_loss = _plus(self.task_loss, _times(weight * value.objective.task, value.task))
             self.regularization = _plus(self.regularization, _times(weight * value.objective.penalty, value.penalty))
 
     def add_penalty(self, penalty: Tensor) -> None:
-        """Count in a penalty that belongs to no perturbed pass."""
+        """Add a penalty that belongs to no perturbed pass."""
         self.regularization = _plus(self.regularization, penalty.detach())
 
 

@@ -1,4 +1,4 @@
-"""Watching a backward that is not a step's last: parameters have to wait for the update behind it."""
+"""Checks of a backward that is not the last of a step, during which parameters must not change."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from advvl.errors import ConfigurationError, more
 
 @contextmanager
 def parameters_kept(model: nn.Module) -> Iterator[None]:
-    """Refuse a backward within that changes a parameter; reads from the device.
+    """Refuse a backward inside this context that changes a parameter; reads from the device.
 
     Raises:
         ConfigurationError: one was changed, in place or, as some optimisers do, behind autograd's back by `.data`.

@@ -1,4 +1,4 @@
-"""Weights moved for a pass: which they are, the gradient they move along, and their way back."""
+"""Weights moved for a pass: their selection, their move, and their restoration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from advvl.runtime.names import without_wrappers
 
 
 def check_whole(model: nn.Module) -> None:
-    """Raise ConfigurationError if a process holds but a part of a parameter that trains."""
+    """Raise ConfigurationError if a process holds only a part of a parameter that trains."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and (hasattr(parameter, "placements") or hasattr(parameter, "ds_id")):
             raise ConfigurationError(
@@ -24,7 +24,7 @@ def check_whole(model: nn.Module) -> None:
 
 
 def chosen_of(model: nn.Module, ascent: WeightAscent) -> dict[str, nn.Parameter]:
-    """The parameters that an ascent moves, by their names without those of wrappers.
+    """The parameters that an ascent moves, by their names without the prefixes of wrappers.
 
     Raises:
         ConfigurationError: there are none.
@@ -38,13 +38,13 @@ def chosen_of(model: nn.Module, ascent: WeightAscent) -> dict[str, nn.Parameter]
 
 @contextmanager
 def moved(weights: Mapping[str, nn.Parameter], steps: Mapping[str, Tensor]) -> Iterator[None]:
-    """Have the weights moved by these steps within; afterwards they hold the very bits that they held before."""
+    """Move the weights by these steps inside this context; afterwards they are restored bit for bit."""
     before = {name: weights[name].detach().clone() for name in steps}
     try:
         with torch.no_grad():
             for name, step in steps.items():
                 weights[name].copy_(weights[name].to(step.dtype) + step)  # added wide, and cast once
-        torch.clear_autocast_cache()  # of the weights that were
+        torch.clear_autocast_cache()  # of the original weights
         yield
     finally:
         with torch.no_grad():

@@ -1,7 +1,7 @@
 """Perturbers: how the perturbation of each modality starts and moves.
 
-An `Ascent` says it for one modality: the ball, the step, the start, the rule, the box. `EmbeddingPerturber` holds one
-ascent a modality. Neither keeps a perturbation: those belong to the step or attack that is running.
+An `Ascent` describes one modality: its ball, step, start, rule and box. `EmbeddingPerturber` holds one ascent per
+modality. Neither stores a perturbation: those belong to the step or attack that is running.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from advvl.perturbers.starts import Carried, Given, Start, Zero
 
 
 class StepMemory(NamedTuple):
-    """The memory of an ascent from step to step: how many it has taken, and its rule's state."""
+    """The memory of an ascent from step to step: the number of steps taken, and the state of its rule."""
 
     steps: int = 0
     state: Any = None
@@ -47,18 +47,18 @@ class Ascent:
     Arguments:
         ball: where its perturbation stays.
         step_size: length of an ascent step in the ball's norm, in the units of the embedding; with `rule="sign"` the
-            size of each entry's step, so that under L2 a row moves by step_size·√entries. A function of the step's number,
-            from 0, such as `Decay(0.1, rate=0.5)`, makes it change on the way.
-        start: where it begins; brought into the ball and the box.
+            size of each entry's step, so that under L2 a row moves by step_size·√entries. It may be a function of the
+            step's number, from 0, such as `Decay(0.1, rate=0.5)`.
+        start: where it begins; projected into the ball and the box.
         rule: `"normalised"` by the ball's own norm (Linf: `g / max|g|`, as published), `"sign"`, or a rule with a state,
             `Momentum(…)` or `Adam(…)`. None: the sign in attacks under Linf, normalised elsewhere.
-        box: (low, high) bounds of the perturbed tensor itself, for pixels, which have to be inside; one outside stays
-            outside by what the ball does not allow, and an `Attack` refuses it. An Linf radius above its width, which
-            bounds nothing and is most often one of pixels from 0 to 255, is refused.
-        pixels: the normalisation behind the tensor at the site: ball, step size, start and box are in pixels, the
-            perturbation in the units of the tensor all the same.
-        floor: published guard under the gradient's norm (1e-8 in VILLA and FreeLB); 0: a gradient of any size
-            steps as far as any other.
+        box: (low, high) bounds of the perturbed tensor itself, for pixels, which must be inside. A pixel outside moves
+            towards the box only as far as the ball allows, and an `Attack` refuses it. An Linf radius above the width
+            of the box is refused: it bounds nothing, and is usually meant for pixels from 0 to 255.
+        pixels: the normalisation that made the tensor at the site; ball, step size, start and box are then in pixels,
+            while the perturbation stays in the units of the tensor.
+        floor: lower bound of the gradient's norm (1e-8 in VILLA and FreeLB); 0: the step length does not depend on the
+            size of the gradient.
         allow_zero_step: accept a step size or a radius of 0, with which nothing ever moves.
 
     Raises:
@@ -112,7 +112,7 @@ class Ascent:
             )
 
     def _holds_the_box(self) -> bool:
-        """True of an Linf ball that is wider than the box, so that it bounds nothing, wherever the tensor is in the box."""
+        """True of an Linf ball that is wider than the box, so that it bounds nothing for any tensor in the box."""
         if not isinstance(self.ball, Linf) or self.ball.relative or self.box is None:
             return False
         return self.box[1] - self.box[0] < self.ball.radius < math.inf
@@ -157,7 +157,7 @@ class Ascent:
         return free.step(torch.zeros_like(grad), grad, place).delta
 
     def project(self, delta: Tensor, place: Place, scale: Tensor | None = None) -> Tensor:
-        """Bring a perturbation back into the ball and the box.
+        """Project a perturbation into the ball and the box.
 
         Arguments:
             scale: 0 or more, broadcastable against `delta`: the share of the radius (of 1 where that is infinite) within
@@ -174,7 +174,7 @@ class Ascent:
         return self.ball.project(delta, place, box=self.box)
 
     def reach(self) -> float:
-        """The radius, or 1 where there is no bound: what shares of it are measured by."""
+        """The radius, or 1 where there is no bound; the unit of shares of the radius."""
         radius = getattr(self.ball, "radius", math.inf)
         return float(radius) if math.isfinite(radius) else 1.0
 
@@ -203,7 +203,7 @@ class Ascent:
         return place if self.pixels is None else replace(place, x=self.pixels.pixels(place.x))
 
     def for_attack(self) -> Ascent:
-        """The same, with the rule that None stands for in an attack."""
+        """The same ascent, with the default rule of attacks in place of None."""
         return replace(self, rule="sign") if self.rule is None and isinstance(self.ball, Linf) else self
 
     def falls_short(self, moves: int) -> bool:
@@ -229,7 +229,7 @@ class Ascent:
 
 
 class EmbeddingPerturber(Perturber):
-    """One `Ascent` a modality: `EmbeddingPerturber(text=Ascent(…), image=Ascent(…))`.
+    """One `Ascent` per modality: `EmbeddingPerturber(text=Ascent(…), image=Ascent(…))`.
 
     Raises:
         ConfigurationError: no modality, or something that is no `Ascent`.

@@ -1,7 +1,8 @@
 """Balls: the geometry of how far a perturbation may go, and which way is steepest.
 
-A ball is a value: a radius, and what one norm is taken over (`per="sample"`: all of a sample's entries; `per="token"`:
-one position's embedding). `math.inf` means no bound. How a modality moves inside its ball is `perturbers.Ascent`.
+A ball is a value: a radius, and the entries that one norm is taken over (`per="sample"`: all entries of a sample;
+`per="token"`: the embedding of one position). `math.inf` means no bound. How a modality moves inside its ball is
+`perturbers.Ascent`.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Ball(ABC):
 
     @abstractmethod
     def project(self, delta: Tensor, place: Place, *, box: Box | None = None) -> Tensor:
-        """Bring `delta` back into the ball and the box; inside, it is unchanged."""
+        """Project `delta` into the ball and the box; inside, it is unchanged."""
 
     @abstractmethod
     def norms(self, delta: Tensor, place: Place) -> Tensor:
@@ -155,8 +156,8 @@ class L2(_NormBall):
     Arguments:
         radius: in the units of the embedding; `math.inf` (no bound) is what VILLA's released configurations use.
         per: what one norm is taken over.
-        relative: measure the radius, and with it step sizes and starts, in mean L2 norms of the real positions of the
-            tensor at the site: of each sample (True or `"row"`), or of the whole batch in this process (`"batch"`).
+        relative: measure the radius, step sizes and starts in units of the mean L2 norm of the real positions of the
+            tensor at the site, of each sample (True or `"row"`) or of the whole batch in this process (`"batch"`).
 
     Raises:
         ConfigurationError: a negative or NaN radius, an unknown `per` or `relative`.

@@ -13,7 +13,7 @@ from advvl.errors import ShapeError
 from advvl.perturbers.places import Place
 from advvl.perturbers.starts import Start
 
-Memory = Mapping[str, Any]  # modality to what it keeps from step to step: numbers of steps, states of rules
+Memory = Mapping[str, Any]  # from modality to what it keeps between steps: numbers of steps, states of rules
 
 
 class Moved(NamedTuple):
@@ -29,7 +29,7 @@ class Perturber(ABC):
     @property
     @abstractmethod
     def modalities(self) -> tuple[str, ...]:
-        """The modalities it perturbs; any others stay clean."""
+        """The modalities that it perturbs; all others stay clean."""
 
     @abstractmethod
     def starts(self) -> dict[str, Start]:
@@ -51,14 +51,15 @@ class Perturber(ABC):
         return True
 
     def for_attack(self) -> Perturber:
-        """The perturber as an attack uses it, where that differs from training."""
+        """The perturber that an attack uses, if it differs from the one for training."""
         return self
 
     def for_part(self, weight: float) -> Perturber:
         """The perturber for a part of a batch, whose mean weighs `weight` in (0, 1) among those of all parts.
 
-        Gradients of the part's mean are 1/weight times as large as of the whole one's. One that compares their size with a
-        number, as a floor does, has to multiply that number alike; most do not look at it.
+        Gradients of the part's mean are 1/weight times as large as those of the mean over the whole batch. A perturber
+        that compares their size with a constant, such as a floor, has to scale the constant by 1/weight; most do not
+        need to.
         """
         del weight
         return self
@@ -69,7 +70,7 @@ class Perturber(ABC):
 
         Arguments:
             modality: one of `modalities`.
-            start: usually its own of `starts()`; a maximiser may ask for another, such as a carried one.
+            start: usually the one from `starts()`; a maximiser may use another, such as a carried one.
             place: the tensor to perturb, `(B, …)`, its mask and samples.
             generator: what is drawn from; None: torch's own.
 
@@ -104,9 +105,9 @@ class Perturber(ABC):
     def apply(self, modality: str, place: Place, x: Tensor, delta: Tensor) -> Tensor:
         """The site's tensor under the perturbation: x + δ, added in the wider precision of both and cast once.
 
-        The one place where a perturbation meets a tensor, so a discrete codebook Q(x + δ) (DAT) or one δ for the whole batch
-        (`UniversalPerturber`) overrides this alone. Called in every forward of the site, and again where activation
-        checkpointing runs it again, so the result may depend on nothing but the arguments.
+        This is the only place where a perturbation is applied to a tensor, so a discrete codebook Q(x + δ) (DAT) or one
+        δ for the whole batch (`UniversalPerturber`) overrides only this. It is called in every forward of the site, and
+        again when activation checkpointing repeats the forward, so the result must depend only on the arguments.
 
         Arguments:
             modality: one of `modalities`.

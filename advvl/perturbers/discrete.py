@@ -26,10 +26,11 @@ class DiscretePerturber(Perturber):
     masked positions the tensor stays as it is. For training: a clean pass sees x itself, not Q(x).
 
     Arguments:
-        discretise: Q, from the tensor at the site `(B, …)` to one of its shape and units, the same for the same tensor; run
-            without a graph, in fp32 or fp64 and outside autocast. A module has to be in eval mode, where the batch is.
-        perturbed: `"after"`: δ moves around Q(x), the passes that move it see Q(x) + δ, and those that do not,
-            Q(Q(x) + δ), as DAT's code has it; `"before"`: δ moves around x, and all passes see Q(x + δ), as in its paper.
+        discretise: Q, a deterministic function from the tensor at the site `(B, …)` to a tensor of the same shape and
+            units. It runs without a graph, in fp32 or fp64 and outside autocast. A module must be in eval mode and on
+            the device of the batch.
+        perturbed: `"after"`: δ moves around Q(x); passes that move it see Q(x) + δ, other passes see Q(Q(x) + δ), as in
+            DAT's code. `"before"`: δ moves around x, and all passes see Q(x + δ), as in its paper.
         ascents: as of `EmbeddingPerturber`; a box bounds the tensor to which δ is added, and Q keeps inside it.
 
     Source: Mao et al., "Enhance the Visual Representation via Discrete Adversarial Training", NeurIPS 2022.
@@ -153,7 +154,7 @@ class DiscretePerturber(Perturber):
 class _Last:
     """The last tensor that was discretised, with its codes; copies and pickles of it are empty.
 
-    It has no attributes that a description of a method would show, for these change as it runs.
+    It has no attributes that the description of a method would include, because they change as it runs.
     """
 
     __slots__ = ("_seen",)

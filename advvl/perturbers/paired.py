@@ -16,10 +16,10 @@ from advvl.perturbers.starts import Start
 
 @dataclass(frozen=True)
 class Paired(Perturber):
-    """As `inner`, but row i of a batch's second half wears the perturbation of row i of its first half.
+    """As `inner`, but row i of a batch's second half has the same perturbation as row i of its first half.
 
-    Its gradient is the sum over both rows. The real positions of both have to be the same: those of a prompt whose two
-    answers are padded on the right.
+    The gradient of either is the sum over both rows. The real positions of both have to be the same: those of a prompt whose
+    two answers are padded on the right.
     """
 
     inner: Perturber
@@ -80,7 +80,9 @@ class Paired(Perturber):
         return self.inner.norms(deltas, places)
 
     def apply(self, modality: str, place: Place, x: Tensor, delta: Tensor) -> Tensor:
-        return self.inner.apply(modality, place, x, _mirrored(delta))
+        first, second = delta.chunk(2) if len(delta) else (delta, delta)
+        shared = first + (second - second.detach())  # adds nothing, and each half has the gradient of both
+        return self.inner.apply(modality, place, x, torch.cat([shared, shared]))
 
 
 def _mirrored(delta: Tensor) -> Tensor:

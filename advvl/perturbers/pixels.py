@@ -1,4 +1,4 @@
-"""Normalised pixels: the map from the pixels of an image to the tensor that a processor makes of them, and back."""
+"""Normalised pixels: the map between the pixels of an image and the tensor that a processor makes from them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Normalised:
         axis: of the channels in the tensor at the site; None: 1, as in `(B, C, H, W)`, of up to four axes.
 
     Raises:
-        ConfigurationError: a mean and a finite deviation above 0 that are not there for each channel.
+        ConfigurationError: not one finite mean and one finite deviation above 0 for each channel.
     """
 
     mean: Sequence[float]
@@ -74,7 +74,7 @@ class Normalised:
         return delta * self._spread(delta)[1]
 
     def per_pixel(self, values: Tensor) -> Tensor:
-        """A gradient by pixels, or a perturbation of the tensor at the site, from one by its entries or in pixels."""
+        """The gradient with respect to pixels, from that of the tensor; or a tensor's perturbation, from one in pixels."""
         return values / self._spread(values)[1]
 
     def bounds(self, box: tuple[float, float], x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Places: where a perturbation lives, and what is read off the rows there."""
+"""Places: the tensor that a perturbation is added to, and reductions over its rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def delta_dtype(x: Tensor) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a perturbation lives: the tensor it is added to and what belongs to whom in it.
+    """The tensor that a perturbation is added to, its real positions, and the sample of each of its rows.
 
     Arguments:
         x: the unperturbed tensor at the site, `(B, T, D)` or any `(B, ...)`, or `(N, ...)` packed; detached.
@@ -35,7 +35,7 @@ class Place:
 
     @property
     def owners(self) -> Tensor | None:
-        """The sample or example of each row `(N,)`, or of each position `(B·T,)`, where a row is neither; else None."""
+        """The sample or example of each row `(N,)` or position `(B·T,)`, if a row is not itself one; otherwise None."""
         return self.examples if self.segments is None else self.segments.flatten()
 
     @cached_property
@@ -95,7 +95,7 @@ class Place:
         return self.by_sample(self.packed(values).flatten(1).sum(1, dtype=torch.float64))
 
     def mean_norms(self, *, over_batch: bool) -> Tensor:
-        """The mean L2 norm of the real positions of each sample, or of all of them, in fp64 `(B,)`; 0 of none."""
+        """The mean L2 norm of the real positions of each sample, or of all samples, in fp64 `(B,)`; 0 without any."""
         sizes = torch.linalg.vector_norm(self.masked(self.x), dim=-1, dtype=torch.float64)
         real = torch.ones_like(sizes) if self.mask is None else self._positions(self.mask).to(sizes)
         totals, counts = (self.by_sample(self.packed(t).unsqueeze(-1).flatten(1).sum(1)) for t in (sizes, real))
@@ -108,6 +108,6 @@ class Place:
         return rows if self.groups is None else torch.zeros_like(rows).index_add(0, self.groups, rows)
 
     def _positions(self, mask: Tensor) -> Tensor:
-        """Which positions, of one embedding each, are real: of the shape of `x` without its last axis."""
+        """The mask of real positions, each with one embedding: the shape of `x` without its last axis."""
         mask = mask.any(-1) if mask.ndim == self.x.ndim else mask
         return mask.reshape(*mask.shape, *[1] * (self.x.ndim - 1 - mask.ndim)).expand(self.x.shape[:-1])

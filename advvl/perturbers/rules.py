@@ -1,6 +1,7 @@
-"""Rules with a state: how an ascent goes by more than the gradient at hand, and step sizes that change on the way.
+"""Rules that use earlier gradients as well as the current one, and step sizes that change from step to step.
 
-A rule is a value and holds no state: that travels with the perturbations, through the maximiser, and ends with the batch.
+A rule is a value without state. Its state is passed along with the perturbations, through the maximiser, and ends with
+the batch.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from advvl.perturbers.places import Place, delta_dtype
 
 
 class Direction(NamedTuple):
-    """Where a rule steps, how `ops` is to step there, and the rule's state for the next step."""
+    """The direction of a step, the way in which `ops` steps along it, and the rule's state for the next step."""
 
     along: Tensor
     rule: Rule
@@ -59,8 +60,9 @@ class Momentum(StatefulRule):
 
     Arguments:
         decay: 0 forgets at once; MI-FGSM's is 1.
-        of: the `"gradient"`, or its `"sign"`: `v ← sign(decay·v + sign(g))` and a step along v, as the code of Robust CLIP
-            (Schlarmann et al., ICML 2024) has it; with a decay below 1 the past tells only where the gradient is zero.
+        of: the `"gradient"`, or its `"sign"`: `v ← sign(decay·v + sign(g))` and a step along v, as the code of Robust
+            CLIP (Schlarmann et al., ICML 2024) has it; with a decay below 1 the past matters only where the gradient is
+            zero.
 
     Raises:
         ConfigurationError: a decay that is negative or not finite, an unknown `of`.
@@ -90,7 +92,7 @@ class Momentum(StatefulRule):
 
 
 class AdamState(NamedTuple):
-    """Adam's averages: of the gradient, the root of that of its square, and how many gradients a row has seen."""
+    """Adam's averages: of the gradient, the root of that of its square, and the number of gradients of each row."""
 
     mean: Tensor
     root: Tensor
@@ -106,7 +108,7 @@ class Adam(StatefulRule):
     Arguments:
         betas: decay of the averages of the gradient and of its square.
         eps: added to the root of the latter. Where gradients are not far above it, the step depends on how the loss is
-            reduced; 0: a gradient of any size steps as far as any other.
+            reduced; 0: the step does not depend on the size of the gradient.
 
     Raises:
         ConfigurationError: a beta outside [0, 1), an eps that is negative or not finite.

@@ -25,10 +25,10 @@ class Start(ABC):
 
     @abstractmethod
     def make(self, ball: Ball, place: Place, generator: torch.Generator | None) -> Tensor:
-        """A first perturbation of the shape of `place.x`, not yet in the ball, in fp32 (fp64 for fp64).
+        """The first perturbation, of the shape of `place.x`, before projection into the ball, in fp32 (fp64 for fp64).
 
         Arguments:
-            ball: gives magnitudes their meaning.
+            ball: defines the unit of magnitudes.
             place: the tensor to perturb, its mask and samples.
             generator: what is drawn from; None: torch's own.
 
@@ -70,7 +70,7 @@ class Uniform(Start):
 
 @dataclass(frozen=True)
 class Normal(Start):
-    """Start at independent normal numbers of standard deviation `scale` (SMART, TRADES), brought into the ball.
+    """Start at independent normal numbers of standard deviation `scale` (SMART, TRADES), projected into the ball.
 
     Raises:
         ConfigurationError: a scale that is negative or not finite.
@@ -89,7 +89,7 @@ class Normal(Start):
 
 @dataclass(frozen=True)
 class Sometimes(Start):
-    """Start as another start does with a probability, else at zero; one coin for the batch (DAT).
+    """Start as another start does, with a given probability, and otherwise at zero; one draw for the batch (DAT).
 
     Raises:
         ConfigurationError: no start, a probability outside [0, 1].
@@ -115,7 +115,7 @@ class Sometimes(Start):
 
 @dataclass(frozen=True, eq=False)
 class Given(Start):
-    """Start at this tensor, of the very shape of the site.
+    """Start at this tensor, which must have the shape of the tensor at the site.
 
     Raises:
         ShapeError: when the site has another shape.
@@ -132,7 +132,7 @@ class Given(Start):
 
 @dataclass(frozen=True, eq=False)
 class Carried(Start):
-    """Start at the last batch's perturbation: row i feeds row i, sliced or extended by zeros to the new shape (free AT)."""
+    """Start at the last batch's perturbation, row by row, sliced or extended by zeros to the new shape (free AT)."""
 
     delta: Tensor
 
@@ -155,6 +155,6 @@ def _check_magnitude(name: str, value: float) -> None:
 
 
 def _draw(sampler: Callable[..., Tensor], x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Numbers drawn where `x` is; see `on_device` for what another device's generator gives."""
+    """Random numbers on the device of `x`; see `on_device` for generators of another device."""
     there = None if generator is None else on_device(generator, x.device)
     return sampler(x.shape, generator=there, device=x.device, dtype=delta_dtype(x))

@@ -1,4 +1,4 @@
-"""Perturbed weights: how far they move, and along what."""
+"""Perturbed weights: the length and the direction of their move."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ class WeightSteps(NamedTuple):
 
 @dataclass(frozen=True)
 class WeightAscent:
-    """Weights moved once along the gradient of what is taught, which is then taught where they are.
+    """Moves the weights once along the gradient of the taught objective, which is then taught at the moved weights.
 
     Arguments:
         radius: length of the move, in the units of the weights.
         per: one move over `"all"` weights together (SAM), or one for each `"tensor"` (AWP).
-        relative: measure the radius in the L2 norm of the weights that one move is of.
-        chosen: from a parameter's name and itself to whether it is moved; None: all that require grad.
+        relative: measure the radius in units of the L2 norm of the weights of one move.
+        chosen: function of a parameter's name and the parameter that says whether to move it; None: all that require
+            grad.
 
     Source: Foret et al., "Sharpness-Aware Minimization", ICLR 2021; Wu et al., "Adversarial Weight Perturbation Helps Robust
     Generalization", NeurIPS 2020.

@@ -35,7 +35,8 @@ def agft(
     """AGFT: KL(softmax(z₀(x)/τ)‖softmax(z(x + δ))), climbed and taught, without labels; z₀ is the model as it is now.
 
     z is `zero_shot_logits` at texts `(C, D)`. Cui et al., "AGFT: Alignment-Guided Fine-Tuning for Zero-Shot Adversarial
-    Robustness of Vision-Language Models", CVPR 2026, from its abstract: a reconstruction; the temperature is yours to give.
+    Robustness of Vision-Language Models", CVPR 2026, from its abstract: a reconstruction; the abstract does not give
+    the temperature.
     """
     ascent = steepest("linf", radius, step_size=step_size, start=Uniform(radius), box=box, pixels=pixels)
     logits = zero_shot_logits(text_features, scale=scale, reads=reads)

@@ -1,8 +1,8 @@
 """Answers of a language model: their tokens and likelihood, and losses over pairs of an answer to shun and one to give.
 
-A batch is a decoder's: `input_ids`, `attention_mask`, and `labels`, which are the ids where a token belongs to the answer
-and -100 elsewhere. In a batch of pairs row i of the first half is a prompt with the answer to shun, and row i of the second
-the same prompt with the answer to give, both padded on the right.
+A batch is that of a decoder: `input_ids`, `attention_mask`, and `labels`, which are the ids of the answer's tokens and
+-100 elsewhere. In a batch of pairs, row i of the first half is a prompt with the answer to shun, and row i of the
+second half is the same prompt with the answer to give; both are padded on the right.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Answers(NamedTuple):
 
     @property
     def counts(self) -> Tensor:
-        """Where the answers' tokens are, `(B, T)` bool."""
+        """The mask of the answers' tokens, `(B, T)` bool."""
         return self.labels != IGNORED
 
     @property
@@ -53,7 +53,7 @@ class Answers(NamedTuple):
 
 
 def prompts(batch: Batch) -> Tensor:
-    """The mask of the prompts' tokens `(B, T)`, bool: real, and not the answer's; as in `Site("…", mask=prompts)`.
+    """The mask of the prompts' tokens `(B, T)`, bool: the real ones outside the answer; as in `Site("…", mask=prompts)`.
 
     Raises:
         DataError: as `answers`.
@@ -138,11 +138,11 @@ def of_pairs(shunned: Callable[[Answers], Tensor] | None, given: Callable[[Answe
 
 
 def ipo(beta: float) -> Loss:
-    """The loss (h − 1/(2β))² of a batch of pairs, a scalar: how far the given answer is preferred to the shunned one.
+    """The loss (h − 1/(2β))² of a batch of pairs, a scalar, where h measures the preference for the given answer.
 
-    h is the difference of their mean log-probabilities, each less its entry in the batch's `reference_logps` `(B,)`, which
-    get no gradient. Without a pair it is 0.
-    Azar et al., "A General Theoretical Paradigm to Understand Learning from Human Preferences", AISTATS 2024.
+    h is the difference of the mean log-probabilities of the given and the shunned answer, each minus its entry in the
+    batch's `reference_logps` `(B,)`, which get no gradient. Without a pair the loss is 0. Azar et al., "A General
+    Theoretical Paradigm to Understand Learning from Human Preferences", AISTATS 2024.
 
     Raises (when called):
         DataError: an odd number of rows, no finite `reference_logps` for each row, or as `answers`; reads from the device.

@@ -16,10 +16,10 @@ def capo(
 ) -> AdversarialTraining:
     """CAPO: IPO, (h − 1/(2β))², under the perturbation of `cat`; h compares both answers' log-ratios to a reference.
 
-    h = log p(given | x + δ)/p₀(given | x) − log p(shunned | x + δ)/p₀(shunned | x), means over tokens. Batches are those of
-    `cat` with `reference_logps` `(B,)`, the mean log-probability of each answer under the reference on clean inputs: what
-    `advvl.recipes.answers.forcing` gives for its outputs. Xhonneux et al., "Efficient Adversarial Training in LLMs with
-    Continuous Attacks", NeurIPS 2024. Its code also cuts log-probabilities off; how is not known here.
+    h = log p(given | x + δ)/p₀(given | x) − log p(shunned | x + δ)/p₀(shunned | x), means over tokens. Batches are
+    those of `cat` with `reference_logps` `(B,)`, the mean log-probability of each answer under the reference on clean
+    inputs: what `advvl.recipes.answers.forcing` gives for its outputs. Xhonneux et al., "Efficient Adversarial Training
+    in LLMs with Continuous Attacks", NeurIPS 2024. Its code also cuts off log-probabilities, in a way not known to us.
     """
     check_positive("beta", beta)
     base = cat(radius=radius, step_size=step_size, steps=steps, modality=modality)

@@ -15,9 +15,10 @@ from advvl.training import AdversarialTraining
 def cat(*, radius: float, step_size: float = 1e-4, steps: int = 10, modality: str = "text") -> AdversarialTraining:
     """CAT: ½ away(shunned | x + δ) + ½ toward(given | x + δ); δ climbs −CE(shunned), by signs, in an L2 ball per token.
 
-    Batches are pairs, and the site's mask is `prompts`: see `advvl.recipes.answers`. Published: a radius of 0.05 mean norms
-    of the embedding table, and a plain loss of harmless data beside it. Xhonneux et al., "Efficient Adversarial Training in
-    LLMs with Continuous Attacks", NeurIPS 2024. Until 2025-08 its attack's parameter gradients got into the update.
+    Batches are pairs, and the site's mask is `prompts`: see `advvl.recipes.answers`. Published settings: a radius of
+    0.05 mean norms of the embedding table, and an additional plain loss on harmless data. Xhonneux et al., "Efficient
+    Adversarial Training in LLMs with Continuous Attacks", NeurIPS 2024. Until 2025-08 the parameter gradients of its
+    attack entered the update.
     """
     ascent = Ascent(L2(radius, per="token"), step_size=step_size, rule="sign")
     perturber = Paired(perturber_at(modality, ascent))

@@ -30,8 +30,9 @@ def dat(
 ) -> AdversarialTraining:
     """DAT as released: the clean loss + that of Q(Q(x) + δ), δ one L2 step in pixels from Q(x), straight through Q.
 
-    Mao et al., "Enhance the Visual Representation via Discrete Adversarial Training", NeurIPS 2022. Q is a VQGAN's
-    reconstruction there. Its paper's Q(x + δ) from a zero start: `dat(Q, perturbed="before", start_probability=0)`.
+    Mao et al., "Enhance the Visual Representation via Discrete Adversarial Training", NeurIPS 2022. There Q is the
+    reconstruction of a VQGAN. For the paper's Q(x + δ) from a zero start use `dat(Q, perturbed="before",
+    start_probability=0)`.
     """
     if not is_number(radius) or not 0 <= radius < math.inf:
         raise ConfigurationError(f"expected radius to be a finite number of 0 or more, got {shown(radius)}")

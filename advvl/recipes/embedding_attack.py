@@ -20,9 +20,9 @@ def embedding_attack(
 ) -> Attack:
     """The embedding attack: δ climbs −CE(answer | x + δ) by Adam, in an L2 ball per token, of mean norms of the prompt.
 
-    The answers are in `labels`, and the site's mask is `prompts`: see `advvl.recipes.answers`. Schwinn et al., "Soft Prompt
-    Threats", NeurIPS 2024. Radius and steps are in mean norms of a row's own embedded prompt; published code takes those of
-    the whole table.
+    The answers are in `labels`, and the site's mask is `prompts`: see `advvl.recipes.answers`. Schwinn et al., "Soft
+    Prompt Threats", NeurIPS 2024. Radius and steps are in units of the mean norm of each row's own embedded prompt;
+    published code uses the mean norm of the whole table.
     """
     ascent = Ascent(L2(radius, per="token", relative=True), step_size=step_size, rule=Adam())
     return Attack(perturber_at(modality, ascent), PGD(steps), loss=forcing)

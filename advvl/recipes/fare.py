@@ -28,8 +28,8 @@ def fare(
 ) -> AdversarialTraining:
     """FARE: ‖φ(x + δ) − φ₀(x)‖², climbed and taught, without labels; φ₀ is the model as it is now, copied.
 
-    Schlarmann et al., "Robust CLIP", ICML 2024. Its code keeps a momentum of signs (0.9), which counts only where a gradient
-    is zero, and does not bring its start into the box. Pixels are those of `PixelInput`.
+    Schlarmann et al., "Robust CLIP", ICML 2024. Its code keeps a momentum of signs (0.9), which matters only where a
+    gradient is zero, and does not project its start into the box. Pixels are raw, as for `PixelInput`.
     """
     ascent = steepest("linf", radius, step_size=step_size, start=Uniform(radius), box=box, pixels=pixels)
     distance = SquaredDistance(reads=reads, reference=Frozen.copy_of(model))

@@ -20,7 +20,7 @@ def fgsm_rs(
     """FGSM-RS: L(x + δ) after one sign step from a uniform start, δ = Π(δ₀ + α·sign g); α is 1.25 radii by default.
 
     Wong, Rice & Kolter, "Fast is better than free: Revisiting adversarial training", ICLR 2020. Its code sends both
-    backwards through the parameters and throws the first one's gradients away.
+    backwards through the parameters and discards the gradients of the first.
     """
     check_positive("radius", radius)
     size = 1.25 * radius if step_size is None else step_size

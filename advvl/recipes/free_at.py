@@ -19,7 +19,7 @@ def free_at(
     pixels: Normalised | None = None,
     carry: bool = True,
 ) -> AdversarialTraining:
-    """Free adversarial training: sign steps of the radius's own size, one update a replay, the perturbation carried.
+    """Free adversarial training: sign steps as long as the radius, one update per replay, and a carried perturbation.
 
     Shafahi et al., "Adversarial Training for Free!", NeurIPS 2019. `step` needs `update=` and, to carry, `state=`.
     """

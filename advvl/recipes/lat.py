@@ -26,9 +26,10 @@ def lat(
 ) -> AdversarialTraining:
     """LAT: ½ −log(1 − p(shunned)) + ½ CE(given) under δ in hidden layers; δ climbs ½ −CE(shunned) − ½ −log(1 − p(given)).
 
-    δ moves by Adam in an L2 ball per token and is held for M updates. Batches are pairs, and masks of sites are `prompts`:
-    see `advvl.recipes.answers`. Sheshadri et al., "Latent Adversarial Training Improves Robustness to Persistent Harmful
-    Behaviors in LLMs", 2024. Its code sets NaN gradients to 0, shrinks δ by weight decay, and clips with δ's gradient in.
+    δ moves by Adam in an L2 ball per token and is held for M updates. Batches are pairs, and masks of sites are
+    `prompts`: see `advvl.recipes.answers`. Sheshadri et al., "Latent Adversarial Training Improves Robustness to
+    Persistent Harmful Behaviors in LLMs", 2024. Its code sets NaN gradients to 0, shrinks δ by weight decay, and
+    includes δ's gradient in clipping.
     """
     check_names("modalities", modalities)
     ascent = Ascent(L2(radius, per="token"), step_size=step_size, rule=Adam())

@@ -23,9 +23,10 @@ def modality_interference(
 ) -> AdversarialTraining:
     """Modality interference: L(x) + L(x + δ) + λ JS(f(x), f(x + δ)); δ climbs L at the modality that a row does not need.
 
-    The masks of the sites say which that is: all False in the rows that need it. "Diagnosing and Mitigating Modality
-    Interference in Multimodal Large Language Models", arXiv:2505.19616, 2025. Its code steps by α times the raw gradient,
-    which depends on how the loss is scaled, and lets every parameter train after the first step; here signs, and neither.
+    The masks of the sites select that modality: they are all False in the rows that need it. "Diagnosing and Mitigating
+    Modality Interference in Multimodal Large Language Models", arXiv:2505.19616, 2025. Its code steps by α times the
+    raw gradient, which depends on the scale of the loss, and makes every parameter require grad after the first step;
+    here steps are signs, and neither happens.
     """
     check_names("modalities", modalities)
     ascent = steepest("linf", radius, step_size=step_size, start=Zero())

@@ -12,10 +12,11 @@ from advvl.training import AdversarialTraining
 
 
 def sam(method: AdversarialTraining | None = None, *, rho: float = 0.05) -> AdversarialTraining:
-    """SAM: the gradient at θ + ρ·g/‖g‖, g the gradient at θ over all weights; of plain training, or around a method.
+    """SAM: the gradient at θ + ρ·g/‖g‖, g the gradient at θ over all weights; for plain training or around a method.
 
     Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization", ICLR 2021. A popular port for
-    PyTorch adds 1e-12 to the norm and leaves the user to keep BatchNorm's statistics; here `track_stats` is as elsewhere.
+    PyTorch adds 1e-12 to the norm and leaves the user to keep BatchNorm's statistics; here `track_stats` works as in
+    other methods.
     """
     plain = AdversarialTraining(Unperturbed(), FreeLB(1)) if method is None else method
     check_method(plain)

@@ -30,8 +30,8 @@ def tecoa(
 ) -> AdversarialTraining:
     """TeCoA: `zero_shot_loss` at fixed embeddings of texts `(C, D)`, climbed and taught; classes are `batch["labels"]`.
 
-    Mao et al., "Understanding Zero-shot Adversarial Robustness for Large-Scale Models", ICLR 2023, by PGD as FARE's code
-    trains it; see `fare` for the differences.
+    Mao et al., "Understanding Zero-shot Adversarial Robustness for Large-Scale Models", ICLR 2023, with PGD as in
+    FARE's code; see `fare` for the differences.
     """
     ascent = steepest("linf", radius, step_size=step_size, start=Uniform(radius), box=box, pixels=pixels)
     objective = Objective(loss=zero_shot_loss(text_features, scale=scale, reads=reads))

@@ -25,8 +25,8 @@ def trades(
 ) -> AdversarialTraining:
     """TRADES: the task loss of clean inputs + β KL(clean‖perturbed), into both branches; only the KL is climbed.
 
-    Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019. Its code climbs in eval
-    mode, here the model is in one mode throughout; its start is not brought into the box before the first step.
+    Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019. Its code climbs in
+    eval mode; here the model stays in one mode. Its start is not projected into the box before the first step.
     """
     ascent = steepest(norm, radius, step_size=step_size, start=Normal(1e-3), box=box, pixels=pixels)
     perturber, objective = perturber_at(modality, ascent), Objective(task=0.0)

@@ -13,7 +13,7 @@ from advvl.recipes.parts import perturber_at
 from advvl.regularizers.kl import KL
 from advvl.training import AdversarialTraining
 
-_FAR = 1e15  # radii that the step is long: brought back into the ball, it is the radius times the gradient's direction
+_FAR = 1e15  # length of the step in radii: projected into the ball, it is the radius times the gradient's direction
 
 
 def vat(
@@ -27,8 +27,8 @@ def vat(
 ) -> AdversarialTraining:
     """VAT: the task loss of clean inputs + KL(clean‖perturbed), clean detached, at the radius along one power iteration.
 
-    Miyato et al., "Virtual Adversarial Training", TPAMI 2019. A batch without labels takes `task_weight=0`. The random
-    direction has entries of standard deviation `xi` instead of a norm of 1e-6, whose effect fp32 rounds away.
+    Miyato et al., "Virtual Adversarial Training", TPAMI 2019. For a batch without labels use `task_weight=0`. The
+    random direction has entries of standard deviation `xi` instead of a norm of 1e-6, whose effect fp32 rounds away.
     """
     ascent = Ascent(L2(radius), step_size=_FAR * radius, start=Normal(xi))
     perturber, objective = perturber_at(modality, ascent), Objective(task=0.0)

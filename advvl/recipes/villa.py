@@ -1,10 +1,9 @@
-"""Published methods, as the few parts that they are. Each returns an ordinary `AdversarialTraining`.
+"""VILLA's fine-tuning, and the arguments that mean the same in every recipe.
 
-Arguments that mean the same everywhere: `step_sizes`, modality to the length of one ascent step in the units of its
-embedding; `radius` of the ball, in the same units (`math.inf`: none); `norm` of ball and step, `"l2"` or `"linf"`;
-`box`, (low, high) bounds of the perturbed tensor itself, for pixels; `pixels`, the `Normalised` of a processor, by which
-radius, step size and box are in pixels although the model takes normalised ones. What makes no sense raises
-ConfigurationError.
+These are `step_sizes`, which maps each modality to the length of one ascent step in the units of its embedding;
+`radius` of the ball, in the same units (`math.inf`: none); `norm` of ball and step, `"l2"` or `"linf"`; `box`, (low,
+high) bounds of the perturbed tensor itself, for pixels; `pixels`, the `Normalised` of a processor, so that radius, step
+size and box are in pixels although the model takes normalised ones. Invalid values raise ConfigurationError.
 """
 
 from __future__ import annotations

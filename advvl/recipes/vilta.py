@@ -25,10 +25,10 @@ def vilta(
 ) -> AdversarialTraining:
     """ViLTA's masked-word loss, a reconstruction: (1−α)·CE + α·(−Σ q log p), q = softmax(teacher/τ), or its top k.
 
-    Wang et al., "ViLTA: Enhancing Vision-Language Pre-training through Textual Augmentation", ICCV 2023, of which the
-    abstract alone was at hand. `adversary`, such as `villa()`, perturbs the same loss; None: nothing is perturbed. It is
-    for batches of masked words: the logits of any others get soft labels as well, so give `fit` a method for each task.
-    The synthesised negatives are `advvl.tasks.uniter.synthesised`.
+    Wang et al., "ViLTA: Enhancing Vision-Language Pre-training through Textual Augmentation", ICCV 2023, of which only
+    the abstract was available. `adversary`, such as `villa()`, perturbs the same loss; None: nothing is perturbed. Use
+    it for batches of masked words only, because the logits of other tasks would get soft labels too; give `fit` a
+    method for each task. The synthesised negatives are in `advvl.tasks.uniter.synthesised`.
     """
     if not is_number(alpha) or not 0 < alpha <= 1:
         raise ConfigurationError(f"expected alpha to be a number in (0, 1], got {shown(alpha)}")

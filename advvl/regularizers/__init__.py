@@ -1,4 +1,4 @@
-"""Regularisers: what is kept steady between the clean and the perturbed prediction."""
+"""Regularisers: penalties on the difference between the clean and the perturbed prediction."""
 
 from advvl.regularizers.base import Regularizer as Regularizer
 from advvl.regularizers.distance import Alignment as Alignment

@@ -1,4 +1,4 @@
-"""The contract of a regulariser: what it reads, what it compares that with, and the penalty."""
+"""The contract of a regulariser: the tensor that it reads, the reference that it compares it with, and the penalty."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Regularizer(ABC):
     Arguments (attributes of a class, or fields of an instance):
         reads: the tensor compared: None for the logits, a module's name for its output, or a callable of the outputs.
             All its rows count, padding as well, unless `rows` says which.
-        reference: the other side; None: the clean pass of the same weights. Any other runs once a round, on the clean
-            batch, without gradients.
+        reference: the other side; None: the clean pass of the same weights. Any other reference runs once per round, on
+            the clean batch, without gradients.
         on: the pass compared with the reference: each perturbed one, or the clean one (which needs a reference).
-        rows: from the batch to the rows that count, `(…)` bool of the shape of what is read without the last axis; None:
-            all of what `reads` names, and of logits those that the adapter's positions say.
+        rows: from the batch to the mask of the rows that count, bool, of the shape of the compared tensor without its
+            last axis. None: all rows of a tensor named by `reads`; for logits, those given by the adapter's positions.
     """
 
     reads: Readout | None = None
@@ -53,20 +53,21 @@ class Regularizer(ABC):
         """Return the penalty, a scalar.
 
         Arguments:
-            clean, perturbed: the two sides; logits `(..., C)`, finite where they count, or what `reads` says.
+            clean, perturbed: the two sides; logits `(..., C)`, finite where they count, or the tensors that `reads`
+                names.
             mask: the rows that count, of the shape of the two without the last axis; None: all.
         """
 
 
 @dataclass(frozen=True)
 class Weighted(Regularizer):
-    """A regulariser with a weight, and with what a `Regularizer` says of itself as keyword-only fields.
+    """A regulariser with a weight, whose `reads`, `reference`, `on` and `rows` are keyword-only fields.
 
     Its penalty is zero at equality; gradients flow into the clean branch unless the other side is a reference.
 
     Arguments:
-        axis: of the classes or features of what is read; all other axes are those of rows. None: the last; tensors of four
-            axes or more, such as a segmentation's `(B, C, H, W)`, need it said.
+        axis: the axis of the classes or features in the compared tensor; all other axes are rows. None: the last;
+            required for tensors of four axes or more, such as a segmentation's `(B, C, H, W)`.
 
     Raises:
         ConfigurationError: a weight that is not above 0, an axis that is no whole number.
@@ -120,12 +121,12 @@ class Scaled(Regularizer):
 def sides(
     clean: Tensor, perturbed: Tensor, mask: Tensor | None, what: str, *, axis: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Both sides with their classes or features on the last axis; of one number per row, `(B,)`, on an axis of one.
+    """Both sides with their classes or features on the last axis; one number per row, `(B,)`, gets an axis of length one.
 
     Arguments:
         clean, perturbed: of one shape.
         mask: the rows that count, of that shape without `axis`; None: all.
-        what: what the sides are, for messages.
+        what: a description of the sides for messages.
         axis: of the classes or features; None: the last, of up to three axes.
 
     Raises:
@@ -158,7 +159,7 @@ def sides(
 
 
 def widened(clean: Tensor, perturbed: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Both sides in fp32 at least, and zero in rows that do not count, which may hold anything."""
+    """Both sides in fp32 at least, with zeros in rows that do not count, whatever those rows hold."""
     wide = torch.promote_types(torch.promote_types(clean.dtype, perturbed.dtype), torch.float32)
     clean, perturbed = clean.to(wide), perturbed.to(wide)
     if mask is None:
@@ -168,14 +169,14 @@ def widened(clean: Tensor, perturbed: Tensor, mask: Tensor | None) -> tuple[Tens
 
 
 def mean_of(rows: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean over the rows that count; 0 of none."""
+    """The mean over the rows that count; 0 if there are none."""
     if mask is None:
         return rows.sum() / max(rows.numel(), 1)
     return torch.where(mask.bool(), rows, 0.0).sum() / mask.bool().sum().clamp(min=1)
 
 
 def check_regularizer(regularizer: object) -> None:
-    """Raise ConfigurationError unless it is a regulariser whose sides make sense."""
+    """Raise ConfigurationError unless the value is a regulariser whose two sides make sense."""
     if not isinstance(regularizer, Regularizer):
         raise ConfigurationError(f"expected a regulariser such as SymmetricKL(1.5), or None, got {regularizer!r}")
     if not (regularizer.reads is None or isinstance(regularizer.reads, str) or callable(regularizer.reads)):

@@ -15,13 +15,13 @@ from advvl.regularizers.base import Weighted, mean_of, sides, widened
 class SquaredDistance(Weighted):
     """‖perturbed − clean‖² over the last axis, averaged over rows (FARE); its gradient flows into both.
 
-    Of a regression's scores, `(B,)` or `(B, 1)`, this is their squared difference (SMART). Computed in fp32 (fp64 for
-    fp64). `mask` keeps the rows that count.
+    For the scores of a regression, `(B,)` or `(B, 1)`, this is their squared difference (SMART). Computed in fp32 (fp64
+    for fp64). `mask` keeps the rows that count.
 
     Arguments:
         weight: factor of the penalty.
         reads, reference, on, rows: as `Regularizer` says.
-        axis: of the features, if it is not the last.
+        axis: the axis of the features, if it is not the last.
 
     Raises:
         ConfigurationError: a weight that is not above 0.
@@ -48,7 +48,7 @@ class Distance(Weighted):
 class Alignment(Weighted):
     """max(0, cos(clean, perturbed)) over the last axis, averaged over rows (circuit breakers): zero at a right angle.
 
-    Unlike a distance it is largest at equality, so that it drives a pass away from its reference.
+    Unlike a distance it is largest at equality, so it drives a pass away from its reference.
 
     Arguments and errors as `SquaredDistance`.
     """

@@ -1,17 +1,17 @@
 """The divergences of two predictions and their gradients, row block by row block.
 
 Written out in tensors, a symmetric divergence and its gradients hold a dozen tensors of the logits' size, and read and
-write memory as often. Here a block of rows is taken through the whole computation before the next, forward and
-backward, so nothing of that size is made but the gradients that are wanted. The backward keeps the logits alone and
-computes a block's probabilities again; the incoming cotangent is multiplied in before the cast to the logits' dtype, so
-that a loss scale keeps small fp16 gradients from vanishing. Small logits, second derivatives and compiled code have the
+write memory as often. Here each block of rows goes through the whole computation, forward and backward, before the next
+block, so only the requested gradients take memory of that size. The backward keeps only the logits and computes a
+block's probabilities again. It multiplies by the incoming cotangent before the cast to the logits' dtype, so that a
+loss scale keeps small fp16 gradients from vanishing. Small logits, second derivatives and compiled code use the
 expression written out.
 
 With p, q the probabilities of logits a, b, and E_p the mean under p (softmax head):
 
     KL(p‖q) = E_p[log p − log q],   ∂/∂a = p ∘ (a − b − E_p[a − b]),   ∂/∂b = q − p
 
-and for the sigmoid head, a Bernoulli variable a class, ∂/∂a = p ∘ (1 − p) ∘ (a − b), ∂/∂b = q − p. The symmetric
+and for the sigmoid head, a Bernoulli variable per class, ∂/∂a = p ∘ (1 − p) ∘ (a − b), ∂/∂b = q − p. The symmetric
 divergence is the sum of both directions.
 """
 
@@ -50,7 +50,7 @@ def divergences(clean: Tensor, perturbed: Tensor, mask: Tensor | None = None, *,
         clean, perturbed: logits, `(..., C)`.
         mask: the rows that count, `(...)`; the others may hold anything, and are 0 with a gradient of 0.
         kind: `"clean||perturbed"` is KL(clean‖perturbed); `"symmetric"` the sum of both directions.
-        head: `"softmax"` over the last axis, or `"sigmoid"`: one Bernoulli variable a class, summed over classes.
+        head: `"softmax"` over the last axis, or `"sigmoid"`: one Bernoulli variable per class, summed over classes.
     """
     small = clean.numel() * _wide(clean, perturbed).itemsize <= SMALL
     if torch.compiler.is_compiling() or small:  # a compiler fuses and blocks by itself
@@ -86,7 +86,7 @@ class _Divergences(torch.autograd.Function):
 
 
 class _Gradients(torch.autograd.Function):
-    """The gradients to both sides that are wanted; a function of its own so that they can be differentiated in turn."""
+    """The requested gradients to both sides; a separate function, so that they can be differentiated again."""
 
     @staticmethod
     def forward(
@@ -145,7 +145,7 @@ class _Gradients(torch.autograd.Function):
 
 
 def _batched(info: Any, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]) -> list[Any]:
-    """The inputs with vmap's axis in front: one leading axis more, for rows know nothing of each other."""
+    """The inputs with vmap's axis in front, as one more leading axis, since rows do not depend on each other."""
     return [
         x if not isinstance(x, Tensor) else x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
         for x, dim in zip(inputs, in_dims, strict=True)
@@ -176,7 +176,7 @@ def _wide(clean: Tensor, perturbed: Tensor) -> torch.dtype:
 
 
 def _blocks(clean: Tensor, perturbed: Tensor, mask: Tensor | None) -> Iterator[tuple[slice | Tensor, Tensor, Tensor]]:
-    """Which rows, counted over all leading axes, and both sides' logits of them, wide; not to be written to."""
+    """The selected rows, numbered over all leading axes, and the wide logits of both sides there; not to be written to."""
     if not clean.numel():
         return
     wide, classes = _wide(clean, perturbed), clean.shape[-1]
@@ -205,7 +205,7 @@ def _put(into: Tensor, block: slice | Tensor, values: Tensor) -> None:
 
 
 def _readable(counts: Tensor) -> bool:
-    """True if the host can look at it without waiting for a device."""
+    """True if the host can read the value without waiting for a device."""
     return counts.is_cpu
 
 
@@ -224,7 +224,7 @@ def _softmax_rows(a: Tensor, b: Tensor, kind: Kind) -> Tensor:
 
 
 def _shrunk_gap(a: Tensor, b: Tensor) -> Tensor:
-    """a − b less a number per row, times SHRINK; each side's maximum comes off first, so that an offset costs no digits."""
+    """a − b minus a number per row, times SHRINK; each side's maximum is subtracted first, to keep precision."""
     a, b = (torch.add(x.amax(-1, keepdim=True).mul_(-SHRINK), x, alpha=SHRINK) for x in (a, b))
     return a.sub_(b)
 

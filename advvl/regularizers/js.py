@@ -21,7 +21,7 @@ class JensenShannon(Weighted):
     Arguments:
         weight: factor of the penalty.
         reads, reference, on, rows: as `Regularizer` says.
-        axis: of the classes in what is read; None: the last, of up to three axes.
+        axis: the axis of the classes in the compared tensor; None: the last, of up to three axes.
 
     Source: Lin, "Divergence measures based on the Shannon entropy", 1991.
 

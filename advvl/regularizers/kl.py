@@ -1,8 +1,8 @@
-"""Regularisers: what is kept steady between the clean and the perturbed prediction.
+"""The Kullback-Leibler divergence, in one direction or in both.
 
-Each maps `(clean, perturbed, mask)` to a scalar: computed from logits in log space, in fp32 (fp64 for fp64), summed over
-classes and averaged over rows, times its weight. VILLA's J is `SymmetricKL`; where a published loop averages over two
-classes too (VCR, NLVR2 of LXMERT-AdvTrain), halve the weight.
+Each regulariser maps `(clean, perturbed, mask)` to a scalar: computed from logits in log space, in fp32 (fp64 for
+fp64), summed over classes, averaged over rows, and multiplied by its weight. VILLA's J is `SymmetricKL`; where a
+published loop averages over two classes too (VCR, NLVR2 of LXMERT-AdvTrain), halve the weight.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _Divergence(Weighted):
     @property
     @abstractmethod
     def _kind(self) -> Kind:
-        """Which divergence it is."""
+        """The name of the divergence."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""References: other weights whose outputs on the clean batch a regulariser compares with."""
+"""References: other weights, whose outputs on the clean batch a regulariser compares with."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Reference(ABC):
     @abstractmethod
     @contextmanager
     def model(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Give the model to run, called as the trained `model` is; both are as they were afterwards."""
+        """Give the model to run, which is called like the trained `model`; both are left as they were."""
 
 
 class Frozen(Reference):
-    """Another model, held as it is: a frozen copy, or a teacher that takes the same batch.
+    """Another model that does not change: a frozen copy, or a teacher that takes the same batch.
 
     Arguments:
         model: the other model; its modes and `requires_grad` stay as they are.
@@ -58,13 +58,13 @@ class Averaged(Reference):
     """An exponential moving average of a model's weights; call `update(model)` after every optimiser step.
 
     Arguments:
-        model: the model that trains; its weights are copied as the average's first.
+        model: the model in training; the average starts as a copy of its weights.
         decay: of the average, per update.
 
     Raises:
         ConfigurationError: something else than a model; a decay out of its range.
 
-    Buffers are averaged too; those of whole numbers or flags are taken as they are.
+    Buffers are averaged too; integer and bool buffers are copied.
 
     Source: torch.optim.swa_utils.AveragedModel; mean teachers (SMART's Bregman term).
     """
@@ -80,7 +80,7 @@ class Averaged(Reference):
         self.average: AveragedModel = average.eval().requires_grad_(False)
 
     def update(self, model: nn.Module) -> None:
-        """Move the average towards the model's present weights.
+        """Move the average towards the model's current weights.
 
         Raises:
             ConfigurationError: a model of other parameters.
@@ -98,11 +98,11 @@ class Averaged(Reference):
                 ours.copy_(theirs)
 
     def state_dict(self) -> dict[str, Any]:
-        """The average, for a checkpoint."""
+        """Return the average for a checkpoint."""
         return self.average.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Load a state from `state_dict`."""
         self.average.load_state_dict(state)
 
     @contextmanager

@@ -17,7 +17,7 @@ from advvl.regularizers.base import Weighted, mean_of, sides, widened
 class SoftCrossEntropy(Weighted):
     """The cross-entropy −Σ q log p of predictions p under a teacher's q = softmax(logits / temperature).
 
-    The gradient is that of KL(q‖p); a synonym to which the teacher gives a share of q is no negative.
+    The gradient is that of KL(q‖p); a synonym to which the teacher gives probability does not count as wrong.
 
     Arguments:
         weight: factor of the penalty.

@@ -274,7 +274,12 @@ IDS, ONES = torch.tensor([[5, 6, 7], [5, 6, 7]]), torch.ones(2, 3, dtype=torch.l
         ({"attention_mask": torch.tensor([[1, 0, 1], [1, 1, 1]])}, "one text without gaps in each row"),
         ({"attention_mask": torch.tensor([[0, 0, 0], [1, 1, 1]])}, "one text without gaps in each row"),
         ({"labels": torch.tensor([[1], [2]])}, r"labels of input_ids' shape \(2, 3\), got \(2, 1\)"),
-        ({"special_tokens_mask": ONES}, "got 'special_tokens_mask' of input_ids' shape"),
+        ({"special_tokens_mask": ONES}, r"got 'special_tokens_mask' with an entry per token of \(2, 3\)"),
+        ({"bbox": torch.zeros(2, 3, 4, dtype=torch.long)}, "got 'bbox' with an entry per token"),
+        ({"word_ids": [[0, 0, 1], [0, 1, 2]]}, "got 'word_ids' with an entry per token"),
+        ({"offsets": ONES.unbind()}, "got 'offsets' with an entry per token"),
+        ({"labels": [[5, 6, 7], [5, 6, 7]]}, "got 'labels' with an entry per token"),
+        ({"labels": torch.zeros(2, 3, 9)}, "got 'labels' with an entry per token"),
     ],
 )
 def test_what_cannot_be_lengthened_is_refused(fields: dict[str, Any], message: str) -> None:

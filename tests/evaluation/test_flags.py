@@ -18,7 +18,10 @@ from advvl.evaluation.named_attacks import NamedAttack
 from advvl.evaluation.objectives import margin
 from advvl.evaluation.replacements import differ
 from advvl.evaluation.worst_case import worst_case
+from advvl.maximizers.base import AscentState, InnerMaximizer
+from advvl.maximizers.probes import Probes
 from advvl.maximizers.random_search import RandomSearch
+from advvl.perturbers.base import Perturber
 
 BUDGETS = [{"image": L2(0.5)}, {"image": L2(2.0)}]
 ATTACKS = (
@@ -125,6 +128,24 @@ def test_a_fake_defence_is_flagged(adapter: Adapter, expected: set[str]) -> None
     found = measured(adapter)
     assert names(found) >= expected
     assert all(flag.detail.endswith(".") and any(c.isdigit() for c in flag.detail) for flag in found.flags)
+
+
+class _OwnSearch(InnerMaximizer):
+    """A random search of somebody else's, around another one."""
+
+    gradients = False
+
+    def probes(
+        self, perturber: Perturber, *, generator: torch.Generator | None = None, state: AscentState | None = None
+    ) -> Probes:
+        return RandomSearch(40).probes(perturber, generator=generator, state=state)
+
+
+def test_a_search_of_the_users_own_is_made_after_the_gradients_and_beats_them() -> None:
+    own = NamedAttack(name="own", maximizer=_OwnSearch(), objective=margin, step_fraction=2.0)
+    found = measured(target(lambda x: (4 * x).round() / 4), attacks=(own, *ATTACKS[:2]))
+    assert found.about["checks"]["random search beats gradients"] == "made"
+    assert "random search beats gradients" in names(found)
 
 
 def test_a_mean_over_draws_is_scored_where_a_model_draws() -> None:

@@ -287,6 +287,18 @@ def test_a_function_that_gives_other_rows_than_asked_is_refused() -> None:
         robustness_curve(target, [examples(target)], modality="image", radii=(1.0,), rows=lambda batch, rows: batch)
 
 
+def test_a_function_that_gives_rows_in_another_order_is_refused() -> None:
+    target = linear()
+    with pytest.raises(DataError, match="in that order, got others' targets"):
+        robustness_curve(
+            target,
+            [examples(target)],
+            modality="image",
+            radii=(1.0,),
+            rows=lambda batch, rows: CUT(batch, rows.flip(0)),
+        )
+
+
 def test_a_soft_score_falls_to_the_lowest_that_an_attack_reaches() -> None:
     # Two right answers of different worth, one on either side of the example; the wrong one is out of reach.
     target = linear(classes=3, features=1)

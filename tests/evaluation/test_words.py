@@ -125,12 +125,21 @@ def test_texts_without_a_word_to_change_stay() -> None:
         pytest.param(TEXTS, {"tries": 1.5}, "expected tries", id="tries"),
         pytest.param(TEXTS, {"search": "beam"}, "expected search to be one of", id="search"),
         pytest.param(TEXTS, {"changes": ()}, "one change of words", id="changes"),
+        pytest.param(TEXTS, {"changes": case}, "a list of one change of words", id="one change"),
+        pytest.param(TEXTS, {"changes": (str.upper,)}, "a change to give a list of variants", id="a word"),
+        pytest.param(TEXTS, {"changes": (len,)}, "a change to give a list of variants", id="a number"),
         pytest.param(TEXTS, {"changes": ("typos",)}, "change 0 as a function", id="change"),
     ],
 )
 def test_a_search_that_makes_no_sense_is_refused(texts: Any, options: Any, message: str) -> None:
     with pytest.raises((ConfigurationError, DataError), match=message):
         changed_words(texts, by_letters, **options)
+
+
+@pytest.mark.parametrize("of", [{"dog": "hound"}, {"dog": 3}, {"dog": ["hound", 3]}, {"Dog": ["hound"]}])
+def test_synonyms_that_are_no_lists_of_words_are_refused(of: Any) -> None:
+    with pytest.raises(DataError, match="a list of synonyms for each word in lower case"):
+        synonyms(of)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

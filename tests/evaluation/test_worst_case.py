@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from advvl import L2, PGD, Adapter, Ball, Decay, Linf, Site
 from advvl.errors import ConfigurationError, DataError, NonFiniteError, ShapeError, SiteError
-from advvl.evaluation.measurement import Measurement
+from advvl.evaluation.measurement import Flag, Measurement
 from advvl.evaluation.named_attacks import NamedAttack
 from advvl.evaluation.objectives import margin
 from advvl.evaluation.rows import take_rows
@@ -268,6 +268,21 @@ def test_pixels_are_measured_as_pixels() -> None:
     torch.testing.assert_close(lengths, torch.full_like(lengths, 0.1))
 
 
+@pytest.mark.parametrize("ball", [Linf(8 / 255), L2(0.5)])
+def test_pixels_that_their_dtype_rounds_out_of_the_box_are_attacked_all_the_same(ball: Ball) -> None:
+    torch.manual_seed(0)
+    target = Adapter(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)).bfloat16().eval(), {"image": Site("0", at="input")})
+    pixels = Normalised((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))  # CLIP's
+    raw = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1).expand(2, 3, 4, 4)
+    x = pixels.per_pixel(raw - torch.tensor(pixels.mean).reshape(3, 1, 1)).bfloat16()
+    batch = {"0": x, "targets": torch.tensor([0, 1])}
+    assert not ((pixels.pixels(x) >= 0) & (pixels.pixels(x) <= 1)).all()
+    target = Adapter(target.model, target.sites, call=lambda model, batch: model(batch["0"]))
+    given: dict[str, Any] = {"boxes": {"image": (0.0, 1.0)}, "pixels": {"image": pixels}, "attacks": [MARGIN]}
+    measured = worst_case(target, [batch], {"image": ball}, checks=False, **given)
+    assert (measured.norms["image"].nan_to_num(0) <= ball.radius * (1 + 1e-5)).all()
+
+
 def test_a_transfer_attack_is_made_on_another_model_and_verified_on_this_one() -> None:
     target, other = linear(), linear()
     batch = examples(target)
@@ -375,6 +390,42 @@ def test_a_cache_keeps_what_was_attacked_before() -> None:
     assert target.model.rows == 0
 
 
+def test_a_cache_that_keeps_something_else_is_refused() -> None:
+    target = linear()
+    kept: dict[int, Record] = {}
+
+    def cache(number: int, make: Callable[[], Record]) -> Record:
+        return kept.setdefault(number, make()) if number not in kept else kept[number]
+
+    run = partial(worst_case, target, attacks=[MARGIN], cache=cache)
+    first, budgets = [examples(target, 6)], {"image": L2(0.5)}
+    run(first, budgets)
+    run(first, budgets)
+    others: list[tuple[Any, Any, dict[str, Any]]] = [
+        ([examples(target, 6, seed=1)], budgets, {}),
+        ([take_rows(first[0], torch.arange(5))], budgets, {}),
+        (first, [budgets, {"image": L2(1.0)}], {}),
+        (first, budgets, {"attacks": SHORT}),
+        (first, budgets, {"checks": False}),
+        (first, budgets, {"cache": lambda number, make: None}),
+    ]
+    for loader, wanted, options in others:
+        with pytest.raises(
+            DataError, match="the record of batch 0 from the cache, got one of other examples or settings"
+        ):
+            run(loader, wanted, **options)
+
+
+def test_an_empty_batch_among_others_changes_nothing() -> None:
+    target = linear()
+    batch = examples(target)
+    found = [
+        worst_case(target, loader, [{"text": L2(0.3)}, {"text": L2(0.5)}], attacks=SHORT, rows=take_rows)
+        for loader in ([batch], [batch, take_rows(batch, torch.arange(0))])
+    ]
+    assert torch.equal(found[0].worst(), found[1].worst())
+
+
 def leaves_gradients(outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     outputs.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
     return outputs.sum(1)
@@ -435,6 +486,11 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "score": ({"score": lambda outputs, batch: outputs}, ShapeError, "one number per example"),
     "scale": ({"score": lambda outputs, batch: 2 + outputs[:, 0]}, DataError, r"scores in \[0, 1\]"),
     "rows": ({"rows": lambda batch, rows: batch}, DataError, "the 36 rows asked for, got 40"),
+    "rows in another order": (
+        {"rows": lambda batch, rows: take_rows(batch, rows.flip(0))},
+        DataError,
+        "in that order, got others' targets",
+    ),
     "loss": ({"attacks": [NamedAttack(name="a", maximizer=PGD(2), objective=None)]}, ConfigurationError, "with a loss"),
     "scalar": (
         {"attacks": [NamedAttack(name="a", maximizer=PGD(2), loss=lambda outputs, batch: outputs.sum())]},
@@ -485,11 +541,52 @@ def test_a_fingerprint_is_that_of_the_examples_alone() -> None:
     assert run([take_rows(batch, torch.arange(40).flip(0))]).about["data_fingerprint"] != whole
 
 
-@pytest.mark.parametrize("said", ["{}", "[]", '{"budgets": [{"text": {}}]}', '{"budgets": 1}'])
+@pytest.mark.parametrize(
+    "said",
+    [
+        *("{}", "[]", '{"budgets": [{"text": {}}]}', '{"budgets": 1}', '{"budgets": [["text"]]}'),
+        *("{", '{"about": 1, "about": 2}', "[" * 100_000),
+    ],
+    ids=lambda said: said[:30],
+)
 def test_a_measurement_of_other_entries_is_refused(said: str, tmp_path: Path) -> None:
     write_safetensors(tmp_path / "x.safetensors", {"clean": torch.ones(1)}, metadata={"advvl_measurement": said})
     with pytest.raises(DataError, match=r"a whole measurement in .*x\.safetensors"):
         Measurement.load(tmp_path / "x.safetensors")
+
+
+ODD: dict[str, tuple[Callable[[Measurement], dict[str, Any]], str]] = {
+    "scores of other examples": (
+        lambda m: {"scores": m.scores[..., :5]},
+        r"scores \(2, 2, 40\), got float64 \(2, 2, 5\)",
+    ),
+    "scores at other budgets": (lambda m: {"scores": m.scores[:1]}, "scores"),
+    "scores above 1": (lambda m: {"scores": 2 * m.scores}, r"scores in \[0, 1\], got 0 to 2"),
+    "clean scores that are none": (lambda m: {"clean": m.clean * math.nan}, r"clean in \[0, 1\]"),
+    "rows of other examples": (lambda m: {"unmoved": m.unmoved[..., :5]}, "unmoved"),
+    "rows in numbers": (lambda m: {"unmoved": m.unmoved.double()}, "unmoved"),
+    "norms of other examples": (lambda m: {"norms": {"image": m.norms["image"][0]}}, "norms of 'image'"),
+    "no norms": (lambda m: {"norms": {}}, r"none of \['image'\]"),
+    "no budget": (
+        lambda m: {"budgets": (), "scores": m.scores[:0], "unmoved": m.unmoved[:0], "norms": {}},
+        "no budget",
+    ),
+    "one attack twice": (lambda m: {"attacks": ("a", "a")}, "different names of attacks"),
+    "a flag without words": (lambda m: {"flags": (Flag("a", 1),)}, "flags in words"),  # type: ignore[arg-type]
+    "about a list": (lambda m: {"about": [1]}, "about as a mapping"),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), ODD.values(), ids=ODD)
+def test_parts_that_do_not_fit_each_other_are_no_measurement(
+    change: Callable[[Measurement], dict[str, Any]], words: str, tmp_path: Path
+) -> None:
+    target = linear()
+    found = worst_case(
+        target, [examples(target)], [{"image": L2(0.3)}, {"image": L2(0.8)}], attacks=SHORT, checks=False
+    )
+    with pytest.raises(DataError, match=f"expected a measurement with .*{words}"):
+        replace(found, **change(found))
 
 
 def test_a_negative_radius_is_refused_by_the_ball() -> None:

@@ -198,7 +198,7 @@ sys.exit(main(sys.argv[2:]))
 @pytest.mark.parametrize("full", ["images", "x.db"])
 def test_a_disk_that_fills_is_a_refusal_that_leaves_no_database(full: str, work: Path) -> None:
     """A limit on the size of files gives the error that a full disk gives, in the middle of a write."""
-    features, texts = (300_000, 6) if full == "images" else (6, 4000)
+    features, texts = (80_000, 6) if full == "images" else (6, 1000)
     for name in NAMES:
         np.savez(work / "regions" / f"{name}.npz", **{**arrays(0), "features": np.ones((2, features), "f4")})
     write_records("ve", count=texts)
@@ -214,7 +214,7 @@ def test_a_disk_that_fills_is_a_refusal_that_leaves_no_database(full: str, work:
         "regions",
     ]
     command += ["--text-db", "x.db", "--image-db", "images", "--max-length", "1000000"]
-    ran = subprocess.run([sys.executable, "-c", FULL, str(1 << 18), *command], capture_output=True, text=True, cwd=work)
+    ran = subprocess.run([sys.executable, "-c", FULL, str(1 << 16), *command], capture_output=True, text=True, cwd=work)
     assert ran.returncode == 2, ran.stderr
     assert "Traceback" not in ran.stderr
     assert f"expected to write '{full}" in ran.stderr
@@ -239,11 +239,15 @@ def test_images_of_several_files_of_records_are_written_once(work: Path) -> None
             torch.testing.assert_close(theirs[name], ours[name], rtol=0, atol=0)
 
 
-def test_an_image_that_records_name_is_not_skipped(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_that_records_name_is_skipped_with_its_texts(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_records("ve")
-    assert convert("ve", "--num-bb", "3", "--skip-bad") == 2
-    assert "record 'street': expected at most num_bb = 3 regions, got 4" in capsys.readouterr().err
+    assert convert("ve", "--num-bb", "3") == 2
     assert not Path("x.db").exists()
+    assert convert("ve", "--num-bb", "3", "--skip-bad") == 0
+    said = capsys.readouterr().out
+    assert "record 'street': expected at most num_bb = 3 regions, got 4" in said
+    assert "its image 'street' was left out" in said
+    assert len(open_texts("x.db")) == 3
 
 
 def test_answers_are_numbered_once_and_then_read(work: Path) -> None:
@@ -299,6 +303,89 @@ def test_files_that_are_no_features_are_refused(work: Path) -> None:
     np.save(work / "regions" / "park.npy", np.ones((2, 6)))
     with pytest.raises(DataError, match="expected one file of the image 'park'"):
         open_features("regions")
+
+
+def wide(**changed: Any) -> dict[str, Any]:
+    """Two regions, changed."""
+    return {"features": np.ones((2, 6), "f4"), "boxes": np.array([[0, 0, 0.5, 0.5]] * 2, "f4"), **changed}
+
+
+BAD_IMAGES: dict[str, tuple[dict[str, Any], str]] = {
+    "boxes without axes": ({"features": np.ones((2, 6)), "norm_bb": np.ones(12)}, "expected norm_bb (R, 6), got (12,)"),
+    "boxes of one number": ({"features": np.ones((2, 6)), "norm_bb": np.float32(1)}, "expected norm_bb (R, 6), got ()"),
+    "complex numbers": (wide(features=np.ones((2, 6), complex)), "expected an array of numbers, got one of complex128"),
+    "labels without classes": (wide(soft_labels=np.ones(2)), "expected labels (2, C) of 2 regions, got (2,)"),
+    "labels of other regions": (wide(soft_labels=np.ones((3, 4))), "expected labels (2, C) of 2 regions, got (3, 4)"),
+    "labels above 1": (wide(soft_labels=np.full((2, 4), 2.0)), "expected labels in [0, 1]"),
+    "too large for half precision": (wide(features=np.full((2, 6), 1e6)), "features of at most 65504"),
+}
+
+
+@pytest.mark.parametrize(("given", "message"), BAD_IMAGES.values(), ids=BAD_IMAGES)
+@pytest.mark.parametrize("task", [None, "captions", "referring"])
+def test_an_image_that_cannot_be_written_is_left_out_with_its_texts(
+    task: str | None, given: dict[str, Any], message: str, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(work / "regions" / "a.npz", **given)
+    if task is None:
+        options = ["--features", "regions", "--image-db", "images"]
+        assert main(["data", "convert", *options]) == 2
+        assert message in capsys.readouterr().err
+        assert main(["data", "convert", *options, "--skip-bad"]) == 0
+    else:
+        write_records(task, {**RECORDS[task](0), "image": "a", "id": "lost"})
+        assert convert(task) == 2
+        assert message in capsys.readouterr().err
+        assert convert(task, "--skip-bad") == 0
+        assert "lost" not in " ".join(open_texts("x.db").lengths)
+    said = capsys.readouterr().out
+    assert message in said
+    assert len(open_images("images", RegionLimits(num_bb=4) if task == "referring" else RegionLimits())) == 3
+
+
+def test_an_npy_with_the_name_of_an_npz_is_refused(work: Path) -> None:
+    with open(work / "regions" / "park.npz", "wb") as stream:
+        np.save(stream, np.ones((2, 6)))
+    with pytest.raises(DataError, match=r"regions/park\.npz: expected arrays of numbers"):
+        open_features("regions")["park"]
+
+
+def test_an_image_that_unpacks_to_more_than_any_is_refused_before_it_is_unpacked(work: Path) -> None:
+    np.savez_compressed(work / "regions" / "park.npz", features=np.zeros((20_000, 1000), "f4"), boxes=np.zeros((1, 4)))
+    with pytest.raises(DataError, match=r"park\.npz: .*at most 67108864 bytes of arrays, got 80000"):
+        open_features("regions")["park"]
+
+
+def test_an_image_that_is_left_out_says_nothing_of_the_width_of_others(work: Path) -> None:
+    np.savez(work / "regions" / "a.npz", **wide(features=np.full((2, 9), 1e6)))
+    assert main(["data", "convert", "--features", "regions", "--image-db", "images", "--skip-bad"]) == 0
+    assert sorted(open_images("images").names) == sorted(NAMES)
+
+
+def test_labels_of_another_number_of_classes_are_left_out(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, classes in (("a", 3), ("b", 4), ("c", 3)):
+        np.savez(work / "regions" / f"{name}.npz", **wide(soft_labels=np.ones((2, classes))))
+    assert main(["data", "convert", "--features", "regions", "--image-db", "images", "--skip-bad"]) == 0
+    assert "'b': expected 3 classes in labels, as of the images before, got 4" in capsys.readouterr().out
+    assert sorted(open_images("images").names) == sorted([*NAMES, "a", "c"])
+
+
+def test_an_image_with_the_name_of_the_list_of_names_is_left_out(work: Path) -> None:
+    np.savez(work / "regions" / "__keys__.npz", **wide())
+    assert main(["data", "convert", "--features", "regions", "--image-db", "images", "--skip-bad"]) == 0
+    assert sorted(open_images("images").names) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("changed", [{"id": "x" * 600}, {"text": "\ud800"}, {"id": "\ud800"}])
+def test_a_record_that_no_database_holds_is_left_out(
+    changed: dict[str, Any], work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_records("ve", {**RECORDS["ve"](0), **changed})
+    assert convert("ve") == 2
+    assert "expected" in capsys.readouterr().err
+    assert convert("ve", "--skip-bad") == 0
+    assert len(open_texts("x.db")) == 4
+    assert "skipped: 1" in capsys.readouterr().out
 
 
 def test_inspect_says_what_databases_hold(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

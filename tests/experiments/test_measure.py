@@ -143,6 +143,12 @@ def test_a_killed_evaluation_goes_on_to_the_bits_of_one_that_never_was(
     assert kept == ["0.safetensors", "1.safetensors"]
     assert main(command) == 2
     assert "--resume" in capsys.readouterr().err
+    damaged = tmp_path / "out" / "robustness" / "batches" / "seed0" / "best" / "1.safetensors"
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-3])
+    assert main([*command, "--resume"]) == 2
+    assert "expected the record of a batch in" in capsys.readouterr().err
+    damaged.write_bytes(content)
     done[:] = [0, 0, 0]  # no further kill
     assert main([*command, "--resume"]) == 0
     batches = 1 + max(done)

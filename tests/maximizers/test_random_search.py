@@ -23,7 +23,7 @@ def search(ball: Any, queries: int, *modalities: str, seed: int = 0, **options: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("per", ["sample", "token"])
-@pytest.mark.parametrize(("kind", "share"), [(L2, 0.9), (Linf, 0.95)])
+@pytest.mark.parametrize(("kind", "share"), [(L2, 0.8), (Linf, 0.9)])
 def test_it_reaches_most_of_the_optimum_of_a_linear_model(kind: Any, share: float, per: Any) -> None:
     model, batch, ball = linear(), linear_batch(), kind(0.5, per=per)
     before = margin_of(model.model(**batch), batch)
@@ -31,7 +31,7 @@ def test_it_reaches_most_of_the_optimum_of_a_linear_model(kind: Any, share: floa
         EmbeddingPerturber(**dict.fromkeys(("text", "image"), Ascent(ball, step_size=0.5))), PGD(2), loss=margin_of
     )
     optimum = best(model, batch).losses - before
-    found = search(ball, 1500)(model, batch).losses - before
+    found = search(ball, 600)(model, batch).losses - before
     assert (found >= share * optimum).all()
     assert (found <= optimum + 1e-9).all()
 

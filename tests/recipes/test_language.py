@@ -16,7 +16,7 @@ from support.plain import agree, agree_on_gradients, gradients_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from advvl import L2, PGD, Adapter, Ascent, Attack, EmbeddingPerturber, FreeLB, Frozen, Place, Site
+from advvl import L2, PGD, Adapter, AdversarialTraining, Ascent, Attack, EmbeddingPerturber, FreeLB, Frozen, Place, Site
 from advvl.errors import ConfigurationError, DataError, ShapeError
 from advvl.maximizers import Held
 from advvl.perturbers import Paired
@@ -576,20 +576,20 @@ def test_a_perturbation_is_held_for_a_number_of_updates(count: Any) -> None:
         Held(PGD(3), count)
 
 
-def test_updates_that_nobody_makes_are_refused() -> None:
+def test_updates_without_an_update_function_are_refused() -> None:
     ours, _ = ours_and_theirs()
     with pytest.raises(ConfigurationError, match="expected update=… for 4 updates a step"):
         lat().step(ours, pairs())
 
 
-def test_pairs_wear_one_perturbation_of_both_rows_gradient() -> None:
+def test_pairs_share_one_perturbation_with_both_rows_gradients() -> None:
     paired = Paired(EmbeddingPerturber(text=Ascent(L2(), step_size=1.0, rule="sign")))
     x = torch.zeros(4, 2, 3)
     place = Place(x)
     delta = torch.randn(4, 2, 3, requires_grad=True)
     paired.apply("text", place, x, delta).mul(torch.arange(4.0).reshape(4, 1, 1)).sum().backward()
     assert delta.grad is not None
-    assert delta.grad[:, 0, 0].tolist() == [0 + 2, 1 + 3, 0, 0]
+    assert delta.grad[:, 0, 0].tolist() == [0 + 2, 1 + 3, 0 + 2, 1 + 3]
     moved, _ = paired.move({"text": torch.zeros(4, 2, 3)}, {"text": delta.grad}, {"text": place}, {})
     assert torch.equal(moved["text"], torch.ones(4, 2, 3))
 
@@ -614,6 +614,17 @@ def test_an_attack_with_pairs_is_as_its_inner_one_says() -> None:
     method = cat(radius=1.0, step_size=0.1)
     result = Attack(method.perturber, PGD(20), loss=method.climb.loss)(ours, pairs())  # type: ignore[union-attr]
     assert torch.equal(result.deltas["text"][:3], result.deltas["text"][3:])
+    assert result.moved["text"].all()
+    assert not result.unmoved["text"].any()
+
+
+@pytest.mark.parametrize("maximizer", [PGD(3, keep="best"), PGD(3, early_stop=True)])
+def test_rows_that_share_a_perturbation_choose_none_alone(maximizer: PGD) -> None:
+    method = cat(radius=1.0)
+    with pytest.raises(ConfigurationError, match="rows that share a perturbation"):
+        Attack(method.perturber, maximizer)
+    with pytest.raises(ConfigurationError, match="rows that share a perturbation"):
+        AdversarialTraining(method.perturber, maximizer)
 
 
 class Tall(nn.Module):

@@ -1,16 +1,26 @@
-"""Processes for the tests: a function of a test module in several of them, in bounded time whatever happens to one."""
+"""Processes for the tests: a function of a test module in several of them, in bounded time whatever happens to one.
+
+They are forked by a server that has imported everything once: that takes longer than most of them run.
+"""
 
 from __future__ import annotations
 
 import datetime
 import importlib
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +46,33 @@ def spawn(
     function: str, processes: int, folder: Path, *, limit: float = LIMIT, timeout: float = TIMEOUT
 ) -> list[Ended]:
     """Run `"module:function"`, of rank and folder, in processes that form a gloo group; none outlives `limit` seconds."""
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from support import spawn; spawn.work(*sys.argv[1:])",
-        function,
-        str(processes),
-        str(folder),
-    ]
-    return run([[*command, str(timeout), str(rank)] for rank in range(processes)], limit=limit)
+    arguments = [(function, processes, str(folder), timeout, rank) for rank in range(processes)]
+    running = [server().Process(target=work, args=each) for each in arguments]
+    for process in running:
+        process.start()
+    end, ended = time.monotonic() + limit, []
+    try:
+        for rank, process in enumerate(running):
+            process.join(max(0.1, end - time.monotonic()))
+            said = folder / f"{rank}.txt"
+            ended.append(Ended(process.exitcode, said.read_text() if said.exists() else ""))
+    finally:
+        for process in running:
+            process.kill()
+            process.join()
+    return ended
+
+
+@cache
+def server() -> ForkServerContext:
+    """Start what forks the processes, one for all tests of this process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["support.distributed_cases", "advvl.experiments.uniter", "torch._dynamo"])
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment().items():
+            patch.setenv(name, value)
+        forkserver.ensure_running()
+    return context
 
 
 def environment() -> dict[str, str]:
@@ -79,6 +107,43 @@ def run(commands: list[list[str]], *, limit: float, variables: dict[str, str] | 
                 os.killpg(process.pid, 9)
                 process.communicate()
     return ended
+
+
+class Script:
+    """A script that runs beside the test, as `python -W error::UserWarning SCRIPT ARGUMENTS` would run it.
+
+    Arguments:
+        folder: of the files that take what it writes.
+    """
+
+    def __init__(self, script: Path, *arguments: object, folder: Path) -> None:
+        words = [str(script), *map(str, arguments)]
+        self.said = tuple(Path(tempfile.mkstemp(dir=folder)[1]) for _ in range(2))
+        self.process = server().Process(target=_be_script, args=(words, *self.said))
+        self.process.start()
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def finish(self, limit: float = 300.0) -> tuple[int | None, str, str]:
+        """Wait for its end, and return its status with what it wrote to stdout and stderr."""
+        self.process.join(limit)
+        self.process.kill()
+        out, err = (path.read_text() for path in self.said)
+        return self.process.exitcode, out, err
+
+
+def _be_script(words: list[str], out: Path, err: Path) -> None:
+    for number, path in ((1, out), (2, err)):
+        with path.open("wb", buffering=0) as stream:
+            os.dup2(stream.fileno(), number)
+    sys.argv[:] = words
+    sys.path.insert(0, str(Path(words[0]).parent))
+    warnings.filterwarnings("error", category=UserWarning)
+    runpy.run_path(words[0], run_name="__main__")
 
 
 class Found(dict[str, Any]):
@@ -119,19 +184,22 @@ def shared_results(function: str, processes: int) -> Any:
     return found
 
 
-def work(function: str, processes: str, folder: str, timeout: str, rank: str) -> None:
+def work(function: str, processes: int, folder: str, timeout: float, rank: int) -> None:
     """Be one of the processes."""
+    with open(f"{folder}/{rank}.txt", "wb", buffering=0) as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
     module, _, name = function.partition(":")
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
-        store=dist.FileStore(f"{folder}/store", int(processes)),
-        rank=int(rank),
-        world_size=int(processes),
-        timeout=datetime.timedelta(seconds=float(timeout)),
+        store=dist.FileStore(f"{folder}/store", processes),
+        rank=rank,
+        world_size=processes,
+        timeout=datetime.timedelta(seconds=timeout),
     )
     try:
-        found = getattr(importlib.import_module(module), name)(int(rank), Path(folder))
+        found = getattr(importlib.import_module(module), name)(rank, Path(folder))
         torch.save(found, f"{folder}/{rank}.pt")
     except Exception:
         traceback.print_exc()

@@ -104,7 +104,7 @@ def read_tables(path: str | os.PathLike[str]) -> Tables:
         else:
             continue
         for number, row in enumerate(rows, start=2):
-            if row == header or not row:  # files put together of several hold the header of each
+            if row == header or not row:  # files concatenated from several contain the header of each
                 continue
             try:
                 found = read(row)
@@ -145,7 +145,7 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _tarred(path: Path) -> Iterator[tuple[str, bytes]]:
-    """A packed archive cannot be read in another order than its own, so that its files are held until all are there."""
+    """A compressed archive can only be read in its own order, so its files are held in memory until all are read."""
     held: dict[str, bytes] = {}
     with tarfile.open(path, mode="r|*") as archive:
         for member in archive:
@@ -179,7 +179,7 @@ def _click(row: list[str]) -> Click:
 
 
 def _message(row: list[str]) -> Message:
-    """The contents of a few rows hold quotes that were not doubled, at which the reader cuts them: join them again."""
+    """A few rows contain quotes that were not doubled, at which the reader splits them: join them again."""
     if len(row) < MESSAGES:
         raise ValueError(f"expected {MESSAGES} columns, got {len(row)}")
     return Message(row[0], _whole(row[1]), _whole(row[2]), row[3], ",".join(row[4:]))

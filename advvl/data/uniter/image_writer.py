@@ -1,4 +1,4 @@
-"""New databases of images, written one image at a time; see `advvl.data.uniter.image_db` for what they hold."""
+"""New databases of images, written one image at a time; see `advvl.data.uniter.image_db` for their contents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from advvl.checks import path_of
+from advvl.checks import path_of, shown
 from advvl.data.uniter.image_db import COMPRESSED, KEYS, RegionLimits
 from advvl.data.uniter.json_files import as_json, read_json
 from advvl.data.uniter.lmdb_files import LmdbWriter, refuse_existing, writing_lmdb
@@ -33,7 +33,7 @@ class ImageDbWriter:
         self._file, self._limits, self._half = file, limits, half
         self._pack = pack_npz if compressed else pack_arrays
         self.counts: dict[str, int] = {}
-        self._feature_dim: int | None = None
+        self._widths: tuple[int, int | None] | None = None
 
     def add(
         self,
@@ -44,34 +44,46 @@ class ImageDbWriter:
         scores: ArrayLike | None = None,
         labels: ArrayLike | None = None,
     ) -> int:
-        """Add an image, and return the number of its regions that were kept: the surest where there are scores.
+        """Add an image, and return the number of its regions that were kept: the most confident ones if there are scores.
 
         Arguments:
             name: such as "coco_train2014_000000458752.npz".
             features: (n, F).
             boxes: (n, 4), x1, y1, x2, y2 over the image's width and height; or (n, 6) with width and height.
-            scores: (n,), how sure the detector was; None: the first regions are kept.
+            scores: (n,), the detector's confidence; None: the first regions are kept.
             labels: (n, C), distributions over classes, column 0 for the background.
 
         Raises:
-            DataError: a name that is there; more regions than a fixed number; features of another width than those of the
-                images before; see `Regions`.
+            DataError: a name that is there; more regions than a fixed number; features or labels of another width than
+                those of the images before; labels outside [0, 1]; see `Regions`.
         """
-        with within(f"{self._file.folder}, record {name!r}"):
+        with within(f"{self._file.folder}, record {shown(name)}"):
+            if name == KEYS:
+                raise DataError("expected another name, got that of the list of names; rename the image")
             regions = Regions(
                 _array("features", features),
                 torch.from_numpy(with_areas(_array("boxes", boxes).numpy())),
                 None if labels is None else _array("labels", labels),
                 None if scores is None else _array("scores", scores).reshape(-1),
             )
-            width = regions.features.shape[1]
-            self._feature_dim = self._feature_dim or width
-            if width != self._feature_dim:
-                raise DataError(f"expected {self._feature_dim} features, as of the images before, got {width}")
+            if regions.labels is not None and not 0 <= float(regions.labels.min()) <= float(regions.labels.max()) <= 1:
+                raise DataError("expected labels in [0, 1], got some outside; give each region a distribution")
+            widths = self._as_before(regions)
             arrays = self._kept(regions)
             self._file.put(name, self._pack(arrays))
+        self._widths = widths
         self.counts[name] = len(arrays["features"])
         return self.counts[name]
+
+    def _as_before(self, regions: Regions) -> tuple[int, int | None]:
+        """The numbers of features and of classes, the same as of the images before; of classes None until some has them."""
+        features, classes = regions.features.shape[1], None if regions.labels is None else regions.labels.shape[1]
+        before = self._widths or (features, classes)
+        if features != before[0]:
+            raise DataError(f"expected {before[0]} features, as of the images before, got {features}")
+        if None not in (classes, before[1]) and classes != before[1]:
+            raise DataError(f"expected {before[1]} classes in labels, as of the images before, got {classes}")
+        return features, before[1] if classes is None else classes
 
     def _kept(self, regions: Regions) -> dict[str, NDArray[Any]]:
         limits, scores = self._limits, regions.scores
@@ -89,7 +101,9 @@ class ImageDbWriter:
         arrays |= {} if regions.labels is None else {"soft_labels": regions.labels}
         kept = {name: rows[order[:count]] for name, rows in arrays.items()}
         if self._half and float(kept["features"].abs().max()) > _LARGEST_HALF:
-            raise DataError(f"expected features of at most {_LARGEST_HALF:.0f}, got larger ones; give half=False")
+            raise DataError(
+                f"expected features of at most {_LARGEST_HALF:.0f}, got larger ones; give half=False, --full-precision"
+            )
         return {name: rows.numpy().astype(np.float16 if self._half else np.float32) for name, rows in kept.items()}
 
     def close(self) -> None:
@@ -137,11 +151,13 @@ def _write_counts(path: Path, counts: Mapping[str, int], *, shared: bool) -> Non
         if read_json(path, dict, "the number of regions of each image") == counts:
             return
         refuse_existing(path)
-    write_bytes(path, as_json(dict(counts)))  # without a database it is what a killed writer left
+    write_bytes(path, as_json(dict(counts)))  # without a database it is left over from a killed writer
 
 
 def _array(name: str, value: ArrayLike) -> Tensor:
     try:
+        if np.iscomplexobj(value):
+            raise TypeError("complex numbers")
         return torch.as_tensor(np.asarray(value, dtype=np.float32))
     except (TypeError, ValueError) as error:
         raise DataError(f"expected {name} as an array of numbers, got {error}") from error

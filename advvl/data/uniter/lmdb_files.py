@@ -1,8 +1,8 @@
 """LMDB databases: each open once per process for all its readers; written in a folder of another name, then renamed.
 
-lmdb opens a path once per process, and a forked child of a process that has it open is none of its own: all readers of a
-path share one environment, and a child goes on with the one it inherited. A reader that is pickled, as for a spawned
-worker, opens the path where it is unpickled.
+lmdb opens a path only once per process, and a forked child counts as the same process: all readers of a path share one
+environment, and a child keeps using the one that it inherited. A pickled reader, as for a spawned worker, opens the
+path when it is unpickled.
 """
 
 from __future__ import annotations
@@ -53,20 +53,21 @@ class LmdbFile:
                 f"expected an LMDB database in {str(folder)!r}, got {error}; check the path, or copy it again"
             ) from error
         size = (folder / DATA).stat().st_size
-        if size < pages:  # reading a page that is not there would end the process
+        if size < pages:  # reading a missing page would end the process
             raise DataError(
                 f"expected {pages} bytes in {str(folder / DATA)!r}, got {size}; it was cut short: copy it again"
             )
         self._threads = threading.local()
+        self._ended: list[Any] = []
 
     def get(self, key: str) -> memoryview | None:
-        """Return the record of that key, None where there is none; the view is good as long as the reader."""
+        """Return the record of that key, None if there is none; the view is valid as long as the reader exists."""
         try:
-            view: memoryview | None = self._transaction.get(key.encode())
+            view: memoryview | None = self._transaction.get(key.encode(errors="surrogatepass"))
         except lmdb.BadValsizeError:  # an empty key, or one longer than any that a database can hold
             return None
         except lmdb.Error as error:
-            raise DataError(f"expected to read {key!r} in {str(self.folder)!r}, got {error}; copy it again") from error
+            raise self._damaged(shown(key), error) from error
         return view
 
     def require(self, key: str) -> memoryview:
@@ -81,20 +82,33 @@ class LmdbFile:
         return view
 
     def __iter__(self) -> Iterator[str]:
-        """All keys, in their order in the database, that of their bytes."""
-        with self._transaction.cursor() as cursor:
-            for key in cursor.iternext(values=False):
-                yield bytes(key).decode(errors="replace")
+        """All keys, in their order in the database, that of their bytes.
+
+        Raises:
+            DataError: a damaged file.
+        """
+        try:
+            with self._transaction.cursor() as cursor:
+                for key in cursor.iternext(values=False):
+                    yield bytes(key).decode(errors="replace")
+        except lmdb.Error as error:
+            raise self._damaged("all keys", error) from error
 
     def __len__(self) -> int:
         return int(self._environment.stat()["entries"])
 
     @property
     def _transaction(self) -> Any:
-        """This thread's view of the database; one for good, as nobody writes."""
+        """This thread's view of the database; a single one, because the database is never written."""
         if not hasattr(self._threads, "transaction"):
             self._threads.transaction = self._environment.begin(buffers=True)
         return self._threads.transaction
+
+    def _damaged(self, what: str, error: Exception) -> DataError:
+        """An error of reading, after which other records can be read; views of those read before stay good."""
+        self._ended.append(self._threads.transaction)  # it is of no more use, and its views are
+        del self._threads.transaction
+        return DataError(f"expected to read {what} in {str(self.folder)!r}, got {error}; copy it again")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_lmdb, (self.folder,)
@@ -144,9 +158,9 @@ class LmdbWriter:
             DataError: a key that the database has, that is empty, or is longer than LMDB takes.
             OutputDirectoryError: the file system refuses.
         """
-        name = key.encode()
+        name = key.encode(errors="surrogatepass")
         longest = self._environment.max_key_size()
-        if not 0 < len(name) <= longest:
+        if not 0 < len(name) <= longest or name != key.encode(errors="replace"):
             raise DataError(
                 f"expected a key of 1 to {longest} bytes in {str(self.folder)!r}, got {shown(key)}; rename it"
             )
@@ -190,9 +204,9 @@ class LmdbWriter:
 
 @contextmanager
 def writing_lmdb(folder: str | os.PathLike[str]) -> Iterator[LmdbWriter]:
-    """Write a new database in `folder`, which is there once the block has ended well, and not before.
+    """Write a new database in `folder`, which appears once the block has ended without an error.
 
-    Missing parents are made. What an earlier writer of the same folder left when it was killed is removed.
+    Missing parents are made. Leftovers of a killed writer of the same folder are removed.
 
     Raises:
         OutputDirectoryError: there is something at `folder`; another process writes it; the file system refuses.
@@ -222,7 +236,7 @@ def writing_lmdb(folder: str | os.PathLike[str]) -> Iterator[LmdbWriter]:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Turn what the file system and LMDB refuse into an OutputDirectoryError."""
+    """Turn errors of the file system and of LMDB into an OutputDirectoryError."""
     try:
         with writing_to(folder):
             yield

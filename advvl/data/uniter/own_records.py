@@ -1,7 +1,7 @@
-"""A person's own records, read and checked one by one.
+"""Records from users, read and checked one by one.
 
-A list, a tuple, a generator and a file of JSON lines are read once and kept. Anything else with a length and indices, such
-as a `Dataset` of datasets, is read and checked once, and its images are read again when a batch asks for them.
+A list, a tuple, a generator and a file of JSON lines are read once and kept. Anything else with a length and indices,
+such as a `Dataset` of Hugging Face datasets, is read and checked once, and its images are read again for each batch.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ def read_records(
             with within(f"{prefix}{number}"):
                 record = _mapping(given)
                 seen = {key: _seen(record, key, number, reader, images) for key in keys}
+                same = widths
                 for _, regions in seen.values():
-                    widths = _same_widths(regions, widths)
+                    same = _same_widths(regions, same)
                 examples = parse(record, [regions for _, regions in seen.values()])
                 lengths = [_length(fields, max_length) for fields in examples]
                 new = _keys(record, number, len(examples), texts.records)
@@ -68,6 +69,7 @@ def read_records(
                 raise
             skipped.append(str(error))
             continue
+        widths = same
         for key, (name, regions) in seen.items():
             counts[name], places[name] = len(regions), (number, key)
             if kept:

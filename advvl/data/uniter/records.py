@@ -1,7 +1,7 @@
 """Records of UNITER's databases as bytes: texts as msgpack within lz4 frames, arrays as msgpack or as npz.
 
-Arrays within msgpack are encoded as the package msgpack-numpy does it. It is not used to read them, for it unpickles
-arrays of objects, and a pickle may run code. Sizes are checked before anything is made of them.
+Arrays inside msgpack are encoded like those of the package msgpack-numpy. The package is not used to read them, because
+it unpickles arrays of objects, and a pickle may run code. Sizes are checked before memory is allocated.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NUMBERS: Final = {
     for kind, sizes in {"f": "248", "i": "1248", "u": "1248", "b": "1"}.items()
     for size in sizes
 }
-"""The types of arrays that are read, by the text that stands for them."""
+"""The types of arrays that are read, by their encoded names."""
 _MOST_ENTRIES: Final = 4096  # of a list or map in an image's record: arrays are bytes
 
 _HEAD: Final = 1024  # bytes, in which a record says how large its first array is
@@ -135,9 +135,15 @@ def _array(name: str, entry: Any) -> NDArray[Any]:
     kind, shape, data = (entry.get(key) if isinstance(entry, dict) else None for key in (b"type", b"shape", b"data"))
     if not isinstance(kind, str) or kind not in _NUMBERS or not isinstance(data, bytes):
         raise DataError(f"{name}: expected an array of numbers, got {shown(entry)}; write it again")
-    if not isinstance(shape, list) or set(map(type, shape)) > {int} or min(shape, default=0) < 0:
+    return _numbers(name, _NUMBERS[kind], _shape(name, shape), data)
+
+
+def _shape(name: str, shape: Any) -> tuple[int, ...]:
+    """The shape of an array, from whatever stands for it."""
+    sides = shape if isinstance(shape, list | tuple) else [shape]
+    if any(type(side) is not int or not 0 <= side <= LARGEST_IMAGE for side in sides):
         raise DataError(f"{name}: expected an array's shape, got {shown(shape)}; write it again")
-    return _numbers(name, _NUMBERS[kind], tuple(shape), data)
+    return tuple(sides)
 
 
 def _numbers(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], data: bytes | memoryview) -> NDArray[Any]:
@@ -150,7 +156,7 @@ def _numbers(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], data: byte
 
 
 def packed_rows(value: bytes | memoryview) -> int:
-    """Return the number of rows of `features`, which published records begin with, from the beginning of a record.
+    """Return the number of rows of `features`, with which published records begin, from the beginning of a record.
 
     Raises:
         DataError: as `unpack_arrays`.
@@ -163,10 +169,10 @@ def packed_rows(value: bytes | memoryview) -> int:
             for _ in range(head.read_map_header()):
                 key = head.unpack()
                 if key == b"shape":
-                    return int(head.unpack()[0])
+                    return _shape("features", head.unpack())[0]
                 head.skip()
     except (ValueError, TypeError, LookupError, msgpack.OutOfData):
-        pass  # of another order, or damaged, as is said below
+        pass  # in another order, or damaged, which is reported below
     return _rows(unpack_arrays(value, ("features",)))
 
 
@@ -197,17 +203,21 @@ def pack_npz(arrays: Arrays) -> bytes:
     return stream.getvalue()
 
 
-def unpack_npz(value: bytes | memoryview, names: Collection[str]) -> dict[str, NDArray[Any]]:
-    """Decode the arrays of these names from a compressed npz, those that it has; see `unpack_arrays`."""
+def unpack_npz(value: bytes | memoryview | IO[bytes], names: Collection[str]) -> dict[str, NDArray[Any]]:
+    """Decode the arrays of these names from a compressed npz or an open file of one, those that it has.
+
+    Raises:
+        DataError: as `unpack_arrays`.
+    """
     try:
-        with zipfile.ZipFile(io.BytesIO(value)) as archive:
+        with zipfile.ZipFile(io.BytesIO(value) if isinstance(value, bytes | memoryview) else value) as archive:
             members = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
             sizes = sum(members[name].file_size for name in names if name in members)
             if sizes > LARGEST_IMAGE:
                 raise DataError(
                     f"expected at most {LARGEST_IMAGE} bytes of arrays, got {sizes}; is it an image's record?"
                 )
-            return {name: _npy(name, archive.read(members[name])) for name in names if name in members}
+            return {name: unpack_npy(name, archive.read(members[name])) for name in names if name in members}
     except DataError:
         raise
     except _BAD_ZIP as error:
@@ -216,8 +226,12 @@ def unpack_npz(value: bytes | memoryview, names: Collection[str]) -> dict[str, N
         ) from error
 
 
-def _npy(name: str, content: bytes) -> NDArray[Any]:
-    """Decode a numpy file, whose header may ask for anything."""
+def unpack_npy(name: str, content: bytes) -> NDArray[Any]:
+    """Decode a numpy file, whose header may ask for anything.
+
+    Raises:
+        DataError: as `unpack_arrays`.
+    """
     stream = io.BytesIO(content)
     shape, columns_first, dtype = _header(name, stream)
     if dtype.str not in _NUMBERS:
@@ -233,7 +247,7 @@ def _header(name: str, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dty
     try:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        header: tuple[tuple[int, ...], bool, np.dtype[Any]] = read(stream)
+        shape, columns_first, dtype = read(stream)
     except (ValueError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError) as error:
         raise DataError(f"{name}: expected a numpy array, got {error}; write it again") from error
-    return header
+    return _shape(name, shape), columns_first, dtype

@@ -38,7 +38,7 @@ class TextDbWriter:
             DataError: a key that is there, a record without word pieces or that msgpack does not take, images that are no
                 names.
         """
-        with within(f"{self._file.folder}, record {key!r}"):
+        with within(f"{self._file.folder}, record {shown(key)}"):
             lengths = text_lengths(record)
             names = record.get("img_fname")
             if names is not None and images_of(names) is None:

@@ -158,7 +158,15 @@ def text_lengths(record: Mapping[str, Any]) -> dict[str, int]:
 
 
 def encoded(tokenizer: Any, text: str) -> list[int]:
-    """Return the word pieces of a text, without special tokens, by a tokeniser of tokenizers or transformers."""
+    """Return the word pieces of a text, without special tokens, by a tokeniser of tokenizers or transformers.
+
+    Raises:
+        DataError: a text with half of a character.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"expected a text of whole characters, got {error}; decode it again") from error
     found = tokenizer.encode(text, add_special_tokens=False)
     return list(getattr(found, "ids", found))
 

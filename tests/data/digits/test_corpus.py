@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -27,13 +25,6 @@ def corpus() -> DigitsCorpus:
 
 def test_the_default_corpus_is_pinned(corpus: DigitsCorpus) -> None:
     assert corpus.digest == "a8fb09543c4d8c2f5f3346138e6d42298c2fc06bd2b2c0bea47874e15113d626"
-
-
-@pytest.mark.slow
-def test_another_process_makes_the_same_corpus() -> None:
-    script = f"from advvl.data.digits.corpus import DigitsConfig, digits_corpus\nprint(digits_corpus({SMALL!r}).digest)"
-    made = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert made.stdout.strip() == digits_corpus(SMALL).digest
 
 
 def test_neither_the_global_generators_nor_another_seed_make_the_same() -> None:
@@ -68,7 +59,7 @@ def test_regions_are_the_scans_of_the_scene(corpus: DigitsCorpus) -> None:
         assert torch.equal(source.images.features[row, : len(scene)], scans[list(scene.images)])
 
 
-def test_sizes_are_as_asked() -> None:
+def test_sizes_are_as_requested() -> None:
     made = digits_corpus(SMALL)
     sizes = [len(s) for s in (made.train, made.validation, made.test, made.pretrain, made.pretrain_validation)]
     assert sizes == [50, 21, 30, 40, 9]

@@ -16,7 +16,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from advvl.data.uniter import lmdb_files
-from advvl.data.uniter.lmdb_files import LmdbFile, open_lmdb, writing_lmdb
+from advvl.data.uniter.lmdb_files import DATA, LmdbFile, open_lmdb, writing_lmdb
 from advvl.errors import DataError, OutputDirectoryError
 
 
@@ -151,6 +151,36 @@ def test_a_database_cut_short_is_refused_wherever_it_was_cut(tmp_path: Path) -> 
     assert len(open_lmdb(folder)) == 20
 
 
+def test_a_damaged_page_takes_no_other_record_with_it(tmp_path: Path) -> None:
+    with writing_lmdb(tmp_path / "db") as written:
+        for number in range(9):
+            written.put(str(number), bytes([number + 1]) * 9000)
+    file = tmp_path / "db" / DATA
+    content = bytearray(file.read_bytes())
+    page = content.index(bytes([5]) * 9000) // 4096 * 4096
+    content[page : page + 16] = b"\xff" * 16  # the header of the pages of one record
+    file.write_bytes(content)
+    reader = open_lmdb(tmp_path / "db")
+    before = reader.require("0")
+    with pytest.raises(DataError, match=r"expected to read '4' in .*MDB_.*; copy it again"):
+        reader.get("4")
+    assert [bytes(reader.require(key))[:1] for key in "0123"] == [b"\x01", b"\x02", b"\x03", b"\x04"]
+    assert bytes(before) == b"\x01" * 9000
+
+
+def test_keys_on_a_damaged_page_are_refused_in_words(tmp_path: Path) -> None:
+    with writing_lmdb(tmp_path / "db") as written:
+        for number in range(900):
+            written.put(f"{number:04}", bytes([1]) * 90)
+    file = tmp_path / "db" / DATA
+    content = bytearray(file.read_bytes())
+    page = content.index(b"0500") // 4096 * 4096
+    content[page : page + 16] = b"\xff" * 16
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"expected to read all keys in .*MDB_.*; copy it again"):
+        list(open_lmdb(tmp_path / "db"))
+
+
 def test_reading_writes_nothing(tmp_path: Path) -> None:
     folder = write(tmp_path / "db")
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
@@ -186,7 +216,7 @@ def test_a_full_disk_is_a_refusal_that_leaves_nothing(tmp_path: Path) -> None:
     assert ran.stdout == "refused\n", ran.stderr
 
 
-def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
+def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "db").mkdir()
     with pytest.raises(OutputDirectoryError, match=r"expected nothing at '.*db'"):
         write(tmp_path / "db")

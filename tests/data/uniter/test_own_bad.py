@@ -100,7 +100,11 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         {"soft_labels": [[0.5, 0.5]] * 2},
         "expected 5 features and 3 classes .* got 5 and 2",
     ),
-    "labels of one region": ("captions", {"soft_labels": [[0.5, 0.3, 0.2]]}, "expected labels of 2 regions, got 1"),
+    "labels of one region": (
+        "captions",
+        {"soft_labels": [[0.5, 0.3, 0.2]]},
+        r"expected labels \(2, C\) of 2 regions, got \(1, 3\)",
+    ),
     "labels above 1": ("captions", {"soft_labels": [[5, 0, 0]] * 2}, r"soft_labels: expected \(R, C\) in \[0, 1\]"),
     "nan box": ("vqa", {"boxes": [[0, 0, np.nan, 3]] * 2}, "expected finite boxes"),
     "reversed box": (
