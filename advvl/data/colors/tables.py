@@ -11,6 +11,7 @@ import io
 import os
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,10 @@ _FIRST_OF_CLICKS: Final = ("gameid", "time", "roundNum", "condition")
 _FIRST_OF_MESSAGES: Final = ("gameid", "time", "roundNum", "sender", "contents")
 _LARGEST: Final = 64 * 2**20  # bytes of one file; the largest published one has 7 MB
 _MOST_DIGITS: Final = 15
+_UNREADABLE: Final = (  # RuntimeError and NotImplementedError of archives that are encrypted, or packed in an unknown way
+    *(OSError, EOFError, RuntimeError, NotImplementedError),
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error),
+)
 
 
 Color = tuple[float, float, float]
@@ -95,7 +100,7 @@ def read_tables(path: str | os.PathLike[str]) -> Tables:
     messages: dict[Message, None] = {}
     skipped: list[Skipped] = []
     for name, content in _files(path_of(path)):
-        rows = csv.reader(io.StringIO(content.decode("utf-8", errors="replace"), newline=""))
+        rows = _rows(name, content)
         header = next(rows, [])
         if tuple(header[:4]) == _FIRST_OF_CLICKS:
             read: Any = _click
@@ -123,6 +128,14 @@ def read_tables(path: str | os.PathLike[str]) -> Tables:
     return Tables(tuple(clicks.values()), tuple(messages), tuple(skipped))
 
 
+def _rows(name: str, content: bytes) -> Iterator[list[str]]:
+    rows = csv.reader(io.StringIO(content.decode("utf-8", errors="replace"), newline=""))
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise DataError(f"expected CSV in {name!r}, got {error} in line {rows.line_num}; correct the line") from error
+
+
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:
     """Return the CSV files, in the order of their names; archives are read in place, nothing is unpacked."""
     try:
@@ -138,7 +151,7 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
                         yield entry.filename, archive.read(entry)
         else:
             yield from _tarred(path)
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise DataError(
             f"expected a folder or a .zip or .tar archive at {str(path)!r}, got one that cannot be read: {error}"
         ) from error
@@ -147,13 +160,26 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
 def _tarred(path: Path) -> Iterator[tuple[str, bytes]]:
     """A compressed archive can only be read in its own order, so its files are held in memory until all are read."""
     held: dict[str, bytes] = {}
-    with tarfile.open(path, mode="r|*") as archive:
+    with tarfile.open(path, mode="r|*", tarinfo=_Member) as archive:
         for member in archive:
             if member.isfile() and member.name.endswith(".csv"):
                 _check_size(member.size, f"{path}: {member.name}")
                 stream = archive.extractfile(member)
                 held[member.name] = stream.read() if stream else b""
     yield from sorted(held.items())
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose header is read, or refused where tarfile would take it for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the mark of the end
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error}: it was cut short or damaged") from error
 
 
 def _check_size(size: int, name: str) -> None:
@@ -182,7 +208,10 @@ def _message(row: list[str]) -> Message:
     """A few rows contain quotes that were not doubled, at which the reader splits them: join them again."""
     if len(row) < MESSAGES:
         raise ValueError(f"expected {MESSAGES} columns, got {len(row)}")
-    return Message(row[0], _whole(row[1]), _whole(row[2]), row[3], ",".join(row[4:]))
+    contents = ",".join(row[4:])
+    if "\n" in contents:
+        raise ValueError(f"expected contents on one line, got {contents[:40]!r}: a quote is not closed")
+    return Message(row[0], _whole(row[1]), _whole(row[2]), row[3], contents)
 
 
 def _number(text: str) -> float:

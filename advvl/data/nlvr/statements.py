@@ -95,7 +95,8 @@ def _statement(value: Mapping[str, Any]) -> Statement:
 
 def _item(value: Mapping[str, Any]) -> Item:
     x, y, size = (value[name] for name in ("x_loc", "y_loc", "size"))
-    if not all(is_number(one) and -1 <= one <= SIDE for one in (x, y, size)) or not 0 < size <= SIDE:
+    placed = all(is_number(one) and -1 <= one <= SIDE for one in (x, y, size))
+    if not placed or not 0 < size <= SIDE or max(x, y) + size > SIDE + 1:
         raise ValueError(f"x_loc {shown(x)}, y_loc {shown(y)}, size {shown(size)} outside a box of {SIDE} pixels")
     color, shape = _COLORS.get(str(value["color"]).lower()), value["type"]
     if color is None or shape not in SHAPES:

@@ -134,6 +134,64 @@ def test_what_is_no_corpus_is_refused_by_name(tmp_path: Path, damage: str) -> No
         read_rounds(path)
 
 
+def test_a_quote_that_is_not_closed_lends_no_round_the_words_of_the_next(tmp_path: Path) -> None:
+    found = read_rounds(written(tmp_path, messages=f'{SAID}\ng,1600,1,speaker,"blue\ng,1700,1,speaker,"green"'))
+    assert [one.utterance for one in found.rounds] == ["red"]
+    assert "expected contents on one line" in str(found.skipped[0])
+
+
+def test_a_field_longer_than_any_is_refused_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"expected CSV in 'messages\.csv', got field larger .* in line 3"):
+        read_rounds(written(tmp_path, messages=f'{SAID}\ng,1600,1,speaker,"{"x" * 200_000}"'))
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 5, 8])
+def test_an_archive_cut_between_two_files_is_not_taken_for_a_whole_one(blocks: int, tmp_path: Path) -> None:
+    corpus(tmp_path / "games", games=3)
+    whole = tmp_path / "games.tar"
+    with tarfile.open(whole, "w") as archive:
+        archive.add(tmp_path / "games", "games")
+        ends = [member.offset for member in archive.getmembers()]
+    (tmp_path / "cut.tar").write_bytes(whole.read_bytes()[: ends[blocks]])
+    with pytest.raises(DataError, match="one that cannot be read: empty header: it was cut short or damaged"):
+        read_rounds(tmp_path / "cut.tar")
+
+
+def test_a_damaged_header_is_not_taken_for_the_end_of_an_archive(tmp_path: Path) -> None:
+    corpus(tmp_path / "games", games=3)
+    whole = tmp_path / "games.tar"
+    with tarfile.open(whole, "w") as archive:
+        archive.add(tmp_path / "games", "games")
+        last = archive.getmembers()[-1].offset
+    content = bytearray(whole.read_bytes())
+    content[last : last + 50] = b"?" * 50
+    whole.write_bytes(content)
+    with pytest.raises(DataError, match="one that cannot be read: bad checksum: it was cut short or damaged"):
+        read_rounds(whole)
+
+
+@pytest.mark.parametrize("damage", ["content", "encrypted", "method"])
+def test_a_zip_that_cannot_be_unpacked_is_refused(damage: str, tmp_path: Path) -> None:
+    corpus(tmp_path / "games", games=3)
+    packed = tmp_path / "games.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in (tmp_path / "games").rglob("*.csv"):
+            archive.write(file, file.relative_to(tmp_path))
+        first = archive.infolist()[0]
+    content = bytearray(packed.read_bytes())
+    entry = content.index(b"PK\x01\x02")  # of the first file, in the list at the end
+    if damage == "content":
+        begin = first.header_offset + 30 + len(first.filename)
+        content[begin + 5 : begin + 40] = bytes(35)
+    elif damage == "encrypted":
+        content[entry + 8] |= 1
+    else:
+        content[entry + 10] = 99
+    packed.write_bytes(content)
+    with pytest.raises(DataError, match="one that cannot be read"):
+        read_rounds(packed)
+
+
 def test_a_file_larger_than_any_published_one_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "_LARGEST", 100)
     folder = written(tmp_path)

@@ -56,6 +56,7 @@ def test_an_example_is_read(tmp_path: Path) -> None:
         ({"structured_rep": [[item()] * 99, [], []]}, "99"),
         ({"structured_rep": [[item(x="7")], [], []]}, "x_loc '7'"),
         ({"structured_rep": [[item(x=float("nan"))], [], []]}, "x_loc nan"),
+        ({"structured_rep": [[item(x=90, size=40)], [], []]}, "x_loc 90, y_loc 20, size 40 outside a box"),
         ({"structured_rep": [[item(y=101)], [], []]}, "y_loc 101"),
         ({"structured_rep": [[item(size=0)], [], []]}, "size 0"),
         ({"structured_rep": [[item(color="red")], [], []]}, "color 'red'"),
