@@ -16,6 +16,7 @@ from advvl import (
     L2,
     PGD,
     Adapter,
+    AdversarialTraining,
     Ascent,
     Attack,
     AttackResult,
@@ -27,6 +28,7 @@ from advvl import (
     InnerMaximizer,
     Linf,
     Normal,
+    SymmetricKL,
     Uniform,
     Zero,
 )
@@ -410,3 +412,26 @@ def test_a_tensor_outside_its_box_is_refused_with_the_share_of_it(order: Any) ->
         found(toy(), batch)
     batch["regions"][0, 0] = 1.0
     found(toy(), batch)
+
+
+def _takes_the_labels(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A call as many loops have it, which takes the labels out of the batch."""
+    labels = batch.pop("labels")
+    outputs: dict[str, Tensor] = model(**batch, labels=torch.zeros_like(labels))
+    return outputs | {"loss": F.cross_entropy(outputs["logits"], labels, reduction="none")}
+
+
+def test_a_call_and_a_loss_that_take_fields_out_of_the_batch_find_it_whole_in_every_pass() -> None:
+    target, batch = toy(), toy_batch()
+    taking = Adapter(target.model, toy_sites(), call=_takes_the_labels)
+    perturber = EmbeddingPerturber(image=Ascent(L2(0.5), step_size=0.1))
+
+    def loss(outputs: Any, fields: Any) -> Tensor:
+        return F.cross_entropy(outputs["logits"], fields.pop("labels"), reduction="none")
+
+    expected = Attack(perturber, PGD(3))(target, batch)
+    for adapter, climbed in ((taking, None), (target, loss)):
+        found = Attack(perturber, PGD(3), loss=climbed)(adapter, batch)
+        assert torch.equal(found.deltas["image"], expected.deltas["image"])
+        AdversarialTraining(perturber, FreeLB(3), SymmetricKL(1.0)).step(adapter, batch, loss=climbed)
+    assert sorted(batch) == sorted(toy_batch())

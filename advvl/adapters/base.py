@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from advvl.adapters.diagnosis import why_silent
 from advvl.adapters.injection import Batch, Binding, Holder, InputHook, OutputHook, Placed, Site, TapHook
 from advvl.adapters.outputs import Outputs as Outputs
-from advvl.adapters.outputs import read_logits, read_loss, run
+from advvl.adapters.outputs import copied, read_logits, read_loss, run
 from advvl.adapters.positions import check_axes
 from advvl.checks import check_functions
 from advvl.errors import ConfigurationError, ShapeError, SiteError, more
@@ -136,8 +136,8 @@ class Adapter:
         return other
 
     def forward(self, batch: Batch) -> Outputs:
-        """Run the model on a batch."""
-        return self.call(self.model, batch)
+        """Run the model on a batch, which is left with all its fields."""
+        return self.call(self.model, copied(batch))
 
     @contextmanager
     def bound(self, binding: Binding) -> Iterator[Binding]:

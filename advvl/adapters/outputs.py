@@ -6,7 +6,8 @@ writes it: the loss first, if there is one, then the logits; a loss there is a t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +16,11 @@ from advvl.adapters.injection import Batch
 from advvl.errors import ConfigurationError, more
 
 Outputs = Any
+
+
+def copied(batch: Batch) -> Batch:
+    """Return a shallow copy of a mapping that can be written to, so that taking fields out of it leaves the batch whole."""
+    return copy.copy(batch) if isinstance(batch, MutableMapping) else batch
 
 
 def run(model: nn.Module, batch: Batch) -> Outputs:

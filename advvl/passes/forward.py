@@ -12,6 +12,7 @@ from torch import Tensor
 
 from advvl.adapters.base import Adapter, Outputs
 from advvl.adapters.injection import Batch, Binding, Placed
+from advvl.adapters.outputs import copied
 from advvl.adapters.positions import check_inside, check_rows, read_positions
 from advvl.errors import ConfigurationError, ShapeError
 from advvl.maximizers.probes import Feedback
@@ -80,7 +81,7 @@ class Passes:
             )
         self._modalities = perturber.modalities
         adapter.check_modalities(self._modalities)
-        self.adapter, self.batch, self.perturber = adapter, batch, perturber
+        self.adapter, self._batch, self.perturber = adapter, batch, perturber
         self._loss, self._correct, self._reduce = loss or adapter.loss, correct, reduce or _mean
         # forked before any pass, so that drawing a start does not change a replayed random state
         random = any(start.random for start in perturber.starts().values())
@@ -99,6 +100,11 @@ class Passes:
 
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
+
+    @property
+    def batch(self) -> Batch:
+        """The batch, of which a function of the user's may take fields out: the next one gets it whole."""
+        return copied(self._batch)
 
     @cached_property
     def in_half(self) -> bool:
