@@ -17,8 +17,8 @@
       start │             │ step along the gradient, back into the ball and the box
           perturber ──► ball ──► ops          perturbers/, ops/
 
-Importing this loads torch and nothing else. `files`, `models`, `data`, `fit`, `tasks`, `evaluation` and `experiments` stand
-on it and are imported by name.
+Importing this loads torch and nothing else. `files`, `models`, `data`, `fit`, `tasks`, `evaluation` and `experiments`
+build on it and are imported by name.
 """
 
 from advvl.adapters.base import Adapter as Adapter

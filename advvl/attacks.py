@@ -35,17 +35,17 @@ class AttackResult:
 
     Arguments:
         deltas: modality to its final perturbation, of the shape of the site's tensor.
-        losses: `(B,)` at the final perturbation (in turn: at the last modality's), or None for a scalar loss and without
-            an end pass.
-        correct: `(B,)` bool there, or None where nothing judges and without an end pass.
+        losses: `(B,)` at the final perturbation (in turn: at the last modality's); None for a scalar loss or without an
+            end pass.
+        correct: `(B,)` bool at the final perturbation; None without a judge or an end pass.
         nonfinite: modality to the rows `(B,)`, bool, whose gradient was not finite in some pass, in which they did not move.
-        unmoved: modality to the rows `(B,)`, bool, with real positions that no gradient moved, zero or not finite in every
-            pass, whose perturbation half precision swallowed, or whose relative ball has no extent, as around embeddings of
-            zero. Their verdict says nothing about robustness.
+        unmoved: modality to the rows `(B,)`, bool, that have real positions but did not move: their gradient was zero
+            or not finite in every pass, half precision swallowed their perturbation, or their relative ball has no
+            extent, as around embeddings of zero. Their verdict says nothing about robustness.
         moved: modality to the rows `(B,)`, bool, that some gradient moved; rows of padding alone are in neither.
         effective: modality to ‖cast(x+δ)−x‖/‖δ‖ of its last pass, `(B,)`, where the model is in half precision.
-        owners: modality to the example of each row of its perturbation `(N,)`, where a row is not an example; of packed
-            texts that of each position `(B·T,)`, which `nonfinite` and `unmoved` then go by too.
+        owners: modality to the example of each row of its perturbation `(N,)`, if a row is not an example; for packed
+            texts, that of each position `(B·T,)`, by which `nonfinite` and `unmoved` are then indexed too.
     """
 
     deltas: Mapping[str, Tensor]
@@ -58,7 +58,7 @@ class AttackResult:
     owners: Mapping[str, Tensor] = field(default_factory=dict)
 
     def of_examples(self, modality: str, rows: Tensor, examples: int) -> Tensor:
-        """Flag the examples `(examples,)`, bool, that have a flagged row of a modality's perturbation among theirs.
+        """Flag the examples `(examples,)`, bool, with a flagged row of a modality's perturbation.
 
         Raises:
             DataError: rows of more examples than there are.
@@ -92,14 +92,14 @@ class Attack:
 
     Arguments:
         perturber: starts and moves the perturbations.
-        maximizer: decides which passes are run; its parameter weights and updates play no part.
-        loss: from outputs and batch to what is maximised, one per row `(B,)` (their sum is differentiated) or a scalar;
-            None: the model's own loss.
+        maximizer: decides which passes to run; its parameter weights and updates play no part.
+        loss: from outputs and batch to the loss to maximise, one per row `(B,)` (their sum is differentiated) or a
+            scalar; None: the model's own loss.
         correct: from outputs and batch to the rows still classified correctly, `(B,)` bool.
-        train_mode: attack the model in the modes it is in, not in eval mode; its buffers are put back all the same.
+        train_mode: attack the model in its current modes instead of eval mode; its buffers are restored all the same.
         end_pass: run the final perturbations once more, for their losses and verdicts; False: those are None, and one
             forward is saved.
-        seed: of the generator that random starts are drawn from; it advances from call to call.
+        seed: of the generator for random starts, which advances from call to call.
 
     Differentiates with respect to the perturbations alone, and leaves parameters, buffers, `.grad`, modes, hooks and the
     global random state as found, also on an exception.
@@ -107,7 +107,7 @@ class Attack:
     Warns (`WeakAttackWarning`) if its steps cannot reach the edge of its ball from the clean tensor.
 
     Raises:
-        ConfigurationError: a perturber, maximiser, loss, judge or seed that is none; parts that do not go together.
+        ConfigurationError: an argument of the wrong kind; parts that do not go together.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class Attack:
 
 
 def _warn_if_short(perturber: Perturber, maximizer: InnerMaximizer) -> None:
-    """Warn of an attack that is weaker than its ball, whose result would pass for robustness."""
+    """Warn about an attack that cannot reach the edge of its ball, whose failure would look like robustness."""
     ascents = perturber.ascents if isinstance(perturber, EmbeddingPerturber) else {}
     for modality, ascent in ascents.items():
         if maximizer.moves is not None and ascent.falls_short(maximizer.moves):
@@ -211,6 +211,6 @@ def _counts(rows: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _is_end(probe: Probe) -> bool:
-    """True if training would only learn from this pass, at perturbations that are there already."""
+    """True if training would only learn from this pass, at perturbations that already exist."""
     final = bool(probe.weight) and not probe.delta_gradients
     return final and all(isinstance(delta, Tensor) for delta in probe.deltas.values())

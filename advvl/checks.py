@@ -1,12 +1,12 @@
-"""Checks of values that a person gives; each raises `ConfigurationError`: expected, got.
+"""Checks of values that users pass; each raises `ConfigurationError`: expected, got.
 
     def __post_init__(self) -> None:
         at_least(1, self, "epochs", "batch_size")
         positive(self, "learning_rate")
         choice(self, "schedule", Schedule)
 
-A value of a wrong type is refused in the same words as one out of range: text and bools are no numbers. Messages show
-a value as `shown` does, however large it is.
+A value of a wrong type is refused with the same message as a value out of range: text and bools are not numbers.
+Messages show a value by `shown`, however large it is.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from advvl.errors import ConfigurationError
 
 
 def is_number(value: object) -> bool:
-    """Return True for a real number that a tensor can be multiplied by, NaN and infinities included.
+    """Return True for a real number that a tensor can be multiplied by, including NaN and infinities.
 
-    Text, tensors, None, bools, fractions, and whole numbers beyond the range of a float are none.
+    Text, tensors, None, bools, fractions, and whole numbers beyond the range of a float do not count.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
@@ -34,7 +34,7 @@ def is_number(value: object) -> bool:
 
 
 def shown(value: object) -> str:
-    """Return a value as a message shows it: its repr, of which long texts, long numbers and nested lists keep a part."""
+    """Return a value as messages show it: its repr, with long texts, long numbers and nested lists shortened."""
     try:
         return _SHORT.repr(value)
     except ValueError:  # of a whole number with thousands of digits
@@ -42,12 +42,12 @@ def shown(value: object) -> str:
 
 
 def is_whole(value: object) -> bool:
-    """Return True for an int that is no bool."""
+    """Return True for an int that is not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_each(options: object, names: Sequence[str], good: Callable[[Any], bool], wanted: str) -> None:
-    """Check that the named attributes of `options` are `good`, the check that all others here are made of.
+    """Check that the named attributes of `options` are `good`; all other checks here use this one.
 
     Arguments:
         options: a dataclass, or any object with attributes of these names.
@@ -55,7 +55,7 @@ def check_each(options: object, names: Sequence[str], good: Callable[[Any], bool
         wanted: what a good value is, in words for the message.
 
     Raises:
-        ConfigurationError: a value that is not; the message has its name and `wanted`.
+        ConfigurationError: a value that is not good; the message has its name and `wanted`.
     """
     for name in names:
         value = getattr(options, name)
@@ -64,7 +64,7 @@ def check_each(options: object, names: Sequence[str], good: Callable[[Any], bool
 
 
 def at_least(least: int, options: object, *names: str) -> None:
-    """Check that the named options are ints, no less than `least`."""
+    """Check that the named options are ints of at least `least`."""
     check_each(options, names, lambda value: is_whole(value) and value >= least, f"a whole number of {least} or more")
 
 
@@ -101,15 +101,15 @@ def fractions(count: int, options: object, *names: str) -> None:
 
 def increasing(options: object, *names: str) -> None:
     """Check that the named options are lists or tuples of numbers in (0, ∞), each above the one before."""
-    check_each(
-        options,
-        names,
-        lambda values: (
-            isinstance(values, list | tuple)
-            and all(is_number(value) and 0 < value < math.inf for value in values)
-            and list(values) == sorted(set(values))
-        ),
-        "finite numbers above 0, each larger than the one before",
+    check_each(options, names, are_increasing, "finite numbers above 0, each larger than the one before")
+
+
+def are_increasing(values: Any) -> bool:
+    """Return True for a list or tuple of numbers in (0, ∞), each above the one before."""
+    return (
+        isinstance(values, list | tuple)
+        and all(is_number(value) and 0 < value < math.inf for value in values)
+        and list(values) == sorted(set(values))
     )
 
 
@@ -119,7 +119,7 @@ def flag(options: object, *names: str) -> None:
 
 
 def text(options: object, *names: str) -> None:
-    """Check that the named options are texts that are not empty."""
+    """Check that the named options are non-empty texts."""
     check_each(options, names, lambda value: isinstance(value, str) and value != "", "a text that is not empty")
 
 
@@ -152,7 +152,7 @@ def choices(options: object, name: str, literal: Any) -> None:
 
 
 def is_choice(value: object, known: Sequence[object]) -> bool:
-    """Return True for one of some texts; arrays, whose comparison is no bool, are none."""
+    """Return True for one of some texts; False for arrays, whose comparison is not a bool."""
     return isinstance(value, str) and value in known
 
 
@@ -171,7 +171,7 @@ def path_of(value: object) -> Path:
     """Return a path that was given as a text or as a path.
 
     Raises:
-        ConfigurationError: anything else, or a text that no file system takes.
+        ConfigurationError: anything else, or a text that no file system accepts.
     """
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(text, str) or not text or "\0" in text:
@@ -180,7 +180,7 @@ def path_of(value: object) -> Path:
 
 
 def check_seed(seed: object) -> None:
-    """Raise ConfigurationError unless it is a whole number that a generator of torch takes."""
+    """Raise ConfigurationError unless the value is an integer that a torch generator accepts as seed."""
     if not is_whole(seed) or not -(2**63) <= seed < 2**64:  # type: ignore[operator]
         raise ConfigurationError(f"expected seed to be a whole number below 2**64, got {shown(seed)}")
 

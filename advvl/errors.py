@@ -1,4 +1,4 @@
-"""Every error that advvl raises of its own.
+"""All errors that advvl defines.
 
     AdvVLError
     ├── ConfigurationError   a hyper-parameter, option or configuration file that makes no sense
@@ -12,14 +12,14 @@
     └── OutputDirectoryError an output directory that belongs to something else
 
 Each also derives from the built-in error that a caller would expect (`ValueError`, `RuntimeError`, …). A message is one
-sentence, "expected …, got …; what to do"; where that is not enough it ends in a link, which `more` writes.
+sentence, "expected …, got …; what to do"; where that is not enough, it ends with a link made by `more`.
 """
 
 from __future__ import annotations
 
 
 class AdvVLError(Exception):
-    """Root of every error that advvl raises of its own."""
+    """Root of all errors that advvl defines."""
 
 
 class ConfigurationError(AdvVLError, ValueError):
@@ -35,7 +35,7 @@ class ShapeError(AdvVLError, ValueError):
 
 
 class NonFiniteError(AdvVLError, ArithmeticError):
-    """A loss or a gradient is infinite or not a number; what it had reached by then is unusable."""
+    """A loss or a gradient is infinite or NaN; gradients that were already accumulated are unusable."""
 
 
 class RandomnessError(AdvVLError, RuntimeError):
@@ -59,16 +59,16 @@ class OutputDirectoryError(AdvVLError, RuntimeError):
 
 
 class WeakAttackWarning(UserWarning):
-    """An attack is weaker than the ball that it is allowed, so that what it fails to break may not be robust."""
+    """An attack cannot reach the edge of its ball, so an example that it fails to break may not be robust."""
 
 
 def more(anchor: str) -> str:
-    """The end of a message that needs more words than one sentence: a link to its section of `docs/errors.md`."""
+    """The end of a message that needs more than one sentence: a link to its section of `docs/errors.md`."""
     return f"; see docs/errors.md#{anchor}"
 
 
 def missing_extra(package: str, extra: str) -> MissingExtraError:
-    """The error to raise when `package`, which the extra `extra` brings, cannot be imported."""
+    """The error to raise when `package`, installed by the extra `extra`, cannot be imported."""
     return MissingExtraError(
         f"expected the package {package!r} to be installed, but it is not; run: pip install 'advvl[{extra}]'"
     )

@@ -1,9 +1,9 @@
-"""Files that are whole or absent, locks for their writers, and readers that check before they allocate.
+"""Atomic files, locks for their writers, and readers that check before they allocate.
 
 A file is written beside its final name, flushed to the disk and renamed over it, so that a process killed at any moment
-leaves the old file, the new file, or no file, never half of one. What it leaves besides is a temporary whose name says
-so; `remove_temporaries` removes those that no process is writing. Locks are the system's (`flock`): a process that dies
-gives up its own.
+leaves the old file, the new file, or no file, never half of one. It may also leave a temporary file, recognisable by
+its name; `remove_temporaries` removes those that no process is writing. Locks are the system's (`flock`): a process
+that dies releases its own.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from advvl.errors import CheckpointError, OutputDirectoryError
 from advvl.runtime.descriptions import differing
 
 LOCK_FILE: Final = ".advvl-lock"
-"""The lock in a directory that one process at a time may write."""
+"""The lock file of a directory that only one process at a time may write."""
 
 _PREFIX: Final = ".advvl-"
 _PARTIAL: Final = ".partial"
 _ESCAPED_HALF: Final = re.compile(r"\\u[dD][89a-fA-F]")
 _NO_LOCKS: Final = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
-# What PyTorch and its restricted unpickler raise on a file that is cut short, damaged, or holds more than data.
+# The errors of PyTorch and its restricted unpickler for a file that is truncated, damaged, or holds more than data.
 _UNREADABLE: Final = (
     OSError,
     RuntimeError,
@@ -61,10 +61,10 @@ _UNREADABLE: Final = (
 
 @contextmanager
 def writing_to(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what the file system refuses within, at `path` or below, into an `OutputDirectoryError`.
+    """Turn errors of the file system inside this context, at `path` or below, into an `OutputDirectoryError`.
 
     Raises:
-        OutputDirectoryError: no permission, no room, a file in the place of a directory.
+        OutputDirectoryError: no permission, no space, a file instead of a directory.
     """
     target = path_of(path)
     try:
@@ -86,9 +86,9 @@ def writing_to(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Open a stream whose content is at `path` once the block ends, whole or not at all; for content too large to hold.
+    """Open a stream whose content appears at `path` when the block ends, or not at all; for content too large for memory.
 
-    Missing parent directories are made. Errors of the block pass through, and leave nothing behind.
+    Missing parent directories are made. Errors in the block pass through and leave nothing behind.
 
     Raises:
         OutputDirectoryError: the file system refuses to write it.
@@ -113,13 +113,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def only_writer(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
-    """Hold the lock of a file or directory that one process at a time may write, while the block runs.
+    """Hold the lock of a file or directory that only one process at a time may write, while the block runs.
 
     The lock is a file beside it, or in the directory, and is removed at the end. Missing parent directories are made.
 
     Arguments:
         path: of a file, or of a directory, which need not exist yet.
-        wait: wait until another process lets go; otherwise that is an error.
+        wait: wait until another process releases the lock; otherwise that is an error.
 
     Raises:
         OutputDirectoryError: another process holds the lock; or the lock cannot be written.
@@ -148,25 +148,25 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """Write `text` as UTF-8, whole or not at all."""
+    """Write `text` as UTF-8, atomically."""
     return write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: str | os.PathLike[str], value: object) -> Path:
-    """Write `value` as JSON, whole or not at all; numbers that JSON cannot hold (NaN, infinity) raise `ValueError`."""
+    """Write `value` as JSON, atomically; numbers that JSON cannot hold (NaN, infinity) raise `ValueError`."""
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_safetensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None
 ) -> Path:
-    """Write named tensors in the safetensors format, whole or not at all."""
+    """Write named tensors in the safetensors format, atomically."""
     dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return write_bytes(path, safetensors_bytes(dense, metadata=dict(metadata or {})))
 
 
 def write_torch(path: str | os.PathLike[str], value: object) -> Path:
-    """Write tensors and plain containers as a PyTorch file, whole or not at all."""
+    """Write tensors and plain containers as a PyTorch file, atomically."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return write_bytes(path, buffer.getvalue())
@@ -195,7 +195,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file.
 
     Raises:
-        CheckpointError: it is missing or is none; see `parse_json`.
+        CheckpointError: the file is missing or is not JSON; see `parse_json`.
     """
     path = path_of(path)
     try:
@@ -207,11 +207,11 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def parse_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file for callers with errors of their own.
+    """Read a JSON file for callers that raise their own errors.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: no UTF-8, no JSON, a key that stands twice in an object, or lists too deep for Python.
+        ValueError: not UTF-8, not JSON, a duplicate key in an object, or lists nested too deeply for Python.
     """
     try:
         return plain_json(Path(path).read_text(encoding="utf-8"))
@@ -220,11 +220,11 @@ def parse_json(path: str | os.PathLike[str]) -> Any:
 
 
 def plain_json(text: str) -> Any:
-    """Decode JSON whose objects have each key once.
+    """Decode JSON without duplicate keys.
 
     Raises:
-        ValueError: no JSON, a key that stands twice, or half of a character, which no file of UTF-8 can hold.
-        RecursionError: lists too deep for Python.
+        ValueError: not JSON, a duplicate key, or half of a character, which no file of UTF-8 can hold.
+        RecursionError: lists nested too deeply for Python.
     """
     found = json.loads(text, object_pairs_hook=_each_once)
     if _ESCAPED_HALF.search(text):  # of a whole character, or of none
@@ -256,7 +256,7 @@ def fingerprint(configuration: Mapping[str, Any]) -> str:
 
 
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    """The keys, dotted, whose values differ, each with both values."""
+    """The dotted keys whose values differ, each with both values."""
     theirs, ours = _flatten(found), _flatten(json.loads(json.dumps(expected, default=str)))
     absent = object()
     keys = [*ours, *(key for key in theirs if key not in ours)]
@@ -265,7 +265,7 @@ def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
 
 
 def _difference(key: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    """A key that differs, with both values; of a text that describes an object, the fields that do."""
+    """A key that differs, with both values; for the description of an object, the fields that differ."""
     there, here = theirs.get(key), ours.get(key)
     if isinstance(there, str) and isinstance(here, str) and here.endswith(")"):
         return differing(there, here, key)
@@ -287,7 +287,7 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def remove_temporaries(path: Path) -> None:
-    """Remove what killed writers left of a file, or anywhere below a directory; what a process writes now stays.
+    """Remove temporaries of killed writers, for a file or below a directory; those being written now are kept.
 
     Raises:
         OutputDirectoryError: the file system refuses.
@@ -302,7 +302,7 @@ def remove_temporaries(path: Path) -> None:
 
 
 def _temporary(target: Path) -> tuple[int, str]:
-    """Open a new temporary beside `target`, locked, so that nobody takes it for one that a killed writer left."""
+    """Open a new temporary beside `target`, locked, so that no process mistakes it for one of a killed writer."""
     while True:
         descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f"{_PREFIX}{target.name}-", suffix=_PARTIAL)
         _lock(descriptor, wait=True)
@@ -312,9 +312,9 @@ def _temporary(target: Path) -> tuple[int, str]:
 
 
 def _lock_files(target: Path) -> Iterator[Path]:
-    """The locks of a file or directory, each looked for when the one before is held.
+    """The locks of a file or directory, each looked up while the previous one is held.
 
-    A directory that was made under the lock beside it is locked there still, and in itself for those who come later.
+    A directory that was made under the lock beside it stays locked there, and also inside itself for later writers.
     """
     beside = target.parent / f"{_PREFIX}{target.name}.lock"
     if not target.is_dir() or beside.exists():

@@ -37,18 +37,18 @@ from advvl.runtime.states import check_trainable, only_user
 
 @dataclass(frozen=True)
 class StepReport:
-    """The account of one step; every tensor stays on its device, so that reading the report is what synchronises.
+    """The report of one step; its tensors stay on their device, so only reading them synchronises.
 
     Arguments:
-        loss: the whole objective whose gradient the parameters got, a scalar; of several updates in the step (FreeAT, Held),
-            the sum over them.
+        loss: the whole objective whose gradient the parameters got, a scalar; for several updates in the step (FreeAT,
+            Held), their sum.
         task_loss, regularization: its two parts; None where the objective has none.
-        passes: forwards run.
+        passes: the number of forwards.
         rows: modality to the number of rows of its perturbation, samples or packed ones.
         nonfinite: modality to the number of rows, samples or packed ones, whose gradient was not finite in some pass
             (they did not move).
         effective: modality to ‖cast(x+δ)−x‖/‖δ‖ of its last pass, `(B,)`, where the model is in half precision; above 1
-            where rounding added more than it took.
+            where rounding increased the perturbation.
     """
 
     loss: Tensor
@@ -64,30 +64,31 @@ class StepReport:
     def delta_norms(self) -> Mapping[str, Tensor]:
         """Modality to the norms of its final perturbation, in its ball's norm and granularity; computed when read.
 
-        Of packed rows entry i is that of sample i, and entries past the last sample are zero.
+        For packed rows, entry i is that of sample i, and entries past the last sample are zero.
         """
         return self._norms()
 
 
 @dataclass(frozen=True)
 class AdversarialTraining:
-    """Adversarial training from three parts: who moves, which passes, what is kept steady.
+    """Adversarial training from three parts: a perturber, an inner maximiser and regularisers.
 
     Arguments:
         perturber: starts and moves the perturbations of each modality.
-        maximizer: decides which passes are run.
+        maximizer: decides which passes to run.
         regularizer: compares perturbed with clean predictions, or other tensors with other references; several as a
             tuple; None: no clean pass.
-        climb: the objective of passes that move perturbations alone; None: that of `teach`.
+        climb: the objective of passes that only move perturbations; None: that of `teach`.
         teach: the objective that parameters learn; by default task loss and penalties.
-        clean_weight: of a task loss on the clean pass beside the adversarial ones (the paper's L_std; 0 as released).
-        dropout: `"fresh"` masks in every pass, as VILLA releases it, or `"shared"`: every pass replays the first one's
-            randomness, as FreeLB's paper says, which with starts at zero saves the clean pass.
-        track_stats: BatchNorm's running statistics see `"all"` passes, as published, or the `"clean"` one alone. What
-            activation checkpointing runs again in a backward they see again with `"all"`, as in plain training.
-        nonfinite: `"raise"` NonFiniteError before any update if a loss or a perturbation's gradient was not finite
-            (one read from the device an update), or `"keep"`: such rows keep their last perturbation and are counted.
-        weights: move the weights before the pass to learn from (AWP, SAM), and put them back; None: they stay.
+        clean_weight: weight of an additional task loss on the clean pass (the paper's L_std; 0 as released).
+        dropout: `"fresh"` masks in every pass, as in VILLA's release, or `"shared"`: every pass replays the randomness
+            of the first, as in FreeLB's paper, which saves the clean pass if starts are zero.
+        track_stats: BatchNorm's running statistics see `"all"` passes, as published, or only the `"clean"` one. With
+            `"all"` they also see the recomputations of activation checkpointing, as in plain training.
+        nonfinite: `"raise"` NonFiniteError before any update if a loss or a perturbation's gradient was not finite (one
+            read from the device per update), or `"keep"`: those rows keep their last perturbation and are counted.
+        weights: move the weights before the pass that parameters learn from (AWP, SAM), and restore them; None: they
+            stay.
 
     Raises:
         ConfigurationError: an option out of its range, or parts that make no sense together.
@@ -174,17 +175,17 @@ class AdversarialTraining:
         """Run every pass of one step and leave the parameters' gradients, added to what was there, in `.grad`.
 
         Arguments:
-            model: what `adapt(model)` gave; a bare model is adapted for this step alone.
+            model: the result of `adapt(model)`; a bare model is adapted for this step only.
             batch: whatever the model takes; see `Adapter.call`.
             loss: from outputs and batch to a scalar, or one loss per row (their mean is taken); None: the model's own.
-            backward: does what `Tensor.backward` does, and may scale (`lambda t: scaler.scale(t).backward()`,
-                `accelerator.backward`); the gradients of perturbations are freed of its factor on the device.
-            update: unscale, clip, step and zero the gradients; called when they are complete, with no perturbation bound.
-                FreeAT needs it, and cannot accumulate gradients over batches.
+            backward: replaces `Tensor.backward`, and may scale (`lambda t: scaler.scale(t).backward()`,
+                `accelerator.backward`); its factor is divided out of the gradients of perturbations, on the device.
+            update: unscales, clips, steps and zeroes the gradients; called when they are complete, with no perturbation
+                bound. FreeAT needs it, and cannot accumulate gradients over batches.
             sync: a context manager for passes whose gradients must not be reduced yet; None: that of the wrappers in
                 the model (DDP, FSDP2), for one reduction per update. `nullcontext`: one per pass.
-            generator: what random starts are drawn from.
-            state: what the maximiser carries from batch to batch.
+            generator: source of random starts.
+            state: the state that the maximiser carries from batch to batch.
             correct: from outputs and batch to the rows still classified correctly, `(B,)` bool, for `early_stop`.
             trace: receives the record of every pass.
 
@@ -192,7 +193,7 @@ class AdversarialTraining:
             SiteError: a modality without a site, or a site that did not fire or cannot be perturbed.
             ShapeError: a mask, start, perturbation or loss that does not fit.
             NonFiniteError: see `nonfinite`.
-            ConfigurationError: several updates a step without `update`, or under gradient accumulation; a DDP model
+            ConfigurationError: several updates per step without `update`, or under gradient accumulation; a DDP model
                 with `static_graph=True`; a carried perturbation without `state`.
             RandomnessError: `dropout="shared"` and a model whose randomness torch's global state does not hold.
         """
@@ -203,7 +204,7 @@ class AdversarialTraining:
                 raise ConfigurationError(f"expected {name} as a {kind.__name__}, or None, got {shown(value)}")
         with adapted(model) as adapter:
             self._check(adapter.model, update)
-            inside = adapter.boxes_verified  # looked at in the first step: that reads from the device
+            inside = adapter.boxes_verified  # checked in the first step only, because that reads from the device
             with (
                 only_user(unwrapped(adapter.model), shares=False),
                 Passes(
@@ -277,7 +278,7 @@ def _gradients(model: nn.Module) -> list[tuple[nn.Parameter, Tensor, int]]:
 
 
 def _check_updated(before: list[tuple[nn.Parameter, Tensor, int]]) -> None:
-    """Raise ConfigurationError if an update left every gradient as it was: neither dropped nor written to."""
+    """Raise ConfigurationError if an update left every gradient untouched: neither dropped nor written to."""
     if before and all(p.grad is gradient and gradient._version == version for p, gradient, version in before):
         raise ConfigurationError(
             "expected update to step the optimiser and zero the gradients, got them as they were; let every call "

@@ -7,7 +7,7 @@ clean scans, under noise, blur and loss of contrast, and under PGD on the pixels
     python examples/dat_digits.py --preset evidence --output runs/dat          five seeds
     python examples/dat_digits.py --perturbed before --output runs/dat-paper   the paper's Q(x + δ)
 
-Killed at any moment, the same command with --resume goes on.
+After a kill, the same command with --resume continues.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""What does adversarial training in embedding space buy? Every row of the project's evidence, by one command.
+"""What does adversarial training in embedding space gain? Every row of the project's evidence, by one command.
 
 The studies, each of models trained from several seeds and attacked, with intervals over the seeds:
 
@@ -10,9 +10,9 @@ The studies, each of models trained from several seeds and attacked, with interv
     python examples/evidence.py --study digits --seeds 5                 one study, fewer seeds
     python examples/evidence.py --data-dir colors.tar.xz --output runs/evidence-all
 
-Each study is an experiment of `advvl villa-uniter` or `advvl colors`, and takes their other flags. The same command goes on
-where it was killed, and with more seeds it adds them. The tables are in OUTPUT/evidence.md; the numbers and the plot of each
-study lie beside it.
+Each study is an experiment of `advvl villa-uniter` or `advvl colors`, and takes their other flags. After a kill, the
+same command continues; with more seeds it adds them. The tables are in OUTPUT/evidence.md, with the numbers and the plot of
+each study beside it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from typing import Any
 
 from advvl.experiments.cli import exit_status
 from advvl.experiments.colors import COLORS
+from advvl.experiments.command_line import parse
 from advvl.experiments.experiment import Experiment
-from advvl.experiments.flags import parse
 from advvl.experiments.options import first_seeds
 from advvl.experiments.runner import run
 from advvl.experiments.uniter import UNITER

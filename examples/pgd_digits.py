@@ -1,4 +1,4 @@
-"""An experiment of one's own: a small network on scans of digits, trained plainly and by PGD, attacked in its pixels.
+"""An experiment of your own: a small network on scans of digits, trained plainly and by PGD, attacked in its pixels.
 
 python examples/pgd_digits.py --seeds 3 --output runs/pgd_digits
 """

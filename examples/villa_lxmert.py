@@ -9,7 +9,7 @@ a table, a plot and checkpoints under one output directory.
         --regions train2014_obj36.tsv,val2014_obj36.tsv --questions train.json,nominival.json \\
         --test_questions minival.json --answers data/vqa --output runs/vqa
 
-Killed at any moment, the same command with --resume goes on and ends with the same weights and numbers.
+After a kill, the same command with --resume continues and ends with the same weights and numbers.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ features and the word embeddings. It ends with a table, a plot and checkpoints u
     python examples/villa_uniter.py --preset evidence --seeds 5 --jobs 2 --threads 1 --output runs/evidence
     python examples/villa_uniter.py --config examples/configs/demo.yaml --method villa --villa.steps 4
 
-Killed at any moment, the same command with --resume goes on and ends with the same weights and numbers.
+After a kill, the same command with --resume continues and ends with the same weights and numbers.
 """
 
 from __future__ import annotations

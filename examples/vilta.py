@@ -9,7 +9,7 @@ matching, with both; each with and without VILLA's perturbations. All are then f
     python examples/vilta.py --pretrain.epochs 6 --output runs/vilta-6      half the updates: is it faster?
     python examples/vilta.py --vilta.teacher bert --output runs/vilta-bert  the run trains a BERT as the teacher
 
-Killed at any moment, the same command with --resume goes on and ends with the same weights and numbers.
+After a kill, the same command with --resume continues and ends with the same weights and numbers.
 """
 
 from __future__ import annotations

@@ -215,7 +215,7 @@ def test_autocast_inside_the_call_is_seen_though_the_logits_are_wide() -> None:
 # --- attacks that are weaker than their ball ---
 
 
-def test_an_attack_that_cannot_reach_the_edge_of_its_ball_says_so() -> None:
+def test_an_attack_that_cannot_reach_the_edge_of_its_ball_warns() -> None:
     short = EmbeddingPerturber(text=Ascent(L2(1.0), step_size=0.3))
     with pytest.warns(WeakAttackWarning, match=r"ball of 'text', got 3 of 0\.3 in L2"):
         Attack(short, PGD(3))

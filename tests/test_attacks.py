@@ -320,7 +320,7 @@ def test_a_graph_that_is_alive_survives_an_attack() -> None:
     loss.backward()
 
 
-def test_an_attack_runs_in_eval_mode_unless_told() -> None:
+def test_an_attack_runs_in_eval_mode_by_default() -> None:
     target = furnished()
     modes: list[tuple[bool, bool]] = []
     target.model.head.register_forward_pre_hook(

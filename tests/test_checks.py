@@ -85,7 +85,8 @@ def test_good_values_pass_and_all_others_are_refused_in_the_same_words(name: str
 
 
 # those that the others are made of, and those that tests/test_fuzz.py tries by every entry point
-ELSEWHERE = {"is_number", "is_whole", "is_choice", "check_each", "check_functions", "check_seed", "path_of", "shown"}
+ELSEWHERE = {"is_number", "is_whole", "is_choice", "are_increasing", "path_of", "shown"}
+ELSEWHERE |= {"check_each", "check_functions", "check_seed"}
 
 
 def test_every_check_is_tried() -> None:
@@ -100,7 +101,7 @@ def test_of_several_names_the_one_that_is_wrong_is_named() -> None:
         checks.at_least(1, SimpleNamespace(epochs=3, steps=0), "epochs", "steps")
 
 
-def test_numbers_are_told_from_what_only_behaves_like_one() -> None:
+def test_values_that_only_behave_like_numbers_are_not_numbers() -> None:
     assert all(map(checks.is_number, (0, 1.5, math.nan, -math.inf, np.float32(1), np.int64(1))))
     assert not any(map(checks.is_number, (True, "1", None, torch.tensor(1.0), 1j, Fraction(8, 255), 10**400)))
     assert all(map(checks.is_whole, (0, -3)))

@@ -146,7 +146,10 @@ def figures(page: Path) -> set[str]:
     return set(re.findall(r"\S\d+\.\d \[[^\]]+\]", text)) | set(re.findall(r"\b(\d+\.\d) %", text))
 
 
-@pytest.mark.parametrize("page", ["index.md", "methods/villa.md", "methods/freelb.md"])
+QUOTING = ["index.md", *(f"methods/{method}.md" for method in ("villa", "freelb", "smart", "pgd", "free_at"))]
+
+
+@pytest.mark.parametrize("page", QUOTING)
 def test_figures_of_evidence_are_those_of_its_page(page: str) -> None:
     evidence = " ".join((DOCS / "evidence.md").read_text().split())
     quoted = figures(DOCS / page)

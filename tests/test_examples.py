@@ -17,16 +17,17 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 import yaml
+from support.spawn import Script
 from support.tiny import VALUES
 
 import advvl
 from advvl.experiments.cli import main
+from advvl.experiments.command_line import add_flags, parse
 from advvl.experiments.config import Layer, build, identity, read_yaml
-from advvl.experiments.flags import add_flags, parse
 from advvl.experiments.lxmert_options import PRESETS as LXMERT_PRESETS
 from advvl.experiments.lxmert_options import LxmertOptions
 from advvl.experiments.uniter import PRESETS, UniterOptions
@@ -43,22 +44,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def start(*arguments: object, stderr: IO[str] | int = subprocess.PIPE) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-W", "error::UserWarning", str(EXAMPLE), *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
-
-
-def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def until(condition: Callable[[], bool], process: Script | subprocess.Popen[bytes]) -> None:
     """Wait while the process runs."""
     while not condition() and process.poll() is None:
         time.sleep(0.01)
@@ -80,13 +66,13 @@ def test_killed_outright_and_resumed_it_ends_with_the_bits_of_a_run_never_killed
     assert main(["villa-uniter", *rows, "--output", str(tmp_path / "whole")]) == 0
     output = tmp_path / "parts"
     arguments = (*rows, "--output", output)
-    process = start(*arguments, "--jobs", 2)
+    process = Script(EXAMPLE, *arguments, "--jobs", 2, folder=tmp_path)
     until(lambda: any(output.glob("seed-0/standard*.json")), process)
     process.kill()
-    assert finish(process)[0] == -signal.SIGKILL
+    assert process.finish()[0] == -signal.SIGKILL
     assert not (output / "results.json").exists()
     done = set(output.glob("seed-0/*.json"))  # how many there are when it dies is the machine's affair
-    status, said, complaints = finish(start(*arguments, "--resume"))
+    status, said, complaints = Script(EXAMPLE, *arguments, "--resume", folder=tmp_path).finish()
     assert status == 0, complaints
     assert "Quick demo, one seed: not evidence" in said
     assert re.search(r"this call took \d+ min \d\d s; .* \d+ min \d\d s; everything is in", said)
@@ -123,13 +109,15 @@ class Terminal:
 
 
 @pytest.mark.slow
-def test_told_to_stop_it_saves_and_says_so(config: Path, tmp_path: Path) -> None:
+def test_on_a_signal_it_saves_and_prints_a_message(config: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     with Terminal() as terminal:
-        process = start("--config", config, "--output", output, "--finetune.epochs", 1000, stderr=terminal.end)
+        command = [sys.executable, EXAMPLE, "--config", config, "--output", output, "--finetune.epochs", "1000"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=terminal.end)
         until(lambda: "standard, equal compute:  " in terminal.text(), process)
         process.send_signal(signal.SIGTERM)
-        assert finish(process)[0] == 128 + signal.SIGTERM
+        assert process.wait(300) == 128 + signal.SIGTERM
     assert re.search(r"standard, equal compute: stopped after update \d+ of \d+", terminal.text())
     assert "%|" in terminal.text()  # a progress bar
     assert (output / "seed-0" / "standard-equal-compute.progress.pt").exists()
@@ -220,9 +208,7 @@ def test_a_missing_extra_is_found_before_anything_is_trained(
     assert not list((tmp_path / "out").glob("*"))
 
 
-def test_files_that_are_not_there_are_found_before_the_first_worker(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_files_are_found_before_the_first_worker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = [f"--{name}=missing" for name in ("regions", "questions", "test_questions", "answers", "tokenizer")]
     assert main(["villa-lxmert", "--output", str(tmp_path / "out"), "--jobs", "2", *given]) == 2
     assert capsys.readouterr().err == "error: expected a file at 'missing', got none; check the paths of the data\n"

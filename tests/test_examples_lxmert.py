@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 import torch
 import yaml
 from support.lxmert_files import regions
+from support.spawn import Script
 from transformers import LxmertConfig, LxmertForPreTraining
 
 from advvl.data.digits.as_lxmert import TABLE
@@ -22,9 +21,9 @@ from advvl.data.lxmert.questions import VisualQuestion, write_questions
 from advvl.data.lxmert.regions import write_regions
 from advvl.errors import ConfigurationError
 from advvl.experiments.cli import exit_status, main
+from advvl.experiments.command_line import parse
 from advvl.experiments.config import Layer, build
-from advvl.experiments.flags import parse
-from advvl.experiments.lxmert import LXMERT, Files, bert_adam, method_of, new_model
+from advvl.experiments.lxmert import LXMERT, bert_adam, method_of, new_model
 from advvl.experiments.lxmert_options import PRESETS, LxmertOptions
 from advvl.experiments.runner import run
 from advvl.models.lxmert.checkpoint import save_lxmert_checkpoint
@@ -99,19 +98,13 @@ def test_it_ends_with_one_table_of_clean_and_attacked_accuracy_with_intervals(wh
 def test_killed_outright_and_resumed_it_ends_with_the_bits_of_a_run_never_killed(whole: Path, tmp_path: Path) -> None:
     config, output = tmp_path / "tiny.yaml", tmp_path / "out"
     config.write_text(yaml.safe_dump({**VALUES, "seeds": [0, 1]}))
-    process = subprocess.Popen(
-        [sys.executable, "-W", "error::UserWarning", str(EXAMPLE), "--config", str(config), "--output", str(output)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = Script(EXAMPLE, "--config", config, "--output", output, folder=tmp_path)
     while process.poll() is None and not any(output.glob("seed-0/*.json")):
         time.sleep(0.01)
     process.kill()
-    complaints = process.communicate(timeout=300)[1]
+    status, _, complaints = process.finish()
     assert any(output.glob("seed-0/*.json")), complaints
-    assert process.returncode in (-signal.SIGKILL, 0)  # it may have been done before it was killed
+    assert status in (-signal.SIGKILL, 0)  # it may have been done before it was killed
     run(LXMERT, tiny(output, seeds=[0, 1], resume=True), progress=False)
     assert left(output) == left(whole)
 
@@ -163,17 +156,6 @@ def pretrained(path: Path, options: LxmertOptions, **changes: int) -> Path:
     return path
 
 
-def sources_of(options: LxmertOptions) -> Files:
-    return Files(
-        options.regions,
-        options.questions,
-        options.test_questions,
-        Path(str(options.answers)),
-        str(options.tokenizer),
-        36,
-    )
-
-
 def test_it_takes_published_files_and_a_checkpoint(tmp_path: Path) -> None:
     directory = tmp_path / "vqa"
     checkpoint = pretrained(tmp_path / "model_LXRT.pt", given(directory))
@@ -189,7 +171,7 @@ def test_it_takes_published_files_and_a_checkpoint(tmp_path: Path) -> None:
 def test_a_model_begins_at_the_checkpoints_encoder_and_at_a_head_of_its_own(tmp_path: Path) -> None:
     options = given(tmp_path / "vqa")
     checkpoint = pretrained(tmp_path / "model_LXRT.pt", options)
-    source, tested = sources_of(options).sources()
+    source, tested = LXMERT.data(options, tmp_path)
     assert (len(source), len(tested), len(source.answers)) == (24, 8, 3)
     began = new_model(options, source, 0, checkpoint)
     fresh = new_model(options, source, 0, None)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from support.spawn import Script
 
 from advvl.errors import CheckpointError, ConfigurationError
 from advvl.evaluation.protocol import EvaluationOptions
@@ -45,17 +43,10 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the command leaves."""
     directory = tmp_path_factory.mktemp("pgd") / "out"
     flags = [text for name, value in FLAGS.items() for text in (f"--{name}", str(value))]
-    command = [sys.executable, "-W", "error::UserWarning", str(EXAMPLE), "--jobs", "1", "--output", str(directory)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    ran = subprocess.run(
-        [*command, "--device", "cpu", "--evaluation.examples", "40", *flags],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert (directory / "results.md").read_text() in ran.stdout
+    more = ("--jobs", 1, "--output", directory, "--device", "cpu", "--evaluation.examples", 40)
+    status, said, complaints = Script(EXAMPLE, *more, *flags, folder=directory.parent).finish()
+    assert status == 0, complaints
+    assert (directory / "results.md").read_text() in said
     return directory
 
 

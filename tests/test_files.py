@@ -10,7 +10,6 @@ import stat
 import subprocess
 import sys
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ import torch
 from safetensors.torch import load_file
 
 from advvl.errors import CheckpointError, OutputDirectoryError
-from advvl.experiments.options import ExperimentOptions
 from advvl.experiments.outputs import claim, claimed
 from advvl.files import (
     differences,
@@ -195,14 +193,13 @@ def test_what_a_killed_run_left_half_written_is_removed(tmp_path: Path) -> None:
 
 
 def test_overwriting_results_of_the_same_configuration_keeps_whose_the_directory_is(tmp_path: Path) -> None:
-    options = ExperimentOptions(output=str(tmp_path))
-    with claimed(options) as directory:
+    with claimed(tmp_path, {"seed": 1}) as directory:
         write_text(directory / "seed-1" / "result", "old")
-    with pytest.raises(OutputDirectoryError, match="expected no results"), claimed(options):
+    with pytest.raises(OutputDirectoryError, match="expected no results"), claimed(tmp_path, {"seed": 1}):
         pass
-    with claimed(replace(options, resume=True)):
+    with claimed(tmp_path, {"seed": 1}, resume=True):
         assert (tmp_path / "seed-1" / "result").exists()
-    with claimed(replace(options, overwrite=True)):
+    with claimed(tmp_path, {"seed": 1}, overwrite=True):
         pass
     assert names(tmp_path) == ["configuration.yaml"]
 
@@ -328,7 +325,7 @@ def test_json_that_no_writer_here_makes_is_refused(tmp_path: Path, text: str, sa
     assert read_json(write_json(tmp_path / "k.json", json.loads('{"a": {"a": 1}}'))) == {"a": {"a": 1}}
 
 
-def test_json_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_json_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"absent\.json"):
         read_json(tmp_path / "absent.json")
 

@@ -442,9 +442,7 @@ def normed(*, checkpointed: bool = False, sync: Any = None, **options: Any) -> A
 
 @pytest.mark.parametrize("dropout", ["fresh", "shared"])
 @pytest.mark.parametrize(("track", "seen"), [("all", {"fresh": 4, "shared": 3}), ("clean", {"fresh": 1, "shared": 1})])
-def test_running_statistics_see_the_passes_that_they_are_told_to(
-    track: str, seen: dict[str, int], dropout: str
-) -> None:
+def test_running_statistics_see_the_configured_passes(track: str, seen: dict[str, int], dropout: str) -> None:
     norm = normed(track_stats=track, dropout=dropout).model.norm
     assert int(norm.num_batches_tracked) == seen[dropout]
     assert norm.track_running_stats
@@ -549,7 +547,7 @@ def test_parts_in_each_others_places_are_refused(kind: Any) -> None:
         kind(perturber(), L2())
 
 
-def test_what_is_no_regulariser_is_refused() -> None:
+def test_anything_but_a_regulariser_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"expected a regulariser such as .*, got 'kl'"):
         AdversarialTraining(perturber(), FreeLB(2), "kl")  # type: ignore[arg-type]
 
@@ -594,7 +592,7 @@ def test_a_static_graph_is_refused_with_the_reason() -> None:
         AdversarialTraining(perturber(), FreeLB(2)).step(target, toy_batch())
 
 
-def test_a_backward_that_differentiates_something_else_is_told_what_to_do() -> None:
+def test_a_backward_that_differentiates_something_else_is_refused_with_a_remedy() -> None:
     with pytest.raises(SiteError, match=r"but it did not; call backward\(\) on it or a multiple"):
         AdversarialTraining(perturber(), FreeLB(2)).step(toy(), toy_batch(), backward=lambda loss: None)
 

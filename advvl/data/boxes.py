@@ -1,4 +1,4 @@
-"""Region features and boxes that a person gives: arrays of any kind, boxes in pixels or in parts of the image."""
+"""Region features and boxes from users: arrays of any kind, boxes in pixels or relative to the image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from advvl.checks import shown
 from advvl.errors import DataError
 
 TOLERANCE: Final = 1e-3
-"""The part of an image by which a box may reach beyond it, and is cut."""
+"""The fraction of an image by which a box may reach beyond it; it is then cut."""
 
 
 def checked_regions(features: Any, boxes: Any, size: Any = None) -> tuple[Tensor, Tensor]:
@@ -22,15 +22,15 @@ def checked_regions(features: Any, boxes: Any, size: Any = None) -> tuple[Tensor
 
     Arguments:
         features: (R, F), a tensor, an array or nested lists.
-        boxes: (R, 4), x1, y1, x2, y2, in pixels with `size`, else in parts of the image's width and height.
+        boxes: (R, 4), x1, y1, x2, y2, in pixels if `size` is given, otherwise relative to the image's width and height.
         size: the image's width and height in pixels, or None.
 
     Returns:
-        The features (R, F), and the boxes (R, 4) in parts of the image, both float32.
+        The features (R, F), and the boxes (R, 4) relative to the image, both float32.
 
     Raises:
-        DataError: no region, arrays of other shapes, numbers that are not finite, boxes that are reversed or lie outside
-            the image, or are in parts of it although a size is given.
+        DataError: no region, arrays of other shapes, non-finite numbers, boxes that are reversed, outside the image, or
+            relative to it although a size is given.
     """
     features, boxes = numbers("features", features), numbers("boxes", boxes)
     if features.ndim != 2 or not features.numel() or boxes.shape != (len(features), 4):
@@ -42,7 +42,7 @@ def checked_regions(features: Any, boxes: Any, size: Any = None) -> tuple[Tensor
 
 
 def in_parts(boxes: Tensor, size: Any = None) -> Tensor:
-    """Return corners (R, 4) in parts of the image's width and height, given so or in pixels with the image's size.
+    """Return corners (R, 4) relative to the image's width and height, given so or in pixels with the image's size.
 
     Raises:
         DataError: see `checked_regions`.

@@ -1,12 +1,12 @@
-"""Files of region features by the names of images, each read when it is asked for.
+"""Files of region features by the names of images, each read on demand.
 
 | path | images |
 |---|---|
 | a folder, and those within | `NAME.npz` with `features` and `boxes`, or `NAME.npy` of features and `NAME.boxes.npy` |
 | a file `….tsv` | the lines of LXMERT's region files, see `advvl.data.lxmert.regions` |
 
-Boxes are (R, 4), x1, y1, x2, y2, in pixels where `size` (width, height) is there too, else in parts of the image. An npz
-file may hold `soft_labels` and `scores`, and may have the names that UNITER's extraction gives: `norm_bb`, `conf`.
+Boxes are (R, 4), x1, y1, x2, y2, in pixels if `size` (width, height) is present, otherwise relative to the image. An
+npz file may also hold `soft_labels` and `scores`, and may use the names of UNITER's extraction: `norm_bb`, `conf`.
 """
 
 from __future__ import annotations
@@ -98,10 +98,10 @@ def _loaded(path: Path) -> NDArray[Any]:
 
 
 def open_features(path: str | os.PathLike[str]) -> Mapping[str, Mapping[str, Any]]:
-    """Open a folder or a file of region features, to be given as `images=` to the sources of `advvl.data.uniter.own`.
+    """Open a folder or a file of region features, to pass as `images=` to the sources of `advvl.data.uniter.own`.
 
     Raises:
-        DataError: nothing there, no image in it, or two of one name.
+        DataError: the path does not exist, has no image, or has two images of one name.
     """
     place = path_of(path)
     if place.suffix == ".tsv":

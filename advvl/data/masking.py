@@ -1,7 +1,7 @@
 """The corruptions of pre-training: masked words, masked regions, and wrong images. Each row's draws are its own.
 
-Chen et al., "UNITER" (ECCV 2020) and its released code, but for one choice: a text in which no word was chosen has one
-drawn at random masked, as for regions, and not always its first.
+Chen et al., "UNITER" (ECCV 2020) and its released code, with one difference: if no word of a text was chosen, a random
+one is masked, as for regions, instead of always the first.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Several sources as one, each update of a single one of them: the mixing of tasks by ratio.
+"""Several sources as one, with each update from a single source: the mixing of tasks by ratio.
 
     tasks = {"mlm": words, "itm": matches}
     source = MixedSource(tasks)
@@ -61,11 +61,11 @@ class MixedSource:
 
 @dataclass(frozen=True, eq=False)
 class MixedSampler:
-    """A sampler that draws for each update which of several samplers it is of.
+    """A sampler that draws one of several samplers for each update.
 
     Arguments:
-        samplers: by name, in the order of `MixedSource.sources`; all of as many parts.
-        ratios: a whole number for each, how often it is drawn for so many draws of the others.
+        samplers: by name, in the order of `MixedSource.sources`; all with the same number of parts.
+        ratios: an integer for each, proportional to how often it is drawn.
 
     Raises:
         ConfigurationError: no sampler, other names in `ratios`, a ratio below 1.

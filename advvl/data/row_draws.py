@@ -1,8 +1,8 @@
-"""Random numbers of each row of a batch by itself, so that a batch may be cut over processes in any way.
+"""Random numbers that each row of a batch draws independently, so that a batch may be split over processes in any way.
 
-The number at a place is a hash of a seed that all rows share, of the row's example, of what it is drawn for and of the
-place: SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), counted instead of run. It depends on no other row, nor on how wide
-the batch is padded.
+Each number is a hash of a seed that all rows share, the row's example, the purpose of the draw and the position:
+SplitMix64 (Steele, Lea & Flood, OOPSLA 2014) in counter mode. It depends neither on other rows nor on the padding of
+the batch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Batches that fill a budget of tokens, padding included: of a size that follows from how long their examples are.
+"""Batches that fill a budget of tokens, including padding; their size follows from the lengths of their examples.
 
 Source of the buckets: the published code of Chen et al., "UNITER", ECCV 2020. It fills little more than half of its
-budget, since it goes on with the longest length that a bucket has; `filling="uniter"` does as it does.
+budget, because it keeps using the longest length of a bucket; `filling="uniter"` does the same.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ class TokenBuckets:
     """A sampler of micro-batches that each fill a budget of tokens; for `fit(…, sampler=…)`.
 
     The examples of an epoch are shuffled and parted into buckets, and each bucket is sorted by length and cut into
-    micro-batches, which are shuffled again. What does not fill one goes into the next bucket, so that an epoch has every
-    example once. An update takes the next `micro_batches` of them, of whatever epoch, so that on any number of processes
-    it has the same examples.
+    micro-batches, which are shuffled again. Examples that do not fill a micro-batch go into the next bucket, so an
+    epoch has every example once. An update takes the next `micro_batches` of them, across epochs, so it has the same
+    examples on any number of processes.
 
     Arguments:
         lengths: (N,) whole numbers, the tokens and regions of each example as the model gets them.
         tokens: the budget of a micro-batch, its rows times the length of its longest.
         micro_batches: of an update: the number of processes times that of micro-batches of each.
         bucket: examples that are sorted together.
-        multiple: the number of rows is one of this where the budget allows.
+        multiple: the number of rows is a multiple of this if the budget allows.
         filling: "full", or "uniter", as published: a micro-batch is closed as if the next began with a bucket's longest
             example, and what is left of a bucket is dropped.
-        too_long: an example that alone is over the budget is refused, or is skipped and listed.
+        too_long: an example that exceeds the budget on its own is refused, or skipped and listed.
         names: of the examples, for messages.
 
     Raises:
@@ -150,7 +150,7 @@ class TokenBuckets:
 
 
 def _full(rows: Rows, lengths: Rows, tokens: int, multiple: int) -> Iterator[Rows]:
-    """Cut rows, the longest first, into pieces that each fill the budget, but for the last, which is what is left."""
+    """Cut rows, the longest first, into pieces that each fill the budget; the last piece is the rest."""
     place = 0
     while place < len(rows):
         size = tokens // int(lengths[place])
@@ -160,7 +160,7 @@ def _full(rows: Rows, lengths: Rows, tokens: int, multiple: int) -> Iterator[Row
 
 
 def _as_uniter(rows: Rows, lengths: Rows, tokens: int, multiple: int) -> Iterator[Rows]:
-    """Cut rows, the longest first, as published: the length of the bucket's longest is never forgotten."""
+    """Cut rows, the longest first, as published: every piece counts the length of the bucket's longest row."""
     first, longest = 0, 0
     for place in range(0, len(rows), multiple):
         longest = max(longest, int(lengths[place]))

@@ -1,4 +1,4 @@
-"""Sources of examples: what a training loop draws its batches from."""
+"""Sources of examples, from which a training loop draws its batches."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class BatchSource(Protocol):
         """Return the number of examples."""
 
     def batch(self, indices: Sequence[int], generator: torch.Generator) -> dict[str, Any]:
-        """Make the batch of these examples; whatever is random in it is drawn from `generator` (CPU).
+        """Make the batch of these examples; all randomness comes from `generator` (CPU).
 
-        Every part of an update gets a generator in the same state. Draw from it what the parts share, such as a task, and
-        what an example has of its own from `advvl.data.row_draws.RowDraws.of(indices, generator)`: otherwise the rows of
-        one process draw what those of another draw.
+        Every part of an update gets a generator in the same state. Use it for draws that all parts share, such as the
+        task, and `advvl.data.row_draws.RowDraws.of(indices, generator)` for draws of single examples: otherwise the
+        rows of one process would repeat the draws of another.
         """
 
 
@@ -44,7 +44,7 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class TensorSource:
-    """Examples that lie in memory.
+    """Examples in memory.
 
     Arguments:
         tensors: name to (N, …), of which a batch has the rows.

@@ -27,13 +27,14 @@ class VQAExample:
     Arguments:
         text: the question.
         features: of the image's R regions, `(R, F)`.
-        boxes: their corners x1, y1, x2, y2, `(R, 4)`, in pixels with `size`, else over the image's width and height.
-        answers: the right one, or those that ten people gave, or scores in [0, 1] by answer; None: not known.
+        boxes: their corners x1, y1, x2, y2, `(R, 4)`, in pixels if `size` is given, otherwise relative to the image.
+        answers: the right answer, the answers of ten people, or a mapping from answers to scores in [0, 1]; None: not
+            known.
         size: the image's width and height in pixels.
 
     Raises:
-        DataError: no region, arrays of other shapes, numbers that are not finite, boxes that are reversed or lie outside
-            the image, or are in parts of it although a size is given.
+        DataError: no region, arrays of other shapes, non-finite numbers, boxes that are reversed, outside the image, or
+            relative to it although a size is given.
     """
 
     text: str

@@ -17,7 +17,7 @@ from advvl.checks import is_whole, shown
 from advvl.errors import ConfigurationError, DataError
 from advvl.evaluation.measurement import Budget, lies_inside
 from advvl.evaluation.named_attacks import AnyAttack, NamedAttack, PixelAttack
-from advvl.evaluation.objectives import as_scores
+from advvl.evaluation.objectives import Objective, as_scores
 from advvl.evaluation.pixels import search_pixels
 from advvl.evaluation.rows import take_rows
 from advvl.evaluation.scoring import Batch, Score, Targets, answer_score, checked_scores, fresh, targets_of
@@ -184,11 +184,13 @@ def searched(
 
 def loss_of(attack: NamedAttack, adapter: Adapter, targets: Targets) -> Loss:
     """The loss that an attack climbs on a model."""
-    objective = attack.objective
     if attack.loss is not None:
         return attack.loss
-    if objective is None:
-        return adapter.loss
+    return adapter.loss if attack.objective is None else objective_loss(adapter, attack.objective, targets)
+
+
+def objective_loss(adapter: Adapter, objective: Objective, targets: Targets) -> Loss:
+    """The loss that an objective is of a model's logits and a batch's targets, one per row `(B,)`."""
 
     def climbed(outputs: Outputs, batch: Batch) -> Tensor:
         logits = adapter.logits(outputs)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor
 
 from advvl.errors import missing_extra
+from advvl.evaluation.figures import new_figure
 from advvl.evaluation.statistics import Interval, accuracy_interval
 
 
-class CurveViews:
+class CurveViews(ABC):
     """The views that every curve has: scores of N examples, clean and at R radii."""
 
     radii: tuple[float, ...]
@@ -19,10 +21,9 @@ class CurveViews:
     scores: Tensor
 
     @property
+    @abstractmethod
     def title(self) -> str:
         """The kind of perturbation, such as "image (L2)"."""
-        kind = getattr(self, "kind", None)
-        return kind if isinstance(kind, str) else f"{getattr(self, 'modality', 'perturbation')} (L2)"
 
     def intervals(self, *, confidence: float = 0.95) -> tuple[Interval, ...]:
         """Wilson's interval of the accuracy at radius 0 and at each of the radii, R + 1 of them, in [0, 1].
@@ -72,11 +73,7 @@ class CurveViews:
         Raises:
             MissingExtraError: matplotlib, of the extra `report`, is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise missing_extra("matplotlib", "report") from error
-        axes = Figure(layout="constrained").subplots() if axes is None else axes
+        axes = new_figure().subplots() if axes is None else axes
         found = self.intervals(confidence=confidence)
         bounded = [
             (radius, one) for radius, one in zip((0.0, *self.radii), found, strict=True) if math.isfinite(radius)

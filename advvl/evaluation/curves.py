@@ -37,6 +37,10 @@ class Curve(CurveViews):
     clean: Tensor
     scores: Tensor
 
+    @property
+    def title(self) -> str:
+        return self.kind
+
 
 def kind_of(budget: Budget) -> str:
     """Name the modalities and norms of a budget, such as "image (L2) + text (Linf per token)"."""

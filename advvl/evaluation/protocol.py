@@ -19,7 +19,7 @@ from advvl.evaluation.rows import take_rows
 from advvl.evaluation.scoring import fingerprints
 from advvl.runtime.randomness import derive_seed
 
-Objective = Literal["cross-entropy", "margin"]
+ObjectiveName = Literal["cross-entropy", "margin"]
 Split = Literal["test", "validation"]
 
 
@@ -44,7 +44,7 @@ class EvaluationOptions:
     steps: int = 20
     step_fraction: float = 0.125
     restarts: int = 3
-    objectives: tuple[Objective, ...] = ("cross-entropy", "margin")
+    objectives: tuple[ObjectiveName, ...] = ("cross-entropy", "margin")
     examples: int | None = None
     split: Split = "test"
     batch_size: int = 200
@@ -53,7 +53,7 @@ class EvaluationOptions:
         increasing(self, "radii", "text_radii")
         at_least(1, self, "steps", "restarts", "batch_size")
         positive(self, "step_fraction")
-        choices(self, "objectives", Objective)
+        choices(self, "objectives", ObjectiveName)
         choice(self, "split", Split)
         if self.examples is not None:
             at_least(1, self, "examples")

@@ -10,7 +10,6 @@ Legend: N examples, B rows of a batch, R radii.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,31 +18,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advvl.adapters.base import Adapter, Outputs
-from advvl.attacks import Attack
+from advvl.adapters.base import Adapter
 from advvl.checks import (
+    are_increasing,
     at_least,
     check_each,
     check_functions,
     instance,
     is_choice,
-    is_number,
     is_whole,
     positive,
     shown,
 )
 from advvl.errors import ConfigurationError, DataError, NonFiniteError, more
-from advvl.evaluation.attempts import Rows, check_bounds, cut
+from advvl.evaluation.attempts import Rows, check_bounds, cut, objective_loss
 from advvl.evaluation.curve_views import CurveViews
-from advvl.evaluation.objectives import OBJECTIVES, Objective, as_scores
-from advvl.evaluation.scoring import Batch, Targets, answer_score, judged, own_targets
+from advvl.evaluation.objectives import OBJECTIVES
+from advvl.evaluation.scoring import Batch, Targets, answer_score, fresh, own_targets
+from advvl.evaluation.searches import search
 from advvl.evaluation.worst_case import each
 from advvl.maximizers.pgd import PGD
-from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
+from advvl.perturbers.ascents import Ascent
 from advvl.perturbers.balls import L2
 from advvl.perturbers.starts import Uniform, Zero
-from advvl.runtime.randomness import preserved
-from advvl.runtime.states import kept_buffers, kept_modes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +98,10 @@ class RobustnessCurve(CurveViews):
     scores: Tensor
     unmoved: Tensor
 
+    @property
+    def title(self) -> str:
+        return f"{self.modality} (L2)"
+
     def accuracy(self) -> tuple[float, ...]:
         """The mean worst-case score at each radius."""
         return tuple(self.scores.mean(dim=1).tolist())
@@ -146,7 +147,7 @@ def robustness_curve(
     check_functions(rows=rows)
     if not is_whole(seed) or seed < 0:
         raise ConfigurationError(f"expected seed to be a whole number of 0 or more, got {shown(seed)}")
-    if not _radii_ascend(radii):
+    if not are_increasing(radii) or not radii:
         raise ConfigurationError(f"expected finite radii above 0, each larger than the one before, got {shown(radii)}")
     if attacks is not None and not isinstance(attacks, WorstCase):
         raise ConfigurationError(f"expected attacks as a WorstCase(…), or None, got {shown(attacks)}")
@@ -202,28 +203,6 @@ def _check_scoring(target: object, targets: object) -> None:
     check_functions(targets=targets)
 
 
-def _radii_ascend(radii: object) -> bool:
-    """True for a list or tuple of finite numbers above 0, each larger than the one before."""
-    if not isinstance(radii, list | tuple) or not radii or not all(map(is_number, radii)):
-        return False
-    return list(radii) == sorted(set(radii)) and all(0 < radius < math.inf for radius in radii)
-
-
-class _ScoringLoss:
-    """An attack's loss that also keeps, row by row, the lowest score of all the points where it was computed."""
-
-    def __init__(self, target: Adapter, objective: Objective, targets: Targets) -> None:
-        self.target, self.objective, self.targets = target, objective, targets
-        self.lowest: Tensor | None = None
-
-    def __call__(self, outputs: Outputs, batch: Batch) -> Tensor:
-        logits = self.target.logits(outputs)
-        targets = as_scores(self.targets(batch), logits)
-        here = judged(logits, targets)
-        self.lowest = here if self.lowest is None else torch.minimum(self.lowest, here)
-        return self.objective(logits, targets)
-
-
 def _worst_scores(
     target: Adapter,
     batch: Batch,
@@ -236,7 +215,7 @@ def _worst_scores(
     rows: Rows | None,
 ) -> tuple[Tensor, Tensor]:
     """The worst score of each row within each radius, `(R, B)`, and the rows with a score left that never moved."""
-    worst, found, stuck = clean.clone(), [], []
+    worst, found, stuck, score = clean.clone(), [], [], answer_score(target, targets)
     every = torch.arange(len(worst), device=worst.device)
     for r, radius in enumerate(radii):
         unmoved, nonfinite = torch.ones_like(clean, dtype=torch.bool), torch.zeros_like(clean, dtype=torch.bool)
@@ -251,25 +230,23 @@ def _worst_scores(
                 ascent = Ascent(
                     L2(radius), step_size=radius * attacks.step_fraction, start=start, box=attacks.boxes.get(modality)
                 )
-                watch = _ScoringLoss(target, OBJECTIVES[name], targets)
-                result = Attack(
-                    EmbeddingPerturber(**{modality: ascent}),
+                tried = search(
+                    target,
+                    part,
+                    {modality: ascent},
                     PGD(steps=attacks.steps),
-                    loss=watch,
+                    objective_loss(target, OBJECTIVES[name], targets),
+                    score,
                     seed=_seed(*entropy, r, restart, o),
-                )(target, part)
-                assert watch.lowest is not None  # PGD runs a pass at least
-                if len(watch.lowest) != len(run):
-                    raise DataError(
-                        f"expected rows to give the {len(run)} rows asked for, got {len(watch.lowest)}; cut each field"
-                    )
-                worst[run] = torch.minimum(worst[run], watch.lowest)
-                still, moved, bad = (
-                    result.of_examples(modality, rows_of[modality], len(run))
-                    for rows_of in (result.unmoved, result.moved, result.nonfinite)
+                    end_pass=True,
                 )
-                unmoved[run] &= still & ~moved
-                nonfinite[run] |= bad
+                if len(tried.seen) != len(run):
+                    raise DataError(
+                        f"expected rows to give the {len(run)} rows asked for, got {len(tried.seen)}; cut each field"
+                    )
+                worst[run] = torch.minimum(worst[run], tried.seen)
+                unmoved[run] &= tried.unmoved[modality]
+                nonfinite[run] |= tried.nonfinite[modality]
         unmoved &= worst > 0
         if (unmoved & nonfinite).any():
             numbers = (unmoved & nonfinite).nonzero().flatten().tolist()
@@ -283,9 +260,7 @@ def _worst_scores(
 
 
 def _clean_scores(target: Adapter, batch: Batch, targets: Targets) -> Tensor:
-    model = target.model
-    with torch.no_grad(), preserved(model), kept_modes(model), kept_buffers(model):
-        model.eval()
+    with fresh(target.model, seed=0):
         return answer_score(target, targets)(target.forward(batch), batch)
 
 

@@ -57,6 +57,7 @@ def search(
     score: Score,
     *,
     seed: int,
+    end_pass: bool = False,
 ) -> Searched:
     """Make an attack on a batch.
 
@@ -64,6 +65,7 @@ def search(
         loss: from outputs and batch to what is climbed, one per row `(B,)`.
         score: from outputs and batch to what the attack tries to take away, `(B,)`.
         seed: of its random draws.
+        end_pass: look at the point where it ends too, which costs a forward.
 
     Raises:
         ShapeError: a loss that is not one per row.
@@ -71,7 +73,8 @@ def search(
     perturber = _Joined(**ascents)
     watch = _Watch(perturber.leaves, loss, score)
     watched = _Watched(maximizer, watch)
-    result = Attack(perturber, watched, loss=watch, correct=watch.correct, seed=seed, end_pass=False)(adapter, batch)
+    attack = Attack(perturber, watched, loss=watch, correct=watch.correct, seed=seed, end_pass=end_pass)
+    result = attack(adapter, batch)
     assert watch.lowest is not None
     assert watch.highest is not None
     rows = len(watch.lowest)

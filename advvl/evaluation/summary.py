@@ -2,7 +2,7 @@
 
 With several seeds a method's number is the mean over seeds with its t-interval, and a difference is paired by seed. With
 one seed there is no scatter of training to see: the interval is then Wilson's over test examples, and the difference is
-paired by example, with Agresti and Min's interval. `Report.over` says which.
+paired by example, with Agresti and Min's interval. `Summary.over` says which.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class MethodSummary:
 
 
 @dataclass(frozen=True)
-class Report:
+class Summary:
     """All methods under all conditions; made by `summarise`.
 
     Arguments:
@@ -106,7 +106,7 @@ class Report:
     over: Literal["seeds", "examples"]
 
 
-def summarise(results: Sequence[RunResult], *, baseline: str, confidence: float = 0.95) -> Report:
+def summarise(results: Sequence[RunResult], *, baseline: str, confidence: float = 0.95) -> Summary:
     """Summarise the results of every method and seed, in the order in which methods first occur.
 
     Raises:
@@ -132,7 +132,7 @@ def summarise(results: Sequence[RunResult], *, baseline: str, confidence: float 
         times = [time for seed in seeds if (time := by_seed[seed].seconds_per_update) is not None]
         rows.append(MethodSummary(method, accuracy, difference, _time(times, confidence)))
     examples = {condition: len(scores) for condition, scores in first.scores.items()}
-    return Report(tuple(rows), tuple(first.scores), examples, seeds, baseline, confidence, over)
+    return Summary(tuple(rows), tuple(first.scores), examples, seeds, baseline, confidence, over)
 
 
 def _by_method(results: Sequence[RunResult]) -> dict[str, dict[int, RunResult]]:

@@ -24,7 +24,7 @@ from advvl.errors import ConfigurationError, DataError
 Change = Callable[[str], Sequence[str]]
 """From a word to all variants of it."""
 
-Score = Callable[[list[str], Tensor], Tensor]
+TextScore = Callable[[list[str], Tensor], Tensor]
 """From n texts and the examples that they are of `(n,)` to scores in [0, 1] `(n,)`."""
 
 Search = Literal["greedy", "random"]
@@ -136,7 +136,7 @@ class ChangedTexts:
 
 def changed_words(
     texts: Sequence[str],
-    score: Score,
+    score: TextScore,
     *,
     changes: Sequence[Change] = TYPOS,
     edits: int = 1,
@@ -252,7 +252,7 @@ def _are_texts(found: object) -> bool:
     return isinstance(found, Sequence) and not isinstance(found, str) and all(isinstance(one, str) for one in found)
 
 
-def _scored(score: Score, texts: list[str], rows: list[int]) -> Tensor:
+def _scored(score: TextScore, texts: list[str], rows: list[int]) -> Tensor:
     found = torch.as_tensor(score(texts, torch.tensor(rows))).detach().double().cpu()
     if found.shape != (len(texts),) or not found.isfinite().all():
         raise DataError(

@@ -99,15 +99,10 @@ def worst_case(
         SiteError: the adapter has no such modality, in budgets, boxes or pixels.
     """
     check_functions(targets=targets, score=score, rows=rows, cache=cache)
-    if not (about is None or isinstance(about, Mapping)):
-        raise ConfigurationError(f"expected about as a mapping, or None, got {shown(about)}")
-    try:
-        json.dumps(dict(about or {}), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"expected about as plain JSON, to be saved, got {shown(about)}: {error}") from error
     for name, said in (("checks", checks), ("over_processes", over_processes)):
         if not isinstance(said, bool):
             raise ConfigurationError(f"expected {name} to be True or False, got {shown(said)}")
+    _check_about(about)
     began = time.monotonic()
     with adapted(model) as adapter:
         plan = Plan(
@@ -139,16 +134,6 @@ def worst_case(
         raise DataError("expected one example or more to attack, got none")
     found = {name: torch.cat([one[name] for one in records], dim=-1) for name in records[0]}
     names = tuple(attack.name for attack in plan.attacks)
-    facts = {
-        "attacks": [_described(attack) for attack in plan.attacks],
-        "boxes": {name: list(box) for name, box in plan.boxes.items()},
-        "pixels": {name: described(normalised) for name, normalised in plan.pixels.items()},
-        "seed": seed,
-        "draws": draws,
-        "data_fingerprint": hashlib.sha256(found["fingerprint"].numpy().tobytes()).hexdigest()[:16],
-        "checks": made(found, plan.budgets, plan.attacks),
-        "torch": torch.__version__,
-    }
     return Measurement(
         plan.budgets,
         names,
@@ -157,8 +142,32 @@ def worst_case(
         {name.removeprefix("norms."): one for name, one in found.items() if name.startswith("norms.")},
         found["unmoved"],
         raised(found, plan.budgets, plan.attacks),
-        {**facts, "seconds": time.monotonic() - began, **(about or {})},
+        {**_facts(plan, found), "seconds": time.monotonic() - began, **(about or {})},
     )
+
+
+def _check_about(about: object) -> None:
+    """Raise ConfigurationError for anything but a mapping of plain JSON, or None."""
+    if not (about is None or isinstance(about, Mapping)):
+        raise ConfigurationError(f"expected about as a mapping, or None, got {shown(about)}")
+    try:
+        json.dumps(dict(about or {}), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"expected about as plain JSON, to be saved, got {shown(about)}: {error}") from error
+
+
+def _facts(plan: Plan, found: Record) -> dict[str, Any]:
+    """Say how a measurement was made, in plain JSON."""
+    return {
+        "attacks": [_described(attack) for attack in plan.attacks],
+        "boxes": {name: list(box) for name, box in plan.boxes.items()},
+        "pixels": {name: described(normalised) for name, normalised in plan.pixels.items()},
+        "seed": plan.seed,
+        "draws": plan.draws,
+        "data_fingerprint": hashlib.sha256(found["fingerprint"].numpy().tobytes()).hexdigest()[:16],
+        "checks": made(found, plan.budgets, plan.attacks),
+        "torch": torch.__version__,
+    }
 
 
 def each(

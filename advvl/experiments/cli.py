@@ -101,7 +101,7 @@ def command(
         arguments: None: the process's own.
         prog: the command's name, for `--help`; None: the script's.
     """
-    from advvl.experiments.flags import parse
+    from advvl.experiments.command_line import parse
     from advvl.experiments.runner import run
 
     said = {"presets": experiment.presets, "description": description, "prog": prog}

@@ -14,10 +14,10 @@ from advvl.adapters.registry import adapt
 from advvl.attacks import Attack
 from advvl.data.colors.corpus import pairs_of
 from advvl.data.colors.rounds import Condition, Round
-from advvl.errors import missing_extra
+from advvl.evaluation.figures import new_figure, write_figure
 from advvl.evaluation.statistics import accuracy_interval
 from advvl.experiments.experiment import Row, Task
-from advvl.files import read_json, replacing, write_text
+from advvl.files import read_json, write_text
 from advvl.maximizers.pgd import PGD
 from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
 from advvl.perturbers.balls import L2
@@ -104,15 +104,11 @@ def draw_swatches(
     Raises:
         MissingExtraError: matplotlib, of the extra `report`, is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise missing_extra("matplotlib", "report") from error
     batch = pairs_of(rounds, tokenizer).batch(range(len(rounds)))
     seen = [_attacked(model, batch, radius, steps) for _, model in models]
     shown = _lost(seen, batch["targets"])[:count]
     columns = [("before", None), *((name, index) for index, (name, _) in enumerate(models))]
-    figure = Figure(figsize=(1.9 * len(columns), 0.85 * max(1, len(shown)) + 0.9), layout="constrained")
+    figure = new_figure(figsize=(1.9 * len(columns), 0.85 * max(1, len(shown)) + 0.9))
     panels = figure.subplots(max(1, len(shown)), len(columns), squeeze=False)
     for panel in panels.flat:
         panel.set_axis_off()
@@ -125,8 +121,7 @@ def draw_swatches(
     for panel, (name, _) in zip(panels[0], columns, strict=True):
         panel.text(1.5, 1.6, name, ha="center", va="bottom", fontsize="small")
     figure.suptitle(f"L2 attack of radius {radius:g} on the colours: frame: meant, dot: chosen", fontsize="medium")
-    with replacing(path) as stream:
-        figure.savefig(stream, format="png", dpi=150)
+    write_figure(figure, path)
 
 
 def _attacked(model: nn.Module, batch: dict[str, Any], radius: float, steps: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,7 +6,7 @@ A configuration is built from layers, later ones over earlier, all of them over 
 
 Fields are `int`, `float`, `str`, `bool`, a `Literal` of texts, tuples of these, any of these `| None`, or a dataclass.
 Names and types are judged here, values by the dataclasses' own `__post_init__`. A field whose metadata says
-`identity=False` does not change what an output directory holds. The command line is `advvl.experiments.flags`.
+`identity=False` does not change what an output directory holds. The command line is `advvl.experiments.command_line`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +13,11 @@ from torch import nn
 
 from advvl.data.source import BatchSource
 from advvl.data.uniter.sources import CaptionSource
-from advvl.errors import missing_extra
+from advvl.evaluation.figures import draw_line, new_figure, write_figure
 from advvl.evaluation.objectives import as_scores, score
-from advvl.evaluation.report import draw_line
 from advvl.evaluation.statistics import Interval, mean_interval
 from advvl.experiments.experiment import Row, Task
-from advvl.files import read_json, write_bytes, write_text
+from advvl.files import read_json, write_text
 
 _ROWS: Final = 250  # of a batch
 _MOST: Final = 1000  # examples that are scored, the first ones
@@ -75,12 +73,8 @@ def report_convergence(
     Raises:
         MissingExtraError: matplotlib, of the extra `report`, is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise missing_extra("matplotlib", "report") from error
     stages = {pretrained: [row.start for row in rows if isinstance(row.start, Row)], finetuned: rows}
-    figure = Figure(figsize=(11, 5.2), layout="constrained")
+    figure = new_figure(figsize=(11, 5.2))
     panels = figure.subplots(1, len(stages))
     tables = []
     for panel, (what, trained) in zip(panels, stages.items(), strict=True):
@@ -92,9 +86,7 @@ def report_convergence(
         panel.grid(axis="y", alpha=0.3)
         tables.append(_table(what, lines))
     figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    write_bytes(directory / "accuracy_against_updates.png", buffer.getvalue())
+    write_figure(figure, directory / "accuracy_against_updates.png")
     text = "\n".join(tables)
     write_text(directory / "accuracy_against_updates.md", text)
     return text

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Final
 
+from advvl.experiments.command_line import Parser
 from advvl.experiments.data_convert import TASKS, convert
 from advvl.experiments.data_inspect import inspect
-from advvl.experiments.flags import Parser
 
 _EPILOG: Final = """\
 Records are JSON objects, one on each line; docs/own-data.md says which keys a task needs. `image` names an image of

@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import Synchronized
@@ -73,26 +73,22 @@ def share_out(
 _STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
-class _terminated_at_exit:
+@contextmanager
+def _terminated_at_exit(workers: Sequence[BaseProcess]) -> Iterator[None]:
     """SIGTERM raises SystemExit within; at the end, workers still alive get SIGTERM and are waited for."""
-
-    def __init__(self, workers: Sequence[BaseProcess]) -> None:
-        self.workers = workers
-
-    def __enter__(self) -> None:
-        self.main = threading.current_thread() is threading.main_thread()
-        if self.main:
-            self.before = signal.signal(signal.SIGTERM, _leave)
-
-    def __exit__(self, *exception: object) -> None:
-        for worker in self.workers:
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _leave) if main else None
+    try:
+        yield
+    finally:
+        for worker in workers:
             if worker.is_alive():
                 worker.terminate()
-        for worker in self.workers:
+        for worker in workers:
             if worker.pid is not None:
                 worker.join()
-        if self.main:
-            signal.signal(signal.SIGTERM, self.before)
+        if main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _leave(number: int, frame: object) -> None:

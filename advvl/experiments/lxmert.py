@@ -7,7 +7,7 @@ formats, to `OUTPUT/data`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -33,36 +33,6 @@ from advvl.training import AdversarialTraining
 Sources = tuple[VisualQuestionSource, VisualQuestionSource]
 
 
-@dataclass(frozen=True)
-class Files:
-    """The files that hold the questions, in LXMERT's formats; `num_boxes` as in `open_regions`."""
-
-    regions: Sequence[str | Path]
-    questions: Sequence[str | Path]
-    test_questions: Sequence[str | Path]
-    answers: Path
-    tokenizer: str | Path
-    num_boxes: int | None
-
-    def sources(self) -> Sources:
-        """Open the questions to train on, and to test on.
-
-        Raises:
-            DataError: a file that is not what its format says.
-        """
-        numbers, listed = TABLE
-        table = read_answers(self.answers / numbers, self.answers / listed)
-        pictures = Pictures([open_regions(path, num_boxes=self.num_boxes) for path in self.regions])
-        sentences = Sentences(load_bert_tokenizer(self.tokenizer))
-        trained, tested = (
-            VisualQuestionSource(
-                [question for path in paths for question in read_questions(path)], pictures, table, sentences
-            )
-            for paths in (self.questions, self.test_questions)
-        )
-        return trained, tested
-
-
 def prepare(options: LxmertOptions, directory: Path) -> None:
     """Write the digits in LXMERT's formats, unless other files are given or these are there; the tokenizer comes last.
 
@@ -84,14 +54,41 @@ def open_sources(options: LxmertOptions, directory: Path) -> Sources:
     """
     if options.given_files:
         answers, tokenizer = Path(options.answers or ""), Path(options.tokenizer or "")
-        return Files(
-            options.regions, options.questions, options.test_questions, answers, tokenizer, NUM_BOXES
-        ).sources()
+        return sources_of(options.regions, options.questions, options.test_questions, answers, tokenizer)
     data, split = directory / "data", options.evaluation.split
     regions = [data / f"{part}_obj.tsv" for part in ("train", split)]
-    return Files(
-        regions, [data / "train.json"], [data / f"{split}.json"], data, data / TOKENIZER, num_boxes=None
-    ).sources()
+    return sources_of(regions, [data / "train.json"], [data / f"{split}.json"], data, data / TOKENIZER, num_boxes=None)
+
+
+def sources_of(
+    regions: Sequence[str | Path],
+    questions: Sequence[str | Path],
+    test_questions: Sequence[str | Path],
+    answers: Path,
+    tokenizer: Path,
+    *,
+    num_boxes: int | None = NUM_BOXES,
+) -> Sources:
+    """Open questions in LXMERT's formats: those to train on, and those to test on.
+
+    Arguments:
+        answers: the folder of the two files of answers.
+        num_boxes: as `open_regions` takes it.
+
+    Raises:
+        DataError: a file that is not what its format says.
+    """
+    numbers, listed = TABLE
+    table = read_answers(answers / numbers, answers / listed)
+    pictures = Pictures([open_regions(path, num_boxes=num_boxes) for path in regions])
+    sentences = Sentences(load_bert_tokenizer(tokenizer))
+    trained, tested = (
+        VisualQuestionSource(
+            [question for path in paths for question in read_questions(path)], pictures, table, sentences
+        )
+        for paths in (questions, test_questions)
+    )
+    return trained, tested
 
 
 def rows_of(options: LxmertOptions) -> list[Row]:

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -33,7 +32,6 @@ from advvl.experiments.attacked_tasks import ATTACKED
 from advvl.experiments.config import identity
 from advvl.experiments.measure_examples import AttackedExamples
 from advvl.experiments.measure_options import EvaluateOptions
-from advvl.experiments.options import own
 from advvl.experiments.outputs import claimed_by_main
 from advvl.experiments.records import sha256
 from advvl.experiments.train_setup import accelerator_of, check_fit, model_of
@@ -41,18 +39,6 @@ from advvl.files import write_safetensors
 from advvl.models.uniter.checkpoint import load_checkpoint
 from advvl.models.uniter.task import UniterTask
 from advvl.runtime.processes import process_count
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Claim:
-    """Whose folder a report is: that of one configuration, of these weights and of these examples."""
-
-    output: str = field(metadata=own("folder"))
-    resume: bool = field(metadata=own("go on"))
-    overwrite: bool = field(metadata=own("lose"))
-    evaluation: EvaluateOptions
-    weights: tuple[str, ...]
-    examples: str
 
 
 def measure(options: EvaluateOptions) -> Path:
@@ -78,16 +64,15 @@ def measure(options: EvaluateOptions) -> Path:
         load_checkpoint(model, path)
     surrogate = _surrogate(options, examples, accelerator.device)
     model.to(accelerator.device).eval()
-    claim = _Claim(
-        output=str(Path(options.output) / asked.report),
-        resume=options.resume,
-        overwrite=options.overwrite,
-        evaluation=options,
-        examples=examples.content,
-        weights=tuple(map(sha256, [*files.values(), *([Path(asked.surrogate)] if asked.surrogate else [])])),
-    )
-    folder, main = Path(claim.output), accelerator.is_main_process
-    with claimed_by_main(claim, "*", main=main):
+    weights = [*files.values(), *([Path(asked.surrogate)] if asked.surrogate else [])]
+    whose = {
+        "evaluation": identity(options),
+        "weights": [sha256(path) for path in weights],
+        "examples": examples.content,
+    }
+    folder, main = Path(options.output) / asked.report, accelerator.is_main_process
+    choices = {"resume": options.resume, "overwrite": options.overwrite, "results": "*"}
+    with claimed_by_main(folder, whose, main=main, **choices):
         measured = {}
         for name, path in files.items():
             load_checkpoint(model, path)
@@ -100,9 +85,20 @@ def measure(options: EvaluateOptions) -> Path:
                 )  # a killed run goes on from those of the others
         if main:
             shutil.rmtree(folder / "batches", ignore_errors=True)
-            draw = partial(examples.drawn, options, model, files, surrogate)
-            title = f"Robustness: {options.task}"
-            write_report(folder, measured, title=title, chance=examples.chance, draw=draw, examples=asked.drawn)
+
+            @lru_cache(maxsize=1)  # examples of one model come one after the other
+            def trained(name: str) -> UniterTask:
+                load_checkpoint(model, files[name])
+                return model
+
+            write_report(
+                folder,
+                measured,
+                title=f"Robustness: {options.task}",
+                chance=examples.chance,
+                draw=lambda damage: examples.drawn(options, trained(damage.model), surrogate, damage),
+                examples=asked.drawn,
+            )
         accelerator.wait_for_everyone()
     return folder / "report.html"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from advvl.experiments.measure_options import EvaluateOptions
 from advvl.experiments.task_scores import pieces
 from advvl.experiments.train_setup import val_shards
 from advvl.files import fingerprint
-from advvl.models.uniter.checkpoint import load_checkpoint
 from advvl.models.uniter.task import UniterTask
 
 
@@ -46,7 +45,6 @@ class AttackedExamples:
     pieces: Sequence[Sequence[int]]
     chance: float | None
     seed: int
-    _loaded: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, options: EvaluateOptions) -> AttackedExamples:
@@ -105,24 +103,13 @@ class AttackedExamples:
             digest.update(fingerprints(self._batch(rows), len(rows)).numpy().tobytes())
         return digest.hexdigest()
 
-    def drawn(
-        self,
-        options: EvaluateOptions,
-        model: UniterTask,
-        files: Mapping[str, Path],
-        surrogate: Adapter | None,
-        damage: Damage,
-    ) -> Example:
+    def drawn(self, options: EvaluateOptions, model: UniterTask, surrogate: Adapter | None, damage: Damage) -> Example:
         """Attack an example once more, and show where it is hit.
 
         Arguments:
-            model: any of the compared ones; it gets the weights of the one that the damage was done to.
-            files: of weights, by the models' names.
+            model: that the damage was done to.
             surrogate: the model of transfer attacks.
         """
-        if self._loaded != [damage.model]:
-            load_checkpoint(model, files[damage.model])
-            self._loaded[:] = [damage.model]
         asked, task = options.robustness, self.task
         row = [row for rows in self.pieces for row in rows][damage.example]
         batch = send_to_device(self._batch([row]), next(model.parameters()).device)

@@ -7,61 +7,54 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import yaml
 
 from advvl.checks import path_of
 from advvl.errors import OutputDirectoryError
 from advvl.experiments import plain_yaml
-from advvl.experiments.config import identity
 from advvl.files import LOCK_FILE, differences, fingerprint, only_writer, remove_temporaries, write_text, writing_to
 from advvl.runtime.processes import check_agreement
 
 _OWNER: Final = "configuration.yaml"
 
 
-class Claiming(Protocol):
-    """Options of a run that has an output directory."""
-
-    @property
-    def output(self) -> str:
-        """The directory."""
-
-    @property
-    def resume(self) -> bool:
-        """True to take up what it holds."""
-
-    @property
-    def overwrite(self) -> bool:
-        """True to lose what it holds."""
-
-
 @contextmanager
-def claimed(options: Claiming, results: str = "seed-*") -> Iterator[Path]:
-    """Claim the output directory of these options, and keep other processes from it while the block runs.
+def claimed(
+    path: str | os.PathLike[str],
+    configuration: Mapping[str, Any],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    results: str = "seed-*",
+) -> Iterator[Path]:
+    """Claim an output directory, and keep other processes from it while the block runs.
 
     On an error a directory that was claimed here and got nothing to hold is given up again.
 
     Arguments:
+        configuration: whose directory it is.
+        resume: take up the results that it holds.
+        overwrite: lose them.
         results: a pattern of the folders in it that hold results.
 
     Raises:
         OutputDirectoryError: as `claim`; another process writes there; or it holds results that are neither to be taken up
-            (`resume`) nor to be lost (`overwrite`).
+            nor to be lost.
     """
-    with only_writer(_made(options.output)):
-        owner = Path(options.output, _OWNER)
+    with only_writer(_made(path)):
+        owner = Path(path, _OWNER)
         claimed_before = owner.exists()
         try:
-            directory = claim(options.output, identity(options), overwrite=options.overwrite)
+            directory = claim(path, configuration, overwrite=overwrite)
             if any(_files(folder) for folder in directory.glob(results)):
-                if not (options.overwrite or options.resume):
+                if not (overwrite or resume):
                     raise OutputDirectoryError(
-                        f"expected no results in {options.output!r}, got some of this configuration; pass --resume to keep "
+                        f"expected no results in {str(path)!r}, got some of this configuration; pass --resume to keep "
                         "or --overwrite to lose them"
                     )
-                if options.overwrite:
+                if overwrite:
                     with writing_to(directory):
                         _remove_files(directory, spared=owner)
             yield directory
@@ -73,8 +66,13 @@ def claimed(options: Claiming, results: str = "seed-*") -> Iterator[Path]:
 
 
 @contextmanager
-def claimed_by_main(options: Claiming, results: str, *, main: bool) -> Iterator[None]:
-    """Claim the output directory in the main process; every process hears of a refusal.
+def claimed_by_main(
+    path: str | os.PathLike[str], configuration: Mapping[str, Any], *, main: bool, **choices: Any
+) -> Iterator[None]:
+    """Claim an output directory in the main process; every process hears of a refusal.
+
+    Arguments:
+        choices: as `claimed` takes them.
 
     Raises:
         OutputDirectoryError: as `claimed`.
@@ -83,7 +81,7 @@ def claimed_by_main(options: Claiming, results: str, *, main: bool) -> Iterator[
     with ExitStack() as held:
         if main:
             try:
-                held.enter_context(claimed(options, results))
+                held.enter_context(claimed(path, configuration, **choices))
             except OutputDirectoryError as error:
                 refusal = error
         check_agreement("access to the output directory", str(refusal))

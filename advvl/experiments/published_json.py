@@ -19,7 +19,7 @@ from advvl.errors import ConfigurationError
 from advvl.experiments.config import Layer, read_yaml
 from advvl.experiments.progress import counted
 from advvl.experiments.published_keys import FIXED, FOLDERS, READ, SAME, STEPS, TASKS
-from advvl.experiments.train_options import Task
+from advvl.experiments.train_options import TaskName
 from advvl.files import parse_json
 
 _BUNDLE: Final = 8  # examples that the published filling of a budget takes together
@@ -211,9 +211,9 @@ class _Reading:
     def _task(self) -> str:
         said = self.found.get("task")
         if said is not None:
-            if said not in get_args(Task):
+            if said not in get_args(TaskName):
                 raise ConfigurationError(
-                    f"expected task to be one of {', '.join(get_args(Task))}, got {shown(said)} in {self.file}"
+                    f"expected task to be one of {', '.join(get_args(TaskName))}, got {shown(said)} in {self.file}"
                 )
             return str(said)
         if "train_datasets" in self.found:

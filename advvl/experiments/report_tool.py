@@ -10,7 +10,7 @@ from advvl.errors import DataError, OutputDirectoryError
 from advvl.evaluation.measurement import Measurement
 from advvl.evaluation.page_formats import write_report
 from advvl.evaluation.seed_runs import SeedRuns
-from advvl.experiments.flags import Parser
+from advvl.experiments.command_line import Parser
 
 RESULTS: Final = "results.json"
 

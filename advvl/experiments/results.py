@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from advvl.errors import DataError
+from advvl.evaluation.figures import write_figure
 from advvl.evaluation.protocol import EvaluationOptions
-from advvl.evaluation.report import curve_png, markdown, to_json
-from advvl.evaluation.summary import Condition, Report, RunResult, summarise
+from advvl.evaluation.summary import Condition, RunResult, Summary, summarise
+from advvl.evaluation.summary_report import curve_figure, markdown, to_json
 from advvl.experiments.config import identity
 from advvl.experiments.experiment import Row, Task
 from advvl.experiments.options import ExperimentOptions
-from advvl.files import read_json, write_bytes, write_json, write_text
+from advvl.files import read_json, write_json, write_text
 
 _SEEDS_OF_EVIDENCE = 5
 _TRAINING = ("updates", "seconds", "loss", "curve", "start")
@@ -59,7 +60,7 @@ def report(options: ExperimentOptions, rows: Sequence[Row], directory: Path, sec
         "training": facts,
     }
     write_text(directory / "results.md", table)
-    write_bytes(directory / "accuracy_against_radius.png", curve_png(summary, title=label, chance=chance))
+    write_figure(curve_figure(summary, title=label, chance=chance), directory / "accuracy_against_radius.png")
     write_json(directory / "results.json", document)
     return table
 
@@ -85,7 +86,7 @@ def _result(method: str, seed: int, record: Mapping[str, Any]) -> RunResult:
     )
 
 
-def _caption(attack: EvaluationOptions, summary: Report, chance: float | None) -> str:
+def _caption(attack: EvaluationOptions, summary: Summary, chance: float | None) -> str:
     """Say what the numbers rest on: examples, attacks, seeds."""
     attacked = [count for condition, count in summary.examples.items() if condition.modality]
     examples = f"{summary.examples[Condition()]} {attack.split} examples"

@@ -28,6 +28,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from advvl.adapters.registry import adapt
 from advvl.errors import CheckpointError, missing_extra
 from advvl.evaluation.protocol import attacked_scores, constant_score, data_fingerprint
+from advvl.experiments.config import identity
 from advvl.experiments.devices import accelerator_on, device_of, reproducible
 from advvl.experiments.experiment import Data, Experiment, Options, Row, Setup, Task
 from advvl.experiments.jobs import work_through
@@ -66,7 +67,8 @@ def run(experiment: Experiment[Options, Data], options: Options, *, progress: bo
     attacked = [row for row in rows if row.stage == "finetune"]
     if attacked and find_spec("matplotlib") is None:
         raise missing_extra("matplotlib", "report")
-    with claimed(options) as directory:
+    whose = identity(options)
+    with claimed(options.output, whose, resume=options.resume, overwrite=options.overwrite) as directory:
         if experiment.prepare is not None:
             experiment.prepare(options, directory)
         tasks = tasks_of(rows, options.seeds)
@@ -75,8 +77,8 @@ def run(experiment: Experiment[Options, Data], options: Options, *, progress: bo
             _rehearse(experiment, options, directory, tasks)
         label, count = label_of(options.preset, options.seeds), counted(len(tasks), "model")
         print(f"{label}; {count} to train, {options.jobs} at a time, in {directory}", flush=True)
-        state = Progress.of(directory, tasks)
-        work_through(open_worker, tasks, experiment, options, directory, state, progress, jobs=options.jobs)
+        lines = Progress.of(directory, tasks) if progress else None
+        work_through(open_worker, tasks, experiment, options, directory, lines, jobs=options.jobs)
         if attacked:
             print("\n" + report(options, attacked, directory, time.monotonic() - began))
             if experiment.conclude is not None:
@@ -113,15 +115,17 @@ def open_worker(
     experiment: Experiment[Options, Data],
     options: Options,
     directory: Path,
-    state: Progress,
-    progress: bool,
+    lines: Progress | None,
 ) -> Iterator[Callable[[Task], None]]:
-    """Open the data and find the device; then a function that does one task after another."""
+    """Open the data and find the device; then a function that does one task after another.
+
+    Arguments:
+        lines: of which run to say what is done, with progress bars in a terminal; None: say nothing.
+    """
     with reproducible(threads=options.threads):
         data, accelerator = experiment.data(options, directory), accelerator_on(options.device)
-        terminal = sys.stderr.isatty()  # in a log, bars are a mess: lines then say what begins and what is done
-        lines = state if progress else None
-        yield Worker(experiment, options, directory, data, accelerator, progress and terminal, index, lines).see_to
+        bars = lines is not None and sys.stderr.isatty()  # a mess in a log, where lines say what begins
+        yield Worker(experiment, options, directory, data, accelerator, bars, index, lines).see_to
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import nn
 
 from advvl.adapters.candidates import sites
 from advvl.errors import AdvVLError, CheckpointError, ConfigurationError
-from advvl.experiments.flags import Parser
+from advvl.experiments.command_line import Parser
 from advvl.models.state_files import read_state
 
 

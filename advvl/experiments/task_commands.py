@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from advvl.errors import ConfigurationError
-from advvl.experiments.flags import parse
+from advvl.experiments.command_line import parse
 from advvl.experiments.measure import measure
 from advvl.experiments.measure_options import EvaluateOptions
 from advvl.experiments.predictions import write_predictions

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from advvl.data.uniter.datasets.examples import Shard
 from advvl.errors import ConfigurationError
+from advvl.experiments.config import identity
 from advvl.experiments.database_options import PERTURBED
 from advvl.experiments.outputs import claimed_by_main
 from advvl.experiments.progress import duration
@@ -77,7 +78,8 @@ def train(options: TrainOptions, *, progress: bool = True) -> Path:
     if options.start is not None:
         _begin(model, Path(options.data_dir) / options.start, main=main)
     output = Path(options.output)
-    with claimed_by_main(options, "checkpoints", main=main):
+    choices = {"resume": options.resume, "overwrite": options.overwrite, "results": "checkpoints"}
+    with claimed_by_main(options.output, identity(options), main=main, **choices):
         if options.tensorboard:
             accelerator.init_trackers("logs")
         log = _Log(options, accelerator, shards, lines=progress and main and not sys.stderr.isatty())
@@ -113,13 +115,7 @@ def train(options: TrainOptions, *, progress: bool = True) -> Path:
             ),
         )
         if main:
-            save_checkpoint(model, output / "model.safetensors")
-            if shards:
-                best = store.best_file()
-                last = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-                model.load_state_dict(read_torch(best)["model"])
-                save_checkpoint(model, output / "best.safetensors")
-                model.load_state_dict(last)
+            _save(model, output, store.best_file() if shards else None)
             print(f"{result.updates} updates in {duration(result.seconds)}; everything is in {output}", flush=True)
         accelerator.end_training()
     return output / "model.safetensors"
@@ -138,6 +134,16 @@ def _begin(model: UniterTask, path: Path, *, main: bool) -> None:
     report = load_checkpoint(model, path, allow_missing=lacking, allow_unexpected=["cls.seq_relationship"])
     if main and report.missing:
         print(f"{path}: drawn from the seed, since the file lacks them: {', '.join(report.missing)}", file=sys.stderr)
+
+
+def _save(model: UniterTask, output: Path, best: Path | None) -> None:
+    """Write the weights at the end and, from the checkpoint of the best scores, the best ones; the model keeps its own."""
+    save_checkpoint(model, output / "model.safetensors")
+    if best is not None:
+        last = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        model.load_state_dict(read_torch(best)["model"])
+        save_checkpoint(model, output / "best.safetensors")
+        model.load_state_dict(last)
 
 
 @dataclass

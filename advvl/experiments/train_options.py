@@ -33,7 +33,7 @@ from advvl.experiments.options import Dropout, own
 from advvl.maximizers.base import Order
 from advvl.ops import Norm
 
-Task = Literal[
+TaskName = Literal[
     "pretraining", "vcr-pretraining", "vqa", "ve", "nlvr2", "vcr", "retrieval", "hard-retrieval", "referring"
 ]
 Modality = Literal["text", "image"]
@@ -173,7 +173,7 @@ class TrainOptions:
         ConfigurationError: a value of another type or out of its range; options that do not go together.
     """
 
-    task: Task = field(default="vqa", metadata={"help": "what to train"})
+    task: TaskName = field(default="vqa", metadata={"help": "what to train"})
     seed: int = field(default=42, metadata={"help": "everything random follows from it"})
     start: str | None = field(
         default=None, metadata={"help": "checkpoint of pre-training to start from, under the data directory"}
@@ -201,7 +201,7 @@ class TrainOptions:
     evaluation: ScoringOptions = field(default_factory=ScoringOptions)
 
     def __post_init__(self) -> None:
-        choice(self, "task", Task)
+        choice(self, "task", TaskName)
         choice(self, "device", Device)
         choice(self, "precision", Precision)
         at_least(0, self, "seed", "workers")

@@ -79,9 +79,9 @@ class BertAdam(Optimizer):
 def warmup_linear(update: int, updates: int, warmup: float = 0.1) -> float:
     """Return the factor of the learning rate in the update of that number, from 0, as published: up to 1, then down to 0.
 
-    For `torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: warmup_linear(update, updates))`. Unlike the schedule
-    "linear" of `advvl.fit.schedules` it is 0 in the first update, which so moves nothing, reaches 1 at `warmup·updates`
-    itself, and stays 0 after the last.
+    For `torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: warmup_linear(update, updates))`. Unlike the
+    schedule "linear" of `advvl.fit.schedules` it is 0 in the first update, which therefore changes nothing; it reaches
+    1 at exactly `warmup·updates` and stays 0 after the last update.
 
     Arguments:
         updates: of the whole training.

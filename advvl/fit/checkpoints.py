@@ -1,9 +1,10 @@
-"""Checkpoints of a training run: what is in one, which run it belongs to, and which of them are kept.
+"""Checkpoints of a training run: their contents, the run that they belong to, and the rules for keeping them.
 
-A checkpoint holds the model, the optimiser, the loss scaler, what each process's adversary carries, how many updates are
-done with their losses and scores, and what run it is of. The learning rate and the place in the source follow from the
-number of updates done, and everything random from that and the seed, so no scheduler, sampler or random number generator
-has a state to keep. Files are whole or absent (`advvl.files`), and are read running no code of theirs.
+A checkpoint holds the model, the optimiser, the loss scaler, the state that the method carries in each process, the
+number of finished updates with their losses and scores, and the identity of the run. The learning rate and the position
+in the source follow from the number of finished updates, and all randomness from that number and the seed, so no state
+of a scheduler, sampler or random number generator is needed. Files are written atomically (`advvl.files`), and reading
+them runs no code from them.
 """
 
 from __future__ import annotations
@@ -39,15 +40,16 @@ Evaluate = Callable[[nn.Module], float]
 class Checkpoints:
     """A directory of checkpoints, `update-00000120.pt` after 120 updates: the last few, and those of the best scores.
 
-    A new file is whole before an old one goes, so that at no moment there is none, once there was one.
+    A new file is complete before an old one is deleted, so there is always one after the first was written.
 
     Arguments:
-        directory: it holds one run's.
-        keep_last: how many of the latest.
-        keep_best: how many of the best by `evaluate`, beside those; of equal ones the earlier.
-        evaluate: from the model, in eval mode, to its score; called by every process, and the main one's counts.
+        directory: of a single run.
+        keep_last: the number of latest checkpoints to keep.
+        keep_best: the number of best ones by `evaluate` to keep besides; of equal scores the earlier.
+        evaluate: from the model, in eval mode, to its score; called by every process, and the main process's score
+            counts.
         every: updates between evaluations; one more comes after the last update.
-        best: whether a high score is good, or a low one.
+        best: whether a high or a low score is good.
 
     Raises:
         ConfigurationError: counts below what makes sense; `keep_best` without `evaluate`.
@@ -70,7 +72,7 @@ class Checkpoints:
             raise ConfigurationError(f"expected evaluate=… to keep the best {self.keep_best} by, got None")
 
     def files(self) -> dict[int, Path]:
-        """Return the checkpoints that there are, by the updates done, in order of it."""
+        """Return the existing checkpoints by their number of updates, in increasing order."""
         found = {}
         for path in Path(self.directory).glob("update-*.pt"):
             if match := _NAME.fullmatch(path.name):
@@ -78,7 +80,7 @@ class Checkpoints:
         return dict(sorted(found.items()))
 
     def latest(self) -> Path | None:
-        """Return the one that a run is resumed from; None: there is none yet."""
+        """Return the checkpoint to resume from; None: there is none yet."""
         return next(reversed(self.files().values()), None)
 
     def top(self, scores: Mapping[int, float]) -> list[int]:
@@ -102,14 +104,14 @@ class Checkpoints:
         )
 
     def due(self, update: int, updates: int) -> bool:
-        """Return True if the model is to be evaluated after `update` of `updates` updates."""
+        """Return True if the model has to be evaluated after `update` of `updates` updates."""
         return _due(self, update, updates)
 
     def open(self, *, resume: bool) -> None:
         """Refuse a directory with another run's files, and remove what killed writers left; before a run.
 
         Raises:
-            OutputDirectoryError: there are checkpoints, and they are not to be resumed from.
+            OutputDirectoryError: there are checkpoints, and the run does not resume.
         """
         with writing_to(self.directory):
             files = self.files()

@@ -1,4 +1,4 @@
-"""Runs that `fit` refuses: what an accelerator, a method and options cannot do together."""
+"""Runs that `fit` refuses: combinations of accelerator, method and options that cannot work."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from advvl.training import AdversarialTraining
 
 
 def check_arguments(**arguments: Any) -> None:
-    """Check the types of all arguments of `fit`, and that there is something to train and to train on.
+    """Check the types of all arguments of `fit`, and that there are trainable parameters and examples.
 
     Raises:
         ConfigurationError: an argument of another type, a source without examples, a model without trainable parameters.
@@ -112,7 +112,7 @@ def check_accelerator(accelerator: Accelerator, batch_size: int | None, loop: Lo
 def check_sampler(
     sampler: Sampler, source: BatchSource, seed: int, accelerator: Accelerator, loop: LoopOptions
 ) -> None:
-    """Check that a sampler is of the source, and gives each micro-batch of each process examples of its own.
+    """Check that a sampler is for the source, and gives each micro-batch of each process separate examples.
 
     Raises:
         ConfigurationError: it does not.
@@ -130,7 +130,7 @@ def check_sampler(
 
 
 def check_method(method: AdversarialTraining, accelerator: Accelerator, loop: LoopOptions) -> None:
-    """Check that a method goes with micro-batches, skipped updates and the loss scaler, where there are any.
+    """Check that a method works with micro-batches, skipped updates and the loss scaler, where there are any.
 
     Raises:
         ConfigurationError: it does not.

@@ -22,7 +22,7 @@ class AdversarialModule:
 
     Arguments (attributes that the subclass sets):
         target: the adapter of the model inside.
-        method: what a step does.
+        method: the adversarial method of a step.
 
     Raises:
         ConfigurationError: in the first step, several processes, manual optimisation, or several updates a step; for these
@@ -33,14 +33,14 @@ class AdversarialModule:
     method: AdversarialTraining
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Keep the batch for the backward; return 1, which Lightning divides and scales as it does a loss."""
+        """Keep the batch for the backward; return 1, which Lightning divides and scales like a loss."""
         del batch_idx
         self._check()
         self._batch = batch
         return torch.ones((), device=self._lightning.device, requires_grad=True)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Run the step, with gradients multiplied by what Lightning made of the 1."""
+        """Run the step, with gradients multiplied by the factor that Lightning made of the 1."""
         del args, kwargs
         factor = loss.detach()
         with self._lightning.trainer.precision_plugin.forward_context():

@@ -1,4 +1,4 @@
-"""The batches of updates, made when they are asked for, or ahead of that by other processes."""
+"""The batches of updates, made on demand or ahead of time by worker processes."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class Updates:
 
 @dataclass
 class Batches:
-    """Makes the batches of one update after another, `workers` processes ahead of them; 0: when they are asked for.
+    """Makes the batches of one update after another, ahead of time in `workers` processes; 0: on demand.
 
     Arguments:
         last: the number of updates.
-        pinned: put batches where a GPU copies them from while it computes.
+        pinned: put batches in pinned memory, from where a GPU copies them while it computes.
     """
 
     updates: Updates
@@ -71,7 +71,7 @@ class Batches:
         """Return the batches of this process's parts of an update."""
         if self.workers == 0:
             return self.updates[number]
-        if number != self._next:  # the first of a run, or of one that was taken up again
+        if number != self._next:  # the first of a run, or of a resumed run
             self._ahead = iter(
                 DataLoader(
                     _Guarded(self.updates),  # type: ignore[arg-type]
@@ -92,7 +92,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class _Guarded:
-    """Batches, or the error that they raise: raised in a worker it would be buried in that one's traceback."""
+    """Batches, or the error from making them; raised in a worker it would be buried in the worker's traceback."""
 
     updates: Updates
 
@@ -108,6 +108,6 @@ def _as_it_is(made: list[Batch] | AdvVLError) -> list[Batch] | AdvVLError:
 
 
 def _quiet(worker: int) -> None:
-    """Leave an interrupt to the main process, which finishes its update and saves."""
+    """Leave interrupts to the main process, which finishes its update and saves."""
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -2,7 +2,7 @@
 
 Everything random in an update (the batch's corruption, dropout, adversarial starts) is drawn from generators seeded by
 the run's seed and the update's number, and the order of examples by the seed and the epoch. A checkpoint therefore
-holds no state of any random number generator, and a run taken up again after any kill computes the same bits as one
+holds no state of any random number generator, and a run resumed after any kill computes the same bits as one that was
 never killed. See `docs/training-loop.md`.
 """
 
@@ -48,11 +48,11 @@ class FitResult:
     """The outcome of a run.
 
     Arguments:
-        updates: done, those included that were skipped.
-        seconds: of the updates alone, without checkpoints and evaluations, summed over the runs that did them; the one
-            field that differs between equal runs.
+        updates: the number of finished updates, including skipped ones.
+        seconds: of the updates alone, without checkpoints and evaluations, summed over all resumed runs; the only field
+            that differs between equal runs.
         losses: of each update; NaN if it was skipped.
-        scores: of evaluations, by the updates done.
+        scores: of evaluations, by the number of updates.
     """
 
     updates: int
@@ -97,29 +97,31 @@ def fit(
         options: batch size, learning rate and so on.
         seed: everything random follows from it.
         updates: how many; None: `options.epochs` over the source.
-        sampler: decides the examples of each micro-batch, such as `advvl.data.sampling.TokenBuckets`, in the place of
+        sampler: decides the examples of each micro-batch, such as `advvl.data.sampling.TokenBuckets`, instead of
             `options.batch_size`; None: each epoch is shuffled, and cut into batches of that size.
-        method: an `advvl.AdversarialTraining`, or one for each task (a batch's entry "task") by name, the others getting
-            the plain step; None for the plain mean loss. An `Averaged` that it compares with is updated after every
-            update, and kept in checkpoints. References and discretisers go to the accelerator's device.
-        adversarial_tasks: the batches (by their entry "task") that `method` is for, the others getting the plain step;
-            None for all.
-        adversarial_from: the number of plain updates before the first that `method` does. VILLA pre-trains the plain way
-            for the first half of its updates (Gan et al., NeurIPS 2020).
+        method: an `advvl.AdversarialTraining`, or a mapping from tasks (a batch's entry "task") to methods, with plain
+            steps for the other tasks; None: plain steps on the mean loss. An `Averaged` that it compares with is
+            updated after every update, and kept in checkpoints. References and discretisers go to the accelerator's
+            device.
+        adversarial_tasks: the tasks (a batch's entry "task") that `method` applies to; other batches get plain steps.
+            None: all.
+        adversarial_from: the number of plain updates before `method` applies. VILLA trains plainly for the first half
+            of its pre-training (Gan et al., NeurIPS 2020).
         target: makes the adapter from the prepared model.
         optimizer: makes the optimiser from the model; the schedule multiplies each group's own rate. None: AdamW, by
             the options.
-        count: from a batch, how many entries its loss is the mean of (masked tokens, say); for a scalar loss over several
-            processes or micro-batches, which hold different numbers of them.
-        weighting: the loss of an update is the mean over its "examples", whichever micro-batches they are in, or over its
-            "micro-batches", whose own means count the same, as in UNITER's published code; `count` is then not needed.
+        count: from a batch to the number of entries in its mean loss, such as masked tokens; for a scalar loss over
+            several processes or micro-batches, which hold different numbers of them.
+        weighting: the loss of an update is the mean over its "examples", whatever their micro-batches, or the mean over
+            its "micro-batches", each with equal weight, as in UNITER's published code; `count` is then not needed.
         log: called by the main process after each update with the number of updates done, its loss and the factor of the
             learning rate.
-        checkpoint: the file that holds the run's state, or the directory that holds several; written by the main process,
-            read by all. A `OneFile` also scores the model now and then.
-        resume: take up the latest state in `checkpoint` if there is one; otherwise the run starts over and replaces it.
-        loop: micro-batches, updates that are not finite, time between checkpoints, progress; None: `LoopOptions()`.
-        named: single options of `LoopOptions` by name, in the place of those in `loop`, as in `accumulate=4`.
+        checkpoint: the file for the run's state, or the directory for several; written by the main process, read by
+            all. A `OneFile` also scores the model at intervals.
+        resume: continue from the latest state in `checkpoint` if there is one; otherwise the run starts over and
+            replaces it.
+        loop: micro-batches, non-finite updates, time between checkpoints, progress; None: `LoopOptions()`.
+        named: single options of `LoopOptions` by name, which replace those in `loop`, as in `accumulate=4`.
 
     On SIGINT or SIGTERM in any process the update is finished, the state saved, and `SystemExit` raised in all. The
     global random number generators are left as found.
@@ -129,8 +131,8 @@ def fit(
             see `advvl.fit.checks`.
         NonFiniteError: a loss or gradient that is not finite; it names the update and its examples.
         CheckpointError: a `checkpoint` of another run or version.
-        OutputDirectoryError: a directory that holds checkpoints, without `resume`; checkpoints that another run writes now,
-            or that cannot be written.
+        OutputDirectoryError: a directory that holds checkpoints, without `resume`; checkpoints that another run is
+            writing, or that cannot be written.
     """
     loop = loop_of(loop, named)
     check_arguments(
@@ -219,7 +221,7 @@ def fit(
 
 
 def _advance(run: Run, caught: Caught, log: Log | None) -> None:
-    """Do the updates that are left, saving when it is time, and leave on a signal."""
+    """Do the remaining updates, save when it is time, and stop on a signal."""
     loop, updates = run.updater.loop, run.updater.updates
     main = run.accelerator.is_main_process
     stopped = f"{loop.description}: stopped after update {{}} of {updates}"
@@ -266,7 +268,7 @@ def _adamw(model: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer
 
 
 def _leave(caught: Caught, number: int, main: bool, message: str) -> None:
-    """Obey a signal that some process has caught; the main one says so."""
+    """Obey a signal that some process has caught; the main process prints a message."""
     caught.signal = number
     if main:
         caught.leave_if_any(message)

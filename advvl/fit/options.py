@@ -1,4 +1,4 @@
-"""Options of the training loop: what is optimised, and how the loop goes about it."""
+"""Options of the training loop: those of the optimisation, and those of the loop itself."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class OptimizerOptions:
         batch_size: examples in an update, over all processes and micro-batches.
         learning_rate: the highest of the schedule.
         weight_decay: of all parameters but biases and normalisations.
-        schedule: the learning rate's way over the updates; see `advvl.fit.schedules.schedule`.
+        schedule: of the learning rate over the updates; see `advvl.fit.schedules.schedule`.
         warmup: fraction of the updates in which the rate rises.
-        clip: largest L2 norm of the whole gradient; infinite: none.
-        betas: decay of the gradient's running mean and of its square's.
+        clip: largest L2 norm of the whole gradient; infinite: no clipping.
+        betas: decay of the running means of the gradient and of its square.
 
     Raises:
         ConfigurationError: a value of another type or out of its range.
@@ -66,15 +66,15 @@ class OptimizerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:
-    """The loop's way of going about a run; a resumed run may have another.
+    """Options of the loop itself; a resumed run may use others.
 
     Arguments:
-        accumulate: micro-batches that each process cuts its share of an update into.
-        workers: processes that make batches ahead, for each process of the run; on a GPU they are copied while it computes.
-            The source has to be picklable where processes are not forked.
-        nonfinite: where a loss or the gradient is not finite, `"raise"`, or `"skip"` the update: parameters, buffers and
-            optimiser stay as they are in all processes. An overflow under a loss scaler is the scaler's to skip.
-        skip_limit: so many updates skipped in a row are an error all the same.
+        accumulate: micro-batches into which each process splits its share of an update.
+        workers: processes that prepare batches, for each process of the run; batches are copied to a GPU while it
+            computes. The source must be picklable where processes are not forked.
+        nonfinite: if a loss or the gradient is not finite, `"raise"`, or `"skip"` the update: parameters, buffers and
+            optimiser stay as they are in all processes. Overflows under a loss scaler are skipped by the scaler.
+        skip_limit: the number of consecutive skipped updates that raises the error anyway.
         checkpoint_seconds: between checkpoints, by the main process's clock.
         progress: show a progress bar.
         description: the run's name, in the bar and in messages.

@@ -1,8 +1,8 @@
 """Outputs of a model inside a trainer's `compute_loss`, which gives the loss alone.
 
-A trainer of TRL asks the model for the probabilities of the labels and nothing else, by `fused_lm_head=True`, so that
-logits are never in memory as a whole. A regulariser, or a loss of the method's own, reads whole logits: then the model
-computes them, and what the trainer asked for is read off them.
+A trainer of TRL requests only the probabilities of the labels, by `fused_lm_head=True`, so that the full logits are
+never in memory. A regulariser, or a loss of the method's own, reads full logits: then the model computes them, and the
+values for the trainer are computed from them.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 @contextmanager
 def kept_outputs(model: nn.Module, *, logits: bool) -> Iterator[list[Any]]:
-    """Keep what the model gives in the forwards within, in order.
+    """Keep the outputs of the forwards inside this context, in order.
 
     Arguments:
-        logits: have a model with a fused head give logits too.
+        logits: make a model with a fused head return logits too.
     """
     kept: list[Any] = []
     head = _WholeHead()

@@ -22,7 +22,7 @@ class MethodRecord(TrainerCallback):
     """Writes the method's description into every checkpoint that Trainer saves, and compares it on resumption.
 
     Arguments:
-        method: described as it is now; some parts change as they train.
+        method: described in its current state; some parts change in training.
     """
 
     def __init__(self, method: AdversarialTraining) -> None:

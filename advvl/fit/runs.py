@@ -1,4 +1,4 @@
-"""A run in progress: how far it has come, what its processes agree on after each update, and its state in checkpoints."""
+"""A run in progress: its progress, the agreement of its processes after each update, and its state in checkpoints."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from advvl.runtime.states import kept_modes
 
 @dataclass
 class Run:
-    """A run of updates, killed and resumed at will.
+    """A run of updates, which may be killed and resumed at any time.
 
     Arguments:
         updater: does an update by its number.
-        store: where checkpoints are; None: nowhere.
-        identity: what tells this run from others.
+        store: of checkpoints; None: there are none.
+        identity: the values that distinguish this run from others.
     """
 
     updater: Updater
@@ -85,7 +85,7 @@ class Run:
         return self.done in store.top(self.scores)
 
     def save(self) -> None:
-        """Have the main process write all that the next update depends on; no process goes on before it is written."""
+        """Let the main process write everything that the next update depends on; all processes wait for it."""
         updater, accelerator = self.updater, self.accelerator
         methods = _gathered(accelerator, updater.adversary.state.state_dict() if updater.adversary else {})
         if accelerator.is_main_process and self.store is not None:
@@ -108,7 +108,7 @@ class Run:
         accelerator.wait_for_everyone()
 
     def resume(self) -> None:
-        """Take up what `save` wrote, if anything.
+        """Continue from the state that `save` wrote, if there is one.
 
         Raises:
             CheckpointError: it is damaged, or of another run, model or version.
@@ -119,7 +119,7 @@ class Run:
         try:
             state = None if path is None else read_checkpoint(path, self.identity)
         except CheckpointError as caught:
-            error = caught  # which all processes have to find before one ends
+            error = caught  # which all processes must notice before one ends
         check_agreement("what to resume from", str(error) if state is None else (str(path), state["done"]))
         if error is not None:
             raise error
@@ -164,7 +164,7 @@ def _gathered(accelerator: Accelerator, value: Mapping[str, Any]) -> list[Any] |
 
 
 def _own(methods: Sequence[dict[str, Any]], accelerator: Accelerator) -> dict[str, Any]:
-    """Return what this process's adversary carried; nothing where there were other processes, with other rows."""
+    """Return the carried state of this process's method; nothing if the processes were others, with other rows."""
     if len(methods) == accelerator.num_processes:
         own: dict[str, Any] = methods[accelerator.process_index]
         return own

@@ -41,12 +41,12 @@ def schedule(options: OptimizerOptions, update: int, updates: int) -> float:
 
 
 def updates_per_epoch(examples: int, batch_size: int) -> int:
-    """Whole batches in an epoch; one, of all examples, where they do not fill one."""
+    """The number of whole batches in an epoch; one, of all examples, if they do not fill a batch."""
     return max(1, examples // batch_size)
 
 
 def examples_of(update: int, examples: int, batch_size: int, seed: int) -> list[int]:
-    """Return the examples of an update: each epoch is a permutation of its own, in whole batches, the remainder left."""
+    """Return the examples of an update: each epoch is a separate permutation in whole batches, without the remainder."""
     epoch, place = divmod(update, updates_per_epoch(examples, batch_size))
     chosen: list[int] = _order(examples, seed, epoch)[place * batch_size : (place + 1) * batch_size].tolist()
     return chosen
@@ -54,7 +54,7 @@ def examples_of(update: int, examples: int, batch_size: int, seed: int) -> list[
 
 @lru_cache(maxsize=2)
 def _order(examples: int, seed: int, epoch: int) -> Tensor:
-    """An epoch's permutation, kept from update to update: of millions of examples it takes longer than some updates."""
+    """An epoch's permutation, cached between updates: with millions of examples it takes longer than some updates."""
     return torch.randperm(examples, generator=torch.Generator().manual_seed(derive_seed(seed, "order", epoch)))
 
 

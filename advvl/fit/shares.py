@@ -1,4 +1,4 @@
-"""An update's batch, cut into parts over processes and micro-batches, and what the means of each part weigh."""
+"""An update's batch, split into parts over processes and micro-batches, and the weights of each part's means."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ Count = Callable[[Mapping[str, Any]], "int | Tensor"]
 
 @dataclass
 class Share:
-    """One part of an update: its number, examples and batch, and what its means weigh among those of all parts.
+    """One part of an update: its number, examples and batch, and the weights of its means among those of all parts.
 
-    The gradient of a part's objective is multiplied by `weight`; means over anything else than rows are brought to that.
+    The gradient of a part's objective is multiplied by `weight`; means over anything else than rows are rescaled to
+    that.
 
     Arguments:
         weight: of a mean over its rows.
-        whole: its own means are what `weight` is of, whatever they are over.
-        counted: the weight of a mean over what `count` counts; None: nothing counts it.
-        compared: of each regulariser, the weight of its mean over rows that count; None: they are as many for each example.
-        empty: parts of the update, of all processes, in which `count` counts nothing.
+        whole: `weight` applies to the part's own means, whatever they are over.
+        counted: the weight of a mean over the entries that `count` counts; None: there is no `count`.
+        compared: for each regulariser, the weight of its mean over rows that count; None: each example has equally
+            many.
+        empty: the number of parts, over all processes, in which `count` counts nothing.
     """
 
     number: int
@@ -39,7 +41,7 @@ class Share:
     whole: bool = False
 
     def weigh(self, loss: Tensor) -> Tensor:
-        """Bring a loss, a scalar or one per row, to the weight of a mean over rows.
+        """Rescale a loss, a scalar or one per row, to the weight of a mean over rows.
 
         Raises:
             ConfigurationError: a scalar that nothing counts, where there are other parts; losses that are not one per row.
@@ -70,9 +72,9 @@ def of_part(method: AdversarialTraining, weight: float, *, penalties: Sequence[f
     """Return the method that does to a part of a batch what `method` does to the whole.
 
     Arguments:
-        weight: of the part's mean among those of all parts; perturbers take gradients for those of the whole.
-        penalties: what each regulariser's mean of the part weighs beside `weight`; none: 1. Of one over nothing it does
-            not matter.
+        weight: of the part's mean among those of all parts; perturbers treat gradients as those of the whole.
+        penalties: the weight of each regulariser's mean on the part, relative to `weight`; none: 1. For a mean over
+            nothing it does not matter.
     """
     if weight == 1:
         return method
@@ -98,9 +100,9 @@ def cut(
     Arguments:
         parts: the examples of each part.
         batches: of those that are mine.
-        count: how many entries the mean loss of a batch is over; None: nobody asks, or it is one loss per row.
-        compared: how many rows each regulariser's mean is over, None where they are as many for each example or it is for
-            other batches; None: there is no regulariser.
+        count: from a batch to the number of entries of its mean loss; None: not needed, or there is one loss per row.
+        compared: from a batch to the number of rows in each regulariser's mean, None where each example has equally
+            many or the regulariser is for other batches; None: there is no regulariser.
         total: sums numbers over the processes.
         equal: parts weigh the same, whatever their numbers of rows and entries.
     """

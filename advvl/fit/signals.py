@@ -19,7 +19,7 @@ class Caught:
     signal: int = 0
 
     def leave_if_any(self, message: str) -> None:
-        """Raise `SystemExit` with the customary status of 128 + signal if one arrived, having said `message`."""
+        """If a signal arrived, print `message` and raise `SystemExit` with the customary status of 128 + signal."""
         if self.signal:
             print(message, file=sys.stderr, flush=True)
             raise SystemExit(128 + self.signal)
@@ -27,10 +27,10 @@ class Caught:
 
 @contextmanager
 def deferred_signals() -> Iterator[Caught]:
-    """Within, the first SIGINT and every SIGTERM is noted instead of obeyed; the second SIGINT is obeyed as before.
+    """Inside this context the first SIGINT and every SIGTERM is recorded instead of obeyed; the second SIGINT is obeyed.
 
-    SIGTERM comes several times to whoever is stopped as a group: from the scheduler, and from the launcher.
-    Only the main thread of Python can do this; elsewhere nothing is changed. A signal that is ignored stays ignored.
+    Processes stopped as a group receive SIGTERM several times: from the scheduler, and from the launcher. Only the main
+    thread of Python can do this; elsewhere nothing is changed. A signal that is ignored stays ignored.
     """
     caught = Caught()
     before: dict[int, Any] = {}

@@ -32,25 +32,26 @@ from advvl.training import AdversarialTraining, StepReport
 
 
 class AdversarialTrainer(Trainer):
-    """A `Trainer` whose every step runs the passes of an adversarial method in the place of one forward and backward.
+    """A `Trainer` that runs the passes of an adversarial method in each step instead of one forward and backward.
 
-    Each pass is one `compute_loss`, so label smoothing, `compute_loss_func` and a `compute_loss` of a subclass count; an
-    adapter's own `call` and `loss` do not. All else is Trainer's, evaluation untouched. Beside `loss`, the objective,
-    are logged its parts and the length of the perturbations: `task_loss`, `regularization`, `delta_norm_<modality>` (mean
-    over rows or positions that moved) and, with `nonfinite="keep"`, `nonfinite_<modality>` (rows); of an update, on average.
-    For another trainer put it before that: `class Mine(AdversarialTrainer, Seq2SeqTrainer)`. Checkpoints hold the method's
-    description, and are not resumed with another one.
+    Each pass calls `compute_loss` once, so label smoothing, `compute_loss_func` and a `compute_loss` of a subclass
+    apply, while an adapter's own `call` and `loss` do not. Everything else, such as evaluation, is Trainer's. It logs
+    `loss`, the objective, with its parts `task_loss` and `regularization`, the norms of the perturbations as
+    `delta_norm_<modality>` (mean over rows or positions that moved) and, with `nonfinite="keep"`,
+    `nonfinite_<modality>` (rows), as means over updates. To extend another trainer, put this class before it: `class
+    Mine(AdversarialTrainer, Seq2SeqTrainer)`. Checkpoints hold the method's description, and cannot be resumed with
+    another method.
 
     Arguments:
-        method: what a step does.
-        sites: where the model is perturbed, as `adapt` takes it; None: where its registered adapter says.
-        target: an adapter of the model, in the place of `sites`.
+        method: the adversarial method of a step.
+        sites: where to perturb the model, as in `adapt`; None: at the sites of its registered adapter.
+        target: an adapter of the model, instead of `sites`.
         args, kwargs: of Trainer.
 
     Raises:
         SiteError: a modality of the method that the model lacks; no sites for an unknown model; an adapter of another one.
-        ConfigurationError: a method or training arguments that do not go together; see `docs/loops.md`. A class that
-            has before this one a trainer that does not pass `method` on.
+        ConfigurationError: a method and training arguments that do not work together; see `docs/loops.md`. A class with
+            a trainer before this one that does not pass `method` on.
         CheckpointError: in `train`, a checkpoint of another method.
     """
 
@@ -81,17 +82,17 @@ class AdversarialTrainer(Trainer):
             )
         self.method, self._sites, self._record = method, sites, MethodRecord(method)
         self._running: Adapter | None = None
-        self._counts_seen = False  # whether the loss was looked at for the number of items in a window
+        self._counts_seen = False  # whether the loss was checked for the number of items in a window
         self._computed: deque[tuple[Outputs, object]] = deque(maxlen=2)  # of the last passes: outputs and loss
         self._begin()
         super().__init__(*args, **kwargs)
         self.add_callback(self._record)
         _check_loop(self)
-        if getattr(self, "model_init", None) is None:  # else every new model is adapted when it is made
+        if getattr(self, "model_init", None) is None:  # otherwise every new model is adapted when it is made
             self._adapt(cast("nn.Module", self.model), target)
 
     def _adapt(self, model: nn.Module, target: Adapter | None = None) -> None:
-        """Put the hooks on a model that nothing wraps or compiles yet."""
+        """Install the hooks on a model before it is wrapped or compiled."""
         self.target = adapt(model, self._sites) if target is None else target.through(model)
         self.target.check_modalities(self.method.perturber.modalities)
 
@@ -117,7 +118,7 @@ class AdversarialTrainer(Trainer):
 
     @contextmanager
     def _computing_by(self, compute: Callable[..., Tensor]) -> Iterator[None]:
-        """Have `compute_loss` be this one for a while; of the instance, since subclasses override the method."""
+        """Replace `compute_loss` for a while; on the instance, since subclasses override the method."""
         before = vars(self).get("compute_loss")
         vars(self)["compute_loss"] = compute
         try:
@@ -130,10 +131,10 @@ class AdversarialTrainer(Trainer):
     def _objective(
         self, plain: Callable[..., Any], model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Return the objective on one batch, whose gradient the parameters have got.
+        """Return the objective on one batch, after its gradient was added to the parameters.
 
         Trainer expects a mean over the batch, which it divides by the window of gradient accumulation, or this batch's
-        part of a mean over all of it. Here both parts of the objective are brought to the first.
+        part of a mean over all of it. Here both parts of the objective are converted to the former.
         """
         window = self.current_gradient_accumulation_steps
         gives_parts = self._gives_parts(num_items_in_batch)
@@ -141,7 +142,7 @@ class AdversarialTrainer(Trainer):
         counted = num_items_in_batch
         too_large = self._too_large_if_uncounted(parts)
         if too_large and not self._counts_seen and counted is not None:
-            counted = torch.as_tensor(counted, dtype=torch.float64).requires_grad_()  # to see if the loss depends on it
+            counted = torch.as_tensor(counted, dtype=torch.float64).requires_grad_()  # does the loss depend on it?
         self._compute = partial(plain, num_items_in_batch=counted)
 
         def loss(outputs: Outputs, _: Batch) -> Tensor:
@@ -166,7 +167,7 @@ class AdversarialTrainer(Trainer):
         return (report.loss / parts).requires_grad_()  # a leaf: the backward that follows has nothing left to do
 
     def _penalties(self, inputs: Batch, num_items_in_batch: Tensor | int | None) -> list[float]:
-        """Return what each regulariser's mean of this batch weighs beside one of the window's means over batches.
+        """Return the weight of each regulariser's mean on this batch, relative to a mean over the batches of the window.
 
         Of predictions it is their share of the window's items; means over anything else weigh the same.
         """
@@ -187,7 +188,7 @@ class AdversarialTrainer(Trainer):
         return bool(counted or self.compute_loss_func is not None)
 
     def _too_large_if_uncounted(self, parts: int) -> list[str]:
-        """Return by what Trainer's gradients are too large if the loss ignores the number of items, with the remedies."""
+        """Return a message with the factor by which Trainer's gradients are too large if the loss ignores the items."""
         found = ["gradient_accumulation_steps: set trainer.loss_is_scaled_for_ga = False"] if parts > 1 else []
         supposed = self.model_accepts_loss_kwargs or self.compute_loss_func is not None
         if supposed and self.args.average_tokens_across_devices and self.accelerator.num_processes > 1:
@@ -195,7 +196,7 @@ class AdversarialTrainer(Trainer):
         return found
 
     def _through(self, model: nn.Module) -> Adapter:
-        """Return the adapter, run through what the model was wrapped in for training."""
+        """Return the adapter, run through the wrapper of the model in training."""
         if self._running is None or self._running.model is not model:
             self._running = self.target.through(model, call=self._call)
         return self._running
@@ -216,14 +217,14 @@ class AdversarialTrainer(Trainer):
         self._sums: dict[str, Tensor] = {}
 
     def _generator(self) -> torch.Generator:
-        """Return what this batch's random starts are drawn from: the same in a run that was resumed."""
+        """Return the generator of this batch's random starts, which is the same in a resumed run."""
         if self._step != self.state.global_step:
             self._step, self._batch = self.state.global_step, 0
         seed = derive_seed(self.args.seed, "method", self._step, self._batch, self.args.process_index)
         return torch.Generator().manual_seed(seed)
 
     def _note(self, report: StepReport, window: int) -> None:
-        """Add what a step reports to what is logged next; on the device."""
+        """Add the report of a step to the next log entry; on the device."""
         parts = {"task_loss": report.task_loss, "regularization": report.regularization}
         seen = {name: part for name, part in parts.items() if part is not None}
         for modality, norms in report.delta_norms.items():
@@ -237,7 +238,7 @@ class AdversarialTrainer(Trainer):
         self._updates += bool(self.accelerator.sync_gradients)
 
     def _means(self) -> dict[str, float]:
-        """Return the means of what was noted since the last call, over updates and processes; every process has to call."""
+        """Return the means since the last call, over updates and processes; every process has to call this."""
         if not self._sums:
             return {}
         total = self.accelerator.reduce(torch.stack(list(self._sums.values())), "mean") / max(self._updates, 1)
@@ -272,7 +273,7 @@ def _scalar(loss: object) -> Tensor:
 
 
 def _warn_unless_counted(loss: Tensor, counted: Tensor, too_large: Sequence[str]) -> None:
-    """Warn of a loss that does not divide by the items of the window, where Trainer supposes that it does."""
+    """Warn of a loss that does not divide by the items of the window, although Trainer assumes that it does."""
     found: tuple[Tensor | None, ...] = torch.autograd.grad(loss, counted, retain_graph=True, allow_unused=True)
     if found[0] is None:
         warnings.warn(
@@ -304,7 +305,7 @@ def _check_method(method: object) -> None:
 
 
 def _check_loop(trainer: AdversarialTrainer) -> None:
-    """Refuse what would be silently wrong in a step of several passes, or fail far from its cause.
+    """Refuse settings that would be silently wrong in a step of several passes, or fail far from their cause.
 
     Raises:
         ConfigurationError: training arguments or an accelerator of that kind.

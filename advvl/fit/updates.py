@@ -1,9 +1,9 @@
-"""One update of the parameters: its batch cut over processes and micro-batches, its gradient that of the whole batch.
+"""One update: its batch is split over processes and micro-batches, its gradient is that of the whole batch.
 
-The examples of an update are decided by the run's seed and the update's number. Part p of P, where P is the number of
-processes times that of micro-batches, takes every P-th of them from the p-th on, or the examples that a sampler gives it;
-what is random in a part (dropout, adversarial starts) is drawn from generators seeded by the run, the update and the
-part. So four processes, two with two micro-batches each, and one with four do the same, but for the order of sums.
+The run's seed and the update's number decide the examples of an update. Part p of P, where P is the number of processes
+times the number of micro-batches, takes every P-th example from the p-th on, or the examples that a sampler gives it.
+All randomness in a part (dropout, adversarial starts) comes from generators seeded by the run, the update and the part.
+So four processes, two with two micro-batches each, and one with four do the same, up to the order of sums.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Adversary:
         return of_part(method, share.weight, penalties=[1.0 if one is None else one / share.weight for one in weights])
 
     def compares_rows(self, share: Share) -> bool:
-        """Return True if a regulariser's mean over logits is taken to be over examples, as many rows of each."""
+        """Return True if a regulariser's mean over logits is assumed to be over examples with equally many rows."""
         method = self.method_for(share.batch)
         if method is None or share.whole or share.weight == 1:
             return False
@@ -120,18 +120,18 @@ class Adversary:
 class Unusable(NonFiniteError):
     """A loss or gradient of an update is not finite, as every process knows; no parameter has been touched by it.
 
-    Of FreeAT's several updates a batch the earlier ones stand.
+    With FreeAT's several updates per batch, the earlier ones stay.
     """
 
 
 @dataclass(kw_only=True)
 class Updater:
-    """Does updates by their number; all that it changes is the model, the optimiser and what the adversary carries.
+    """Does updates by their number; it changes only the model, the optimiser and the state that the method carries.
 
     Arguments:
         model, optimizer: as `accelerator.prepare` gave them.
-        updates: how many the run has, for the learning rate's schedule.
-        count: how many entries a batch's scalar loss is the mean of.
+        updates: the number of updates of the run, for the learning rate's schedule.
+        count: from a batch to the number of entries in its scalar mean loss.
         sampler: decides the examples of each part; None: the seed and the options.
         equal: parts weigh the same, whatever their numbers of examples.
     """
@@ -187,11 +187,11 @@ class Updater:
             raise
 
     def rehearse(self) -> None:
-        """Have a resumed run reduce gradients as it did before: to be called before its state is taken up.
+        """Make a resumed run reduce gradients as it did before; call it before its state is loaded.
 
-        DDP lays its buckets out again after the first backward of a process, by the order in which gradients came; where
-        three or more processes sum, another layout is another order of sums and other bits. So the first update's
-        backward is done again, and nothing of it kept.
+        DDP rearranges its buckets after the first backward of a process, by the order in which gradients came; with
+        three or more processes another arrangement means another order of sums and other bits. So the first update's
+        backward is repeated and discarded.
         """
         if self.accelerator.num_processes > 2:
             with suppress(Unusable):
@@ -250,7 +250,7 @@ class Updater:
         adversary, processes = self.adversary, self.accelerator.num_processes
         assert adversary is not None
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "method", self._number, share.number))
-        learnt: list[torch.Tensor] = []  # what was differentiated since the parameters were last touched
+        learnt: list[torch.Tensor] = []  # the objectives differentiated since the parameters last changed
 
         def loss(outputs: Any, batch: Any) -> torch.Tensor:
             return share.weigh(adversary.target.loss(outputs, batch))
@@ -260,7 +260,7 @@ class Updater:
             self.accelerator.backward(loss * (share.weight * processes))
 
         def update() -> None:
-            """Touch the parameters, unless what they learnt from is not finite, which a method may let pass."""
+            """Update the parameters, unless the loss or gradient is not finite, which a method may allow."""
             assert apply is not None
             self._losses[share.number] = float(torch.stack(learnt).sum())
             learnt.clear()
@@ -285,7 +285,7 @@ class Updater:
             )
         except Unusable:
             raise
-        except NonFiniteError as error:  # known to this process alone, which has to go on until all know
+        except NonFiniteError as error:  # known only to this process, which has to continue until all know
             self._losses[share.number], self._reason = math.nan, f": {error}"
             if apply is not None:
                 apply()
@@ -308,11 +308,11 @@ class Updater:
             average.update(self.model)
 
     def _agree(self) -> None:
-        """Raise in every process, before a parameter is touched, what one of them has found.
+        """Raise the error of one process in every process, before a parameter changes.
 
         Raises:
             Unusable: a loss is not finite.
-            ConfigurationError: means over logits of which nobody knows what they weigh.
+            ConfigurationError: means over logits with unknown weights.
         """
         losses = self.total(*self._losses, *self._logits)
         losses, logits = losses[: self.parts], {rows for rows in losses[self.parts :] if rows}

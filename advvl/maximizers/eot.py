@@ -1,4 +1,4 @@
-"""Expectation over transformation: another maximiser, whose every look at a model that draws is the mean of several."""
+"""Expectation over transformation: another maximiser that averages several passes of a model with random outputs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from advvl.perturbers.base import Perturber
 
 @dataclass(frozen=True)
 class EOT(InnerMaximizer):
-    """The moves of `maximizer`, by gradients and losses that are means over several passes.
+    """Runs `maximizer` with gradients and losses averaged over several passes.
 
-    It is for a model whose outputs are random even in eval mode. A single gradient climbs one draw of the model; the mean
-    climbs what the model does on average. A row counts as correct where at least half of the draws are. A pass that
-    parameters learn from stays a single one.
+    Use it for a model whose outputs are random even in eval mode. A single gradient climbs one draw of the model; the
+    mean climbs the expected loss. A row counts as correct if at least half of the draws are. A pass that parameters
+    learn from stays a single pass.
 
     Arguments:
-        maximizer: one that teaches at its end alone, such as `PGD(20)` or `AutoPGD(100)`.
-        draws: passes for each of its own.
+        maximizer: one that teaches only at its end, such as `PGD(20)` or `AutoPGD(100)`.
+        draws: passes for each pass of the maximiser.
 
     Source: Athalye et al., "Synthesizing robust adversarial examples", ICML 2018; against random defences, Athalye et al.,
     "Obfuscated gradients give a false sense of security", ICML 2018.

@@ -1,4 +1,4 @@
-"""Models' tensors in files: read whatever they are called, checked in full, written back whole; no code is run.
+"""Models' tensors in files: read under any known name, checked in full, written atomically; no code is run.
 
 A file's tensors are checked before anything is compared, copied or printed: a file of a kilobyte can hold a tensor that
 claims terabytes.
@@ -39,7 +39,7 @@ class Naming:
     """The names that checkpoints of one kind of model give its tensors.
 
     Arguments:
-        common: from any name in use, of a file or of a model, to the one by which they are compared.
+        common: from any name in use, in a file or a model, to the name by which they are compared.
         vocabulary: the common names of tensors with a row per word, which a file may pad for alignment.
     """
 
@@ -56,7 +56,7 @@ class LoadReport:
 
 
 def plain_parts(name: str) -> list[str]:
-    """The parts of a name without those of wrappers, its last one in today's spelling: no `gamma`, no `beta`."""
+    """The parts of a name without wrappers' prefixes, the last part in its current spelling: no `gamma`, no `beta`."""
     *parts, last = name.split(".")
     return [*without_wrappers(parts), {"gamma": "weight", "beta": "bias"}.get(last, last)]
 
@@ -65,7 +65,7 @@ def read_state(path: str | os.PathLike[str], *, under: str | None = None) -> Map
     """The named tensors of a `.safetensors` or PyTorch file, on the CPU.
 
     Arguments:
-        under: the entry of a PyTorch file that holds the tensors, if it has that entry; others are left out.
+        under: the entry of a PyTorch file that holds the tensors, if it has that entry; other entries are ignored.
 
     Raises:
         CheckpointError: a file that is missing, truncated, or more than tensors; a tensor that is not dense, or larger
@@ -241,7 +241,7 @@ def _agree(a: Tensor, b: Tensor) -> bool:
 
 def _matches(name: str, patterns: Iterable[str], naming: Naming) -> bool:
     for pattern in patterns:
-        # without its wrapper, module.* would be all there is
+        # without its wrapper, only module.* would remain
         parts = pattern.split(".")
         common = naming.common(pattern) if without_wrappers(parts)[:1] == parts[:1] else pattern
         if any(fnmatchcase(name, p) or name.startswith(f"{p.rstrip('.')}.") for p in (pattern, common)):

@@ -195,7 +195,7 @@ def rows_kernel(
 
 @triton.jit
 def _block(row, block, mask, size, each, COVER: tl.constexpr, BLOCK: tl.constexpr):
-    """Where a block of a row lies."""
+    """The position of a block in a row."""
     column = block * BLOCK + tl.arange(0, BLOCK)
     inside = column < size
     return row * size + column, inside, _real(mask, row, column, inside, each, COVER)

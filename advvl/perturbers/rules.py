@@ -92,7 +92,7 @@ class Momentum(StatefulRule):
 
 
 class AdamState(NamedTuple):
-    """Adam's averages: of the gradient, the root of that of its square, and how many gradients a row has seen."""
+    """Adam's averages: of the gradient, the root of that of its square, and the number of gradients of each row."""
 
     mean: Tensor
     root: Tensor

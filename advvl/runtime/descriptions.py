@@ -1,4 +1,4 @@
-"""Descriptions: a method, an option or anything made of such parts as a text, the same in every process."""
+"""Descriptions: a method, an option or anything made of them as a text that is the same in every process."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _LONGEST: Final = 60  # characters that a message shows of a description
 def described(value: Any) -> str:
     """Return a text that is equal for equal values, in every process and every run, and differs for others.
 
-    It is like `repr`, with these differences. Where things are, in memory or on which of several devices, is left out.
-    Tensors are described by a hash of all their entries, objects by their attributes, whatever their `repr` shows,
-    functions by their names alone, modules by their structure.
+    It is like `repr`, with these differences: it leaves out memory addresses and device numbers; it describes tensors
+    by a hash of all their entries, objects by their attributes, functions by their names alone, and modules by their
+    structure.
     """
     return _described(value, ())
 
@@ -47,7 +47,7 @@ def _differing(there: str, here: str, path: str) -> list[str]:
 
 
 def _fields(text: str) -> tuple[str, dict[str, str]]:
-    """Return the kind of what a description is of and the description of each field; none where it has none."""
+    """Return the kind of a described object and the description of each of its fields, if it has any."""
     whole = re.fullmatch(r"([\w.<>]*)(?:\((.*)\)|\[(.*)\]|\{(.*)\})", text, re.DOTALL)
     if whole is None:
         return "", {}

@@ -1,4 +1,4 @@
-"""torch's fast path through its own attention layers, off while tensors inside them are looked at or changed."""
+"""torch's fast path through its own attention layers, switched off while tensors inside them are read or changed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 _LOCK = threading.Lock()
-_OFF = [0]  # how many contexts keep it off, in all threads
+_OFF = [0]  # the number of contexts that keep it off, in all threads
 _BEFORE = [True]
 
 
@@ -21,7 +21,7 @@ def has_fast_path(model: nn.Module) -> bool:
 
 @contextmanager
 def no_fast_path() -> Iterator[None]:
-    """Run torch's transformer layers as written."""
+    """Run torch's transformer layers without the fast path."""
     with _LOCK:
         if _OFF[0] == 0:
             _BEFORE[0] = torch.backends.mha.get_fastpath_enabled()

@@ -9,13 +9,13 @@ from torch import nn
 
 from advvl.errors import SiteError
 
-# where DDP, torch.compile and PEFT keep the model that they wrap
+# the attributes in which DDP, torch.compile and PEFT keep the wrapped model
 _WRAPPERS = (("module",), ("_orig_mod",), ("base_model", "model"))
 _FRAMEWORKS = ("torch", "peft", "accelerate", "deepspeed")
 
 
 def without_wrappers(parts: Sequence[str]) -> list[str]:
-    """The parts of a dotted name without those of wrappers."""
+    """The parts of a dotted name without the prefixes of wrappers."""
     plain, rest = list[str](), tuple(parts)
     while rest:
         wrapper = next((path for path in _WRAPPERS if rest[: len(path)] == path), ())
@@ -25,7 +25,7 @@ def without_wrappers(parts: Sequence[str]) -> list[str]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model in its wrappers, each of which holds nothing else, or, of PEFT, prompts of its own."""
+    """The model inside its wrappers, which hold nothing else or, for PEFT, only their own prompts."""
     inner = _held(model)
     if inner is None and type(model).__module__.partition(".")[0] == "peft":
         children: dict[str, nn.Module] = dict(model.named_children())
@@ -34,14 +34,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def without_frameworks(model: nn.Module) -> nn.Module:
-    """The model without the wrappers of torch, PEFT and others that only run it; one of the user's own may compute."""
+    """The model without the wrappers of torch, PEFT and others that only run it; a user's own wrapper may compute."""
     inner, forward = _held(model), type(model).forward
     known = getattr(forward, "__module__", "").partition(".")[0] in _FRAMEWORKS
     return model if inner is None or not known else without_frameworks(inner)
 
 
 def _held(model: nn.Module) -> nn.Module | None:
-    """The model that a wrapper holds, and nothing else; None of what is no wrapper."""
+    """The model that a wrapper holds, if it holds nothing else; None if the module is not a wrapper."""
     for path in _WRAPPERS:
         inner: nn.Module | None = model
         for name in path:
@@ -53,10 +53,10 @@ def _held(model: nn.Module) -> nn.Module | None:
 
 
 def find(model: nn.Module, name: str) -> nn.Module:
-    """The module of this name in a model; parts of wrappers may be left out.
+    """The module of this name in a model; prefixes of wrappers may be left out.
 
     Raises:
-        SiteError: there is none, with the nearest names that there are.
+        SiteError: there is none; the message has the nearest existing names.
     """
     modules: dict[str, nn.Module] = dict(model.named_modules())
     if name in modules:

@@ -1,7 +1,7 @@
 """Processes that train together: means over all their rows, gathering their results, and checking that they agree.
 
-Every function here but the first three has to be called by all processes, as often and in the same order, and ends with
-an error within the process group's timeout if one of them does not take part.
+All processes have to call the functions here, except the first three, equally often and in the same order. If one
+process does not take part, the call ends with an error within the process group's timeout.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def process_index() -> int:
 
 
 def process_mean(value: Tensor) -> Tensor:
-    """The mean over the processes of a floating-point tensor, of one shape in all of them; it holds nothing of a graph.
+    """The mean over the processes of a floating-point tensor with the same shape in all of them; without a graph.
 
-    For logging a report's loss, say; one all-reduce.
+    For example, to log a report's loss; one all-reduce.
     """
     mean = value.detach().clone()
     if process_count() > 1:
@@ -47,7 +47,7 @@ def process_mean(value: Tensor) -> Tensor:
 
 
 def first_process(value: Tensor) -> Tensor:
-    """The value that process 0 has of a tensor of one shape in all of them, such as a random start that they share."""
+    """The value of a tensor in process 0, with the same shape in all processes, such as a random start that they share."""
     value = value.detach().clone()
     if process_count() > 1:
         dist.broadcast(value, 0)
@@ -55,21 +55,21 @@ def first_process(value: Tensor) -> Tensor:
 
 
 def share(count: Tensor) -> Tensor:
-    """The factor of a mean over this process's own entries that makes it count as its entries do among all.
+    """The factor that weights a mean over this process's own entries by their share among all processes.
 
     DDP and FSDP average the processes' gradients. Where processes hold different numbers of entries, such as masked
-    tokens, the mean of their means is not the mean. With the number of its own entries over that of all processes' on
-    average it is, for all passes of an update, and a regulariser's mean over the same entries, at once:
+    tokens, the mean of their means is not the mean. This factor, the number of its own entries over the average number
+    of all processes, corrects that for all passes of an update and for a regulariser's mean over the same entries:
 
         part = share(masked.sum())  # one all-reduce of a scalar
         method.step(target, batch, backward=lambda loss: (part * loss).backward())
 
     Arguments:
-        count: a scalar, how many entries this process has.
+        count: a scalar, the number of entries of this process.
 
     Returns:
-        A scalar; 1 for a process that has none, whose loss must be 0, with a graph: the sum over `count.clamp(min=1)`. The
-        mean of torch's and transformers' own losses is NaN there.
+        A scalar; 1 for a process without entries, whose loss must be 0, with a graph: divide the sum by
+        `count.clamp(min=1)`. The mean losses of torch and transformers are NaN there.
     """
     count = count.detach().to(torch.promote_types(count.dtype, torch.float32))
     mean = process_mean(count)
@@ -79,16 +79,16 @@ def share(count: Tensor) -> Tensor:
 def global_mean(losses: Tensor, counts: Tensor | None = None) -> Tensor:
     """The loss whose gradient, averaged over the processes as DDP and FSDP do, is that of the mean over all their entries.
 
-    It is this process's sum over the number of entries that a process has on average: where processes hold different
-    numbers of tokens, a mean of their means is not the mean. It makes one all-reduce of a scalar, in a `loss` of a step
-    one for every pass; `share` makes one for all passes.
+    It is this process's sum divided by the average number of entries per process: if processes hold different numbers
+    of tokens, a mean of their means is not the mean. It makes one all-reduce of a scalar; in the `loss` of a step that
+    is one for every pass, while `share` makes one for all passes.
 
     Arguments:
-        losses: of any shape, one an entry.
-        counts: of the same shape, which entries count: bool, or weights; None: all.
+        losses: of any shape, one per entry.
+        counts: of the same shape, the entries that count, as bool or weights; None: all.
 
     Returns:
-        A scalar; on one process the plain mean. Of no entries anywhere: 0, with a graph.
+        A scalar; on one process the plain mean. 0, with a graph, if no process has entries.
     """
     weights = torch.ones_like(losses) if counts is None else counts.to(losses.dtype)
     mean = process_mean(weights.sum())
@@ -97,10 +97,10 @@ def global_mean(losses: Tensor, counts: Tensor | None = None) -> Tensor:
 
 
 def collected(found: Mapping[int, T]) -> dict[int, T]:
-    """Gather what all processes found, by number and in order of it; what several of them found is there once.
+    """Gather numbered results of all processes, in the order of their numbers; a number found by several is kept once.
 
     For an evaluation in which process r of n takes examples or batches r, r + n, r + 2n, …: nothing is padded, and
-    nothing counted twice. What was found has to be picklable, and on the CPU.
+    nothing is counted twice. Results must be picklable and on the CPU.
     """
     parts: list[Any] = [dict(found)]
     if process_count() > 1:
@@ -111,10 +111,10 @@ def collected(found: Mapping[int, T]) -> dict[int, T]:
 
 
 def check_agreement(what: str, value: Any) -> None:
-    """Raise ConfigurationError in every process if `value` is not the same in all of them, as `described` tells it.
+    """Raise ConfigurationError in every process if the description of `value` is not the same in all of them.
 
-    Once before training, as `check_agreement("the method", method)`: different numbers of passes, step sizes or weights
-    would otherwise go unnoticed, since processes meet only in the reduction of each update.
+    Call it once before training, as `check_agreement("the method", method)`: different numbers of passes, step sizes or
+    weights would otherwise go unnoticed, since processes meet only in the reduction of each update.
     """
     if process_count() == 1:
         return
@@ -130,7 +130,7 @@ def check_agreement(what: str, value: Any) -> None:
 
 
 def _differing(one: str, other: str, around: int = 60) -> tuple[str, str]:
-    """Two texts, or of long ones the parts around the places where they differ."""
+    """Two texts; if they are long, the parts around their differences."""
     if max(len(one), len(other)) <= 2 * around:
         return one, other
     first = max(_alike(one, other) - around, 0)
@@ -141,6 +141,6 @@ def _differing(one: str, other: str, around: int = 60) -> tuple[str, str]:
 
 
 def _alike(one: str, other: str) -> int:
-    """The number of characters that two texts begin with alike."""
+    """The length of the common prefix of two texts."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))

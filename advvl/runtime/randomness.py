@@ -20,7 +20,7 @@ class RandomState:
 
     @classmethod
     def of(cls, model: nn.Module) -> RandomState:
-        """Take the present state, of the CPU and of every accelerator device among the model's parameters and buffers."""
+        """Save the current state of the CPU and of every accelerator device among the model's parameters and buffers."""
         found = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
         return cls(
             torch.get_rng_state(),
@@ -32,7 +32,7 @@ class RandomState:
         )
 
     def replay(self) -> None:
-        """Put the global generators back into this state."""
+        """Restore the global generators to this state."""
         torch.set_rng_state(self.cpu)
         for device, state in self.devices.items():
             torch.get_device_module(device).set_rng_state(state, device)
@@ -61,10 +61,10 @@ def forked(generator: torch.Generator | None) -> torch.Generator:
 
 
 def on_device(generator: torch.Generator, device: torch.device) -> torch.Generator:
-    """A generator that draws on `device`: this one, or one seeded there by the next number that this one draws.
+    """A generator that draws on `device`: this one, or a new one there, seeded by the next number of this one.
 
-    Drawing 256x3x224x224 numbers on a CPU and copying them takes a GPU's step many times over. The price: one seed gives the
-    same numbers on every device of a kind, but other ones on a CPU than on a GPU.
+    Drawing 256x3x224x224 numbers on a CPU and copying them takes many times as long as a step on a GPU. The price is
+    that a seed gives the same numbers on all devices of a kind, but different ones on a CPU and on a GPU.
     """
     if generator.device == device:
         return generator

@@ -1,4 +1,4 @@
-"""Values that the host can look at without waiting for a device."""
+"""Values that the host can read without waiting for a device."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def readable(tensor: Tensor) -> bool:
-    """True for a tensor on the CPU, outside compiled code, which would be cut in two by a look at a value."""
+    """True for a tensor on the CPU outside compiled code, where reading a value would break the graph."""
     return tensor.is_cpu and not torch.compiler.is_compiling()

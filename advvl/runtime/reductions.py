@@ -1,9 +1,10 @@
-"""Reductions: where in a model gradients are averaged over processes, and how that is postponed.
+"""Reductions: the modules that average gradients over processes, and how to postpone that.
 
-DDP settles in a forward what the next backward reduces, so whole passes run under no_sync, and all that one reduction
-is to cover leaves in one backward. FSDP2 looks when a backward has ended, and reduces once in each graph that it finds
-there, so that what one reduction is to cover has to be the last graph's: of a model that is sharded whole, which is then
-reduced whole. Parts that are sharded each by itself are reduced as far as that graph reaches, and leave together again.
+DDP decides in a forward what the next backward reduces, so whole passes run under no_sync, and everything that one
+reduction has to cover goes through one backward. FSDP2 decides at the end of a backward, and reduces once in each graph
+that it finds there. So one reduction covers the last graph only: if the model is sharded as a whole, that reduces all
+of it. Parts that are sharded separately are reduced only as far as that graph reaches, so their graphs share one
+backward.
 """
 
 from __future__ import annotations
@@ -19,23 +20,23 @@ from advvl.runtime.processes import in_process_group
 
 Sync = Callable[[], AbstractContextManager[object]]
 
-_REDUCES = "require_backward_grad_sync"  # of DDP: False within its no_sync
+_REDUCES = "require_backward_grad_sync"  # of DDP: False inside its no_sync
 
 
 def no_sync(model: nn.Module) -> Sync:
     """Return a context that postpones the reductions of every wrapper in a model, DDP or FSDP2; or does nothing.
 
-    Nested in the user's own accumulation it changes nothing: that was on before, and is on afterwards.
+    Inside the user's own accumulation it changes nothing.
     """
     found = _wrappers(model)
     return (lambda: _held_back(found)) if found else nullcontext
 
 
 def one_backward(model: nn.Module, sync: Sync | None) -> bool:
-    """True if all that one reduction is to cover has to leave in one backward.
+    """True if everything that one reduction has to cover must go through one backward.
 
-    This is so under DDP, and with several of FSDP2's, since the last graph may not reach them all. It is assumed where
-    nothing is known: of a `sync` of the user's own, or a wrapper out of sight.
+    This is so under DDP, and with several FSDP2 modules, since the last graph may not reach them all. It is assumed
+    where nothing is known: with a `sync` of the user's own, or a wrapper that is not visible.
     """
     found = _wrappers(model)
     return len(found) > 1 or not _sharded(found[0]) if found else sync is not None or in_process_group()
@@ -65,7 +66,7 @@ def check_wrappers(model: nn.Module) -> None:
 
 
 def check_alone(model: nn.Module) -> None:
-    """Raise ConfigurationError unless a process can run a model by itself, as often as it likes."""
+    """Raise ConfigurationError unless a process can run a model on its own, any number of times."""
     for module in _wrappers(model):
         raise ConfigurationError(
             f"expected a model that a process can run alone, got one wrapped by {type(module).__name__}; "
@@ -81,7 +82,7 @@ def _wrappers(model: nn.Module) -> list[nn.Module]:
 
 
 def _sharded(module: nn.Module) -> bool:
-    """True if a module is one of FSDP2's; its class is not imported, which would take as long as torch itself."""
+    """True if a module is an FSDP2 module; its class is not imported, which would take as long as importing torch."""
     return hasattr(type(module), "set_requires_gradient_sync")
 
 
@@ -105,7 +106,7 @@ def _shards_held_back(module: Any) -> Iterator[None]:
 
 
 def _groups(module: nn.Module) -> list[Any]:
-    """FSDP2's groups of parameters in a module, which know whether they are reduced; torch has no other way to ask."""
+    """FSDP2's groups of parameters in a module, which know whether they are reduced; torch has no public way to ask."""
     found: list[Any] = []
     for part in module.modules():
         if _sharded(part):

@@ -15,7 +15,7 @@ from advvl.errors import ConfigurationError, more
 
 
 def check_trainable(model: nn.Module) -> None:
-    """Raise ConfigurationError unless some parameter requires grad, and all that do are where their `.grad` will be."""
+    """Raise ConfigurationError unless some parameters require grad, and all of them are in memory, as `.grad` will be."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not learning:
         raise ConfigurationError(
@@ -34,13 +34,13 @@ def check_trainable(model: nn.Module) -> None:
 
 @contextmanager
 def only_user(model: nn.Module, *, shares: bool) -> Iterator[None]:
-    """Refuse a model that another thread steps on or attacks at the same time, unless neither changes anything of it.
+    """Refuse a model that another thread trains or attacks at the same time, unless neither changes it.
 
     Arguments:
-        shares: what runs within neither switches modes nor leaves gradients.
+        shares: the code inside this context neither switches modes nor leaves gradients.
 
     Raises:
-        ConfigurationError: another thread is at it.
+        ConfigurationError: another thread uses the model.
     """
     thread = threading.get_ident()
     with _LOCK:
@@ -68,7 +68,7 @@ def only_user(model: nn.Module, *, shares: bool) -> Iterator[None]:
 
 @dataclass
 class _User:
-    """A thread at a model: whether it shares it, and whether another was at it too at any time."""
+    """A thread that uses a model: whether it shares it, and whether another thread ever used it too."""
 
     shares: bool
     accompanied: bool
@@ -80,10 +80,10 @@ _LOCK = threading.Lock()
 
 @contextmanager
 def shared_buffers(model: nn.Module) -> Iterator[None]:
-    """Put every buffer back at the end as the first of several threads found it; within `only_user`.
+    """Restore every buffer at the end as the first of several threads found it; inside `only_user`.
 
     Raises:
-        ConfigurationError: a forward wrote to one while another thread was at the model, which saw that.
+        ConfigurationError: a forward wrote to a buffer while another thread used the model and saw that.
     """
     with _LOCK:
         kept = _KEPT.get(model) or _Kept(remembered_buffers(model))
@@ -123,9 +123,9 @@ def _versions(model: nn.Module) -> list[tuple[int, int]]:
 
 @contextmanager
 def kept_modes(model: nn.Module) -> Iterator[None]:
-    """Put every module back in training or eval mode as it was, at the end.
+    """Restore the training or eval mode of every module at the end.
 
-    A module whose class does more in `train` than to set the flag, such as one that merges weights, does it again.
+    If the class of a module does more in `train` than set the flag, such as merging weights, that happens again.
     """
     before = {module: module.training for module in model.modules()}
     try:
@@ -140,7 +140,7 @@ def kept_modes(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def kept_weights(model: nn.Module) -> Iterator[None]:
-    """Put the weights back at the end that a forward itself writes to: those of embeddings with a `max_norm`."""
+    """Restore at the end the weights that a forward itself writes to: those of embeddings with a `max_norm`."""
     before = [(module.weight, module.weight.detach().clone()) for module in renormalised(model)]
     try:
         yield
@@ -150,14 +150,14 @@ def kept_weights(model: nn.Module) -> Iterator[None]:
 
 
 def renormalised(model: nn.Module) -> list[nn.Embedding | nn.EmbeddingBag]:
-    """The embeddings that a forward of theirs brings below their `max_norm`."""
+    """The embeddings whose own forward rescales weights to their `max_norm`."""
     embeddings = (module for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag))
     return [module for module in embeddings if module.max_norm is not None]
 
 
 @contextmanager
 def kept_requires_grad(model: nn.Module) -> Iterator[None]:
-    """Every parameter requires grad at the end, or does not, as before; PEFT has all of an adapter's do so."""
+    """Restore `requires_grad` of every parameter at the end; PEFT sets it for all parameters of an adapter."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield
@@ -168,7 +168,7 @@ def kept_requires_grad(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Have no parameter require grad or hold one; at the end each does as before, with the very gradient that it had."""
+    """Let no parameter require grad or hold a gradient; at the end each has its flag and its own gradient back."""
     before = [(parameter, parameter.grad) for parameter in model.parameters()]
     with kept_requires_grad(model):
         try:
@@ -181,9 +181,9 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def remembered_buffers(model: nn.Module) -> Callable[[], None]:
-    """Return a function that puts every buffer back: the same tensor with the same values, even if it was replaced.
+    """Return a function that restores every buffer: the same tensor with the same values, even if it was replaced.
 
-    With them go the plain numbers beside them, such as the length that rotary frequencies were computed for.
+    It also restores the plain numbers beside them, such as the length that rotary frequencies were computed for.
     """
     before = [
         (
@@ -199,7 +199,7 @@ def remembered_buffers(model: nn.Module) -> Callable[[], None]:
     def put_back() -> None:
         for module, buffers, not_saved, values, plain in before:
             for name, value in values.items():
-                # By `data`, which counts as no change: a graph that is alive may have saved a buffer for its backward.
+                # By `data`, which does not count as a change: a live graph may have saved a buffer for its backward.
                 _owned(buffers[name].data).copy_(value)  # type: ignore[union-attr]
             if _differ(dict(module._buffers), buffers):  # one was replaced, filled or registered
                 module._buffers.clear()
@@ -225,7 +225,7 @@ def _plain(module: nn.Module) -> dict[str, Any]:
 
 
 def _owned(values: Tensor) -> Tensor:
-    """The entries of a tensor with one place in memory each: of an expanded axis the first."""
+    """The entries of a tensor with separate places in memory; for an expanded axis only the first."""
     for axis, (stride, size) in enumerate(zip(values.stride(), values.shape, strict=True)):
         if stride == 0 and size > 1:
             values = values.narrow(axis, 0, 1)
@@ -234,7 +234,7 @@ def _owned(values: Tensor) -> Tensor:
 
 @contextmanager
 def kept_buffers(model: nn.Module) -> Iterator[None]:
-    """Put every buffer back at the end: the same tensor with the same values, even if a forward replaced it."""
+    """Restore every buffer at the end: the same tensor with the same values, even if a forward replaced it."""
     put_back = remembered_buffers(model)
     try:
         yield
@@ -244,10 +244,10 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def kept_stats(model: nn.Module) -> Iterator[None]:
-    """Keep the forwards within out of the running statistics of norms.
+    """Keep the forwards inside this context out of the running statistics of normalisation layers.
 
-    They are put back, not switched off: activation checkpointing, which runs a norm again in the backward, refuses one
-    that then computes otherwise.
+    The statistics are restored, not switched off: activation checkpointing runs the layer again in the backward, and
+    refuses one that then computes something else.
     """
     with ExitStack() as stack:
         for module in model.modules():

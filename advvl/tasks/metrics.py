@@ -33,10 +33,10 @@ def gqa_accuracy(answers: Mapping[int | str, str], questions: Sequence[VisualQue
 
 
 def nlvr2_accuracy(judgements: Mapping[str, bool], statements: Sequence[Statement] | Mapping[str, bool]) -> float:
-    """The share of sentences judged rightly; judgements by identifier.
+    """The share of sentences judged correctly; judgements by identifier.
 
     Arguments:
-        statements: what was asked, with its label; or the label of each identifier.
+        statements: the statements with their labels; or the label of each identifier.
 
     Raises:
         DataError: as `vqa_accuracy`.
@@ -45,10 +45,10 @@ def nlvr2_accuracy(judgements: Mapping[str, bool], statements: Sequence[Statemen
 
 
 def nlvr2_consistency(judgements: Mapping[str, bool], statements: Sequence[Statement] | Mapping[str, bool]) -> float:
-    """The share of sentences judged rightly of every pair of images that they were asked about; as `nlvr2_accuracy`.
+    """The share of sentences judged correctly for every pair of images that they were asked about; as `nlvr2_accuracy`.
 
     Suhr et al., "A Corpus for Reasoning about Natural Language Grounded in Photographs", ACL 2019: an identifier is
-    split-set-pair-sentence, and those that differ in the pair alone share their sentence.
+    split-set-pair-sentence, and identifiers that differ only in the pair share their sentence.
 
     Raises:
         DataError: as `vqa_accuracy`; an identifier of another form.

@@ -1,4 +1,4 @@
-"""Predictions in the formats of the tasks' servers, whole files or none."""
+"""Predictions in the formats of the tasks' evaluation servers; files are written atomically."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def sentences() -> dict[str, Tensor]:
 # --- the site did not fire ---
 
 
-def test_given_embeddings_are_named_as_what_goes_round_the_site() -> None:
+def test_given_embeddings_are_named_as_the_reason_why_the_site_is_silent() -> None:
     batch = sentences()
     del batch["input_ids"]
     batch["inputs_embeds"] = torch.zeros(2, 5, 16, dtype=torch.float64)
@@ -143,7 +143,7 @@ class Skips(Pooled):
         ("tower.0.0", r"'tower.0.0' \(Linear\) was not called: Skips ran without it"),
     ],
 )
-def test_a_module_that_is_not_called_is_told_from_one_of_which_only_the_parts_are(site: str, reason: str) -> None:
+def test_a_module_that_is_not_called_is_distinguished_from_one_whose_parts_are(site: str, reason: str) -> None:
     target = Adapter(Skips().double(), {"text": site})
     refused(target, toy_batch(), rf"'text' \({site}\) to fire in a forward, but it did not: {reason}")
 
@@ -190,7 +190,7 @@ DYNAMO = "ignore:The .grad attribute of a Tensor that is not a leaf"  # it reads
 @pytest.mark.slow
 @pytest.mark.filterwarnings(DYNAMO)
 @pytest.mark.parametrize("way", ["wrapper", "method", "part"])
-def test_a_model_that_was_compiled_and_run_before_it_was_adapted_is_told_so(way: str) -> None:
+def test_a_model_that_was_compiled_and_run_before_it_was_adapted_is_refused(way: str) -> None:
     class Small(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -412,7 +412,7 @@ def loss_of(outputs: Any, batch: Any, *, way: str) -> Any:
         ("item", r"torch\.Tensor\.item in the loss .* takes it out of the graph"),
     ],
 )
-def test_a_loss_without_a_graph_is_told_where_it_left_it(way: str, reason: str) -> None:
+def test_the_error_of_a_loss_without_a_graph_says_where_it_left_the_graph(way: str, reason: str) -> None:
     target = Adapter(ToyModel().double(), toy_sites(), loss=partial(loss_of, way=way))
     expected = f"a loss that requires grad, got one that does not depend on the perturbation of 'text': {reason}"
     refused(target, toy_batch(), expected, error=ConfigurationError)
@@ -582,7 +582,7 @@ def test_what_has_no_one_tensor_is_refused_with_the_modules_inside_it(make: Any,
     ],
     ids=["nothing", "hidden states", "number", "list"],
 )
-def test_a_model_without_a_loss_that_is_a_tensor_is_told_so(outputs: Any, got: str) -> None:
+def test_a_model_whose_loss_is_no_tensor_is_refused(outputs: Any, got: str) -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -598,7 +598,7 @@ def test_a_model_without_a_loss_that_is_a_tensor_is_told_so(outputs: Any, got: s
 @pytest.mark.parametrize(
     ("loss", "got"), [(0.5, "float"), (None, "NoneType"), (torch.zeros(3, 4), r"\(3, 4\)")], ids=str
 )
-def test_a_loss_function_that_gives_no_loss_is_told_so(loss: Any, got: str) -> None:
+def test_a_loss_function_that_gives_no_loss_is_refused(loss: Any, got: str) -> None:
     target = Adapter(ToyModel().double(), toy_sites(), loss=lambda outputs, batch: loss)
     expected = (
         rf"expected a loss as a scalar tensor or one per row \(B,\), got {got}; reduce the other axes, without item"
@@ -824,7 +824,7 @@ def test_a_diagnosis_that_fails_hides_nothing() -> None:
 
 
 @pytest.mark.parametrize("length", [5, 1], ids=["padded", "unpadded"])
-def test_a_mask_the_wrong_way_round_is_told(length: int) -> None:
+def test_an_inverted_mask_is_refused(length: int) -> None:
     sites = toy_sites()
     sites["text"] = Site("words", mask=lambda batch: ~batch["mask"])
     target = Adapter(ToyModel().double(), sites)

@@ -193,7 +193,7 @@ def test_layers_that_give_tuples_are_listed_and_can_be_perturbed() -> None:
             assert not torch.allclose(model(ids), clean)
 
 
-def test_a_module_that_runs_several_times_says_so() -> None:
+def test_a_module_that_runs_several_times_is_refused() -> None:
     class Twice(Stacked):
         def forward(self, ids: Tensor) -> Tensor:
             return super().forward(ids) + super().forward(ids)

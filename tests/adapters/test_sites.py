@@ -294,7 +294,7 @@ def test_a_module_that_takes_no_hooks_is_named_and_no_other_keeps_any() -> None:
     assert hooks(model) == 0
 
 
-def test_a_closed_adapter_says_so_also_through_another() -> None:
+def test_a_closed_adapter_raises_also_through_another() -> None:
     target = toy()
     target.through(Wrapper(target.model, "module")).close()
     assert hooks(target.model) == 0

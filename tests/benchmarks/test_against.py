@@ -49,7 +49,7 @@ def test_this_checkout_against_itself_computes_the_same() -> None:
     assert {len(rounds) for side in (times.ours, times.base) for rounds in side.values()} == {2}
 
 
-def test_a_checkout_that_computes_something_else_is_told(tmp_path: Path) -> None:
+def test_a_checkout_that_computes_something_else_is_reported(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "advvl", tmp_path / "advvl")
     recipe = tmp_path / "advvl/recipes/villa.py"
     recipe.write_text(recipe.read_text().replace("kl_weight: float = 1.5", "kl_weight: float = 3.0"))

@@ -17,9 +17,9 @@ from support.measurements import measurement
 from advvl.errors import ConfigurationError, DataError
 from advvl.evaluation.page import page
 from advvl.evaluation.page_formats import to_csv, to_json, to_markdown, write_report
-from advvl.evaluation.report import to_json as results_json
 from advvl.evaluation.seed_runs import SeedRuns, check_same_test
-from advvl.evaluation.summary import Condition, Report, RunResult, summarise
+from advvl.evaluation.summary import Condition, RunResult, Summary, summarise
+from advvl.evaluation.summary_report import to_json as results_json
 from advvl.files import write_json
 
 EVIL = "<b>villa</b>"
@@ -44,7 +44,7 @@ def results(seeds: int = 3, *, shift: int = 0) -> list[RunResult]:
     ]
 
 
-def document(found: list[RunResult], **more: Any) -> tuple[Report, dict[str, Any]]:
+def document(found: list[RunResult], **more: Any) -> tuple[Summary, dict[str, Any]]:
     report = summarise(found, baseline="standard")
     configuration = {"data": {"seed": 0, "images": 300}, "evaluation": {"steps": 20}}
     return report, {
@@ -56,7 +56,7 @@ def document(found: list[RunResult], **more: Any) -> tuple[Report, dict[str, Any
     }
 
 
-def loaded(folder: Path, found: list[RunResult], **more: Any) -> tuple[Report, SeedRuns]:
+def loaded(folder: Path, found: list[RunResult], **more: Any) -> tuple[Summary, SeedRuns]:
     report, content = document(found, **more)
     return report, SeedRuns.load(write_json(folder / "results.json", content))
 

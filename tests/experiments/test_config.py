@@ -17,8 +17,8 @@ import yaml
 from advvl.errors import ConfigurationError
 from advvl.evaluation.protocol import EvaluationOptions
 from advvl.experiments import plain_yaml
+from advvl.experiments.command_line import parse
 from advvl.experiments.config import Layer, build, identity, leaves, read_yaml
-from advvl.experiments.flags import parse
 from advvl.experiments.options import DataOptions
 from advvl.experiments.uniter import PRESETS, UniterOptions
 from advvl.experiments.villa_options import UniterSize, VillaAdversary

@@ -17,7 +17,7 @@ import yaml
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from accelerate.state import AcceleratorState
 from support import trained
-from support.spawn import Ended, run
+from support.spawn import Ended, Script, run
 from support.task_databases import options_of, values, write_databases
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -65,9 +65,9 @@ def whole(config: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def killed(config: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was killed within an update, in the middle of an epoch of every task."""
     folder = tmp_path_factory.mktemp("killed")
-    words = [str(folder / "notes"), str(2 * KILLED + 1), *arguments(config, folder / "out")]
-    (ended,) = run([[sys.executable, SCRIPT, *words]], limit=200)
-    assert ended.code == -9, ended.output
+    words = (folder / "notes", 2 * KILLED + 1, *arguments(config, folder / "out"))
+    status, _, complaints = Script(Path(trained.__file__), *words, folder=folder).finish()
+    assert status == -9, complaints
     assert not (folder / "out" / "model.safetensors").exists()
     return folder
 

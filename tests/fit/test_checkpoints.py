@@ -120,7 +120,7 @@ def test_a_kill_at_any_moment_leaves_the_last_written_one_whole_and_the_rest_fol
     st.integers(0, 3),
     st.sampled_from(["highest", "lowest"]),
 )
-def test_what_is_kept_is_the_last_and_the_best_whatever_the_scores(
+def test_the_last_and_the_best_are_kept_whatever_the_scores(
     tmp_path: Path, updates: list[tuple[bool, int]], last: int, best: int, kind: Any
 ) -> None:
     store = Checkpoints(directory=tmp_path, keep_last=last, keep_best=best, evaluate=constant, best=kind)
@@ -220,7 +220,7 @@ def test_one_file_is_replaced(tmp_path: Path) -> None:
     ],
     ids=["newer", "older", "option", "seed", "key"],
 )
-def test_a_checkpoint_of_another_version_or_run_is_refused_and_told_apart(
+def test_a_checkpoint_of_another_version_or_run_is_refused_with_its_own_message(
     tmp_path: Path, change: dict[str, Any], said: str
 ) -> None:
     file = write_torch(tmp_path / "run.pt", state(3))

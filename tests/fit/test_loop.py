@@ -766,7 +766,7 @@ def test_without_resume_an_old_file_is_not_read(tmp_path: Path) -> None:
     assert len(source.asked) == UPDATES
 
 
-def test_the_state_of_another_run_is_refused_and_told_apart(tmp_path: Path) -> None:
+def test_the_state_of_another_run_is_refused_with_the_difference(tmp_path: Path) -> None:
     run(toy(), checkpoint=tmp_path / "run.pt")
     others: dict[str, dict[str, Any]] = {
         r"seed \(3 there, 4 here\)": {"seed": 4},
@@ -1025,7 +1025,7 @@ def test_an_argument_of_another_type_is_refused_before_the_first_batch(case: str
     assert not source.asked
 
 
-def test_what_is_no_model_and_no_source_is_refused() -> None:
+def test_anything_but_a_model_and_a_source_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="expected model to be of type Module"):
         run(lambda x: x)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match=r"expected source to be a BatchSource, with len\(\) and batch"):

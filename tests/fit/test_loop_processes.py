@@ -553,7 +553,7 @@ def test_two_processes_go_on_from_the_checkpoint_of_one_and_one_from_that_of_two
     assert ours["asked"] == expected["asked"][6:]
 
 
-def test_perturbations_carried_by_other_processes_start_anew_and_say_so(folder: Path) -> None:
+def test_perturbations_carried_by_other_processes_are_reset_with_a_warning(folder: Path) -> None:
     of(folder, "pair")
     with pytest.warns(UserWarning, match="carried by 2 processes cannot be handed on to 1"):
         resumed = case(**CARRIED, checkpoint=folder / "carried.pt", resume=True)

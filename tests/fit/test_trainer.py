@@ -320,7 +320,7 @@ def test_label_smoothing_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("told", [False, None])
-def test_a_mean_that_trainer_takes_for_a_part_is_put_right_when_it_is_told(tmp_path: Path, told: bool | None) -> None:
+def test_a_mean_that_trainer_takes_for_a_part_is_corrected_by_the_flag(tmp_path: Path, told: bool | None) -> None:
     """The loss of a model that takes any keywords, and leaves the number of items alone."""
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     method, data = AdversarialTraining(TEXT, FreeLB(3)), questions(2)
@@ -432,7 +432,7 @@ def test_a_subclass_for_sequences_trains(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # read by dynamo itself
-def test_what_is_compiled_is_perturbed(tmp_path: Path) -> None:
+def test_a_compiled_model_is_perturbed(tmp_path: Path) -> None:
     method = METHODS["villa"]
     changes = {"torch_compile": True, "torch_compile_backend": "eager"}
     found = trained(tmp_path, model_of(), rows_of(batches(2)), options={"method": method}, **changes)
@@ -760,7 +760,7 @@ def test_a_model_that_gives_no_loss_is_refused(tmp_path: Path) -> None:
         trained(tmp_path, bert(), unlabelled, options=options)
 
 
-def test_what_is_not_finite_is_an_error(tmp_path: Path) -> None:
+def test_a_batch_with_nan_is_an_error(tmp_path: Path) -> None:
     data = batches(1)
     data[0]["regions"][1] = torch.nan
     with pytest.raises(NonFiniteError):

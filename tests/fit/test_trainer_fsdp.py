@@ -160,7 +160,7 @@ def test_two_processes_have_the_gradients_of_one_on_all_rows(
         close_gradients(of_process[name], seen.updates)
 
 
-def test_resumed_it_goes_on_as_it_would_have(found: list[dict[str, Any]]) -> None:
+def test_a_resumed_run_ends_as_one_that_was_never_killed(found: list[dict[str, Any]]) -> None:
     for of_process in found:
         straight, resumed = of_process["resumed"]
         close_gradients(resumed, straight)

@@ -277,6 +277,6 @@ def test_a_fused_head_gives_the_same_fields_beside_whole_logits() -> None:
         assert not hasattr(model(input_ids=ids, labels=labels, fused_lm_head=True), "logits")
 
 
-def test_what_is_no_method_is_refused_before_anything_else(tmp_path: Path) -> None:
+def test_anything_but_a_method_is_refused_before_anything_else(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="expected method as an AdversarialTraining"):
         Adversarial(llama(), method=freelb)  # type: ignore[arg-type]

@@ -331,7 +331,7 @@ def test_an_interrupted_batch_leaves_the_carried_perturbation_as_it_was() -> Non
     assert state.deltas == before
 
 
-def test_free_at_without_carrying_starts_anew_and_divides_by_one_more_than_its_replays() -> None:
+def test_free_at_without_carrying_starts_again_and_divides_by_one_more_than_its_replays() -> None:
     who, state = perturber(start=Uniform(0.1)), AscentState()
     recorder = Recorder(who)
     recorder.run(FreeAT(3, carry=False), state=state)

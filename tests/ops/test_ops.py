@@ -222,7 +222,7 @@ def test_a_box_around_a_half_precision_tensor_is_measured_in_the_precision_of_th
 @pytest.mark.slow
 @each_dtype
 @pytest.mark.parametrize("entries", [1, 2, 7, 5003, 100_003, 100_352], ids=lambda n: f"D{n}")
-def test_a_row_outside_by_less_than_its_norm_can_be_told_is_brought_inside(
+def test_a_row_outside_by_less_than_its_norm_can_show_is_projected_inside(
     on: On, dtype: torch.dtype, entries: int
 ) -> None:
     for seed in range(30 if entries < 1000 else 6):

@@ -165,7 +165,7 @@ class Wrap(nn.Module):
         return {"h": hidden * 3}
 
 
-def test_a_container_is_handed_out_anew() -> None:
+def test_a_container_is_copied_each_time() -> None:
     with_, runs, _ = attacked(Contained, "c:input", PGD(4))
     without, _, _ = attacked(Contained, "c:input", PGD(4), train_mode=True)
     assert runs["a"] == 1

@@ -557,7 +557,7 @@ def test_a_frozen_reference_is_a_model() -> None:
 # ---- copies of an adapted model ----------------------------------------------------------------------------------------
 
 
-def test_a_copy_made_in_the_middle_of_a_pass_knows_nothing_of_it() -> None:
+def test_a_copy_made_in_the_middle_of_a_pass_takes_no_part_in_it() -> None:
     target, batch, copies = word_net(), words(), list[nn.Module]()
     clean = target.model(**batch)["logits"].detach()
 

@@ -186,7 +186,7 @@ def test_a_loss_scale_changes_the_gradient_by_itself_alone() -> None:
         agree(other.grad, 1024 * one.grad)  # type: ignore[operator]
 
 
-def test_an_attack_knows_nothing_of_moved_weights() -> None:
+def test_an_attack_ignores_moved_weights() -> None:
     target, method = pixel_net(), awp(pgd(radius=0.1, step_size=0.1, steps=1))
     before = weights_of(target.model)
     Attack(method.perturber, method.maximizer)(target, pixels())

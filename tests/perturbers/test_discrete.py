@@ -173,5 +173,5 @@ def test_it_is_pickled_and_described_without_what_it_has_seen() -> None:
         assert torch.equal(again.apply("image", PLACE, X, torch.full_like(X, 0.6)), seen)
 
 
-def test_it_says_what_it_is() -> None:
+def test_its_repr_names_it() -> None:
     assert "perturbed='after', EmbeddingPerturber(image=Ascent(" in repr(DiscretePerturber(rounded, image=ASCENT))

@@ -109,7 +109,7 @@ def test_it_moves_as_the_perturbation_of_one_sample_does(rule: object) -> None:
     torch.testing.assert_close(norms, deltas["text"].flatten(1).norm(dim=1))
 
 
-def test_in_attacks_its_rule_is_what_none_stands_for_there() -> None:
+def test_in_attacks_its_default_rule_is_the_one_of_attacks() -> None:
     attacker = UniversalPerturber(text=Ascent(Linf(0.5), step_size=0.2)).for_attack()
     moved = attacker.move({"text": torch.zeros(1, 5, 2).double()}, {"text": randn(1, 5, 2)}, {"text": PLACE}, {})
     assert (moved.deltas["text"][:, :4].abs() == 0.2).all()

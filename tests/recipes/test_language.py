@@ -576,13 +576,13 @@ def test_a_perturbation_is_held_for_a_number_of_updates(count: Any) -> None:
         Held(PGD(3), count)
 
 
-def test_updates_that_nobody_makes_are_refused() -> None:
+def test_updates_without_an_update_function_are_refused() -> None:
     ours, _ = ours_and_theirs()
     with pytest.raises(ConfigurationError, match="expected update=… for 4 updates a step"):
         lat().step(ours, pairs())
 
 
-def test_pairs_wear_one_perturbation_of_both_rows_gradient() -> None:
+def test_pairs_share_one_perturbation_with_both_rows_gradients() -> None:
     paired = Paired(EmbeddingPerturber(text=Ascent(L2(), step_size=1.0, rule="sign")))
     x = torch.zeros(4, 2, 3)
     place = Place(x)

@@ -140,7 +140,7 @@ def test_another_task_of_lxmert_is_refused() -> None:
         lxmert_adv("vcr")  # type: ignore[arg-type]
 
 
-def test_freelb_has_no_clean_pass_and_starts_where_it_is_told() -> None:
+def test_freelb_has_no_clean_pass_and_starts_as_configured() -> None:
     assert parts(freelb()) == (
         {"text": Ascent(L2(), step_size=1e-1, start=Zero(), floor=1e-8)},
         FreeLB(3, "together"),

@@ -67,7 +67,7 @@ def test_value_and_gradients_vanish_at_equality(kind: Any) -> None:
     assert all(found.abs().max() < 1e-15 for found in (value, a.grad, b.grad))  # type: ignore[union-attr]
 
 
-def test_alignment_is_largest_at_equality_and_says_so() -> None:
+def test_alignment_is_largest_at_equality_and_declares_it() -> None:
     a, _ = pair(3, 4)
     agree(Alignment()(a, a), torch.ones((), dtype=torch.float64))
     assert not Alignment().vanishes_at_equality

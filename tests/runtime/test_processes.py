@@ -164,7 +164,7 @@ def test_what_processes_found_is_collected_once_and_in_order(two: list[dict[str,
 
 
 @pytest.mark.slow
-def test_processes_that_disagree_are_all_told(two: list[dict[str, Any]]) -> None:
+def test_processes_that_disagree_all_raise(two: list[dict[str, Any]]) -> None:
     for found in two:
         assert "steps" not in found
         assert "an object" not in found, "its repr has its address"

@@ -9,10 +9,13 @@ import datetime
 import importlib
 import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -64,7 +67,7 @@ def spawn(
 def server() -> ForkServerContext:
     """Start what forks the processes, one for all tests of this process."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["support.distributed_cases", "advvl.models.uniter.model"])
+    context.set_forkserver_preload(["support.distributed_cases", "advvl.experiments.uniter", "torch._dynamo"])
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment().items():
             patch.setenv(name, value)
@@ -104,6 +107,43 @@ def run(commands: list[list[str]], *, limit: float, variables: dict[str, str] | 
                 os.killpg(process.pid, 9)
                 process.communicate()
     return ended
+
+
+class Script:
+    """A script that runs beside the test, as `python -W error::UserWarning SCRIPT ARGUMENTS` would run it.
+
+    Arguments:
+        folder: of the files that take what it writes.
+    """
+
+    def __init__(self, script: Path, *arguments: object, folder: Path) -> None:
+        words = [str(script), *map(str, arguments)]
+        self.said = tuple(Path(tempfile.mkstemp(dir=folder)[1]) for _ in range(2))
+        self.process = server().Process(target=_be_script, args=(words, *self.said))
+        self.process.start()
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def finish(self, limit: float = 300.0) -> tuple[int | None, str, str]:
+        """Wait for its end, and return its status with what it wrote to stdout and stderr."""
+        self.process.join(limit)
+        self.process.kill()
+        out, err = (path.read_text() for path in self.said)
+        return self.process.exitcode, out, err
+
+
+def _be_script(words: list[str], out: Path, err: Path) -> None:
+    for number, path in ((1, out), (2, err)):
+        with path.open("wb", buffering=0) as stream:
+            os.dup2(stream.fileno(), number)
+    sys.argv[:] = words
+    sys.path.insert(0, str(Path(words[0]).parent))
+    warnings.filterwarnings("error", category=UserWarning)
+    runpy.run_path(words[0], run_name="__main__")
 
 
 class Found(dict[str, Any]):

@@ -1,7 +1,7 @@
-"""Colors in Context for UNITER: which of three colours is meant, and utterances with their colours for pre-training.
+"""Colors in Context for UNITER: choosing the described one of three colours, and utterances for pre-training.
 
-A region is a colour, its feature red, green and blue in [0, 1], so that a perturbed region in that box is a colour again.
-Regions stand in the listener's order, in three boxes side by side, which says nothing about the target.
+A region is a colour with red, green and blue in [0, 1] as its feature, so a perturbed region within that box is a
+colour again. Regions are in the listener's order, in three boxes side by side, which reveals nothing about the target.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ CHANNELS: Final = 3
 """Numbers of a region's feature."""
 
 MOST_TOKENS: Final = 40
-"""Of an utterance, [CLS] and [SEP] included; 1 round in 400 has more, and loses the rest."""
+"""Of an utterance, including [CLS] and [SEP]; 1 round in 400 is longer and is cut."""
 
 PRETRAINING_TASKS: Final = ("mlm", "mlm", "itm", "mrfr")
 
-_LEAST: Final = 2  # times that training games have a word that gets a token of its own
+_LEAST: Final = 2  # occurrences in training games that a word needs to get its own token
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,10 +38,10 @@ class ColorsCorpus:
     """Rounds for training, validation and test, utterances of training games for pre-training, and what they share.
 
     Arguments:
-        train, validation, test: batches have UNITER's fields and `targets` (B,), the number of the colour that is meant.
-        tokenizer: of the words that training games have twice or more.
+        train, validation, test: batches have UNITER's fields and `targets` (B,), the index of the described colour.
+        tokenizer: of the words that occur at least twice in training games.
         rounds: those of each part, in the order of its source.
-        corpus: all that was read, with what was skipped.
+        corpus: everything that was read, and the list of skipped rows.
     """
 
     train: LabelledSource
@@ -64,10 +64,10 @@ class ColorsCorpus:
 
 
 def colors_corpus(path: str | os.PathLike[str]) -> ColorsCorpus:
-    """Read the corpus from the folder or archive of its CSV files; games are split, never rounds.
+    """Read the corpus from the folder or archive of its CSV files; it is split by games, never within a game.
 
     Raises:
-        DataError: the files are not there, or no round can be made of them.
+        DataError: the files are missing, or no round can be made of them.
     """
     corpus = read_rounds(path)
     rounds: dict[Part, tuple[Round, ...]] = {
@@ -91,7 +91,7 @@ def colors_corpus(path: str | os.PathLike[str]) -> ColorsCorpus:
 
 
 def pairs_of(rounds: Sequence[Round], tokenizer: Tokenizer) -> LabelledSource:
-    """Make a source of rounds: the utterance's tokens, the three colours as regions, and the place of the one meant."""
+    """Make a source of rounds: the utterance's tokens, the three colours as regions, and the index of the target."""
     count = len(rounds)
     ids = token_ids(tokenizer, (one.utterance for one in rounds))
     ids = [[*row[: MOST_TOKENS - 1], row[-1]] if len(row) > MOST_TOKENS else row for row in ids]

@@ -35,11 +35,11 @@ class Round:
     """One round.
 
     Arguments:
-        game: whose round it is; games have the same two people throughout.
+        game: the game of the round; each game has the same two people throughout.
         utterance: what the speaker wrote before the click, messages joined by a space.
         condition: "far": all colours are apart; "split": one is like the target; "close": all are alike.
         colors: red, green and blue in [0, 1], of the three from the listener's left.
-        target, clicked: 0, 1 or 2, the one meant and the one taken.
+        target, clicked: 0, 1 or 2, the described colour and the chosen one.
     """
 
     game: str
@@ -53,7 +53,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Rounds:
-    """The corpus; `skipped` lists what was left out and why."""
+    """The corpus; `skipped` lists the rows that were left out, with reasons."""
 
     rounds: tuple[Round, ...]
     skipped: tuple[Skipped, ...]
@@ -61,7 +61,7 @@ class Rounds:
     def part(self, name: Part) -> tuple[Round, ...]:
         """Return the rounds of the games of one part: 70 % of games for training, 15 % each for the others.
 
-        The part of a game follows from its name alone, so that it is the same whichever files are there.
+        The part of a game follows from its name alone, so it does not depend on which files are present.
         """
         return tuple(one for one in self.rounds if part_of(one.game) == name)
 
@@ -83,7 +83,7 @@ def read_rounds(path: str | os.PathLike[str]) -> Rounds:
     condition, are skipped.
 
     Raises:
-        DataError: the files are not there, or no round can be made of them.
+        DataError: the files are missing, or no round can be made of them.
     """
     tables = read_tables(path)
     skipped, rounds = list(tables.skipped), []

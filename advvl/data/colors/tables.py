@@ -109,7 +109,7 @@ def read_tables(path: str | os.PathLike[str]) -> Tables:
         else:
             continue
         for number, row in enumerate(rows, start=2):
-            if row == header or not row:  # files put together of several hold the header of each
+            if row == header or not row:  # files concatenated from several contain the header of each
                 continue
             try:
                 found = read(row)
@@ -158,7 +158,7 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _tarred(path: Path) -> Iterator[tuple[str, bytes]]:
-    """A packed archive cannot be read in another order than its own, so that its files are held until all are there."""
+    """A compressed archive can only be read in its own order, so its files are held in memory until all are read."""
     held: dict[str, bytes] = {}
     with tarfile.open(path, mode="r|*", tarinfo=_Member) as archive:
         for member in archive:
@@ -205,7 +205,7 @@ def _click(row: list[str]) -> Click:
 
 
 def _message(row: list[str]) -> Message:
-    """The contents of a few rows hold quotes that were not doubled, at which the reader cuts them: join them again."""
+    """A few rows contain quotes that were not doubled, at which the reader splits them: join them again."""
     if len(row) < MESSAGES:
         raise ValueError(f"expected {MESSAGES} columns, got {len(row)}")
     contents = ",".join(row[4:])

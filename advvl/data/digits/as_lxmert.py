@@ -1,7 +1,7 @@
 """The digits corpus in LXMERT's own formats: region files, question files, answer tables, and a tokenizer.
 
-A scene's regions are its digits, 3 to 6 of them, not the 36 that a detector is made to give: the files say so in their
-`num_boxes`, and are opened with `num_boxes=None`. What is not there is then masked, not made up by repetition.
+A scene's regions are its 3 to 6 digits, not the 36 regions of a detector: the files say so in their `num_boxes`, and
+are opened with `num_boxes=None`. Missing regions are then masked, not filled by repetition.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Captions of scenes for pre-training: true of their scene, and false of nearly every other.
+"""Captions of scenes for pre-training: true of their scene, and false of nearly every other scene.
 
 A caption that most scenes satisfy would make image-text matching noise, so each kind states several facts.
 """

@@ -1,6 +1,6 @@
-"""Draws that are the same everywhere: numpy guarantees a bit generator's stream, not that of `integers` or `permutation`.
+"""Draws that are the same everywhere: numpy guarantees the stream of a bit generator, not of `integers` or `permutation`.
 
-So every draw here is made from `Generator.random()`, which is the bit stream scaled to [0, 1).
+So every draw here comes from `Generator.random()`, which is the bit stream scaled to [0, 1).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """LXMERT's answers: the table that numbers a task's answers, and the list that its pre-training knew.
 
-`trainval_ans2label.json` maps each answer to its number, `trainval_label2ans.json` lists the answers in that order: VQA's
-3129, GQA's 1842. UNITER's `ans2label.json` holds VQA's same answers under other numbers: a checkpoint goes with the table
-that it was trained with, and no check can see that it does. `all_ans.json` lists the 9500 answers of LXMERT's pre-training.
+`trainval_ans2label.json` maps each answer to its number, `trainval_label2ans.json` lists the answers in that order:
+VQA's 3129, GQA's 1842. UNITER's `ans2label.json` has the same VQA answers under other numbers: use a checkpoint with
+the table that it was trained with, since no check can detect the wrong one. `all_ans.json` lists the 9500 answers of
+LXMERT's pre-training.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class AnswerTable:
         """Soft targets (B, A) float32: the score of each answer, 0 where it has none.
 
         Arguments:
-            unknown: an answer that the table lacks is an error, or, as GQA has it, left out.
+            unknown: an answer that the table lacks is an error or, as in GQA, left out.
 
         Raises:
             DataError: names that answer, or a score outside [0, 1].

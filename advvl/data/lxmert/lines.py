@@ -37,7 +37,7 @@ HEAD: Final = len(COLUMNS) - 1
 """The columns before the features."""
 
 TOLERANCE: Final = 1e-5
-"""The part of an image by which a box may reach beyond it: rounding in single precision, no more."""
+"""The fraction of an image by which a box may reach beyond it, for rounding in single precision only."""
 
 SCALAR: Final = 4
 """Bytes of a feature."""

@@ -1,4 +1,4 @@
-"""LXMERT's region files, `*_obj36.tsv`: one image per line, read when it is asked for.
+"""LXMERT's region files, `*_obj36.tsv`: one image per line, read on demand.
 
 The published files are up to 30 GB long. Opening one reads the beginning of each line and skips the features, whose
 length follows from the number of regions: a few per cent of the file. `advvl.data.lxmert.lines` has the format.
@@ -46,7 +46,7 @@ class LineSpan(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RegionFile(Mapping[str, Regions]):
-    """The images of one file by their ids, in its order, each read when it is asked for; made by `open_regions`.
+    """The images of one file by their ids, in its order, each read on demand; made by `open_regions`.
 
     Arguments:
         feature_dim: F.
@@ -87,7 +87,7 @@ class RegionFile(Mapping[str, Regions]):
 
     @property
     def most_boxes(self) -> int:
-        """The number of regions of the image that has most."""
+        """The largest number of regions of an image."""
         return max(place.boxes for place in self.places.values())
 
 

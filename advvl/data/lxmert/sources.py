@@ -66,7 +66,7 @@ class Sentences:
         mask = torch.zeros_like(ids)
         for row, text in enumerate(texts):
             encoded = self.tokenizer.encode(text, add_special_tokens=False)
-            # A tokenizer may be set to pad of itself.
+            # A tokenizer may be set to pad on its own.
             words = [word for word, real in zip(encoded.ids, encoded.attention_mask, strict=True) if real]
             tokens = [opening, *words[: self.length - 2], closing]
             ids[row, : len(tokens)] = torch.tensor(tokens)
@@ -109,7 +109,7 @@ class Pictures:
 
     @cached_property
     def num_boxes(self) -> int:
-        """R, the number of regions of the image that has most."""
+        """R, the largest number of regions of an image."""
         return max(file.most_boxes for file in self.files)
 
     def check(self, image_ids: Iterable[str]) -> None:

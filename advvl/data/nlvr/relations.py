@@ -1,4 +1,4 @@
-"""Relations of an object to the others: walls that it touches, what lies on it and under it, and how many there are."""
+"""Relations of an object to the others: walls that it touches, objects on and under it, and counts."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ RELATIONS: Final = (
 def relations(boxes: Sequence[Sequence[Item]]) -> list[list[list[float]]]:
     """Return `RELATIONS` numbers of 0 or 1 for each object of each box.
 
-    They say which of four walls it touches; the colour of what touches it from above and from below, or that nothing does;
+    They say which of four walls it touches; the colour of the object that touches it from above and from below, if any;
     whether it touches a wall, and anything; how many objects lie below it; how many its box has, and of each colour and
-    shape; how many in all boxes are of its colour, its shape, and both. Numbers are in steps: 1 or more, 2 or more, and on.
+    shape; how many in all boxes are of its colour, its shape, and both. Numbers are in steps: 1 or more, 2 or more, and
+    on.
     """
     everything = [item for box in boxes for item in box]
     return [[_of(item, box, everything) for item in box] for box in boxes]

@@ -1,4 +1,4 @@
-"""UNITER's databases of images: a folder with one LMDB or several, and JSON files of how many regions an image has.
+"""UNITER's databases of images: a folder with one LMDB or several, and JSON files with the numbers of regions.
 
 | entry | content |
 |---|---|
@@ -7,8 +7,8 @@
 | `feat_numbb36[_compressed]/` | a fixed number of regions of every image, or boxes that people drew, at most so many |
 | `all[_compressed]/` | all regions that the detector gave, which are cut when they are read |
 
-A record holds `features` (n, F), `norm_bb` (n, 6), `conf` (n, 1) and `soft_labels` (n, C) in half precision, those of
-which the detector was most sure first; see `advvl.data.uniter.records` for the encodings.
+A record holds `features` (n, F), `norm_bb` (n, 6), `conf` (n, 1) and `soft_labels` (n, C) in half precision, in order
+of decreasing confidence; see `advvl.data.uniter.records` for the encodings.
 
 Source: the published code of Chen et al., "UNITER", ECCV 2020.
 """
@@ -46,9 +46,9 @@ class RegionLimits:
     """The number of regions of an image.
 
     Arguments:
-        conf_th, max_bb, min_bb: those that the detector was surer of than `conf_th`, but at most `max_bb` and at least
+        conf_th, max_bb, min_bb: the regions with a confidence above `conf_th`, but at most `max_bb` and at least
             `min_bb`.
-        num_bb: a fixed number, or of boxes that people drew the most; None: by the other three.
+        num_bb: a fixed number, or the largest number of human-drawn boxes; None: by the other three.
 
     Raises:
         ConfigurationError: a number of another type or out of its range.
@@ -77,7 +77,7 @@ class RegionLimits:
 
 @dataclass(frozen=True, eq=False)
 class ImageDb:
-    """The images of one database, each read when it is asked for; made by `open_images`.
+    """The images of one database, each read on demand; made by `open_images`.
 
     Arguments:
         feature_dim: F, of every image.

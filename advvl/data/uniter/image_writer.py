@@ -1,4 +1,4 @@
-"""New databases of images, written one image at a time; see `advvl.data.uniter.image_db` for what they hold."""
+"""New databases of images, written one image at a time; see `advvl.data.uniter.image_db` for their contents."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class ImageDbWriter:
         scores: ArrayLike | None = None,
         labels: ArrayLike | None = None,
     ) -> int:
-        """Add an image, and return the number of its regions that were kept: the surest where there are scores.
+        """Add an image, and return the number of its regions that were kept: the most confident ones if there are scores.
 
         Arguments:
             name: such as "coco_train2014_000000458752.npz".
             features: (n, F).
             boxes: (n, 4), x1, y1, x2, y2 over the image's width and height; or (n, 6) with width and height.
-            scores: (n,), how sure the detector was; None: the first regions are kept.
+            scores: (n,), the detector's confidence; None: the first regions are kept.
             labels: (n, C), distributions over classes, column 0 for the background.
 
         Raises:
@@ -151,7 +151,7 @@ def _write_counts(path: Path, counts: Mapping[str, int], *, shared: bool) -> Non
         if read_json(path, dict, "the number of regions of each image") == counts:
             return
         refuse_existing(path)
-    write_bytes(path, as_json(dict(counts)))  # without a database it is what a killed writer left
+    write_bytes(path, as_json(dict(counts)))  # without a database it is left over from a killed writer
 
 
 def _array(name: str, value: ArrayLike) -> Tensor:

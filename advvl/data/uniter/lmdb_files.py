@@ -1,8 +1,8 @@
 """LMDB databases: each open once per process for all its readers; written in a folder of another name, then renamed.
 
-lmdb opens a path once per process, and a forked child of a process that has it open is none of its own: all readers of a
-path share one environment, and a child goes on with the one it inherited. A reader that is pickled, as for a spawned
-worker, opens the path where it is unpickled.
+lmdb opens a path only once per process, and a forked child counts as the same process: all readers of a path share one
+environment, and a child keeps using the one that it inherited. A pickled reader, as for a spawned worker, opens the
+path when it is unpickled.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class LmdbFile:
                 f"expected an LMDB database in {str(folder)!r}, got {error}; check the path, or copy it again"
             ) from error
         size = (folder / DATA).stat().st_size
-        if size < pages:  # reading a page that is not there would end the process
+        if size < pages:  # reading a missing page would end the process
             raise DataError(
                 f"expected {pages} bytes in {str(folder / DATA)!r}, got {size}; it was cut short: copy it again"
             )
@@ -61,7 +61,7 @@ class LmdbFile:
         self._ended: list[Any] = []
 
     def get(self, key: str) -> memoryview | None:
-        """Return the record of that key, None where there is none; the view is good as long as the reader."""
+        """Return the record of that key, None if there is none; the view is valid as long as the reader exists."""
         try:
             view: memoryview | None = self._transaction.get(key.encode(errors="surrogatepass"))
         except lmdb.BadValsizeError:  # an empty key, or one longer than any that a database can hold
@@ -99,7 +99,7 @@ class LmdbFile:
 
     @property
     def _transaction(self) -> Any:
-        """This thread's view of the database; one for good, as nobody writes."""
+        """This thread's view of the database; a single one, because the database is never written."""
         if not hasattr(self._threads, "transaction"):
             self._threads.transaction = self._environment.begin(buffers=True)
         return self._threads.transaction
@@ -204,9 +204,9 @@ class LmdbWriter:
 
 @contextmanager
 def writing_lmdb(folder: str | os.PathLike[str]) -> Iterator[LmdbWriter]:
-    """Write a new database in `folder`, which is there once the block has ended well, and not before.
+    """Write a new database in `folder`, which appears once the block has ended without an error.
 
-    Missing parents are made. What an earlier writer of the same folder left when it was killed is removed.
+    Missing parents are made. Leftovers of a killed writer of the same folder are removed.
 
     Raises:
         OutputDirectoryError: there is something at `folder`; another process writes it; the file system refuses.
@@ -236,7 +236,7 @@ def writing_lmdb(folder: str | os.PathLike[str]) -> Iterator[LmdbWriter]:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Turn what the file system and LMDB refuse into an OutputDirectoryError."""
+    """Turn errors of the file system and of LMDB into an OutputDirectoryError."""
     try:
         with writing_to(folder):
             yield

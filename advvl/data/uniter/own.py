@@ -1,4 +1,4 @@
-"""A person's own texts and images as sources of batches, one function per task of UNITER.
+"""Your own texts and images as sources of batches, one function per task of UNITER.
 
     source = vqa_source(records, tokenizer, answers=frequent_answers(records))
     fit(model, source, sampler=TokenBuckets(source.examples.lengths, 10240), …)
@@ -14,9 +14,9 @@ one its number or line; of several texts of an image, with ".0", ".1", … after
 | `size` | the image's width and height in pixels; may be left out |
 | `soft_labels` | (R, C), each region's distribution over classes, column 0 of the background; of MRC alone |
 
-With `images=`, it has the key `image` in their place, a name, and `images` has under it a mapping with these keys, or is a
-database that `advvl.data.uniter.image_db.open_images` opened. With `regions=`, a function from a picture to `Regions`, what
-stands under `image` is a picture.
+With `images=`, a record has the key `image` instead, a name, and `images` maps names to mappings with these keys, or is
+a database opened by `advvl.data.uniter.image_db.open_images`. With `regions=`, a function from a picture to `Regions`,
+the value under `image` is a picture.
 
 All functions have the arguments
 
@@ -26,7 +26,7 @@ All functions have the arguments
     max_length: word pieces of an example's text; None: any.
     skip_bad: leave out the records that cannot be used, and list them in `source.examples.skipped`.
 
-and raise a DataError at a record that cannot be used, with its number, its key and what to do, and where none is left.
+and raise a DataError for a record that cannot be used, with its number, its key and a remedy, and if no record is left.
 """
 
 from __future__ import annotations
@@ -234,12 +234,13 @@ def referring_source(
 ) -> ReferringSource:
     """Make a source of referring expressions for `advvl.tasks.uniter.referring.UniterForReferringExpressions`.
 
-    A record has `text` and `target`, the number from 0 of the region that is meant.
+    A record has `text` and `target`, the index from 0 of the region referred to.
 
     Arguments:
-        targets: say which region is meant.
-        boxes: give boxes too, in parts of the image, to score regions by their overlap with the one that is meant. That is
-            `box` of the record, x1, y1, x2, y2 in pixels with its `size`, else in parts of the image; or that of `target`.
+        targets: include the region referred to.
+        boxes: include boxes relative to the image, to score regions by their overlap with the right one. That is `box`
+            of the record, x1, y1, x2, y2 in pixels if `size` is given, otherwise relative to the image; or the box of
+            `target`.
     """
 
     def parse(record: Mapping[str, Any], found: Sequence[Regions]) -> list[Fields]:

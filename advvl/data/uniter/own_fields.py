@@ -1,4 +1,4 @@
-"""The values of a person's own record: its texts, numbers, answers and boxes."""
+"""The values of a user's record: its texts, numbers, answers and boxes."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ def scored(row: Tensor) -> dict[str, list[Any]]:
 
 
 def box_of(record: Mapping[str, Any], regions: Regions, target: int | None) -> list[float]:
-    """Return the box that a text means, x, y, width and height in parts of the image: its `box`, or that of its target.
+    """Return the box that a text refers to, x, y, width and height relative to the image: its `box`, or that of its target.
 
     Raises:
-        DataError: a `box` that is none, or lies outside the image; neither of both.
+        DataError: a `box` that is invalid or outside the image; neither `box` nor target.
     """
     if record.get("box") is None:
         if target is None:

@@ -1,7 +1,7 @@
-"""A person's own records, read and checked one by one.
+"""Records from users, read and checked one by one.
 
-A list, a tuple, a generator and a file of JSON lines are read once and kept. Anything else with a length and indices, such
-as a `Dataset` of datasets, is read and checked once, and its images are read again when a batch asks for them.
+A list, a tuple, a generator and a file of JSON lines are read once and kept. Anything else with a length and indices,
+such as a `Dataset` of Hugging Face datasets, is read and checked once, and its images are read again for each batch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A person's own texts and images in the place of UNITER's databases."""
+"""Texts and images from users, in place of UNITER's databases."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class OwnTexts:
-    """The texts of records, in the place of a `advvl.data.uniter.text_db.TextDb`.
+    """The texts of records, in place of an `advvl.data.uniter.text_db.TextDb`.
 
     Arguments:
         folder: the file that they were read from, or "records".
@@ -48,7 +48,7 @@ class OwnTexts:
 
 @dataclass(frozen=True, eq=False)
 class OwnImages:
-    """The images of records, in the place of an `advvl.data.uniter.image_db.ImageDb`.
+    """The images of records, in place of an `advvl.data.uniter.image_db.ImageDb`.
 
     Arguments:
         counts: regions by image.
@@ -72,7 +72,7 @@ class OwnImages:
 
     def read(self, name: str, *, labels: bool = False) -> Regions:
         """Return an image's regions."""
-        del labels  # there is no reading less than a whole record
+        del labels  # a record can only be read as a whole
         return self.load(name)
 
     def where(self, name: str) -> str:
@@ -103,8 +103,8 @@ class RegionReader:
 
     Arguments:
         images: by name; None: the record holds its image itself.
-        make: makes the regions of what stands for an image, such as a picture; None: a mapping holds `features` and
-            `boxes`, and where they are known `size` and `soft_labels`.
+        make: makes regions from the value for an image, such as a picture; None: a mapping holds `features` and `boxes`
+            and, if known, `size` and `soft_labels`.
         labels: `soft_labels` are needed.
     """
 
@@ -120,7 +120,7 @@ class RegionReader:
             raise ConfigurationError(f"expected images as a mapping by name, or a database, got {shown(images)}")
 
     def entry(self, record: Mapping[str, Any], key: str) -> Any:
-        """Return what stands for an image in a record: of one image, with neither `images` nor `make`, the record."""
+        """Return the value for an image in a record; the record itself for a single image without `images` and `make`."""
         return record if key == "image" and self.images is None and self.make is None else needed(record, key)
 
     def __call__(self, entry: Any) -> Regions:

@@ -38,19 +38,19 @@ _FORMAT: Final = 1  # of the files of a cache
 class PatchRegions:
     """Makes regions of pictures: the cells of a grid, row by row, each with the mean of the features of its patches.
 
-    The whole picture is scaled to a square, without a cut at its edges, so that boxes are where they are in the picture.
+    The whole picture is scaled to a square without cutting its edges, so boxes match positions in the picture.
 
     Arguments:
-        tower: gives `last_hidden_state`, (B, T, F), one per patch after those of other tokens, as CLIP's, DINOv2's and
-            SigLIP's do, or (B, F, h, w); in eval mode, whatever mode it is in.
+        tower: gives `last_hidden_state`, (B, T, F), one per patch after those of other tokens, as CLIP, DINOv2 and
+            SigLIP do, or (B, F, h, w); always run in eval mode.
         processor: the tower's image processor; it rescales and normalises.
         grid: rows and columns of cells.
         size: side of the square in pixels; None: `image_size` of the tower's configuration.
-        cache: folder for features, by the pixels of a picture and by the tower's weights as they are at the first picture;
-            None: they are made at each call.
+        cache: folder for features, keyed by the pixels of a picture and the tower's weights at the first picture; None:
+            features are computed at each call.
 
     Raises:
-        ConfigurationError: a grid of no cell; a size that no configuration says.
+        ConfigurationError: a grid without cells; no size, and none in the configuration.
     """
 
     tower: nn.Module
@@ -96,7 +96,7 @@ class PatchRegions:
 
     @cached_property
     def _identity(self) -> str:
-        """A hash of all that features depend on besides the picture."""
+        """A hash of everything that features depend on besides the picture."""
         processor = self.processor.to_dict() if hasattr(self.processor, "to_dict") else repr(self.processor)
         kind = f"{type(self.tower).__module__}.{type(self.tower).__qualname__}"
         said = json.dumps([_FORMAT, kind, processor, self.grid, self._side], sort_keys=True, default=str)

@@ -1,7 +1,7 @@
 """Records of UNITER's databases as bytes: texts as msgpack within lz4 frames, arrays as msgpack or as npz.
 
-Arrays within msgpack are encoded as the package msgpack-numpy does it. It is not used to read them, for it unpickles
-arrays of objects, and a pickle may run code. Sizes are checked before anything is made of them.
+Arrays inside msgpack are encoded like those of the package msgpack-numpy. The package is not used to read them, because
+it unpickles arrays of objects, and a pickle may run code. Sizes are checked before memory is allocated.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NUMBERS: Final = {
     for kind, sizes in {"f": "248", "i": "1248", "u": "1248", "b": "1"}.items()
     for size in sizes
 }
-"""The types of arrays that are read, by the text that stands for them."""
+"""The types of arrays that are read, by their encoded names."""
 _MOST_ENTRIES: Final = 4096  # of a list or map in an image's record: arrays are bytes
 
 _HEAD: Final = 1024  # bytes, in which a record says how large its first array is
@@ -156,7 +156,7 @@ def _numbers(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], data: byte
 
 
 def packed_rows(value: bytes | memoryview) -> int:
-    """Return the number of rows of `features`, which published records begin with, from the beginning of a record.
+    """Return the number of rows of `features`, with which published records begin, from the beginning of a record.
 
     Raises:
         DataError: as `unpack_arrays`.
@@ -172,7 +172,7 @@ def packed_rows(value: bytes | memoryview) -> int:
                     return _shape("features", head.unpack())[0]
                 head.skip()
     except (ValueError, TypeError, LookupError, msgpack.OutOfData):
-        pass  # of another order, or damaged, as is said below
+        pass  # in another order, or damaged, which is reported below
     return _rows(unpack_arrays(value, ("features",)))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from advvl.errors import DataError
 
 TOLERANCE = 1e-2
-"""The part of an image by which a box may reach beyond it: annotated boxes do, and half precision rounds."""
+"""The fraction of an image by which a box may reach beyond it, because annotated boxes do and half precision rounds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,9 +23,9 @@ class Regions:
 
     Arguments:
         features: (n, F) float.
-        boxes: (n, 7) float: x1, y1, x2, y2, width, height and area, over the image's.
+        boxes: (n, 7) float: x1, y1, x2, y2, width, height and area, relative to the image.
         labels: (n, C) float, each region's distribution over classes, column 0 for the background; None: not read.
-        scores: (n,) float, how sure the detector was; None: not read, or not known.
+        scores: (n,) float, the detector's confidence; None: not read, or not known.
 
     Raises:
         DataError: no region, arrays of other shapes, numbers that are not finite, a box outside the image.
@@ -84,7 +84,7 @@ class Regions:
 
 
 def regions_of(features: Tensor, corners: Tensor, labels: Tensor | None = None) -> Regions:
-    """Make regions of features (n, F) and of corners x1, y1, x2, y2 (n, 4) in parts of the image, both float32 on the CPU.
+    """Make regions from features (n, F) and corners x1, y1, x2, y2 (n, 4) relative to the image, both float32 on the CPU.
 
     Raises:
         DataError: see `Regions`.

@@ -1,4 +1,4 @@
-"""Sources of batches for UNITER whose texts and images lie in memory: labelled pairs, and captions for pre-training.
+"""Sources of batches for UNITER with texts and images in memory: labelled pairs, and captions for pre-training.
 
 Both have `len()`, the number of examples, and `batch(indices, generator)`, which depends on nothing else. An example's
 corruption depends on the generator's seed and the example alone, not on which others are in the batch.

@@ -44,8 +44,8 @@ class TextDb:
     Arguments:
         lengths: word pieces without special tokens, of the examples that are not too long, in the data set's order.
         left_out: the examples that are too long.
-        vocabulary: words of the model that reads the texts; None: of any number.
-        skipped: reasons why others were left out: none were.
+        vocabulary: number of words of the model that reads the texts; None: any number.
+        skipped: reasons why other examples were left out; empty here.
     """
 
     folder: Path
@@ -128,9 +128,9 @@ def open_texts(
     Arguments:
         max_length: of a text in word pieces without special tokens; UNITER trains on up to 60, on up to 220 of VCR; None:
             any.
-        lengths: which of VCR's two tasks its length is for, "qa" or "qar"; "" for other data sets.
-        vocabulary: words of the model that is to read the texts: a record with another one is refused when it is read; None:
-            none is.
+        lengths: the one of VCR's two tasks whose lengths to use, "qa" or "qar"; "" for other data sets.
+        vocabulary: number of words of the model that reads the texts: a record with a word beyond it is refused on
+            reading; None: no check.
 
     Raises:
         DataError: a file that is missing, malformed or cut short; no text that is left.

@@ -1,8 +1,8 @@
 """Where a model of transformers is perturbed, found by `get_input_embeddings()` of the model and of its parts.
 
-"text" is the output of the word embedding, that of the encoder where there are two. "image" is the output of the module
-that embeds the patches, as they go into the vision encoder. "image_tokens" is what a projector gives to the language model.
-What these accessors do not say is in `known`.
+"text" is the output of the word embedding; in an encoder-decoder, the encoder's. "image" is the output of the module
+that embeds the patches, as they enter the vision encoder. "image_tokens" is the output of the projector, which goes to
+the language model. `known` has the facts that these accessors do not give.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from advvl.models.huggingface.packing import UnmaskedPadding, samples, separates
 
 
 def huggingface_adapter(model: nn.Module) -> Adapter:
-    """The adapter of a `PreTrainedModel`, wrapped or not; modalities "text", "image", "image_tokens", as far as it has them.
+    """The adapter of a `PreTrainedModel`, wrapped or not; its modalities are among "text", "image" and "image_tokens".
 
     Raises:
         SiteError: neither words nor patches are found, or several vision towers, or words that cannot be perturbed.
@@ -87,7 +87,7 @@ def _words(model: PreTrainedModel, name: str, text: nn.Module, tokens: frozenset
             mask = partial(own.words, void=tokens) if own.words else mask
             mask = lengthened(mask, part, own.lengthened) if own.lengthened else mask
             firing = firing if own.firing is None else own.firing
-            pad = None if own.words else _padding(part)  # those that read padding take no mask
+            pad = None if own.words else _padding(part)  # models that read padding take no mask
             if pad is not None and "attention_mask" in inspect.signature(model.forward).parameters:
                 mask = UnmaskedPadding(mask, pad)
     return Site(name, mask=mask, firing=firing)
@@ -118,7 +118,7 @@ def _text(model: PreTrainedModel) -> nn.Module | None:
 
 
 def _of_words(part: PreTrainedModel, embedding: nn.Module) -> bool:
-    """True of a table of vectors, of whatever class, and of what wraps one, as PEFT does."""
+    """True of a table of vectors, of any class, and of a wrapper around one, as in PEFT."""
     words = getattr(part.config.get_text_config(), "vocab_size", None)
     tables = [p for p in embedding.parameters() if p.ndim == 2 and len(p) == words]
     inside = list(embedding.modules())
@@ -148,7 +148,7 @@ def _image(model: PreTrainedModel, names: Mapping[nn.Module, str]) -> tuple[PreT
 
 
 def _patch_mask(model: PreTrainedModel, tower: PreTrainedModel) -> Callable[[Batch], Tensor] | None:
-    """The mask of real patches, where a model takes one and its vision tower heeds it."""
+    """The mask of real patches, if a model takes one and its vision tower uses it."""
     taken, heeded = (inspect.signature(part.forward).parameters for part in (model, tower))
     if "flattened_patches" in taken:
         return partial(fields.flat_patch_mask, given="input_ids" not in taken)
@@ -182,7 +182,7 @@ def _token_mask(model: PreTrainedModel) -> Callable[[Batch], Tensor] | None:
 
 
 def _projector(model: PreTrainedModel, tower: PreTrainedModel, text: nn.Module) -> nn.Module | None:
-    """The module between the vision tower and the language model: beside both in what holds them, or in the tower."""
+    """The module between the vision tower and the language model: next to both in their parent, or inside the tower."""
     owner = [part for part in _parts(model) if tower in set(part.modules()) and text in set(part.modules())][-1]
     between = [
         child
@@ -204,7 +204,7 @@ def _parts(model: nn.Module) -> Iterator[PreTrainedModel]:
 def _embedding(part: PreTrainedModel) -> nn.Module | None:
     try:
         found: object = part.get_input_embeddings()
-    except (NotImplementedError, AttributeError):  # it says that it has none of its own
+    except (NotImplementedError, AttributeError):  # the class says that it has none
         return None
     return found if isinstance(found, nn.Module) else None  # Perceiver gives a parameter
 
@@ -229,7 +229,7 @@ def _call(model: nn.Module, batch: Batch) -> Outputs:
     return run(model, batch)
 
 
-# what models call their logits, beside `logits`; the first that is there counts
+# names of logits other than `logits`; the first that exists counts
 _LOGITS = ("prediction_logits", "logits_per_image", "itm_score", "itm_logits", "contrastive_logits_per_image")
 
 

@@ -1,6 +1,6 @@
-"""Read off a batch which positions are real, which sample a packed row is of, and which predictions count.
+"""Masks of real positions, samples of packed rows, and the predictions that count, read from a batch.
 
-The names are those that transformers' processors give, and the defaults those that its models take.
+The names are those of transformers' processors, and the defaults those of its models.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def text_mask(batch: Batch, *, void: Collection[int] = ()) -> Tensor:
 
 
 def text_mask_to_the_end(batch: Batch, *, void: Collection[int] = ()) -> Tensor:
-    """The same, and the last position: SigLIP reads the text there, padded or not."""
+    """The same, with the last position: SigLIP reads the text there, padded or not."""
     mask = text_mask(batch, void=void)
     return mask | (torch.arange(mask.shape[1], device=mask.device) == mask.shape[1] - 1)
 
@@ -151,7 +151,7 @@ def filled_image_rows(batch: Batch, *, tokens: Collection[int], by_position: boo
 
 
 def tile_rows(model: LlavaNextModel, batch: Batch, *, tokens: Collection[int], by_position: bool = False) -> Tensor:
-    """The sample of each tile that LLaVA-Next cuts its images into, `(N,)`, as many as `image_sizes` say.
+    """The sample of each tile of LLaVA-Next's images, `(N,)`, as many as `image_sizes` say.
 
     The number of tokens of an image of each size says which sample an image belongs to.
 
@@ -241,7 +241,7 @@ def _unknown(batch: Batch, *, name: str) -> None:
 
 
 def _positions(batch: Batch, *, mask: str | None, shift: bool, prompt: int = 0) -> Tensor | None:
-    """The predictions with a label; without labels, all but padding. Shifted, a prediction is of the next token."""
+    """The predictions with a label; without labels, all but padding. If shifted, a prediction is for the next token."""
     labels = batch.get("labels")
     if isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point():
         real = F.pad(labels != -100, (prompt, 0))

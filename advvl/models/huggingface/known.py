@@ -1,4 +1,4 @@
-"""Facts about single classes of transformers that their accessors do not say."""
+"""Facts about single classes of transformers that their accessors do not give."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ class Known:
         image: the module, below the model of this class, where an image is perturbed, and whether at its output or input.
         mask: from that module and the batch to its mask of real positions.
         words: from the batch, and tokens whose embedding is replaced, to the mask of real words.
-        lengthened: from the model and the number of words to the number that it embeds, padding of its own at the end.
-        firing: the call of its parts that counts, where there are several.
-        no_logits: what it calls its logits instead.
+        lengthened: from the model and the number of words to the number that it embeds, with its own padding at the
+            end.
+        firing: the call of its parts that counts, if there are several.
+        no_logits: the meaning of its `logits`, which are not logits.
         refused: why its words cannot be perturbed.
         for_each_image: it runs its parts once for each image of a text.
     """
@@ -74,7 +75,7 @@ def _blocks(model: Any, length: int) -> int:
 
 _KNOWN = {
     "BridgeTowerVisionModel": Known("visual.embeddings"),
-    # its patches are drawn, in random order, after they are embedded: only before that is a position always the same patch
+    # it shuffles its patches after embedding them: only before that is a position always the same patch
     "ViltModel": Known("embeddings.patch_embeddings", mask=fields.patch_mask),
     "ViltForImagesAndTextClassification": Known(for_each_image=True),
     "XLNetModel": Known(refused="embeds words as (T, B, D), whose rows are no samples"),
@@ -82,11 +83,11 @@ _KNOWN = {
     "SiglipTextModel": Known(words=fields.text_mask_to_the_end),
     "Siglip2TextModel": Known(words=fields.text_mask_to_the_end),
     "BridgeTowerForContrastiveLearning": Known(no_logits="embeddings of text, image and both"),
-    # the second forward, on masked inputs, is the one that all losses but the contrastive one are of
+    # all losses except the contrastive one come from the second forward, on masked inputs
     "FlavaForPreTraining": Known(firing=1),
     "LongformerModel": Known(lengthened=_windows),
     "BigBirdModel": Known(lengthened=_blocks),
-    # what they embed in a second call is padding of their own
+    # in a second call they embed their own padding
     "LEDEncoder": Known(firing=0),
     "BigBirdPegasusEncoder": Known(firing=0),
 }

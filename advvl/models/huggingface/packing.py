@@ -1,6 +1,6 @@
-"""Read off a batch which sample each word is of, and how far a mask lets words attend.
+"""The sample of each word, and the masks of words, read from a batch.
 
-A row may hold several texts, one after another, without padding. Such a batch says where they begin by `cu_seq_lens_q`,
+A row may hold several texts, one after another, without padding. Such a batch marks their starts by `cu_seq_lens_q`,
 `seq_idx`, a mask with an entry for each pair of words, or `position_ids` that start again.
 """
 
@@ -18,10 +18,10 @@ from transformers import PreTrainedModel
 from advvl.adapters.injection import Batch
 from advvl.errors import DataError, more
 
-# as transformers' collators and models call the ends of texts, laid end to end
+# names in transformers' collators and models for the ends of concatenated texts
 _ENDS = ("cu_seq_lens_q", "cu_seqlens_q", "cu_seq_lens", "cu_seqlens")
 
-_LOWEST = -1e4  # of an additive mask: what some models still write for a word that is not attended to
+_LOWEST = -1e4  # of an additive mask: the value that some models still use for a word that is not attended to
 
 
 def attended(batch: Batch) -> Tensor:
@@ -36,7 +36,7 @@ def attended(batch: Batch) -> Tensor:
 class UnmaskedPadding:
     """The mask of words, which warns once of padding in a batch without an `attention_mask`.
 
-    On a device other than the CPU only the first batch is looked at, as that waits for the device.
+    On a device other than the CPU only the first batch is checked, because that waits for the device.
 
     Arguments:
         mask: from the batch to the mask.
@@ -66,7 +66,7 @@ def samples(batch: Batch, *, by_position: bool) -> Tensor | None:
 
     Arguments:
         batch: with `input_ids` `(B, T)`.
-        by_position: the model keeps texts apart by `position_ids` that start again.
+        by_position: the model separates texts by `position_ids` that start again.
 
     Raises:
         DataError: ends of texts that are not those of `input_ids`.
@@ -100,7 +100,7 @@ def _names(part: PreTrainedModel) -> tuple[str, ...]:
 
 
 def _starts(batch: Batch, ids: Tensor, *, by_position: bool) -> Tensor | None:
-    """The words `(B, T)` that begin a text, as far as the batch says so; the first ones of rows do so in any case."""
+    """The words `(B, T)` that begin a text, as far as the batch marks them; the first word of a row always does."""
     ends = next((batch[name] for name in _ENDS if batch.get(name) is not None), None)
     if ends is not None:
         if int(ends[-1]) != ids.numel():

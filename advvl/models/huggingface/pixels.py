@@ -23,7 +23,7 @@ from advvl.runtime.names import unwrapped
 
 
 class Normalize(nn.Module):
-    """Pixels less the mean of their channel, over its standard deviation.
+    """Pixels minus the mean of their channel, divided by its standard deviation.
 
     Arguments:
         mean, std: of each channel `(C,)`, in the units of the pixels.
@@ -48,7 +48,7 @@ class Normalize(nn.Module):
 class PixelInput(nn.Module):
     """A model of transformers that takes raw pixels in [0, 1] as `pixel_values` and normalises them itself.
 
-    `adapt` perturbs the raw pixels of it as "image". The weights to save are those of `.model`.
+    `adapt` perturbs its raw pixels as "image". Save the weights of `.model`.
 
     Arguments:
         model: takes normalised `pixel_values` `(B, C, H, W)`, such as a CLIPVisionModel.
@@ -65,7 +65,7 @@ class PixelInput(nn.Module):
 
     @classmethod
     def like(cls, processor: Any, model: nn.Module) -> PixelInput:
-        """Normalise as an image processor does; what to feed is then `processor(images, do_normalize=False)`.
+        """Normalise as an image processor does; the input is then `processor(images, do_normalize=False)`.
 
         Raises:
             ConfigurationError: a processor that does not normalise.

@@ -25,10 +25,10 @@ from advvl.runtime.names import unwrapped
 def lxmert_adapter(model: nn.Module) -> Adapter:
     """The adapter of an LXMERT of transformers or of a task here, wrapped or not; modalities "text" and "image".
 
-    What a regulariser compares: the scores of the answers; of `LxmertForPreTraining` those of the masked words (`labels`
-    other than -100). A bare `LxmertModel` has neither logits nor a loss: give both with its sites,
-    `adapt(model, lxmert_sites(model), logits=…, loss=…)`, as for any model that holds one, or another thing to compare.
-    Fields of a batch that the model does not take are not passed on.
+    A regulariser compares the scores of the answers; for `LxmertForPreTraining` those of the masked words (`labels`
+    other than -100). A bare `LxmertModel` has neither logits nor a loss: pass both with its sites, `adapt(model,
+    lxmert_sites(model), logits=…, loss=…)`. The same works for any model that contains an LXMERT, or to compare another
+    tensor. Fields of a batch that the model does not take are not passed on.
 
     Raises:
         SiteError: no LXMERT in the model, or several.
@@ -73,7 +73,7 @@ def lxmert_sites(model: nn.Module) -> dict[str, Site]:
 
 
 def _scores(outputs: Outputs, *, name: str) -> Tensor:
-    """The scores of this name; of a tuple (`return_dict=False`) those that it begins with, after the loss."""
+    """The scores of this name; in a tuple (`return_dict=False`) the first entry after the loss."""
     found = field(outputs, name)
     return found if isinstance(found, Tensor) else read_logits(outputs)
 

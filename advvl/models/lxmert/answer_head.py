@@ -1,6 +1,7 @@
-"""A task's answer head begun from LXMERT's pre-training, which answered questions too (`--loadLXMERTQA`).
+"""A task's answer head initialised from LXMERT's pre-training, which answered questions too (`--loadLXMERTQA`).
 
-Pre-training has 9500 answers, a task others in another order: rows are carried over by what the answers say.
+Pre-training has 9500 answers; a task has other answers in another order, so rows are matched by the texts of the
+answers.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class AnswerReport:
     """The answers of a task that pre-training knew, and those that it did not.
 
     Arguments:
-        matched: a task's answer to that of pre-training whose row it got.
-        unmatched: those whose row is zero.
+        matched: from a task's answer to the pre-training answer whose row it got.
+        unmatched: the answers whose row is zero.
     """
 
     matched: Mapping[str, str]

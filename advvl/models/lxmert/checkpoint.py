@@ -1,4 +1,4 @@
-"""LXMERT's checkpoints: read under any of the names in use into transformers' models, written under the published ones.
+"""LXMERT's checkpoints: read under any of the names in use into transformers' models, written under the published names.
 
 Names in use: pre-training's `bert.*`, `cls.*`, `obj_predict_head.*`, `answer_head.*`; those of LXMERT's and
 LXMERT-AdvTrain's tasks, `lxrt_encoder.model.bert.*` or `model.bert.*`, and `logit_fc.*`; transformers' `lxmert.*`; `module.`
@@ -35,10 +35,10 @@ def load_lxmert_checkpoint(
 
     Arguments:
         model: an LXMERT of transformers, or a task here.
-        encoder_only: leave out the file's heads and leave the model's as they are, as published fine-tuning begins from a
-            pre-trained checkpoint (`--loadLXMERT`): its answer head has other answers.
-        allow_missing, allow_unexpected: names that the file may lack or have beside: `"answer_head.*"`, or `"cls"` for
-            everything in it.
+        encoder_only: ignore the file's heads and leave the model's as they are, as published fine-tuning does with a
+            pre-trained checkpoint (`--loadLXMERT`), whose answer head has other answers.
+        allow_missing, allow_unexpected: names that the file may lack or have in addition: `"answer_head.*"`, or `"cls"`
+            for everything in it.
 
     Raises:
         CheckpointError: a file that is missing, truncated, or more than tensors; one that does not fit the model. The
@@ -70,7 +70,7 @@ def load_lxmert_checkpoint(
 def save_lxmert_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Write a model's tensors under their published names, whole or not at all: safetensors, or PyTorch's `.pt`.
 
-    A model with an answer head alone is a task's; any other is named as in pre-training.
+    A model with only an answer head is named like a task's; any other is named as in pre-training.
 
     Raises:
         ConfigurationError: another suffix.
@@ -80,7 +80,7 @@ def save_lxmert_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> Pa
 
 
 def lxmert_name(name: str) -> str:
-    """The name in transformers of a tensor that goes under any of the names in use."""
+    """The name in transformers of a tensor with any of the names in use."""
     parts = plain_parts(name)
     for prefix in ("lxrt_encoder", "model"):
         if parts[0] == prefix and len(parts) > 1:

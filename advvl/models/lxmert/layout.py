@@ -1,4 +1,4 @@
-"""LXMERT's batches: which positions are real, and how the rows of NLVR2's, two images per sentence, are laid out.
+"""LXMERT's batches: masks of real positions, and the layout of rows in NLVR2's, with two images per sentence.
 
 An NLVR2 batch holds `visual_feats (B, 2, R, F)`; LXMERT runs on 2B rows, a sentence with its first image and then with its
 second, then the next sentence (published code).

@@ -19,7 +19,7 @@ from advvl.runtime.names import unwrapped
 def uniter_adapter(model: nn.Module) -> Adapter:
     """The adapter of a UNITER, bare or with a task's head, wrapped or not; modalities "text" and "image".
 
-    All tokens but padding are perturbed, [CLS], [SEP] and masks among them. Fields of a batch that the model does not
+    All tokens but padding are perturbed, including [CLS], [SEP] and masks. Fields of a batch that the model does not
     take are not passed on.
 
     Raises:
@@ -51,7 +51,7 @@ def uniter_adapter(model: nn.Module) -> Adapter:
 
 
 def _compared(batch: Batch) -> Tensor | None:
-    """The rows of logits that count in a pre-training task, all of them: masked words or regions; None: one an example."""
+    """The rows of logits that count in a pre-training task: all of them, masked words or regions; None: one per example."""
     task = batch.get("task") if isinstance(batch, Mapping) else None
     if task == "mlm":
         labels: Tensor = batch["txt_labels"]
@@ -63,6 +63,6 @@ def _compared(batch: Batch) -> Tensor | None:
 
 
 def _fields(module: Any) -> frozenset[str] | None:
-    """The names that a UNITER or a task's model says it takes; the outermost one in a wrapped model knows them all."""
+    """The fields that a UNITER or a task's model takes; the outermost one in a wrapped model knows them all."""
     fields = getattr(module, "fields", None)
     return fields if isinstance(fields, frozenset) else None

@@ -1,4 +1,4 @@
-"""UNITER's checkpoints: read under any of the names in use, and written back under the official ones.
+"""UNITER's checkpoints: read under any of the names in use, and written under the official ones.
 
 A file of a task's own model is read by `load_checkpoint`; a file of pre-training starts a task by `load_pretrained`.
 
@@ -39,8 +39,8 @@ def load_checkpoint(
 
     Arguments:
         model: a UNITER, bare or with a task's head.
-        allow_missing, allow_unexpected: names that the file may lack or have beside: `"vqa_output.*"`, or `"cls"` for
-            everything in it.
+        allow_missing, allow_unexpected: names that the file may lack or have in addition: `"vqa_output.*"`, or `"cls"`
+            for everything in it.
 
     Example:
         load_checkpoint(model, "uniter-base.pt", allow_missing=["vqa_output"], allow_unexpected=PRETRAINING_HEADS)
@@ -95,7 +95,7 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> Path:
 
 
 def official_name(name: str) -> str:
-    """The official name of a tensor that goes under any of the names in use."""
+    """The official name of a tensor with any of the names in use."""
     parts = plain_parts(name)
     if parts[0] == "bert":
         parts[0] = "uniter"

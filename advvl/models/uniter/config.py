@@ -83,7 +83,7 @@ class UniterConfig(BertConfig):  # type: ignore[no-untyped-call]
 
     @classmethod
     def from_json_file(cls, json_file: str | os.PathLike[str], **overrides: Any) -> UniterConfig:
-        """Read the official JSON (BERT's sizes alone will do), with keywords in place of what it says.
+        """Read the official JSON (BERT's sizes are enough), with keywords overriding its values.
 
         Raises:
             ConfigurationError: the file is missing, or is not a JSON object.

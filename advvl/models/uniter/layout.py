@@ -1,8 +1,8 @@
 """UNITER's sequence layout: a row's tokens come first, its regions right after them, padding last.
 
-The model embeds padded text (B, L) and padded regions (B, R) separately, joins them to (B, L + R), and then picks with
-`gather_index` (B, S) what stands where, S being the longest row's tokens and regions (Chen et al., ECCV 2020, published
-code).
+The model embeds padded text (B, L) and padded regions (B, R) separately, joins them to (B, L + R), and then selects by
+`gather_index` (B, S) the embedding at each position, where S is the number of tokens and regions of the longest row
+(Chen et al., ECCV 2020, published code).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from advvl.errors import DataError, ShapeError
 
 
 def gather_index(txt_lens: Tensor, num_bbs: Tensor, max_txt_len: int) -> Tensor:
-    """The index into `[text, regions]`, joined, of the embedding at each place of the sequences: `(B, S)`.
+    """The index into `[text, regions]`, joined, of the embedding at each position of the sequences: `(B, S)`.
 
-    Places past a row's end hold leftovers in range; the attention mask hides them.
+    Positions past a row's end hold arbitrary valid indices; the attention mask hides them.
 
     Arguments:
         txt_lens, num_bbs: tokens and regions of each row, `(B,)`.
@@ -64,7 +64,7 @@ def _first(lengths: Tensor, width: int) -> Tensor:
 
 
 def _attended(batch: Mapping[str, Any]) -> Tensor:
-    """The embeddings, of `L + R`, that some attended place holds, `(B, L + R)` bool; found without leaving the device."""
+    """The embeddings, of `L + R`, used at some attended position, `(B, L + R)` bool; computed on the device."""
     index: Tensor = batch["gather_index"]
     width = batch["input_ids"].shape[1] + batch["img_feat"].shape[1]
     attended: Tensor = batch["attn_masks"]

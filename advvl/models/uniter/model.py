@@ -29,7 +29,7 @@ class UniterOutput(ModelOutput):
 
     Arguments:
         loss: one per row `(B,)`, or the scalar that the published training uses.
-        logits: what a regulariser compares, `(B, A)`, or `(N, V)` at N masked positions.
+        logits: for regularisers to compare, `(B, A)`, or `(N, V)` at N masked positions.
         losses: the unreduced loss.
         distances: optimal-transport distance between each row's tokens and regions, `(B,)`.
         last_hidden_state: `(B, S, H)`.
@@ -117,15 +117,15 @@ class UniterModel(nn.Module):
         Arguments:
             input_ids: `(B, L)`, zero padded.
             img_feat, img_pos_feat: features `(B, R, F)` and boxes `(B, R, 7)`, zero padded.
-            attn_masks, gather_index: which places of the sequences are real, and what stands there, `(B, S)`.
+            attn_masks, gather_index: the mask of real positions in the sequences, and the embedding at each, `(B, S)`.
             position_ids: `(1, L)` or `(B, L)`; None: from 0.
-            img_masks: which regions are masked, `(B, R)`; their mask embedding is added; None: none are.
+            img_masks: the masked regions, `(B, R)`, to which a mask embedding is added; None: none.
             txt_type_ids, img_type_ids: `(B, L)` and `(B, R)`; None: 0 and 1.
-            txt_lens, num_bbs: in our batches for what needs lengths; the encoder does not.
+            txt_lens, num_bbs: in our batches for code that needs lengths; the encoder does not.
 
         Raises:
-            DataError: a field that is missing, or of integers where numbers are due or the reverse; on a CPU, a word, type
-            or place that the model or the batch does not have.
+            DataError: a field that is missing, or of integers instead of floats or the reverse; on a CPU, a word, type
+                or position that the model or the batch does not have.
             ShapeError: a field of another shape.
         """
         del txt_lens, num_bbs

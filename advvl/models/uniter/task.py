@@ -1,4 +1,4 @@
-"""A UNITER with a task's head: what the adapter and the checkpoints know of it."""
+"""A UNITER with a task's head, as the adapter and the checkpoints see it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class UniterTask(nn.Module):
     Arguments (attributes of a class):
         fields: the names that `forward` takes; the adapter passes on no others.
         type_rows: for each type of the model, the one of pre-training that it starts from.
-        new_words: words after those of pre-training; they start as drawn.
+        new_words: words after those of pre-training; their embeddings start at random.
 
     Arguments:
         config: as of pre-training. `self.config` has the task's types and new words.

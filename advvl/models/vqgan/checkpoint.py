@@ -1,4 +1,4 @@
-"""A VQGAN's checkpoints, read under the names of the published ones; and codebooks of one's own."""
+"""A VQGAN's checkpoints, read under their published names; and codebooks of your own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def load_vqgan(model: VQGAN, path: str | os.PathLike[str]) -> LoadReport:
     """Read a published `.ckpt` or a `.safetensors` file into a VQGAN, all of it or nothing; no code in it is run.
 
     Returns:
-        A report whose `unexpected` names what was left out: the loss with its discriminator, and averages of weights.
+        A report whose `unexpected` lists the ignored tensors: the loss with its discriminator, and averages of weights.
 
     Raises:
         CheckpointError: a file that is missing or more than tensors, lacks a tensor or has others; a codebook of another
@@ -43,7 +43,7 @@ def load_vqgan(model: VQGAN, path: str | os.PathLike[str]) -> LoadReport:
 def kmeans_codebook(features: Tensor, codes: int, *, seed: int, iterations: int = 20) -> Codebook:
     """Make a codebook of k-means centres of region features, to discretise these as DAT does images.
 
-    It is this library's extension of DAT, whose code and paper have pixels alone.
+    It is this library's extension of DAT, whose code and paper use only pixels.
 
     Arguments:
         features: `(N, D)`, or `(…, D)` with every region real.

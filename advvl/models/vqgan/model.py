@@ -31,7 +31,7 @@ class VQGANConfig:
         multiples: one for each level; an image shrinks by 2 from level to level.
         blocks: of each level, one more in the decoder.
         attention: at levels of this many pixels a side, counted from `resolution`.
-        resolution: pixels a side of the images that it was trained on; others divisible by the shrinking go as well.
+        resolution: pixels per side of the training images; other sizes divisible by the shrinking factor work too.
         in_channels: of an image.
 
     Raises:
@@ -63,7 +63,7 @@ class VQGANConfig:
 
     @property
     def shrinks_by(self) -> int:
-        """The pixels, a side, of one code."""
+        """The pixels per side of one code."""
         return int(2 ** (len(self.multiples) - 1))
 
     def attends(self, level: int) -> bool:
@@ -199,7 +199,7 @@ class VQGAN(nn.Module):
         return (decoded + 1) / 2
 
     def forward(self, images: Tensor) -> Tensor:
-        """Q: the images as their codes say, `(B, C, H, W)` in [0, 1]."""
+        """Q: the images reconstructed from their codes, `(B, C, H, W)` in [0, 1]."""
         return self.decode(self.quantize(self.encode(images))).clamp(0, 1)
 
 

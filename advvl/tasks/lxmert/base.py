@@ -58,7 +58,7 @@ class LxmertWithAnswers(LxmertPreTrainedModel):  # type: ignore[no-untyped-call]
         return loaded
 
     def _freeze_unseen(self) -> None:
-        """Freeze what the pooled token never sees: parameters that no backward reaches keep DDP waiting."""
+        """Freeze parameters that the pooled token does not depend on: without a gradient they keep DDP waiting."""
         for layer in self.lxmert.encoder.x_layers[-1:]:
             for unseen in (layer.visn_self_att, layer.visn_inter, layer.visn_output):
                 unseen.requires_grad_(False)
@@ -77,10 +77,10 @@ class LxmertWithAnswers(LxmertPreTrainedModel):  # type: ignore[no-untyped-call]
 
         Arguments:
             input_ids, attention_mask, token_type_ids: `(B, T)`; a mask of None: all are real; types of None: 0.
-            visual_feats, visual_pos: features `(B, R, F)` and boxes `(B, R, 4)` (x1, y1, x2, y2, as parts of the image's);
-                of a pair of images `(B, 2, R, F)` and `(B, 2, R, 4)`.
+            visual_feats, visual_pos: features `(B, R, F)` and boxes `(B, R, 4)` (x1, y1, x2, y2, relative to the
+                image); for pairs of images `(B, 2, R, F)` and `(B, 2, R, 4)`.
             visual_attention_mask: `(B, R)`, or `(B, 2, R)`; None: all are real.
-            targets: what the class says.
+            targets: as described by the class.
 
         Raises:
             DataError: a field that is missing, or of other numbers.

@@ -32,11 +32,11 @@ def nlvr2_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class LxmertForNLVR2(LxmertWithAnswers):  # type: ignore[no-untyped-call]
-    """LXMERT that judges a sentence about two images: a head of two layers over both pooled first tokens, side by side.
+    """LXMERT that judges a sentence about two images: a head of two layers over both pooled first tokens, concatenated.
 
-    LXMERT runs on 2B rows: each sentence with its first image, then with its second. So the sites see 2B rows, and both
-    copies of a sentence have perturbations of their own, as published. Scores are of false and true, `(B, 2)`; `targets`
-    are 1 for a true sentence, `(B,)`.
+    LXMERT runs on 2B rows: each sentence with its first image, then with its second. So the sites see 2B rows, and the
+    two copies of a sentence have separate perturbations, as published. Scores are of false and true, `(B, 2)`;
+    `targets` are 1 for a true sentence, `(B,)`.
     """
 
     _images = (IMAGES,)

@@ -1,7 +1,7 @@
-"""Scores of UNITER's tasks that are not of answers in words: VCR's three, recall of retrieval, regions by overlap.
+"""Scores of UNITER's tasks other than answers in words: VCR's three accuracies, recall of retrieval, overlap of regions.
 
-Answers as logits against soft targets, of VQA and visual entailment, are scored by `advvl.evaluation.objectives.score`;
-sentences of NLVR2 by `advvl.tasks.metrics`. Faults of the published scripts are on request, as `published=True`.
+`advvl.evaluation.objectives.score` scores logits against soft targets, for VQA and visual entailment;
+`advvl.tasks.metrics` scores sentences of NLVR2. `published=True` reproduces bugs of the published scripts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CHOICES: Final = 4
 
 @dataclass(frozen=True)
 class VCRAccuracy:
-    """Shares of questions: answered rightly, justified rightly given the right answer, and both.
+    """Shares of questions: answered correctly, justified correctly given the right answer, and both.
 
     Arguments:
         qa, qar, both: Q→A, QA→R and Q→AR.
@@ -93,7 +93,7 @@ class Recall:
 
 
 def recall(scores: Tensor, images: Tensor, *, at: Sequence[int] = (1, 5, 10), published: bool = False) -> Recall:
-    """Recall at K of retrieval both ways; of equal scores the first counts as the better.
+    """Recall at K of retrieval in both directions; of equal scores the first counts as better.
 
     Arguments:
         scores: of every text with every image, `(T, I)`.
@@ -140,7 +140,7 @@ def _rank(scores: Tensor, matches: Tensor) -> Tensor:
 
 
 def region_accuracy(found: Tensor, meant: Tensor, *, published: bool = False) -> float:
-    """The share of expressions whose region overlaps the one that is meant by more than half of their union.
+    """The share of expressions whose chosen region overlaps the right one by more than half of their union.
 
     Arguments:
         found, meant: boxes x, y, width, height, `(N, 4)`, in one unit; in pixels where `published`.

@@ -39,7 +39,7 @@ class MaskedWordHead(nn.Module):
 
         Arguments:
             hidden: `(B, S, H)`, each row's tokens first.
-            labels: `(B, L)`, the word that was masked, -1 where none was.
+            labels: `(B, L)`, the word that was masked, -1 elsewhere.
 
         Raises:
             ShapeError: labels of another shape.

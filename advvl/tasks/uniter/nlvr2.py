@@ -22,11 +22,11 @@ class UniterForNLVR2(UniterTask):
 
     * "paired-attn": two rows of the encoder for each sentence, with its left image and with its right one; the rows attend
       to each other, and each is pooled by attention.
-    * "paired": the same rows; both pooled first tokens, side by side.
-    * "triplet": one row, the sentence with the regions of the left image and then of the right one; its pooled first token.
+    * "paired": the same rows; both pooled first tokens, concatenated. * "triplet": one row, the sentence with the
+    regions of the left image and then of the right one; its pooled first token.
 
-    Regions of left images have type 1, those of right ones type 2. In the paired variants both copies of a sentence have
-    perturbations of their own, as published.
+    Regions of left images have type 1, those of right ones type 2. In the paired variants the two copies of a sentence
+    have separate perturbations, as published.
 
     Arguments:
         config: of pre-training; a third type is added.

@@ -1,4 +1,4 @@
-"""UNITER's optimiser: AdamW with the published groups of weight decay, and a rate of its own for a task's head."""
+"""UNITER's optimiser: AdamW with the published groups of weight decay, and a separate rate for a task's head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Referring expressions: which region of an image does a text mean?"""
+"""Referring expressions: which region of an image does a text refer to?"""
 
 from __future__ import annotations
 

@@ -22,9 +22,9 @@ class UniterForRetrieval(UniterTask):
     """UNITER and a score of its pooled first token, trained in groups (published code, `model/itm.py`).
 
     A group is `sample_size` rows: a text and its image, then mismatches of either. The loss is a margin between the
-    match's probability, the sigmoid of its score, and each mismatch's. Logits have a row for each group, `(G, sample_size)`:
-    under `SymmetricKL()` the choice of the match in the group is kept steady, a softmax of the scores; under
-    `SymmetricKL(head="sigmoid")` each pair's own probability. Each pair has a perturbation of its own.
+    match's probability, the sigmoid of its score, and each mismatch's. Logits have a row for each group, `(G,
+    sample_size)`: `SymmetricKL()` compares the choice of the match in the group, a softmax of the scores;
+    `SymmetricKL(head="sigmoid")` compares each pair's own probability. Each pair has its own perturbation.
 
     Arguments:
         margin: that of the published configurations is 0.2.
@@ -130,7 +130,7 @@ def hardest(model: nn.Module, batch: Mapping[str, Any], count: int) -> dict[str,
 
 @dataclass(frozen=True, eq=False)
 class HardestSource:
-    """Groups for `fit`: a match and the mismatches that are hardest to the model as it is when the batch is made.
+    """Groups for `fit`: a match and the mismatches that are hardest for the model when the batch is made.
 
     Arguments:
         model: the one that is trained, not wrapped.

@@ -1,7 +1,7 @@
-"""Teachers of masked words for a UNITER: models whose distributions say which other words would do.
+"""Teachers of masked words for a UNITER: models whose distributions say which other words would fit.
 
-Part of a reconstruction of ViLTA (Wang et al., ICCV 2023), whose abstract alone was at hand. A third teacher is
-`advvl.Averaged(model, 0.995)`, a momentum average of the model itself, with the picture.
+Part of a reconstruction of ViLTA (Wang et al., ICCV 2023) from its abstract. A third teacher is `advvl.Averaged(model,
+0.995)`, a momentum average of the model itself, with the picture.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from advvl.tasks.uniter.pretraining import UniterForPretraining
 
 
 class BertTeacher(nn.Module):
-    """A masked-language model of transformers, asked for the masked words of UNITER's batches; hold it by `Frozen`.
+    """A masked-language model of transformers that predicts the masked words of UNITER's batches; pass it as `Frozen(…)`.
 
     It is frozen as it is made; `train().requires_grad_()` makes it one that `fit` trains on such batches.
 
@@ -70,7 +70,7 @@ class BertTeacher(nn.Module):
         Arguments:
             input_ids: `(B, L)`.
             txt_lens: tokens of each text, `(B,)`.
-            txt_labels: `(B, L)`, -1 where no word is asked for.
+            txt_labels: `(B, L)`, -1 where no word is to be predicted.
 
         Raises:
             DataError: a batch without txt_labels.

@@ -1,7 +1,7 @@
-"""Hard negatives for image-text matching: texts with other words in them, and images like the true one.
+"""Hard negatives for image-text matching: texts with replaced words, and images similar to the true one.
 
-Part of a reconstruction of ViLTA (Wang et al., ICCV 2023), whose abstract alone was at hand: "leverage the current language
-encoder to synthesize hard negatives based on the context of language input". Each choice that it leaves open is an option.
+Part of a reconstruction of ViLTA (Wang et al., ICCV 2023) from its abstract: "leverage the current language encoder to
+synthesize hard negatives based on the context of language input". Each choice that it leaves open is an option.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FUNCTION_WORDS: Final = frozenset(
     "are was were be been being am do does did has have had it its this that these those there here he she they them his "
     "her their we you i me my your our us who which what not no".split()
 )
-"""Words that are no content words: a mismatch that differs in one of them may be none."""
+"""Function words: a text that differs only in one of them may still match."""
 
 _ROUNDING: Final = 1e-5  # of the cosine of two copies in fp32
 
@@ -38,7 +38,7 @@ WordModel = Callable[..., Any]
 
 
 def content_words(vocabulary: Iterable[str]) -> Tensor:
-    """Return which words of a vocabulary carry content, `(V,)` bool: whole words that are no function words.
+    """Return the mask of the content words of a vocabulary, `(V,)` bool: whole words except function words.
 
     Arguments:
         vocabulary: the tokens in the order of their ids, special ones first.
@@ -49,7 +49,7 @@ def content_words(vocabulary: Iterable[str]) -> Tensor:
 def nearest_images(images: Images, count: int = 8) -> Tensor:
     """Return the `count` images nearest to each, `(M, count)`, by the cosine of their regions' mean features.
 
-    Copies of an image, whose cosine is 1, are left out: with its text they are no mismatch.
+    Copies of an image, whose cosine is 1, are left out, because they match its text.
 
     Raises:
         DataError: no more than `count` images, or of one so many copies that fewer are left.
@@ -79,14 +79,14 @@ def nearest_images(images: Images, count: int = 8) -> Tensor:
 class HardNegatives:
     """Mismatches of image-text matching, for a `CaptionSource`: a share of hard ones, the others images drawn from all.
 
-    A share of the mismatches shows an image like the true one instead, and another share the true image, with content
-    words of the text replaced: masked, scored by `encoder`, and drawn from its top k. Neither the original word is drawn
-    nor a synonym, which is a word that `teacher` gives a probability above `threshold`. Where nothing can be replaced, the
-    mismatch is an image drawn from all.
+    One share of the mismatches shows an image similar to the true one. Another share shows the true image and replaces
+    content words of the text: they are masked, scored by `encoder`, and drawn from its top k. The original word is
+    never drawn, nor a synonym, which is a word with a probability above `threshold` under `teacher`. If nothing can be
+    replaced, the mismatch is an image drawn from all.
 
     Arguments:
-        encoder: the current language encoder, such as `TextAlone(model)` with the very model that trains.
-        content: the words that may be replaced and may replace, `(V,)` bool, as of `content_words`.
+        encoder: the current language encoder, such as `TextAlone(model)` with the model in training.
+        content: the words that may be replaced and may replace others, `(V,)` bool, as from `content_words`.
         teacher: as `encoder`; None: the encoder itself.
         synthesised, similar: the shares of mismatches, together at most 1.
         words: the share of a text's content words that are replaced, at least one.
@@ -94,7 +94,8 @@ class HardNegatives:
         threshold: of the teacher's probability, above which a word counts as a synonym.
         nearest: images like each one, `(M, n)`, as of `nearest_images`; needed for a share of similar ones.
 
-    It asks a model that trains, so `fit` takes its source without workers. Equal draws and weights give equal batches.
+    It runs the model in training, so `fit` needs `workers=0` for its source. Equal draws and weights give equal
+    batches.
 
     Raises:
         ConfigurationError: a share outside [0, 1], two of more than 1 together, a top_k below 1, another type.

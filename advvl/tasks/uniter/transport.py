@@ -25,8 +25,8 @@ def transport_distance(
 
     Arguments:
         x, y: `(B, M, H)` and `(B, N, H)`.
-        x_mask, y_mask: which vectors are real, `(B, M)` and `(B, N)` bool.
-        beta: strength of the proximal term; it decides how fast the plan converges, not to what.
+        x_mask, y_mask: the real vectors, `(B, M)` and `(B, N)` bool.
+        beta: strength of the proximal term; it affects the speed of convergence, not the limit.
         iterations: of the plan; the published 50 end within 4e-3 of the optimum on random clouds of up to 36 vectors,
             200 within 1e-3.
 

@@ -19,10 +19,10 @@ VCR_WORDS: Final = 81
 
 
 class UniterForVCR(UniterTask):
-    """UNITER that judges each choice of a question by itself (published code, `model/vcr.py`).
+    """UNITER that judges each choice of a question separately (published code, `model/vcr.py`).
 
     A row is a question with one answer, or a question, its right answer, and one rationale; the choice of the highest
-    score for 1 is taken. Each row has a perturbation of its own.
+    score for 1 is taken. Each row has its own perturbation.
 
     Arguments:
         config: of pre-training; four types in all and 81 words are added.

@@ -59,7 +59,7 @@ def test_regions_are_the_scans_of_the_scene(corpus: DigitsCorpus) -> None:
         assert torch.equal(source.images.features[row, : len(scene)], scans[list(scene.images)])
 
 
-def test_sizes_are_as_asked() -> None:
+def test_sizes_are_as_requested() -> None:
     made = digits_corpus(SMALL)
     sizes = [len(s) for s in (made.train, made.validation, made.test, made.pretrain, made.pretrain_validation)]
     assert sizes == [50, 21, 30, 40, 9]

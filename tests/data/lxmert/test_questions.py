@@ -239,7 +239,7 @@ def test_targets_are_scores_in_the_tables_order() -> None:
     torch.testing.assert_close(targets, torch.tensor([[0.3, 0, 0.6], [0, 0, 0], [0, 1, 0]]), rtol=0, atol=0)
 
 
-def test_an_answer_that_the_table_lacks_is_refused_or_left_out_as_told() -> None:
+def test_an_answer_that_the_table_lacks_is_refused_or_left_out_by_option() -> None:
     table = AnswerTable(("no", "yes"))
     with pytest.raises(DataError, match=r"'sea'.*leave out"):
         table.targets([{"yes": 1.0}, {"sea": 1.0}])

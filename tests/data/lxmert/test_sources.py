@@ -184,7 +184,7 @@ def test_answers_that_gqas_table_lacks_get_no_target(pictures: Pictures, sentenc
     assert source.batch([0, 1])["targets"].tolist() == [[0, 0, 0], [0, 1, 0]]
 
 
-def test_sentences_about_an_image_that_is_not_there_are_named(pictures: Pictures, sentences: Sentences) -> None:
+def test_sentences_about_a_missing_image_are_named(pictures: Pictures, sentences: Sentences) -> None:
     with pytest.raises(DataError, match="sentence 'u': expected the image 'z'"):
         StatementSource([Statement("u", "dev-0-0-0", ("a", "z"), SHORT, 1)], pictures, sentences)
 
@@ -200,7 +200,7 @@ def test_files_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("indices", [[], [-1], [4]])
-def test_indices_that_are_not_there_are_refused(pictures: Pictures, sentences: Sentences, indices: list[int]) -> None:
+def test_indices_out_of_range_are_refused(pictures: Pictures, sentences: Sentences, indices: list[int]) -> None:
     source: Any = VisualQuestionSource(questions(), pictures, ANSWERS, sentences)
     with pytest.raises(DataError, match=r"0\.\.3"):
         source.batch(indices)

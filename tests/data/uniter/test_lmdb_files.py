@@ -216,7 +216,7 @@ def test_a_full_disk_is_a_refusal_that_leaves_nothing(tmp_path: Path) -> None:
     assert ran.stdout == "refused\n", ran.stderr
 
 
-def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
+def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "db").mkdir()
     with pytest.raises(OutputDirectoryError, match=r"expected nothing at '.*db'"):
         write(tmp_path / "db")

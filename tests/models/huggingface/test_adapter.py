@@ -436,7 +436,7 @@ def test_logits_are_found_under_the_names_that_models_give_them() -> None:
 
 
 @families(which=lambda family: not family.logits)
-def test_outputs_without_logits_say_so(index: int) -> None:
+def test_outputs_without_logits_are_refused(index: int) -> None:
     target, batch, _ = found(index)
     said = r"expected outputs with logits to compare, got \w+( of \[|, whose logits are embeddings .*; pass logits=…)"
     with pytest.raises(ConfigurationError, match=said):
@@ -448,7 +448,7 @@ def test_a_model_without_a_head_has_no_logits() -> None:
         logits_of(hf.BertModel(hf.BertConfig(**WORDS)), words())
 
 
-def test_a_contrastive_model_that_is_not_asked_for_its_loss_says_so() -> None:
+def test_a_contrastive_model_without_return_loss_is_refused() -> None:
     clip = hf.CLIPModel(hf.CLIPConfig(text_config=WORDS, vision_config=PATCHES, projection_dim=16))
     with pytest.raises(ConfigurationError, match=r"got CLIPOutput of .* without; give what .*return_loss=True"):
         AdversarialTraining(climb("image"), FreeLB(2)).step(clip, pictures(**words()))
@@ -468,7 +468,7 @@ def test_a_tuple_is_the_loss_then_the_logits(model: Any) -> None:
     assert target.logits(unlabelled) is unlabelled[0]
 
 
-def test_a_loss_of_ones_own_stands_in_the_place_of_the_models() -> None:
+def test_a_loss_of_ones_own_replaces_the_models() -> None:
     def losses(outputs: Any, batch: Fields) -> Tensor:
         return F.cross_entropy(outputs.logits, batch["labels"], reduction="none")
 
@@ -562,7 +562,7 @@ def test_a_model_whose_embedding_is_no_module_is_refused() -> None:
         adapt(model)
 
 
-def test_a_word_embedding_that_was_replaced_after_adapt_says_so() -> None:
+def test_a_word_embedding_that_was_replaced_after_adapt_is_refused() -> None:
     model = bert()
     target = adapt(model)
     model.resize_token_embeddings(60)

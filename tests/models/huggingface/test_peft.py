@@ -168,7 +168,7 @@ def test_predictions_count_after_the_prompts(make: Any, config: Any, batch: Any)
     assert torch.equal(target.positions(words()), counts)
 
 
-def test_a_model_that_embeds_its_words_twice_says_so() -> None:
+def test_a_model_that_embeds_its_words_twice_is_refused() -> None:
     model = changed(llava, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     perturber = EmbeddingPerturber(text=Ascent(L2(0.5), step_size=0.2))
     with pytest.raises(SiteError, match="to fire once in a forward, got 2 times; say which time counts"):

@@ -233,7 +233,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str, kept: float) -
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path, suffix: str) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(CheckpointError, match=f"absent{suffix}"):
         load_checkpoint(vqa(), tmp_path / f"absent{suffix}")
 

@@ -77,7 +77,7 @@ def test_a_ranking_loss_is_the_margin_by_hand() -> None:
     torch.testing.assert_close(output.loss, by_hand, rtol=1e-13, atol=1e-13)
 
 
-def test_what_is_drawn_in_a_forward_comes_from_torchs_own_generator() -> None:
+def test_draws_in_a_forward_come_from_torchs_own_generator() -> None:
     model, batch = model_of("re-rank").eval(), batch_of("re-rank")
     model.hard_ratio = 0.0
     losses = []

@@ -1,1 +1,1 @@
-"""The sources of batches for UNITER's tasks, from its databases: one task a file."""
+"""The sources of batches for UNITER's tasks, from its databases: one task per file."""

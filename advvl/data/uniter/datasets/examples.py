@@ -1,4 +1,4 @@
-"""The examples of several databases, numbered on from one to the next, and what all of UNITER's sources ask of them."""
+"""The examples of several databases, numbered consecutively, and the interfaces that UNITER's sources need."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Shard:
 
     Arguments:
         texts, images: databases, or a person's own records.
-        drawn: of VCR, the boxes that people drew, whose regions come before those of `images`.
+        drawn: for VCR, the human-drawn boxes, whose regions come before those of `images`.
     """
 
     texts: TextTable
@@ -211,7 +211,7 @@ def number_examples(
 
 
 def check_shards(shards: Sequence[Shard]) -> None:
-    """Raise DataError unless there is a shard, and all have one tokenizer and as many features of each region."""
+    """Raise DataError unless there is a shard, and all have the same tokenizer and number of features per region."""
     if not shards or not all(isinstance(shard, Shard) for shard in shards):
         raise DataError("expected one Shard(texts, images) or more in a list, got none; open databases")
     first = shards[0]
@@ -226,7 +226,7 @@ def check_shards(shards: Sequence[Shard]) -> None:
 
 
 def stacked(name: str, targets: Sequence[Tensor | None]) -> dict[str, Tensor]:
-    """Return the field of the targets of a batch, a row for each; none where no example has one.
+    """Return the field of the targets of a batch, one row per example; no field if no example has a target.
 
     Raises:
         DataError: some have one and some have not.

@@ -1,4 +1,4 @@
-"""Captions and their images for pre-training, one task a source; `advvl.data.mixing` mixes several by ratio.
+"""Captions and their images for pre-training, one task per source; `advvl.data.mixing` mixes several by ratio.
 
 Source: Chen et al., "UNITER", ECCV 2020, and its published code.
 """

@@ -1,4 +1,4 @@
-"""Referring expressions: which region of an image does a text mean?"""
+"""Referring expressions: which region of an image does a text refer to?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from advvl.data.uniter.word_pieces import word_pieces
 from advvl.errors import DataError
 
 DRAWN: Final = "visual_grounding_coco_gt_{:012}.npz"
-"""The names of images in the published database of boxes that people drew, by the images' numbers."""
+"""The names of images in the published database of human-drawn boxes, by the images' numbers."""
 
 DETECTED: Final = "visual_grounding_det_coco_{:012}.npz"
 """The names of images in the published databases of detected regions."""
@@ -30,11 +30,11 @@ class ReferringSource:
     """Referring expressions for `advvl.tasks.uniter.referring.UniterForReferring`.
 
     Arguments:
-        shards: databases of expressions and of images, with boxes that people drew, in the order of `images.json`, or with
+        shards: databases of expressions and of images, with human-drawn boxes in the order of `images.json`, or with
             detected regions.
         names: of images in these, by their number: `DRAWN` or `DETECTED`.
-        targets: say which region is meant; only where people drew the boxes.
-        boxes: give the boxes too, to score regions by their overlap with the one that is meant.
+        targets: include the region referred to; only with human-drawn boxes.
+        boxes: include the boxes, to score regions by their overlap with the right one.
         skip_bad: read every example once, and leave out and list those that cannot be used.
 
     Raises:
@@ -62,8 +62,8 @@ class ReferringSource:
         """The expressions at `indices`.
 
         Returns:
-            UNITER's fields, `obj_masks` (B, R) bool, True at padded regions, and as asked `targets` (B, 1) long, the
-            region that is meant; `region_boxes` (B, R, 4) and `target_boxes` (B, 4), x, y, width, height in pixels.
+            UNITER's fields, `obj_masks` (B, R) bool, True at padded regions, and as requested `targets` (B, 1) long,
+            the region referred to; `region_boxes` (B, R, 4) and `target_boxes` (B, 4), x, y, width, height in pixels.
         """
         del generator
         items = self.examples.made(checked_rows(indices, len(self)).tolist(), self._item)

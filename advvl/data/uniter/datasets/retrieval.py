@@ -153,8 +153,8 @@ class HardNegativeSource:
         pairs: made of shards of captions and images.
         side: mismatches are "images" with the text, or "texts" with the image.
         candidates: how many mismatches; 399 as published.
-        published: of "texts", lay out the sequences by the last text's length in the place of the longest one's: shorter
-            than the longest, it leaves regions out.
+        published: for "texts", lay out the sequences by the length of the last text instead of the longest: if it is
+            shorter, regions are left out.
 
     Raises:
         ConfigurationError: another side, no candidate.

@@ -3,8 +3,8 @@
     answer      [CLS] question [SEP] answer [SEP]                   types 0 … 0 2 … 2
     rationale   [CLS] question [SEP] answer [SEP] rationale [SEP]   types 0 … 0 2 … 2 3 … 3
 
-The regions of boxes that people drew come before those that a detector found. A question that names one image alone
-has none of them.
+The regions of human-drawn boxes come before the detected ones. A question that names only one image has no human-drawn
+boxes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def choice_row(meta: TextMeta, question: list[int], answer: list[int], rationale
 
 @dataclass(frozen=True, eq=False)
 class ChoiceSource:
-    """VCR's questions to train `advvl.tasks.uniter.vcr.UniterForVCR`: four rows of each, one a choice.
+    """VCR's questions to train `advvl.tasks.uniter.vcr.UniterForVCR`: four rows each, one per choice.
 
     Arguments:
         answers: shards of which the answers are asked, their texts opened with `lengths="qa"`; before those of rationales.
@@ -106,7 +106,7 @@ class ChoiceSource:
 
 @dataclass(frozen=True, eq=False)
 class ChoiceEvaluationSource:
-    """VCR's questions to score all choices of.
+    """VCR's questions with all choices, for evaluation.
 
     Arguments:
         shards: their texts opened with `lengths="qar"`.
@@ -186,7 +186,7 @@ def regions_of(shard: Shard, key: str, *, labels: bool = False) -> Regions:
 
 
 def _images(shard: Shard, key: str) -> tuple[str | None, str]:
-    """The names of the boxes that people drew, if there are any, and of those that a detector found."""
+    """The names of the human-drawn boxes, if there are any, and of the detected ones."""
     names = shard.texts.images[key]
     return (None, names) if isinstance(names, str) else names
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from matplotlib import image
 
 from advvl.errors import DataError, MissingExtraError
-from advvl.evaluation.report import curve_figure, curve_png, headline, markdown, to_json
+from advvl.evaluation.figures import write_figure
 from advvl.evaluation.statistics import difference_interval, mean_interval, paired_interval, proportion_interval
-from advvl.evaluation.summary import Condition, Report, RunResult, summarise
+from advvl.evaluation.summary import Condition, RunResult, Summary, summarise
+from advvl.evaluation.summary_report import curve_figure, headline, markdown, to_json
 
 EXAMPLES = 50
 
@@ -44,7 +45,7 @@ THREE_SEEDS = [
 ONE_SEED = [result for result in THREE_SEEDS if result.seed == 1]
 
 
-def row(report: Report, method: str):
+def row(report: Summary, method: str):
     return next(row for row in report.rows if row.method == method)
 
 
@@ -184,8 +185,8 @@ def test_the_json_holds_every_accuracy_interval_and_run() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("results", [THREE_SEEDS, ONE_SEED], ids=["three-seeds", "one-seed"])
-def test_the_figure_is_a_picture_of_two_panels_that_is_not_empty(results: list[RunResult]) -> None:
-    pixels = image.imread(io.BytesIO(curve_png(summarise(results, baseline="standard"))))
+def test_the_figure_is_a_picture_of_two_panels_that_is_not_empty(results: list[RunResult], tmp_path: Path) -> None:
+    pixels = image.imread(write_figure(curve_figure(summarise(results, baseline="standard")), tmp_path / "curve.png"))
     assert pixels.shape[:2] == (780, 1650)
     assert len({tuple(colour) for colour in pixels[::3, ::3].reshape(-1, pixels.shape[2]).round(2).tolist()}) > 10
 
@@ -228,11 +229,11 @@ def test_the_headline_says_both_numbers_their_difference_and_whether_it_is_sure(
 def test_without_an_attack_there_is_no_figure() -> None:
     result = RunResult.of("a", 0, clean=scores(3), attacked={})
     with pytest.raises(DataError, match="no curve to draw"):
-        curve_png(summarise([result], baseline="a"))
+        curve_figure(summarise([result], baseline="a"))
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     report = summarise(ONE_SEED, baseline="standard")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtraError, match=r"advvl\[report\]"):
-        curve_png(report)
+        curve_figure(report)

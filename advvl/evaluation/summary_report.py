@@ -1,51 +1,49 @@
-"""The report: tables with intervals, a curve, and the numbers behind them as JSON."""
+"""The report of a summary: tables with intervals, a curve, and the numbers behind them as JSON."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from typing import Any, Final
 
-from advvl.errors import DataError, missing_extra
+from advvl.errors import DataError
+from advvl.evaluation.figures import draw_line, new_figure
 from advvl.evaluation.statistics import Interval
-from advvl.evaluation.summary import Condition, Report, RunResult
+from advvl.evaluation.summary import Condition, RunResult, Summary
 
-_MARKERS: Final = ("o", "s", "^", "D", "v", "P")
 _COLUMNS: Final = 100  # of a terminal
-_LINES: Final = ("-", "--", "-.", ":")
 
 
-def markdown(report: Report, *, caption: str = "") -> str:
+def markdown(summary: Summary, *, caption: str = "") -> str:
     """Return the report as aligned Markdown tables of at most 100 columns, and its headline; accuracies in per cent.
 
     Arguments:
         caption: how the numbers came about, above the tables.
     """
-    shown = _shown(report)
-    percent = f"{100 * report.confidence:g} %"
-    heads = [_head(condition, report) for condition in shown]
+    shown = _shown(summary)
+    percent = f"{100 * summary.confidence:g} %"
+    heads = [_head(condition, summary) for condition in shown]
     accuracies = [
         [row.method, *(_cell(row.accuracy[c], 100) for c in shown), _cell(row.seconds_per_update, 1e3)]
-        for row in report.rows
+        for row in summary.rows
     ]
     parts = [
         *([caption] if caption else []),
-        f"Accuracy in per cent [{percent} interval]; {_over(report)}.",
+        f"Accuracy in per cent [{percent} interval]; {_over(summary)}.",
         *_tables(["method", *heads, "ms per update"], accuracies),
     ]
-    others = [row for row in report.rows if row.method != report.baseline]
+    others = [row for row in summary.rows if row.method != summary.baseline]
     if others:
-        paired = "example, Agresti-Min interval" if report.over == "examples" else "seed, t-interval"
+        paired = "example, Agresti-Min interval" if summary.over == "examples" else "seed, t-interval"
         parts += [
-            f"Difference to {report.baseline} in points [{percent} interval], paired by {paired}; * where it excludes 0.\n"
+            f"Difference to {summary.baseline} in points [{percent} interval], paired by {paired}; * where it excludes 0.\n"
             f"Not corrected for the number of cells ({len(others) * len(shown)}): by chance alone one cell in "
-            f"{1 / (1 - report.confidence):.0f} would have a star.",
+            f"{1 / (1 - summary.confidence):.0f} would have a star.",
             *_tables(
                 ["method", *heads],
                 [[row.method, *(_cell(row.difference[c], 100, signed=True) for c in shown)] for row in others],
             ),
-            headline(report),
+            headline(summary),
         ]
     if any(row.difference[c].low == row.difference[c].high for row in others for c in shown):
         parts.append("An interval without width says that every seed came to the same difference, not that it is sure.")
@@ -55,11 +53,11 @@ def markdown(report: Report, *, caption: str = "") -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def headline(report: Report) -> str:
+def headline(summary: Summary) -> str:
     """Return the comparison of the first VILLA, or else the first other method, with the baseline, in one sentence."""
-    others = [row for row in report.rows if row.method != report.baseline]
+    others = [row for row in summary.rows if row.method != summary.baseline]
     row = next((row for row in others if row.method.startswith("VILLA")), others[0])
-    base = next(row for row in report.rows if row.method == report.baseline)
+    base = next(row for row in summary.rows if row.method == summary.baseline)
 
     def compared(condition: Condition) -> str:
         difference = row.difference[condition]
@@ -70,20 +68,20 @@ def headline(report: Report) -> str:
             + f"{_cell(difference, 100, signed=True).rstrip('*')} points{sure}"
         )
 
-    attacked = [condition for condition in report.conditions if condition.radius > 0]
-    said = f"{row.method} against {report.baseline}: {compared(Condition())}"
+    attacked = [condition for condition in summary.conditions if condition.radius > 0]
+    said = f"{row.method} against {summary.baseline}: {compared(Condition())}"
     if attacked:
         said += f";\nunder attack ({attacked[0].modality}, radius {attacked[0].radius:g}): {compared(attacked[0])}"
     return f"{said}."
 
 
-def to_json(report: Report, results: Sequence[RunResult]) -> dict[str, Any]:
+def to_json(summary: Summary, results: Sequence[RunResult]) -> dict[str, Any]:
     """Return the content of `results.json`: summary and every run's accuracies, without the scores of single examples."""
     return {
-        "baseline": report.baseline,
-        "confidence": report.confidence,
-        "interval_over": report.over,
-        "seeds": list(report.seeds),
+        "baseline": summary.baseline,
+        "confidence": summary.confidence,
+        "interval_over": summary.over,
+        "seeds": list(summary.seeds),
         "methods": [
             {
                 "method": row.method,
@@ -96,10 +94,10 @@ def to_json(report: Report, results: Sequence[RunResult]) -> dict[str, Any]:
                         "accuracy": _interval(row.accuracy[condition]),
                         "difference": _interval(row.difference.get(condition)),
                     }
-                    for condition in report.conditions
+                    for condition in summary.conditions
                 ],
             }
-            for row in report.rows
+            for row in summary.rows
         ],
         "runs": [
             {
@@ -114,18 +112,7 @@ def to_json(report: Report, results: Sequence[RunResult]) -> dict[str, Any]:
     }
 
 
-def curve_png(report: Report, *, title: str = "", chance: float | None = None) -> bytes:
-    """A PNG of `curve_figure`.
-
-    Raises:
-        DataError, MissingExtraError: as `curve_figure`.
-    """
-    buffer = io.BytesIO()
-    curve_figure(report, title=title, chance=chance).savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
-
-
-def curve_figure(report: Report, *, title: str = "", chance: float | None = None) -> Any:
+def curve_figure(summary: Summary, *, title: str = "", chance: float | None = None) -> Any:
     """A matplotlib figure of accuracy against radius, one panel per modality, one line with error bars per method.
 
     The radius is to scale; at radius 0 stands the clean accuracy of the examples that were attacked. Methods stand a little
@@ -138,27 +125,23 @@ def curve_figure(report: Report, *, title: str = "", chance: float | None = None
         DataError: nothing was attacked.
         MissingExtraError: matplotlib, of the extra `report`, is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise missing_extra("matplotlib", "report") from error
-    modalities = list(dict.fromkeys(condition.modality for condition in report.conditions if condition.modality))
+    modalities = list(dict.fromkeys(condition.modality for condition in summary.conditions if condition.modality))
     if not modalities:
         raise DataError("expected at least one modality that was attacked, got none; there is no curve to draw")
-    figure = Figure(figsize=(5.5 * len(modalities), 5.2), layout="constrained")
+    figure = new_figure(figsize=(5.5 * len(modalities), 5.2))
     panels = figure.subplots(1, len(modalities), squeeze=False, sharey=True)[0]
     for panel, modality in zip(panels, modalities, strict=True):
-        conditions = sorted(condition for condition in report.conditions if condition.modality == modality)
+        conditions = sorted(condition for condition in summary.conditions if condition.modality == modality)
         largest = conditions[-1].radius
-        for index, row in enumerate(report.rows):
-            shift = 0.04 * largest * ((index + 0.5) / len(report.rows) - 0.5)
+        for index, row in enumerate(summary.rows):
+            shift = 0.04 * largest * ((index + 0.5) / len(summary.rows) - 0.5)
             at = [condition.radius + shift for condition in conditions]
             draw_line(panel, at, [row.accuracy[condition] for condition in conditions], index=index, label=row.method)
         if chance is not None:
             panel.axhline(
                 100 * chance, color="black", linewidth=0.8, linestyle=":", label="chance: one constant answer"
             )
-        count = report.examples[conditions[-1]]
+        count = summary.examples[conditions[-1]]
         panel.set_xlabel(f"L2 radius of the {modality} perturbation ({count} test examples)")
         panel.set_xticks([condition.radius for condition in conditions])
         panel.set_xlim(-0.05 * largest, 1.05 * largest)
@@ -167,48 +150,24 @@ def curve_figure(report: Report, *, title: str = "", chance: float | None = None
     top = panels[0].get_ylim()[1]
     panels[0].set_ylim(-0.03 * top, top)  # room for whole markers at 0
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
-    point, interval = _over(report).split(", ")
-    what = f"Points: {point}; bars: {100 * report.confidence:g} % {interval}"
+    point, interval = _over(summary).split(", ")
+    what = f"Points: {point}; bars: {100 * summary.confidence:g} % {interval}"
     figure.suptitle(f"{title}\n{what}" if title else what, fontsize="medium")
     return figure
 
 
-def draw_line(panel: Any, at: Sequence[float], intervals: Sequence[Interval], *, index: int, label: str) -> None:
-    """Draw accuracies with error bars, in per cent, into a panel of a matplotlib figure.
-
-    Arguments:
-        at: where on the horizontal axis.
-        index: which of the panel's lines; it decides the marker.
-    """
-    panel.errorbar(
-        at,
-        [100 * interval.estimate for interval in intervals],
-        yerr=[
-            [100 * (interval.estimate - interval.low) for interval in intervals],
-            [100 * (interval.high - interval.estimate) for interval in intervals],
-        ],
-        marker=_MARKERS[index % len(_MARKERS)],
-        linestyle=_LINES[index % len(_LINES)],
-        markersize=5,
-        linewidth=1,
-        alpha=0.85,
-        capsize=2,
-        label=label,
-    )
-
-
-def _shown(report: Report) -> list[Condition]:
+def _shown(summary: Summary) -> list[Condition]:
     """The conditions of the table: clean, clean on the attacked examples where these are fewer, and every radius."""
-    whole = report.examples[Condition()]
-    fewer = next((c for c in report.conditions if c.modality and not c.radius and report.examples[c] < whole), None)
-    attacked = [condition for condition in report.conditions if condition.radius > 0]
+    whole = summary.examples[Condition()]
+    fewer = next((c for c in summary.conditions if c.modality and not c.radius and summary.examples[c] < whole), None)
+    attacked = [condition for condition in summary.conditions if condition.radius > 0]
     return [Condition(), *([] if fewer is None else [fewer]), *attacked]
 
 
-def _head(condition: Condition, report: Report) -> str:
+def _head(condition: Condition, summary: Summary) -> str:
     if condition.radius:
         return f"{condition.modality} {condition.radius:g}"
-    return f"clean, {report.examples[condition]}" if condition.modality else "clean"
+    return f"clean, {summary.examples[condition]}" if condition.modality else "clean"
 
 
 def _cell(interval: Interval | None, unit: float, *, signed: bool = False) -> str:
@@ -242,10 +201,10 @@ def _tables(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [_table([head[i] for i in some], [[row[i] for i in some] for row in rows]) for some in picked]
 
 
-def _over(report: Report) -> str:
-    if report.over == "seeds":
-        return f"mean of {len(report.seeds)} seeds, t-interval over seeds"
-    return f"seed {report.seeds[0]} alone, Wilson interval over test examples"
+def _over(summary: Summary) -> str:
+    if summary.over == "seeds":
+        return f"mean of {len(summary.seeds)} seeds, t-interval over seeds"
+    return f"seed {summary.seeds[0]} alone, Wilson interval over test examples"
 
 
 def _interval(interval: Interval | None) -> dict[str, Any] | None:
