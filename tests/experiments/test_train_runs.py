@@ -22,7 +22,7 @@ from support.task_databases import options_of, values, write_databases
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from advvl.data.mixing import MixedSource
-from advvl.experiments import train
+from advvl.experiments import train_setup
 from advvl.experiments.cli import main
 from advvl.files import read_torch
 
@@ -179,7 +179,7 @@ def test_logs_are_read_back_by_tensorboard(config: str, tmp_path: Path) -> None:
 def test_logs_without_tensorboard_are_an_error_with_the_extra(
     config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train, "find_spec", lambda name: None)
+    monkeypatch.setattr(train_setup, "find_spec", lambda name: None)
     assert main(arguments(config, tmp_path / "out", "--tensorboard")) == 2
     said = capsys.readouterr().err
     assert "tensorboard" in said
