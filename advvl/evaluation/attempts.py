@@ -165,6 +165,23 @@ def cut(rows: Rows, batch: Batch, numbers: Tensor, targets: Targets, score: Scor
     return part
 
 
+def check_answers(adapter: Adapter, rows: Rows, batch: Batch, count: int, targets: Targets) -> None:
+    """Raise DataError where fewer of the batch's `count` examples have fewer answers: `rows` cut what belongs to all.
+
+    Class prompts are cut like examples where there happen to be as many.
+    """
+    if count < 2:
+        return
+    part = cut(rows, batch, torch.arange(count - 1), targets)
+    with fresh(adapter.model, seed=0), adapter.clean():
+        whole, some = (adapter.logits(adapter.forward(one)).shape[1:] for one in (batch, part))
+    if whole != some:
+        raise DataError(
+            f"expected answers {tuple(whole)} for the examples that rows takes, got {tuple(some)}; "
+            "name the fields of all: partial(take_rows, whole=(…))"
+        )
+
+
 def searched(
     attack: AnyAttack,
     adapter: Adapter,

@@ -12,8 +12,7 @@ from scipy import stats
 
 from advvl.checks import shown
 from advvl.errors import DataError
-from advvl.evaluation.curves import name_of
-from advvl.evaluation.measurement import Measurement
+from advvl.evaluation.measurement import Measurement, name_of
 from advvl.evaluation.statistics import Interval, flat, paired_interval
 from advvl.runtime.descriptions import differing
 

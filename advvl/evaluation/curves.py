@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from advvl.evaluation.curve_views import CurveViews
-from advvl.evaluation.measurement import Budget, Measurement, lies_inside
+from advvl.evaluation.measurement import Budget, Measurement, length_of, lies_inside, norm_of, radius_of
 from advvl.evaluation.statistics import Interval, accuracy_interval
-from advvl.perturbers.balls import Ball
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,25 +43,19 @@ class Curve(CurveViews):
 
 def kind_of(budget: Budget) -> str:
     """Name the modalities and norms of a budget, such as "image (L2) + text (Linf per token)"."""
-    return " + ".join(f"{modality} ({_norm_of(ball)})" for modality, ball in budget.items()) or "nothing"
+    return " + ".join(f"{modality} ({norm_of(ball)})" for modality, ball in budget.items()) or "nothing"
 
 
 def radii_of(budget: Budget) -> str:
     """Name the radii of a budget in the order of `kind_of`, such as "0.5 + 1"."""
-    return " + ".join(_length(ball) for ball in budget.values()) or "0"
-
-
-def name_of(budget: Budget) -> str:
-    """Name a budget, such as "image L2 0.5 + text Linf per token 0.1"."""
-    named = (f"{modality} {_norm_of(ball)} {_length(ball)}" for modality, ball in budget.items())
-    return " + ".join(named) or "nothing"
+    return " + ".join(length_of(ball) for ball in budget.values()) or "0"
 
 
 def curves_of(measurement: Measurement) -> tuple[Curve, ...]:
     """Sort the budgets of finite radius into curves: those of one kind that lie inside one another."""
     chains: list[list[int]] = []
     bounded = [r for r, budget in enumerate(measurement.budgets) if budget and _is_bounded(budget)]
-    for r in sorted(bounded, key=lambda r: [_radius(ball) for ball in measurement.budgets[r].values()]):
+    for r in sorted(bounded, key=lambda r: [radius_of(ball) for ball in measurement.budgets[r].values()]):
         budget = measurement.budgets[r]
         for chain in chains:
             last = measurement.budgets[chain[-1]]
@@ -101,24 +94,9 @@ def wins(measurement: Measurement) -> Tensor:
     return torch.stack([((winner == a) & lost).sum(dim=1) for a in range(len(measurement.attacks))], dim=1)
 
 
-def _radius(ball: Ball) -> float:
-    found: float = ball.radius  # type: ignore[attr-defined]  # of both kinds that a measurement holds
-    return found
-
-
-def _length(ball: Ball) -> str:
-    return "unlimited" if math.isinf(_radius(ball)) else f"{_radius(ball):g}"
-
-
 def _first(budget: Budget) -> float:
-    return _radius(next(iter(budget.values())))
+    return radius_of(next(iter(budget.values())))
 
 
 def _is_bounded(budget: Budget) -> bool:
-    return all(math.isfinite(_radius(ball)) for ball in budget.values())
-
-
-def _norm_of(ball: Ball) -> str:
-    relative = getattr(ball, "relative", False)
-    words = [type(ball).__name__, *(["per token"] if ball.per == "token" else []), *(["relative"] if relative else [])]
-    return " ".join(words)
+    return all(math.isfinite(radius_of(ball)) for ball in budget.values())

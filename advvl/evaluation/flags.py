@@ -13,10 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from advvl.evaluation.curves import name_of
 from advvl.evaluation.doubts import SKIPPED
-from advvl.evaluation.measurement import Budget, Flag, lies_inside, lowest
-from advvl.evaluation.named_attacks import AnyAttack, in_order
+from advvl.evaluation.measurement import Budget, Flag, lies_inside, lowest, name_of
+from advvl.evaluation.named_attacks import AnyAttack, in_order, is_search
 
 Found = Mapping[str, Tensor]
 
@@ -42,19 +41,15 @@ def made(found: Found, budgets: Sequence[Budget], attacks: Sequence[AnyAttack]) 
     tried = (~found["scores"].isnan()).any(dim=0).any(dim=1).tolist()
     order = in_order(attacks)
     own = [a for a in order if asks[a] and attacks[a].surrogate is None]
-    others = [a for a in order if a not in own and tried[a]]
-    early = [a for a in others if own and order.index(a) < order.index(own[0])]  # what they broke, no gradients tried
+    early = order[: order.index(own[0])] if own else []  # what they broke, no gradients tried
     first = "" if asks[order[0]] else f"{attacks[order[0]].name}, the first attack, asked for no gradients"
     gradients = "" if any(asks) else "no attack asked for gradients"
     passes = "" if "varies" in found else "checks=False leaves it out"
     nested = "" if any(True for _ in _chains(budgets)) else "no budget lies inside another of its kind"
+    others = [a for a in order if a not in own]
     searches, transfers = (
-        "no attack by the model's own gradients was made"
-        if not own
-        else f"no {kind} was made"
-        if not (of_kind := [a for a in others if (attacks[a].surrogate is not None) == transfers])
-        else next((f"{attacks[a].name} was made before the attacks by gradients" for a in of_kind if a in early), "")
-        for kind, transfers in (("random search", False), ("transfer attack", True))
+        _compared(kind, attacks, others, tried, early) if own else "no attack by the model's own gradients was made"
+        for kind in ("random search", "transfer attack")
     )
     depends, unlimited = (_skipped(found, f"skipped.{check}.") for check in ("depends", "unlimited"))
     why = {
@@ -69,6 +64,18 @@ def made(found: Found, budgets: Sequence[Budget], attacks: Sequence[AnyAttack]) 
         "unlimited attack fails": passes or unlimited,
     }
     return {check: f"not made: {reason}" if reason else "made" for check, reason in why.items()}
+
+
+def _compared(
+    kind: str, attacks: Sequence[AnyAttack], others: Sequence[int], tried: Sequence[bool], early: Sequence[int]
+) -> str:
+    """Say why no attack of a kind can be compared with those by the model's own gradients; empty where one can."""
+    of_kind = [a for a in others if (attacks[a].surrogate is not None) == (kind == "transfer attack")]
+    done = [a for a in of_kind if tried[a]]
+    waiting = [attacks[a].name for a in of_kind if attacks[a].surrogate is not None or is_search(attacks[a])]
+    if not done:
+        return f"no example was left for {waiting[0]}" if waiting else f"no {kind} was made"
+    return next((f"{attacks[a].name} was made before the attacks by gradients" for a in done if a in early), "")
 
 
 def _skipped(found: Found, prefix: str) -> str:

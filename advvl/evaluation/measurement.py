@@ -8,6 +8,7 @@ Legend: N examples, R budgets, A attacks.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from advvl.checks import shown
 from advvl.errors import DataError
+from advvl.evaluation.statistics import accuracy_interval
 from advvl.files import plain_json, write_safetensors
 from advvl.perturbers.balls import L2, Ball, Linf
 
@@ -42,7 +44,7 @@ class Flag:
     detail: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Measurement:
     """Scores of N examples without perturbation, and the worst that each of A attacks reached at each of R budgets.
 
@@ -90,6 +92,14 @@ class Measurement:
             raise _unfit("different names of attacks, and flags in words", shown(names))
         if not isinstance(self.about, Mapping):
             raise _unfit("about as a mapping", shown(self.about))
+
+    def __repr__(self) -> str:
+        """Tell the accuracy within each budget, in per cent with a Wilson interval, and the flags."""
+        rows = [("clean", self.clean), *zip(map(name_of, self.budgets), self.worst(), strict=True)]
+        lines = [f"{name}: {accuracy_interval([scores.tolist()]).percent()}" for name, scores in rows if len(scores)]
+        flags = [f"flag: {flag.name}. {flag.detail}" for flag in self.flags]
+        head = f"{len(self.clean)} examples, {len(self.attacks)} attacks; accuracy in per cent [95 % interval]"
+        return "\n".join([head, *lines, *flags])
 
     def worst(self) -> Tensor:
         """The lowest score of each example within each budget, `(R, N)`, over attacks and all budgets that lie inside."""
@@ -156,6 +166,30 @@ def lowest(clean: Tensor, scores: Tensor, budgets: Sequence[Budget], budget: Bud
     """
     inner = [r for r, one in enumerate(budgets) if lies_inside(one, budget)]
     return torch.fmin(clean, scores[inner].nan_to_num(nan=1.0).amin(dim=(0, 1)))
+
+
+def name_of(budget: Budget) -> str:
+    """Name a budget, such as "image L2 0.5 + text Linf per token 0.1"."""
+    named = (f"{modality} {norm_of(ball)} {length_of(ball)}" for modality, ball in budget.items())
+    return " + ".join(named) or "nothing"
+
+
+def norm_of(ball: Ball) -> str:
+    """Name the norm of a ball, such as "Linf per token"."""
+    relative = getattr(ball, "relative", False)
+    words = [type(ball).__name__, *(["per token"] if ball.per == "token" else []), *(["relative"] if relative else [])]
+    return " ".join(words)
+
+
+def length_of(ball: Ball) -> str:
+    """Name the radius of a ball."""
+    return "unlimited" if math.isinf(radius_of(ball)) else f"{radius_of(ball):g}"
+
+
+def radius_of(ball: Ball) -> float:
+    """The radius of a ball, in the units of its modality."""
+    found: float = ball.radius  # type: ignore[attr-defined]  # of both kinds that a measurement holds
+    return found
 
 
 def lies_inside(inner: Budget, outer: Budget) -> bool:

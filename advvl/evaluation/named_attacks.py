@@ -173,10 +173,10 @@ def in_order(attacks: Sequence[AnyAttack]) -> list[int]:
     Those by the model's own gradients come first, then those made on another model, then searches without gradients: what
     one of the latter breaks has then withstood the gradients, which a flag looks at.
     """
-    return sorted(range(len(attacks)), key=lambda a: (_searches(attacks[a]), attacks[a].surrogate is not None))
+    return sorted(range(len(attacks)), key=lambda a: (is_search(attacks[a]), attacks[a].surrogate is not None))
 
 
-def _searches(attack: AnyAttack) -> bool:
+def is_search(attack: AnyAttack) -> bool:
     """True for an attack that says that it asks for no gradients."""
     return not (attack.gradients if isinstance(attack, PixelAttack) else attack.maximizer.gradients)
 

@@ -12,9 +12,9 @@ from itertools import islice
 from advvl.checks import check_functions, is_number, is_whole, shown
 from advvl.errors import ConfigurationError, DataError
 from advvl.evaluation.comparisons import check_comparable
-from advvl.evaluation.curves import curves_of, name_of
+from advvl.evaluation.curves import curves_of
 from advvl.evaluation.examples import Damage, Example, damages
-from advvl.evaluation.measurement import Measurement
+from advvl.evaluation.measurement import Measurement, name_of
 from advvl.evaluation.page_examples import example_html
 from advvl.evaluation.page_seeds import seed_curves, seed_tables
 from advvl.evaluation.page_style import STYLE
@@ -90,7 +90,11 @@ def _check(
     runs: Mapping[str, SeedRuns],
 ) -> None:
     if not isinstance(measurements, Mapping) or not all(isinstance(one, Measurement) for one in measurements.values()):
-        raise DataError("expected a mapping from the models' names to measurements, got something else; name each")
+        found = measurements.values() if isinstance(measurements, Mapping) else [measurements]
+        kinds = sorted({type(one).__name__ for one in found if not isinstance(one, Measurement)} or {"Measurement"})
+        raise DataError(
+            f"expected {{name: Measurement}}, got {kinds}; read files by Measurement.load, and name each model"
+        )
     check_shown(measurements, runs)
     for what, named in (("a title", title), *(("names of models", name) for name in [*measurements, *runs])):
         if not isinstance(named, str):

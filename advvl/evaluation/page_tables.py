@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from advvl.evaluation.comparisons import Comparison, comparisons
-from advvl.evaluation.curves import accuracies, name_of, wins
-from advvl.evaluation.measurement import Measurement
+from advvl.evaluation.curves import accuracies, wins
+from advvl.evaluation.measurement import Measurement, name_of
 
 
 @dataclass(frozen=True)

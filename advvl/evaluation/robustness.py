@@ -31,7 +31,7 @@ from advvl.checks import (
     shown,
 )
 from advvl.errors import ConfigurationError, DataError, NonFiniteError, more
-from advvl.evaluation.attempts import Rows, check_bounds, cut, objective_loss
+from advvl.evaluation.attempts import Rows, check_answers, check_bounds, cut, objective_loss
 from advvl.evaluation.curve_views import CurveViews
 from advvl.evaluation.objectives import OBJECTIVES
 from advvl.evaluation.scoring import Batch, Targets, answer_score, fresh, own_targets
@@ -159,6 +159,8 @@ def robustness_curve(
 
     def scores(number: int, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         clean = _clean_scores(target, batch, targets or own_targets)
+        if rows is not None:
+            check_answers(target, rows, batch, len(clean), targets or own_targets)
         worst, unmoved = _worst_scores(
             target, batch, clean, modality, radii, attacks, (seed, number), targets or own_targets, rows
         )

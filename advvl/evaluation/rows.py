@@ -22,8 +22,13 @@ def take_rows(batch: Mapping[str, Any], rows: Tensor, *, whole: Collection[str] 
             named with dots, as in `"text.position_ids"`.
 
     Raises:
-        DataError: fields with different numbers of rows; a tensor without axes.
+        DataError: fields with different numbers of rows; a tensor without axes; in `whole`, a name that no field has.
     """
+    unknown = sorted(set(whole) - set(_names(batch)))
+    if unknown:
+        raise DataError(
+            f"expected whole to name fields of the batch, got {unknown}; the batch has {list(_names(batch))}"
+        )
     sizes = dict(_sizes(batch, whole))
     if len(set(sizes.values())) > 1 or -1 in sizes.values():
         raise DataError(
@@ -44,6 +49,13 @@ def _taken(value: Any, rows: Tensor, whole: Collection[str], path: str) -> Any:
         taken = [value[row] for row in rows.tolist()]
         return taken if isinstance(value, list) else tuple(taken)
     return value
+
+
+def _names(batch: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in batch.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from _names(value, f"{prefix}{name}.")
 
 
 def _sizes(batch: Mapping[str, Any], whole: Collection[str], prefix: str = "") -> Iterator[tuple[str, int]]:

@@ -24,7 +24,7 @@ from advvl.adapters.base import Adapter
 from advvl.adapters.registry import adapted
 from advvl.checks import check_functions, shown
 from advvl.errors import ConfigurationError, DataError
-from advvl.evaluation.attempts import Plan, Rows, checked_attacks, checked_budgets
+from advvl.evaluation.attempts import Plan, Rows, check_answers, checked_attacks, checked_budgets
 from advvl.evaluation.doubts import doubts
 from advvl.evaluation.flags import made, raised
 from advvl.evaluation.measurement import Budget, Measurement, lowest
@@ -224,6 +224,8 @@ def _described(attack: AnyAttack) -> str:
 def _record(plan: Plan, number: int, batch: Batch, *, checks: bool) -> Record:
     """Attack one batch within every budget."""
     clean = plan.clean(batch, number)
+    if plan.rows is not None and plan.score is None:
+        check_answers(plan.adapter, plan.rows, batch, len(clean), plan.targets)
     shape = (len(plan.budgets), len(plan.attacks), len(clean))
     modalities = dict.fromkeys(name for budget in plan.budgets for name in budget)
     scores, losses, *norms = (clean.new_full(shape, torch.nan) for _ in range(2 + len(modalities)))

@@ -13,8 +13,9 @@ from torch import nn
 from advvl import L2, PGD, Linf, adapt
 from advvl.errors import DataError, MissingExtraError
 from advvl.evaluation.comparisons import check_comparable, comparisons
-from advvl.evaluation.curves import accuracies, curves_of, kind_of, name_of, wins
+from advvl.evaluation.curves import accuracies, curves_of, kind_of, wins
 from advvl.evaluation.examples import damages
+from advvl.evaluation.measurement import name_of
 from advvl.evaluation.named_attacks import NamedAttack
 from advvl.evaluation.robustness import RobustnessCurve
 from advvl.evaluation.statistics import paired_interval, proportion_interval

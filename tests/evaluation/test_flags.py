@@ -130,6 +130,13 @@ def test_a_fake_defence_is_flagged(adapter: Adapter, expected: set[str]) -> None
     assert all(flag.detail.endswith(".") and any(c.isdigit() for c in flag.detail) for flag in found.flags)
 
 
+def test_a_search_for_which_no_example_was_left_is_said_to_have_had_none() -> None:
+    search = NamedAttack(name="search", maximizer=RandomSearch(5), objective=margin)
+    lost = measured(target(lambda x: x), attacks=(*ATTACKS[:1], search), budgets=[{"text": L2(1e3), "image": L2(1e3)}])
+    assert not lost.worst().any()
+    assert lost.about["checks"]["random search beats gradients"] == "not made: no example was left for search"
+
+
 class _OwnSearch(InnerMaximizer):
     """A random search of somebody else's, around another one."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -56,4 +57,11 @@ def test_a_field_of_a_mapping_may_belong_to_all_examples() -> None:
     assert found["text"]["ids"].tolist() == [[4, 5]]
     assert found["text"]["position_ids"].shape == (1, 2)
     with pytest.raises(DataError, match=r"'text\.position_ids': 1"):
-        take_rows(batch, torch.tensor([2]), whole=("position_ids",))
+        take_rows(batch, torch.tensor([2]))
+
+
+@pytest.mark.parametrize("whole", [("position_ids",), "labels", ("label",)])
+def test_a_name_that_no_field_has_is_refused(whole: Collection[str]) -> None:
+    batch = {"text": {"position_ids": torch.arange(2)[None]}, "labels": torch.arange(3)}
+    with pytest.raises(DataError, match=r"expected whole to name fields of the batch, got \[.*'text\.position_ids'"):
+        take_rows(batch, torch.tensor([2]), whole=whole)

@@ -19,6 +19,7 @@ from advvl.errors import ConfigurationError, DataError, NonFiniteError, ShapeErr
 from advvl.evaluation.measurement import Flag, Measurement
 from advvl.evaluation.named_attacks import NamedAttack
 from advvl.evaluation.objectives import margin
+from advvl.evaluation.robustness import robustness_curve
 from advvl.evaluation.rows import take_rows
 from advvl.evaluation.worst_case import Record, worst_case
 from advvl.files import write_safetensors
@@ -308,6 +309,48 @@ def test_lost_examples_are_run_no_more_with_rows_and_the_scores_are_the_same() -
     assert torch.equal(part.worst(), whole.worst())
     assert target.model.rows < all_rows
     assert part.scores[0, 0, ::10].isnan().all()  # wrong before any attack
+
+
+class ZeroShot(nn.Module):
+    """Images are scored against class prompts, which all of them share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look = nn.Linear(6, 8, dtype=torch.float64)
+
+    def forward(self, images: Tensor, prompts: Tensor) -> Tensor:
+        return self.look(images) @ prompts.T
+
+
+@pytest.mark.parametrize("checks", [True, False])
+def test_rows_that_cut_what_belongs_to_all_examples_are_refused(checks: bool) -> None:
+    """There are as many prompts as images: nothing but the number of answers shows that prompts were taken away."""
+    model, batch = ZeroShot().eval(), {"images": torch.randn(4, 6).double(), "prompts": torch.randn(4, 8).double()}
+    batch["targets"] = model(**batch).argmax(1)
+    target = Adapter(model, {"image": Site("look", at="input")}, call=lambda net, b: net(b["images"], b["prompts"]))
+    whole = partial(take_rows, whole=("prompts",))
+    expected = worst_case(target, [batch], {"image": L2(2.0)}, checks=checks)
+    found = worst_case(target, [batch], {"image": L2(2.0)}, checks=checks, rows=whole)
+    assert torch.equal(found.worst(), expected.worst())
+    with pytest.raises(DataError, match=r"expected answers \(4,\) .* got \(3,\); name the fields of all"):
+        worst_case(target, [batch], {"image": L2(2.0)}, checks=checks, rows=take_rows)
+    with pytest.raises(DataError, match=r"expected answers \(4,\) .* got \(3,\); name the fields of all"):
+        robustness_curve(target, [batch], modality="image", radii=(2.0,), rows=take_rows)
+
+
+def test_a_measurement_prints_its_accuracies_with_intervals_and_its_flags() -> None:
+    scores = torch.tensor([[[1.0, 0.0, 1.0, 1.0]]], dtype=torch.float64)
+    norms = {"text": torch.zeros_like(scores)}
+    flags = (Flag("random outputs", "Two differ."),)
+    one = Measurement(
+        ({"text": L2(0.5)},), ("PGD",), torch.ones(4).double(), scores, norms, torch.zeros(1, 1, 4) > 0, flags
+    )
+    assert repr(one).splitlines() == [
+        "4 examples, 1 attacks; accuracy in per cent [95 % interval]",
+        "clean: 100.0 [51.0, 100.0]",
+        "text L2 0.5: 75.0 [30.1, 95.4]",
+        "flag: random outputs. Two differ.",
+    ]
 
 
 def test_examples_are_the_same_in_one_batch_and_in_several() -> None:
