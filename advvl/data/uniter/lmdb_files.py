@@ -106,8 +106,8 @@ class LmdbFile:
 
     def _damaged(self, what: str, error: Exception) -> DataError:
         """An error of reading, after which other records can be read; views of those read before stay good."""
-        self._ended.append(self._threads.transaction)  # it is of no more use, and its views are
-        del self._threads.transaction
+        self._ended.append(self._transaction)  # it is of no more use, and its views are
+        vars(self._threads).pop("transaction", None)
         return DataError(f"expected to read {what} in {str(self.folder)!r}, got {error}; copy it again")
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -106,11 +106,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         r"expected labels \(2, C\) of 2 regions, got \(1, 3\)",
     ),
     "labels above 1": ("captions", {"soft_labels": [[5, 0, 0]] * 2}, r"soft_labels: expected \(R, C\) in \[0, 1\]"),
-    "complex features": (
-        "vqa",
-        {"features": torch.ones(2, 5, dtype=torch.cfloat)},
-        "expected features as an array of numbers",
-    ),
+    "complex features": ("vqa", {"features": torch.ones(2, 5, dtype=torch.cfloat)}, "expected features as an array"),
     "sparse features": ("vqa", {"features": torch.ones(2, 5).to_sparse()}, "expected features as an array of numbers"),
     "features of no memory": ("vqa", {"features": torch.ones(2, 5, device="meta")}, "expected features as an array"),
     "half of a character": ("vqa", {"text": "what is \ud800 ?"}, "expected a text of whole characters"),
