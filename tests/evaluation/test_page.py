@@ -237,7 +237,11 @@ def test_a_report_that_cannot_be_written_is_refused_in_words(place: str, tmp_pat
     ("given", "error", "said"),
     [
         ({"measurements": {}}, DataError, "one measurement or more"),
-        ({"measurements": [PLAIN]}, DataError, r"expected \{name: Measurement\}, got \['list'\]; read files by Measurement.load"),
+        (
+            {"measurements": [PLAIN]},
+            DataError,
+            r"expected \{name: Measurement\}, got \['list'\]; read files by Measurement.load",
+        ),
         ({"measurements": {"a": PLAIN, "b": measurement(examples=11)}}, DataError, "same number of examples"),
         ({"chance": 25}, ConfigurationError, r"chance as an accuracy in \[0, 1\]"),
         ({"confidence": 95}, ConfigurationError, "confidence between 0 and 1"),
