@@ -26,7 +26,7 @@ import advvl
 from advvl.adapters.base import Adapter
 from advvl.errors import CheckpointError, ConfigurationError
 from advvl.evaluation.measurement import Measurement
-from advvl.evaluation.page_formats import write_report
+from advvl.evaluation.report import write_report
 from advvl.evaluation.worst_case import Record, worst_case
 from advvl.experiments.attacked_tasks import ATTACKED
 from advvl.experiments.config import identity

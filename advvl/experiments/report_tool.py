@@ -8,7 +8,7 @@ from typing import Final
 
 from advvl.errors import DataError, OutputDirectoryError
 from advvl.evaluation.measurement import Measurement
-from advvl.evaluation.page_formats import write_report
+from advvl.evaluation.report import write_report
 from advvl.evaluation.seed_runs import SeedRuns
 from advvl.experiments.command_line import Parser
 

@@ -25,8 +25,8 @@ from advvl.evaluation.curves import curves_of
 from advvl.evaluation.examples import Damage, Example, grid
 from advvl.evaluation.measurement import Flag
 from advvl.evaluation.page import page
-from advvl.evaluation.page_formats import to_csv, to_json, to_markdown, write_report
 from advvl.evaluation.page_svg import COLORS, curve_svg
+from advvl.evaluation.report import to_csv, to_json, to_markdown, write_report
 
 EVIL = '<script>alert("1")</script><img src=x onerror=alert(1)>'
 FLAG = Flag("random search beats gradients", f"3 of 10 {EVIL}")

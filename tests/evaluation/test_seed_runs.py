@@ -16,7 +16,7 @@ from support.measurements import measurement
 
 from advvl.errors import ConfigurationError, DataError
 from advvl.evaluation.page import page
-from advvl.evaluation.page_formats import to_csv, to_json, to_markdown, write_report
+from advvl.evaluation.report import to_csv, to_json, to_markdown, write_report
 from advvl.evaluation.seed_runs import SeedRuns, check_same_test
 from advvl.evaluation.summary import Condition, RunResult, Summary, summarise
 from advvl.evaluation.summary_report import to_json as results_json

@@ -1,4 +1,4 @@
-"""The report in other formats: Markdown, JSON and CSV; and all of them in a directory."""
+"""The report of measurements: a directory with the page, and the same as Markdown, JSON and CSV."""
 
 from __future__ import annotations
 
