@@ -88,6 +88,8 @@ def vqa_source(
 
     def parse(record: Mapping[str, Any], _: Sequence[Regions]) -> list[Fields]:
         given = plain(record.get("answers"))
+        if given is None and record.get("answer") is not None:
+            raise DataError("expected the field answers, got answer; rename it")
         with within("answers"):
             scores = answers.targets([answer_scores(given)], unknown=unknown)[0]
         return [{"input_ids": words.one(record, "text"), "target": None if given is None else scored(scores)}]

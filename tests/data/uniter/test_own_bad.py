@@ -105,6 +105,11 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         {"soft_labels": [[0.5, 0.3, 0.2]]},
         r"expected labels \(2, C\) of 2 regions, got \(1, 3\)",
     ),
+    "answer for answers": (
+        "vqa",
+        {"answers": GONE, "answer": "red"},
+        "expected the field answers, got answer; rename it",
+    ),
     "labels above 1": ("captions", {"soft_labels": [[5, 0, 0]] * 2}, r"soft_labels: expected \(R, C\) in \[0, 1\]"),
     "complex features": ("vqa", {"features": torch.ones(2, 5, dtype=torch.cfloat)}, "expected features as an array"),
     "sparse features": ("vqa", {"features": torch.ones(2, 5).to_sparse()}, "expected features as an array of numbers"),
