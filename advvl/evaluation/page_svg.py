@@ -55,7 +55,7 @@ def curve_svg(curves: Mapping[str, Drawable], *, confidence: float = 0.95, chanc
         y = _y(chance)
         parts.append(
             f'<line class="chance" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="chance" x="{_LEFT + 2}" y="{y - 4:.1f}">chance</text>'
+            f'<text class="chance" x="{_WIDTH - _RIGHT - 2}" y="{y - 4:.1f}" text-anchor="end">chance</text>'
         )
     bands = [_band(i, radii, intervals, largest) for i, intervals in enumerate(found.values())]
     lines = [_line(i, radii, intervals, largest) for i, intervals in enumerate(found.values())]

@@ -110,7 +110,7 @@ def _comparisons(measurements: Mapping[str, Measurement], confidence: float) -> 
     cells = {(one.first, one.second, one.budget): _compared(one) for one in found}
     return Table(
         "Which model is better",
-        ("perturbation", *(f"{first} less {second}" for first, second in pairs)),
+        ("perturbation", *(f"{first} minus {second}" for first, second in pairs)),
         tuple(
             (budget, *(cells[(*pair, budget)] for pair in pairs)) for budget in dict.fromkeys(o.budget for o in found)
         ),
@@ -135,8 +135,9 @@ def _attacks(measurements: Mapping[str, Measurement]) -> Table:
         "Which attack won",
         ("model", "perturbation", *first.attacks, "not lost", "not moved"),
         tuple(rows),
-        "Examples whose lowest score each attack was the first to find; those that lost nothing; and those among them that "
-        "nothing moved, whose score says nothing about robustness. One lost to a smaller budget need not be tried again.",
+        "Examples by the attack that first came to their lowest score at this budget; all attacks but the first leave out what "
+        "was lost at a smaller one. Not lost: no attack lowered their score. Not moved: those of them that nothing moved, so "
+        "that their score says nothing.",
     )
 
 

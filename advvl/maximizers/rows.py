@@ -49,7 +49,7 @@ class Best:
 def losses_of(feedback: Feedback) -> Tensor:
     if feedback.losses is None:
         raise ConfigurationError(
-            "expected a loss for each row to keep the best of, got none; give loss=… with reduction='none', climb a task"
+            "expected a loss for each row to keep the best of, got none; give loss=… with reduction='none', and climb it"
         )
     return feedback.losses
 

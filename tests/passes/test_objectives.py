@@ -112,7 +112,7 @@ def test_the_best_is_kept_where_the_clean_pass_answers_for_the_first() -> None:
 
 def test_the_best_of_what_has_no_loss_per_row_is_refused() -> None:
     method = AdversarialTraining(perturber(), PGD(2, keep="best"), KL(), teach=Objective(task=0))
-    with pytest.raises(ConfigurationError, match=r"loss for each row to keep the best of, got none; .*climb a task"):
+    with pytest.raises(ConfigurationError, match=r"loss for each row to keep the best of, got none; .*and climb it"):
         method.step(pixel_net(), pixels())
 
 
