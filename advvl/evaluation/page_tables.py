@@ -135,9 +135,9 @@ def _attacks(measurements: Mapping[str, Measurement]) -> Table:
         "Which attack won",
         ("model", "perturbation", *first.attacks, "not lost", "not moved"),
         tuple(rows),
-        "Examples by the attack that first came to their lowest score at this budget; all attacks but the first leave out what "
-        "was lost at a smaller one. Not lost: no attack lowered their score. Not moved: those of them that nothing moved, so "
-        "that their score says nothing.",
+        "Examples by the attack that first came to their lowest score at this budget; all attacks but the first leave out "
+        "what was lost at a smaller one. Not lost: no attack lowered their score. Not moved: those of them that nothing "
+        "moved, so that their score says nothing.",
     )
 
 
