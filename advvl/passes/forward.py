@@ -213,7 +213,8 @@ class Passes:
         self.autocasts_to_half = self.autocasts_to_half or _autocasts_to_half(x.device.type)
         first = modality not in self._positions
         if first:
-            self._positions[modality] = read_positions(modality, self.adapter.sites[modality], self.batch, x)
+            # not a copy of it: torch.compile may trace what runs here, and no copy of a mapping
+            self._positions[modality] = read_positions(modality, self.adapter.sites[modality], self._batch, x)
         place, delta = Place(x.detach(), *self._positions[modality]), deltas[modality]
         if first and modality not in self._inside and (box := self.perturber.box(modality, place.x)) is not None:
             check_inside(modality, place, box)
