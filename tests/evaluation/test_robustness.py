@@ -132,9 +132,10 @@ def test_an_example_is_not_attacked_once_it_has_nothing_to_lose() -> None:
     radii = (0.3, 1e3)
     target.model.rows = 0
     robustness_curve(target, [batch], modality="image", radii=radii, attacks=attacks, rows=CUT)
-    # The clean pass sees all; an attack of S steps runs S + 1 passes over those that are left.
+    # The clean pass sees all, and so does a check of `rows`, with all but one after it; an attack of S steps runs S + 1
+    # passes over those that are left.
     left = [(margins > 0).sum().item(), (margins > 0.3).sum().item()]
-    assert target.model.rows == len(margins) + 11 * sum(left)
+    assert target.model.rows == 3 * len(margins) - 1 + 11 * sum(left)
 
 
 def test_nothing_is_run_once_every_example_is_broken() -> None:
@@ -144,7 +145,7 @@ def test_nothing_is_run_once_every_example_is_broken() -> None:
     target.model.rows = 0
     curve = robustness_curve(target, [batch], modality="image", radii=(1e3, 1e4), attacks=attacks, rows=CUT)
     assert curve.scores.sum() == 0
-    assert target.model.rows == len(batch["x"]) + 11 * int(curve.clean.sum())
+    assert target.model.rows == 3 * len(batch["x"]) - 1 + 11 * int(curve.clean.sum())
 
 
 class Wave(nn.Module):
@@ -214,7 +215,7 @@ def test_every_restart_of_every_objective_is_run_on_what_holds() -> None:
     attacks = WorstCase(steps=4)
     curve = robustness_curve(target, [batch], modality="image", radii=(1e-9, 2e-9), attacks=attacks, rows=CUT)
     assert torch.equal(curve.scores, curve.clean.expand(2, -1))
-    assert target.model.rows == len(batch["x"]) + 2 * 3 * 2 * 5 * int(curve.clean.sum())
+    assert target.model.rows == 3 * len(batch["x"]) - 1 + 2 * 3 * 2 * 5 * int(curve.clean.sum())
 
 
 def test_rows_left_alone_are_scored_as_in_the_whole_batch() -> None:
