@@ -21,9 +21,11 @@ from advvl import (
     EmbeddingPerturber,
     Feedback,
     FreeLB,
+    Held,
     InnerMaximizer,
     Place,
     Probe,
+    RandomSearch,
     Uniform,
     adapt,
 )
@@ -130,6 +132,21 @@ def test_gradients_and_losses_are_means_and_a_row_stands_where_half_the_draws_do
     assert bool(listening.heard.correct) is correct
     probes.close()
     assert listening.closed
+
+
+def test_a_look_without_gradients_is_repeated_without_gradients() -> None:
+    probes = EOT(RandomSearch(2), draws=2).probes(perturber(ball=L2(0.5)))
+    next(probes)
+    delta = torch.zeros(1, 1, 1)
+    places = {"text": Place(delta), "image": Place(delta)}
+    seen = Feedback(dict.fromkeys(places, delta), {}, places, torch.zeros(1), torch.ones(1, dtype=torch.bool))
+    assert not probes.send(seen).delta_gradients
+
+
+@pytest.mark.parametrize("wrapped", [EOT(RandomSearch(2), draws=2), Held(RandomSearch(2), 2)], ids=repr)
+def test_a_search_around_which_something_stands_is_still_one_without_gradients(wrapped: InnerMaximizer) -> None:
+    assert not wrapped.gradients
+    assert EOT(PGD(1), draws=2).gradients
 
 
 @pytest.mark.parametrize(("maximizer", "draws"), [(PGD(2), 0), (PGD(2), True), (FreeLB(3), 2), ("PGD", 2)], ids=repr)
