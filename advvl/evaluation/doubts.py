@@ -18,7 +18,7 @@ from advvl.evaluation.attempts import Plan
 from advvl.evaluation.measurement import Budget
 from advvl.evaluation.named_attacks import AnyAttack
 from advvl.evaluation.replacements import differ, negation, others_of, outputs_under, places_of, replacements
-from advvl.evaluation.scoring import Batch, targets_of
+from advvl.evaluation.scoring import Batch, Score, targets_of
 from advvl.evaluation.verification import length
 from advvl.perturbers.ascents import Ascent
 from advvl.perturbers.balls import L2, Ball, Linf
@@ -45,11 +45,11 @@ def doubts(
         attacks: these attacks.
 
     Returns:
-        `varies` `(B,)`, bool: the outputs of two forwards differ. `depends.m` `(B,)`, bool: the outputs change where
-        modality m does. For the modalities of each budget, and all of them together: `blind.m+…` `(B,)`, the lowest score
-        where others' replace them, NaN where they cannot; `unlimited.m+…` `(B,)`, the score after attacks by gradients that
-        may go as far. `skipped.depends.m` and `skipped.unlimited.m+…` `(B,)`, whole numbers: why that was not made, of
-        `SKIPPED`.
+        `varies` `(B,)`, bool: the outputs of two forwards differ. `coupled` `(B,)`, bool: the outputs change where other
+        examples do. `depends.m` `(B,)`, bool: the outputs change where modality m does. For the modalities of each budget,
+        and all of them together: `blind.m+…` `(B,)`, the lowest score where others' replace them, NaN where they cannot;
+        `unlimited.m+…` `(B,)`, the score after attacks by gradients that may go as far. `skipped.coupled.m+…`,
+        `skipped.depends.m` and `skipped.unlimited.m+…` `(B,)`, whole numbers: why that was not made, of `SKIPPED`.
     """
     score = plan.scored(plan.adapter)
     seeds = [derive_seed(plan.seed, "doubts", number, which) for which in range(2)]
@@ -57,6 +57,7 @@ def doubts(
     found = {"varies": differ(answers, again)}
     numbers = others_of(targets_of(batch, plan.targets, plan.score), len(clean), clean.device)
     places = places_of(plan.adapter, batch, dict.fromkeys(name for budget in plan.budgets for name in budget))
+    found |= _coupled(plan, batch, answers, places, replacements(places, numbers), score, seed=seeds[0])
     for modality, place in places.items():
         changed, skipped = torch.zeros_like(found["varies"]), 2
         box = Ascent(L2(), step_size=1.0, box=plan.boxes.get(modality), pixels=plan.pixels.get(modality))
@@ -90,6 +91,31 @@ def doubts(
         found |= {f"blind.{name}": floor, f"unlimited.{name}": reached}
         found[f"skipped.unlimited.{name}"] = _all(skipped, clean)
     return found
+
+
+def _coupled(
+    plan: Plan,
+    batch: Batch,
+    answers: Tensor,
+    places: Mapping[str, Place],
+    others: Sequence[Mapping[str, Tensor]],
+    score: Score,
+    *,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Replace every second example, then the rest: the answers of those that stay should stay too."""
+    coupled, skipped = torch.zeros(len(answers), dtype=torch.bool, device=answers.device), 0 if others else 1
+    numbers = torch.arange(len(answers), device=answers.device)
+    for stays in (numbers % 2 == 0, numbers % 2 == 1) if others else ():
+        deltas = {
+            modality: delta.masked_fill(stays.to(delta.device).view(-1, *[1] * (delta.ndim - 1)), 0)
+            for modality, delta in others[0].items()
+        }
+        try:
+            coupled |= stays & differ(answers, outputs_under(plan.adapter, batch, deltas, score, seed=seed)[1])
+        except NonFiniteError:
+            skipped = 2
+    return {"coupled": coupled, f"skipped.coupled.{'+'.join(places)}": _all(skipped, coupled)}
 
 
 def _all(skipped: int, clean: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def raised(found: Found, budgets: Sequence[Budget], attacks: Sequence[AnyAttack]
     """
     if not len(found["clean"]):
         return ()
-    checks = (_random, _nonfinite, _vanishing, _unmoved, _loss, _accuracy, _beaten, _unlimited_holds)
+    checks = (_random, _coupled, _nonfinite, _vanishing, _unmoved, _loss, _accuracy, _beaten, _unlimited_holds)
     return tuple(flag for check in checks for flag in check(found, budgets, attacks))
 
 
@@ -51,9 +51,12 @@ def made(found: Found, budgets: Sequence[Budget], attacks: Sequence[AnyAttack]) 
         _compared(kind, attacks, others, tried, early) if own else "no attack by the model's own gradients was made"
         for kind in ("random search", "transfer attack")
     )
-    depends, unlimited = (_skipped(found, f"skipped.{check}.") for check in ("depends", "unlimited"))
+    coupled, depends, unlimited = (
+        _skipped(found, f"skipped.{check}.") for check in ("coupled", "depends", "unlimited")
+    )
     why = {
         "random outputs": passes,
+        "coupled examples": passes or coupled,
         "gradients not finite": gradients,
         "vanishing gradients": gradients or passes or depends,
         "unmoved examples": gradients or passes or depends,
@@ -104,6 +107,16 @@ def _random(found: Found, budgets: Sequence[Budget], attacks: Sequence[AnyAttack
             "random outputs",
             f"Two clean forwards differ on {int(varies.sum())} of {len(varies)} examples: one draw says little of a model "
             "that draws, and attacks by one draw's gradients are weak.",
+        )
+
+
+def _coupled(found: Found, budgets: Sequence[Budget], attacks: Sequence[AnyAttack]) -> Flags:
+    coupled = found.get("coupled")
+    if coupled is not None and coupled.any():
+        yield Flag(
+            "coupled examples",
+            f"The outputs of {int(coupled.sum())} of {len(coupled)} examples change with other examples of their batch: "
+            "the accuracy depends on which examples share one.",
         )
 
 

@@ -207,7 +207,7 @@ def _check_kept(kept: object, plan: Plan, number: int, batch: Batch, *, checks: 
     clean, fingerprint, scores = (one if isinstance(one, Tensor) else torch.empty(()) for one in fields)
     count = len(clean) if clean.ndim else 0
     shape = (len(plan.budgets), len(plan.attacks), count)
-    alike = scores.shape == shape and checks == ("varies" in found)
+    alike = scores.shape == shape and checks == ("coupled" in found)
     if not alike or not torch.equal(fingerprint, fingerprints(batch, count)):
         raise DataError(
             f"expected the record of batch {number} from the cache, got one of other examples or settings; "

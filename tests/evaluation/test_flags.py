@@ -119,6 +119,7 @@ FAKES: dict[str, tuple[Adapter, set[str]]] = {
         {"vanishing gradients", "unmoved examples", "unlimited attack fails"},
     ),
     "random input": (target(lambda x: x + 0.5 * torch.randn_like(x)), {"random outputs"}),
+    "statistics of the batch": (target(lambda x: x - x.mean(dim=0)), {"coupled examples"}),
     "NaN gradients": (target(_NoGradient.apply), {"gradients not finite", "vanishing gradients", "unmoved examples"}),
 }
 
