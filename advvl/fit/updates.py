@@ -54,10 +54,20 @@ class Adversary:
     first: int = 0
 
     def method_for(self, batch: Mapping[str, Any]) -> AdversarialTraining | None:
-        """Return the method that a batch is for; None: the plain step."""
-        if not isinstance(self.method, AdversarialTraining):
-            return self.method.get(batch.get("task", ""))
-        return self.method if self.tasks is None or batch.get("task") in self.tasks else None
+        """Return the method that a batch is for; None: the plain step.
+
+        Raises:
+            ConfigurationError: methods go by tasks, and the batch names none.
+        """
+        if isinstance(self.method, AdversarialTraining) and self.tasks is None:
+            return self.method
+        if "task" not in batch:
+            raise ConfigurationError(
+                f"expected batches with an entry 'task', by which methods are chosen, got {sorted(map(str, batch))}; "
+                "let the source add it"
+            )
+        by_task = self.method if isinstance(self.method, Mapping) else dict.fromkeys(self.tasks or (), self.method)
+        return by_task.get(batch["task"])
 
     @property
     def methods(self) -> Collection[AdversarialTraining]:

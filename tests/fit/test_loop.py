@@ -847,6 +847,16 @@ def test_only_batches_of_adversarial_tasks_get_the_adversarial_step(monkeypatch:
     assert seen == ["b"] * (UPDATES // 2)
 
 
+@pytest.mark.parametrize("by_task", [{"method": {"b": METHODS["villa"]}}, {"adversarial_tasks": {"b"}}])
+def test_batches_without_a_task_are_refused_where_methods_go_by_tasks(by_task: dict[str, Any]) -> None:
+    class Nameless(Source):
+        def batch(self, indices: Any, generator: torch.Generator) -> dict[str, Any]:
+            return {name: field for name, field in super().batch(indices, generator).items() if name != "task"}
+
+    with pytest.raises(ConfigurationError, match=r"batches with an entry 'task'.*let the source add it"):
+        run(toy(), Nameless(), **{"method": METHODS["villa"], "target": sited} | by_task)
+
+
 def test_a_run_turns_adversarial_at_the_update_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before it the weights are those of plain training, to the bit; a checkpoint is of no other schedule."""
     plain, mixed = toy(), toy()
