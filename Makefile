@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Python compiles a module when it is first imported; all 18,000 files of the packages would take a minute more.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 # A test process per core (each of one thread); one that has no tests left takes over those of others.
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
@@ -12,13 +14,13 @@ install: $(VENV)/.installed
 # What the demos need. torch first, alone and pinned, so that no later requirement can pull another build in.
 $(VENV)/.demo: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[examples]'
+	$(PIP) torch
+	$(PIP) --editable '.[examples]'
 	touch $@
 
 # What tests and lint need beside that.
 $(VENV)/.installed: $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PIP) --editable '.[dev]'
 	touch $@
 
 demo: $(VENV)/.demo
@@ -39,7 +41,7 @@ lint: install
 
 # What the site is made with.
 $(VENV)/.docs: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	$(PIP) --editable '.[dev,docs]'
 	touch $@
 
 # The site of the documentation, in site/; a dead link or a page that no menu lists fails.
@@ -48,7 +50,7 @@ docs: $(VENV)/.docs
 
 # The archives of a release, in dist/, and the check that a package index would take and show them.
 $(VENV)/.dist: $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[examples,dist]'
+	$(PIP) --editable '.[examples,dist]'
 	touch $@
 
 dist: $(VENV)/.dist
@@ -58,7 +60,7 @@ dist: $(VENV)/.dist
 
 # The libraries that the benchmarks compare with.
 $(VENV)/.bench: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	$(PIP) --editable '.[dev,bench]'
 	touch $@
 
 bench: $(VENV)/.bench
