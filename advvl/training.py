@@ -246,8 +246,7 @@ class AdversarialTraining:
             raise ConfigurationError("expected a maximiser that asks for a pass to learn from, got none with a weight")
         if not rounds.complete:
             raise ConfigurationError(
-                "expected update=True in the last Probe with a weight, got none after it: gradients would be incomplete; "
-                "set it in the maximiser"
+                "expected update=True in the last Probe with a weight, got none, so gradients lack a part; set it"
             )
         return StepReport(
             loss=tally.loss,

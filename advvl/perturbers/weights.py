@@ -65,8 +65,7 @@ class WeightAscent:
             raise ConfigurationError("expected a weight to move, got none that is chosen and that the loss depends on")
         if sparse := [name for name, gradient in gradients.items() if gradient.is_sparse]:
             raise ConfigurationError(
-                f"expected dense gradients of the weights to move, got sparse ones of {sparse}; make the layer with "
-                "sparse=False, or let chosen leave it out"
+                f"expected dense gradients of the weights to move, got sparse ones of {sparse}; let chosen leave these out"
             )
         groups = [list(gradients)] if self.per == "all" else [[name] for name in gradients]
         found, finite = dict[str, Tensor](), list[Tensor]()
