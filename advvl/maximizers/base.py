@@ -113,8 +113,9 @@ class InnerMaximizer(ABC):
 
 
 def turns_of(perturber: Perturber, order: Order) -> list[tuple[str, ...]]:
-    each: list[tuple[str, ...]] = [(modality,) for modality in perturber.modalities]
-    return each if order == "in turn" and each else [perturber.modalities]
+    if order == "together" or not perturber.modalities:
+        return [perturber.modalities]
+    return [(modality,) for modality in perturber.modalities]
 
 
 def some_pass_starts_at_zero(perturber: Perturber, order: Order) -> bool:

@@ -566,8 +566,9 @@ def test_holding_for_one_update_is_the_maximiser_itself() -> None:
 
 @pytest.mark.parametrize("maximizer", [FreeLB(3), PGD(3, modalities="in turn"), "PGD"])
 def test_only_what_teaches_at_its_end_can_be_held(maximizer: Any) -> None:
+    ascent = Ascent(L2(1.0), step_size=0.1)
     with pytest.raises(ConfigurationError, match="teaches at its end alone"):
-        Held(maximizer, 2)
+        AdversarialTraining(EmbeddingPerturber(text=ascent, image=ascent), Held(maximizer, 2))
 
 
 @pytest.mark.parametrize("count", [0, 1.5, True])
