@@ -230,7 +230,8 @@ class AdversarialTraining:
                 )
                 probes = self.maximizer.probes(self.perturber, generator=generator, state=state)
                 deltas, _ = drive(probes, rounds.answer)
-                return self._report(rounds, deltas)
+                sizes = {modality: len(delta) for modality, delta in deltas.items()}
+                return self._report(rounds, sizes, partial(self.perturber.norms, deltas, passes.places))
 
     def _update(self, model: nn.Module, update: Callable[[], object] | None) -> None:
         if update is None:
@@ -240,7 +241,9 @@ class AdversarialTraining:
         _check_updated(before)
         torch.clear_autocast_cache()  # of the weights before the update, which a later pass would be given
 
-    def _report(self, rounds: Rounds, deltas: Mapping[str, Tensor]) -> StepReport:
+    def _report(
+        self, rounds: Rounds, sizes: Mapping[str, int], norms: Callable[[], Mapping[str, Tensor]]
+    ) -> StepReport:
         tally, passes = rounds.tally, rounds.passes
         if tally.loss is None:
             raise ConfigurationError("expected a maximiser that asks for a pass to learn from, got none with a weight")
@@ -253,10 +256,10 @@ class AdversarialTraining:
             task_loss=tally.task_loss,
             regularization=tally.regularization,
             passes=rounds.count,
-            rows={m: len(deltas[m]) if m in deltas else len(place.x) for m, place in passes.places.items()},
+            rows={m: sizes.get(m, len(place.x)) for m, place in passes.places.items()},
             nonfinite={modality: bad.sum() for modality, bad in passes.rows.nonfinite.items()},
             effective=passes.effective,
-            _norms=partial(self.perturber.norms, deltas, passes.places),
+            _norms=norms,
         )
 
     def _check(self, model: nn.Module, update: object) -> None:
