@@ -43,6 +43,7 @@ from advvl.maximizers.pgd import PGD as PGD
 from advvl.maximizers.probes import Feedback as Feedback
 from advvl.maximizers.probes import Probe as Probe
 from advvl.maximizers.random_search import RandomSearch as RandomSearch
+from advvl.passes.from_clean import FromClean as FromClean
 from advvl.passes.objective import Objective as Objective
 from advvl.passes.traces import PassTrace as PassTrace
 from advvl.perturbers.ascents import Ascent as Ascent
@@ -139,6 +140,7 @@ __all__ = [
     "Feedback",
     "FreeAT",
     "FreeLB",
+    "FromClean",
     "Frozen",
     "Given",
     "Held",

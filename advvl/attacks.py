@@ -20,6 +20,7 @@ from advvl.maximizers.base import InnerMaximizer, check_parts
 from advvl.maximizers.probes import Feedback, Probe
 from advvl.passes.drive import ascend, drive
 from advvl.passes.forward import Correct, Passes
+from advvl.passes.from_clean import FromClean
 from advvl.passes.objective import Loss
 from advvl.perturbers.ascents import EmbeddingPerturber
 from advvl.perturbers.base import Perturber
@@ -94,7 +95,7 @@ class Attack:
         perturber: starts and moves the perturbations.
         maximizer: decides which passes to run; its parameter weights and updates play no part.
         loss: from outputs and batch to the loss to maximise, one per row `(B,)` (their sum is differentiated) or a
-            scalar; None: the model's own loss.
+            scalar; or a `FromClean`, which compares with the clean outputs; None: the model's own loss.
         correct: from outputs and batch to the rows still classified correctly, `(B,)` bool.
         train_mode: attack the model in its current modes instead of eval mode; its buffers are restored all the same.
         end_pass: run the final perturbations once more, for their losses and verdicts; False: those are None, and one
@@ -115,14 +116,14 @@ class Attack:
         perturber: Perturber,
         maximizer: InnerMaximizer,
         *,
-        loss: Loss | None = None,
+        loss: Loss | FromClean | None = None,
         correct: Correct | None = None,
         train_mode: bool = False,
         end_pass: bool = True,
         seed: int = 0,
     ) -> None:
         check_parts(perturber, maximizer)
-        check_functions(loss=loss, correct=correct)
+        check_functions(loss=None if isinstance(loss, FromClean) else loss, correct=correct)
         check_seed(seed)
         maximizer.check(perturber)
         self.perturber, self.maximizer = perturber.for_attack(), maximizer
@@ -154,13 +155,14 @@ class Attack:
             return self._run(adapter, batch)
 
     def _run(self, adapter: Adapter, batch: Batch) -> AttackResult:
+        loss = self.loss.on(adapter, batch) if isinstance(self.loss, FromClean) else self.loss
         with (
             no_sync(adapter.model)(),
             Passes(
                 adapter,
                 batch,
                 self.perturber,
-                loss=self.loss,
+                loss=loss,
                 correct=self.correct,
                 generator=self._generator,
                 reuse=adapter.pure and not self.train_mode,

@@ -33,7 +33,7 @@ NAMES = {
     *("freelb", "lat", "lxmert_adv", "modality_interference", "neftune", "pgd", "pmg_aft", "r_drop", "sam", "smart"),
     *("tecoa", "trades", "vat"),
     *("villa", "villa_uniter", "vilta"),
-    *("Attack", "AttackResult", "AdvVLError"),
+    *("Attack", "AttackResult", "AdvVLError", "FromClean"),
     *("Ball", "L2", "Linf", "Place"),
     *("Ascent", "EmbeddingPerturber", "Given", "Moved", "Normal", "Perturber", "Start", "Uniform", "Zero"),
     *("Adam", "Decay", "DiscretePerturber", "Momentum", "Normalised", "Paired", "Sometimes", "Unperturbed"),

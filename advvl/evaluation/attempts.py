@@ -24,6 +24,7 @@ from advvl.evaluation.scoring import Batch, Score, Targets, answer_score, checke
 from advvl.evaluation.searches import Searched, search
 from advvl.evaluation.verification import Untouched, Verified, verify
 from advvl.ops import Box
+from advvl.passes.from_clean import FromClean
 from advvl.passes.objective import Loss
 from advvl.perturbers.ascents import Ascent
 from advvl.perturbers.balls import L2, Linf
@@ -199,7 +200,7 @@ def searched(
     return search(adapter, batch, ascents, attack.maximizer, loss_of(attack, adapter, targets), score, seed=seed)
 
 
-def loss_of(attack: NamedAttack, adapter: Adapter, targets: Targets) -> Loss:
+def loss_of(attack: NamedAttack, adapter: Adapter, targets: Targets) -> Loss | FromClean:
     """The loss that an attack climbs on a model."""
     if attack.loss is not None:
         return attack.loss

@@ -18,6 +18,7 @@ from advvl.maximizers.base import InnerMaximizer
 from advvl.maximizers.pgd import PGD
 from advvl.maximizers.random_search import RandomSearch
 from advvl.ops import Box
+from advvl.passes.from_clean import FromClean
 from advvl.passes.objective import Loss
 from advvl.perturbers.ascents import Ascent
 from advvl.perturbers.balls import Ball
@@ -31,6 +32,12 @@ def first_clean(restart: int, ball: Ball) -> Start:
     return Zero() if restart == 0 else Uniform(_radius(ball))
 
 
+def all_random(restart: int, ball: Ball) -> Start:
+    """A random point of the ball for every restart."""
+    del restart
+    return Uniform(_radius(ball))
+
+
 @dataclass(frozen=True, kw_only=True)
 class NamedAttack:
     """An attack that an evaluation makes at every budget.
@@ -40,9 +47,11 @@ class NamedAttack:
         maximizer: how it searches; it may ask for gradients or do without.
         objective: from logits and targets to what it climbs, one per row `(B,)`, such as those of `objectives`; None: the
             model's own loss, one per row.
-        loss: from outputs and batch to `(B,)`, in the place of an objective, for what logits and targets do not say.
+        loss: in the place of an objective: from outputs and batch to `(B,)`, for what logits and targets do not say; or a
+            `FromClean`, for what is compared with the clean outputs, such as `objectives.towards(…)`.
         restarts: how often it is made on an example that holds.
-        start: from the number of the restart and the ball to where a modality begins.
+        start: from the number of the restart and the ball to where a modality begins; None: `first_clean`, with a
+            `FromClean` `all_random`, since the gradient of a distance is zero at the clean example.
         step_fraction: step size as a fraction of the radius, a `Decay` where it shrinks from step to step; None: 2.5/steps,
             with which it can cross the ball.
         rule: of the steps, as `Ascent` takes it.
@@ -56,9 +65,9 @@ class NamedAttack:
     name: str
     maximizer: InnerMaximizer
     objective: Objective | None = cross_entropy
-    loss: Loss | None = None
+    loss: Loss | FromClean | None = None
     restarts: int = 1
-    start: Callable[[int, Ball], Start] = first_clean
+    start: Callable[[int, Ball], Start] | None = None
     step_fraction: float | Decay | None = None
     rule: Literal["normalised", "sign"] | StatefulRule | None = None
     surrogate: Adapter | None = None
@@ -68,7 +77,8 @@ class NamedAttack:
         instance(InnerMaximizer, self, "maximizer")
         instance((Adapter, type(None)), self, "surrogate")
         at_least(1, self, "restarts")
-        check_functions(objective=self.objective, loss=self.loss, start=self.start)
+        loss = None if isinstance(self.loss, FromClean) else self.loss
+        check_functions(objective=self.objective, loss=loss, start=self.start)
         fraction = self.step_fraction
         usual = fraction is None or isinstance(fraction, Decay) or (is_number(fraction) and 0 < fraction < math.inf)
         if not usual:
@@ -82,11 +92,12 @@ class NamedAttack:
         """The ascent of each modality of a budget in one restart."""
         steps = self.maximizer.moves
         fraction = self.step_fraction or (2.5 / steps if steps else 0.125)
+        start = self.start or (all_random if isinstance(self.loss, FromClean) else first_clean)
         return {
             modality: Ascent(
                 ball,
                 step_size=_times(fraction, _radius(ball)),
-                start=self.start(restart, ball),
+                start=start(restart, ball),
                 rule=self.rule,
                 box=boxes.get(modality),
                 pixels=pixels.get(modality),

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, one_hot
 
-from advvl.errors import DataError, ShapeError
+from advvl.checks import is_whole, shown
+from advvl.errors import ConfigurationError, DataError, ShapeError
+from advvl.passes.from_clean import FromClean
 
 Objective = Callable[[Tensor, Tensor], Tensor]
+TargetedObjective = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From logits, targets and wanted answers, all `(B, A)`, to `(B,)`."""
 
 
 def score(logits: Tensor, targets: Tensor) -> Tensor:
@@ -70,19 +75,21 @@ def dlr(logits: Tensor, targets: Tensor) -> Tensor:
 OBJECTIVES: Final[Mapping[str, Objective]] = {"cross-entropy": cross_entropy, "margin": margin, "dlr": dlr}
 
 
-def targeted_cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
+def targeted_cross_entropy(logits: Tensor, targets: Tensor, wanted: Tensor) -> Tensor:
     """The log-likelihood `(B,)` of the answers that the attacker wants, `(B, A)` as targets are; 0 where it wants none.
 
-    Its gradient does not vanish where the model is sure of another answer.
+    Its gradient does not vanish where the model is sure of another answer. Targets play no part.
     """
+    del targets
     return -cross_entropy(logits, wanted)
 
 
-def targeted_margin(logits: Tensor, wanted: Tensor) -> Tensor:
+def targeted_margin(logits: Tensor, targets: Tensor, wanted: Tensor) -> Tensor:
     """The largest wanted logit minus the largest other one, `(B,)`: above 0 where the attacker gets its answer.
 
-    Source: Carlini & Wagner, IEEE S&P 2017, f6.
+    Targets play no part. Source: Carlini & Wagner, IEEE S&P 2017, f6.
     """
+    del targets
     return -margin(logits, wanted)
 
 
@@ -102,6 +109,50 @@ def targeted_dlr(logits: Tensor, targets: Tensor, wanted: Tensor) -> Tensor:
     largest = logits.topk(4, dim=1).values
     gap = _usable(largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2)
     return torch.where(right.any(dim=1) & want.any(dim=1), ahead, 0) / gap
+
+
+def towards(objective: TargetedObjective, *, answer: int | None = None, rank: int | None = None) -> FromClean:
+    """The loss of a targeted attack: an objective with one wanted answer for each row.
+
+        NamedAttack(name="to answer 3", maximizer=PGD(20), loss=towards(targeted_margin, answer=3))
+        [NamedAttack(name=f"to rank {k}", maximizer=AutoPGD(20), loss=towards(targeted_dlr, rank=k)) for k in range(1, 10)]
+
+    The targets are the clean answer, of which an attacker needs no label, or the likeliest other answer where the clean
+    one is wanted.
+
+    Arguments:
+        objective: `targeted_cross_entropy`, `targeted_margin`, `targeted_dlr`, or one of your own.
+        answer: the wanted one, the same for all rows, from 0.
+        rank: in the place of `answer`: the wanted one is the `rank`-th likeliest by the clean logits, of all but the
+            clean answer, from 1.
+
+    Raises:
+        ConfigurationError: not exactly one of `answer` and `rank`, or one that is no whole number from there.
+        DataError: in an attack, an answer or a rank that the model's logits do not have.
+
+    Source: Croce & Hein, ICML 2020, section 5 (the ranks).
+    """
+    given = [(one, least) for one, least in ((answer, 0), (rank, 1)) if one is not None]
+    if not callable(objective) or len(given) != 1 or not is_whole(given[0][0]) or given[0][0] < given[0][1]:
+        raise ConfigurationError(
+            "expected an objective with either answer of 0 or more or rank of 1 or more, "
+            f"got {shown(objective)}, {shown(answer)} and {shown(rank)}"
+        )
+    return FromClean(partial(_towards, objective=objective, answer=answer, rank=rank))
+
+
+def _towards(
+    logits: Tensor, clean: Tensor, *, objective: TargetedObjective, answer: int | None, rank: int | None
+) -> Tensor:
+    _check(logits, clean)
+    answers = clean.shape[1]
+    if max(1, rank or answer or 0) >= answers:
+        asked = f"answer {answer}" if rank is None else f"rank {rank}"
+        raise DataError(f"expected logits with {asked}, got {answers} answers; attack for another one")
+    order = clean.sort(dim=1, descending=True, stable=True).indices
+    wanted = order[:, rank] if rank is not None else torch.full_like(order[:, 0], answer or 0)
+    against = torch.where(order[:, 0] == wanted, order[:, 1], order[:, 0])
+    return objective(logits, as_scores(against, logits), as_scores(wanted, logits))
 
 
 def kl_from_clean(logits: Tensor, clean: Tensor) -> Tensor:

@@ -15,10 +15,11 @@ from torch import Tensor
 from advvl.adapters.base import Adapter, Outputs
 from advvl.attacks import Attack
 from advvl.errors import ShapeError
-from advvl.evaluation.scoring import Batch, Score
+from advvl.evaluation.scoring import Batch, Score, fresh
 from advvl.maximizers.base import AscentState, InnerMaximizer
 from advvl.maximizers.probes import Feedback, Probes
 from advvl.maximizers.rows import pick
+from advvl.passes.from_clean import FromClean
 from advvl.passes.objective import Loss
 from advvl.perturbers.ascents import Ascent, EmbeddingPerturber
 from advvl.perturbers.base import Perturber
@@ -53,7 +54,7 @@ def search(
     batch: Batch,
     ascents: Mapping[str, Ascent],
     maximizer: InnerMaximizer,
-    loss: Loss,
+    loss: Loss | FromClean,
     score: Score,
     *,
     seed: int,
@@ -62,7 +63,7 @@ def search(
     """Make an attack on a batch.
 
     Arguments:
-        loss: from outputs and batch to what is climbed, one per row `(B,)`.
+        loss: from outputs and batch to what is climbed, one per row `(B,)`, or a `FromClean`.
         score: from outputs and batch to what the attack tries to take away, `(B,)`.
         seed: of its random draws.
         end_pass: look at the point where it ends too, which costs a forward.
@@ -70,6 +71,9 @@ def search(
     Raises:
         ShapeError: a loss that is not one per row.
     """
+    if isinstance(loss, FromClean):
+        with fresh(adapter.model, seed):
+            loss = loss.on(adapter, batch)
     perturber = _Joined(**ascents)
     watch = _Watch(perturber.leaves, loss, score)
     watched = _Watched(maximizer, watch)

@@ -158,6 +158,35 @@ def paired_interval(scores: Sequence[float], baseline: Sequence[float], *, confi
     return Interval(estimate, min(low, estimate), max(high, estimate), confidence, count, "Agresti-Min")
 
 
+def median_interval(
+    values: Sequence[float], *, confidence: float = 0.95, within: tuple[float, float] = (-math.inf, math.inf)
+) -> Interval:
+    """The interval of the median of independent `values`, from one of them to another, by their ranks.
+
+    It covers the true median with `confidence` or more, however the values are distributed, infinite ones among them. Of
+    too few values, fewer than 6 at 95 %, it is all of `within`.
+
+    Arguments:
+        values: one or more, not NaN.
+        within: where the median can lie.
+
+    Raises:
+        DataError: no value, or one that is not a number.
+        ConfigurationError: a confidence outside (0, 1).
+
+    Source: Conover, Practical Nonparametric Statistics (1999), section 3.2, by scipy.
+    """
+    check_confidence(confidence)
+    numbers = flat(values)
+    if not numbers.size or np.isnan(numbers).any():
+        raise DataError(f"expected one number or more for a median, got {shown(values)}")
+    ends = stats.quantile_test(numbers, p=0.5).confidence_interval(confidence)
+    low, high = (
+        float(bound if math.isnan(end) else end) for end, bound in zip((ends.low, ends.high), within, strict=True)
+    )
+    return Interval(float(np.median(numbers)), low, high, confidence, int(numbers.size), "ranks")
+
+
 def proportion_interval(successes: float, trials: int, *, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a proportion, such as one model's accuracy over test examples.
 

@@ -139,11 +139,11 @@ def test_a_targeted_ratio_without_a_right_or_a_wanted_answer_is_zero() -> None:
 
 
 def test_targeted_objectives_rise_as_the_wanted_answer_wins() -> None:
-    assert targeted_margin(WIDE, WANTED).tolist() == [-1.0 - 3.0, 0.0 - 5.0]
-    torch.testing.assert_close(targeted_cross_entropy(WIDE, WANTED), WIDE.log_softmax(1)[[0, 1], [3, 0]])
+    assert targeted_margin(WIDE, RIGHT, WANTED).tolist() == [-1.0 - 3.0, 0.0 - 5.0]
+    torch.testing.assert_close(targeted_cross_entropy(WIDE, RIGHT, WANTED), WIDE.log_softmax(1)[[0, 1], [3, 0]])
     sure = (100 * RIGHT).requires_grad_()
     for objective in (targeted_margin, targeted_cross_entropy):
-        (gradient,) = torch.autograd.grad(objective(sure, WANTED).sum(), sure)
+        (gradient,) = torch.autograd.grad(objective(sure, RIGHT, WANTED).sum(), sure)
         assert (gradient[[0, 1], [3, 0]] > 0.5).all()  # it does not vanish where the model is sure
 
 

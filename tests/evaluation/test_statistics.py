@@ -19,6 +19,7 @@ from advvl.evaluation.statistics import (
     bootstrap_interval,
     difference_interval,
     mean_interval,
+    median_interval,
     paired_interval,
     proportion_interval,
 )
@@ -322,3 +323,25 @@ def test_95_percent_t_intervals_over_seeds_cover_the_mean_95_percent_of_the_time
     measured = draws.binomial(EXAMPLES, trained) / EXAMPLES
     found = [mean_interval(values.tolist(), within=(0, 1)) for values in measured.T]
     assert covered(found, ACCURACIES) == pytest.approx(0.95, abs=0.015)
+
+
+@pytest.mark.parametrize(("count", "ranks"), [(6, (1, 6)), (10, (2, 9)), (11, (2, 10)), (100, (40, 61))])
+def test_the_interval_of_a_median_lies_between_the_textbooks_ranks(count: int, ranks: tuple[int, int]) -> None:
+    found = median_interval(list(range(1, count + 1)))
+    assert (found.low, found.high) == ranks
+    assert found.estimate == (count + 1) / 2
+    inside = stats.binom.cdf(ranks[1] - 1, count, 0.5) - stats.binom.cdf(ranks[0] - 1, count, 0.5)
+    assert inside >= 0.95
+    narrower = stats.binom.cdf(ranks[1] - 2, count, 0.5) - stats.binom.cdf(ranks[0], count, 0.5)
+    assert narrower < 0.95
+
+
+def test_a_median_of_few_values_may_lie_anywhere_and_infinite_values_count() -> None:
+    few = median_interval([1.0, 2.0, math.inf], within=(0.0, math.inf))
+    assert (few.estimate, few.low, few.high) == (2.0, 0.0, math.inf)
+    many = median_interval([*range(10), *[math.inf] * 10])
+    assert many.estimate == math.inf
+    assert many.low == 5
+    for wrong in ([], [math.nan]):
+        with pytest.raises(DataError, match="one number or more for a median"):
+            median_interval(wrong)
