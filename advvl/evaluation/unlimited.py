@@ -6,6 +6,7 @@ Legend: B rows of a batch, R budgets.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -103,7 +104,9 @@ def _unnamed(look: Look, places: Mapping[str, Place]) -> tuple[Mapping[str, Plac
     if not names:
         return {}, Skip.MADE
     try:
-        found = places_of(look.plan.adapter, look.batch, names)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of masks, say, of modalities that nobody asked to perturb
+            found = places_of(look.plan.adapter, look.batch, names)
     except (SiteError, ShapeError):
         return {}, Skip.NO_SITE
     coupled, skipped = look.coupled(found)
