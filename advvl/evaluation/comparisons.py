@@ -17,7 +17,7 @@ from advvl.evaluation.statistics import Interval, flat, paired_interval
 from advvl.runtime.descriptions import differing
 
 ALIKE: Final = (
-    "task", "data", "data_fingerprint", "versions", "torch", "attacks", "surrogate", "seed", "draws", "boxes", "pixels",
+    "task", "data", "data_fingerprint", "chance", "versions", "attacks", "surrogate", "seed", "draws", "boxes", "pixels",
 )  # fmt: skip
 """Entries of `about` that measurements need alike to be compared; one that has an entry is not compared with one without."""
 

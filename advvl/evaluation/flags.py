@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from advvl.evaluation.doubts import SKIPPED
+from advvl.evaluation.looks import SKIPPED, Skip
 from advvl.evaluation.measurement import Budget, Flag, lies_inside, lowest, name_of
 from advvl.evaluation.named_attacks import AnyAttack, in_order, is_search
 
@@ -88,7 +88,9 @@ def _skipped(found: Found, prefix: str) -> str:
         if name.startswith(prefix):
             for number in sorted(set(numbers.tolist()) - {0}):
                 count = int((numbers == number).sum())
-                reasons.append(f"{name.removeprefix(prefix)} on {count} of {len(numbers)} examples, {SKIPPED[number]}")
+                reasons.append(
+                    f"{name.removeprefix(prefix)} on {count} of {len(numbers)} examples, {SKIPPED[Skip(number)]}"
+                )
     return "; ".join(reasons)
 
 

@@ -17,7 +17,7 @@ from advvl.checks import check_functions, check_seed, shown
 from advvl.errors import ConfigurationError, DataError
 from advvl.evaluation.attempts import check_eval
 from advvl.evaluation.measurement import Budget, Flag
-from advvl.evaluation.replacements import others_of, outputs_under, places_of, replacements
+from advvl.evaluation.replacements import outputs_under, places_of, replacements
 from advvl.evaluation.scoring import Batch, Score, Targets, answer_score, own_targets, targets_of
 from advvl.evaluation.statistics import Interval, accuracy_interval
 from advvl.evaluation.worst_case import each, worst_case
@@ -76,7 +76,8 @@ def modality_interference(
 
     Raises:
         ConfigurationError: a model in training mode.
-        DataError: no example; a batch of one; a modality whose rows are not examples.
+        DataError: no example; a batch of one; a modality whose rows are not those of examples, or of an example that has
+            more or fewer of them than any other of its batch.
         SiteError: the adapter has no such modality.
     """
     check_functions(targets=targets, score=score)
@@ -101,15 +102,14 @@ def modality_interference(
             clean = outputs_under(adapter, batch, {}, judge, seed=drawn)[0]
             found = {"clean": clean}
             kinds = targets_of(batch, targets or own_targets, score)
-            numbers = others_of(kinds, len(clean), clean.device)
             for name in names:
-                others = replacements(places_of(adapter, batch, (name,)), numbers)
-                if not others:
+                others = replacements(places_of(adapter, batch, (name,)), kinds, len(clean))
+                if not others or not others[0].made.all():
                     raise DataError(
-                        f"expected two examples or more in a batch, with a row of {name!r} each, got {len(clean)}; "
+                        f"expected two examples or more in a batch, with equally many rows of {name!r}, got {len(clean)}; "
                         "give larger batches, or other modalities"
                     )
-                found[f"other {name}"] = outputs_under(adapter, batch, others[0], judge, seed=drawn)[0]
+                found[f"other {name}"] = outputs_under(adapter, batch, others[0].deltas, judge, seed=drawn)[0]
             return {condition: scores.cpu() for condition, scores in found.items()}
 
         records = each(adapter, batches, record)

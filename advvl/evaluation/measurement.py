@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from advvl import __version__
 from advvl.checks import shown
 from advvl.errors import DataError
 from advvl.evaluation.statistics import accuracy_interval
@@ -151,6 +152,11 @@ class Measurement:
             tuple(Flag(*one) for one in found["flags"]),
             found["about"],
         )
+
+
+def versions() -> dict[str, str]:
+    """The versions that figures depend on, by package."""
+    return {"advvl": __version__, "torch": str(torch.__version__)}
 
 
 def _unfit(expected: str, got: str) -> DataError:

@@ -42,7 +42,7 @@ def page(
         measurements: by the models' names.
         title: of the page.
         confidence: of every interval, in (0, 1).
-        chance: accuracy of the best constant answer, in [0, 1], drawn as a line; None: none.
+        chance: accuracy of the best constant answer, in [0, 1], drawn as a line; None: that of the measurements, if known.
         draw: from an example that an attack cost a model to how a person looks at it; None: no example is shown.
         examples: how many of them, of each model.
         runs: results of experiments over seeds by their names, shown beside the measurements or alone.
@@ -56,6 +56,7 @@ def page(
     runs = runs or {}
     _check(measurements, title, confidence, chance, examples, runs)
     check_functions(draw=draw)
+    chance = chance_of(measurements, chance)
     head = html.escape(title)
     count = [f"{len(one.clean)} examples; " for one in measurements.values()][:1]
     names = ", ".join([*measurements, *runs])
@@ -115,6 +116,20 @@ def check_shown(measurements: Mapping[str, Measurement], runs: Mapping[str, Seed
     if measurements or not runs:
         check_comparable(measurements)
     check_same_test(runs)
+
+
+def chance_of(measurements: Mapping[str, Measurement], given: float | None = None) -> float | None:
+    """The accuracy of the best constant answer: as given, or as `about["chance"]` of measurements records it.
+
+    Raises:
+        DataError: one is recorded that is no accuracy.
+    """
+    if given is not None:
+        return given
+    found = next((one.about.get("chance") for one in measurements.values()), None)
+    if found is not None and not (is_number(found) and 0 <= found <= 1):
+        raise DataError(f"expected the chance that measurements record to be in [0, 1], got {shown(found)}")
+    return found
 
 
 def _flags(measurements: Mapping[str, Measurement]) -> str:

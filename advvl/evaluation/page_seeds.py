@@ -6,9 +6,11 @@ import html
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from advvl.evaluation.comparisons import holm
 from advvl.evaluation.page_svg import curve_svg, legend
-from advvl.evaluation.page_tables import Table, flat
+from advvl.evaluation.page_tables import Table, flat, shown_p_value
 from advvl.evaluation.seed_runs import CLEAN, SeedCurve, SeedRuns
+from advvl.evaluation.statistics import Interval
 
 
 def seed_curves(runs: Mapping[str, SeedRuns], *, confidence: float = 0.95) -> str:
@@ -50,17 +52,19 @@ def seed_tables(runs: Mapping[str, SeedRuns], *, confidence: float = 0.95) -> It
         f"Per cent [{_interval(runs, confidence)}]; at radius 0 the clean accuracy of the examples that were attacked.",
     )
     for name, one in runs.items():
-        found = list(_differences(one, confidence))
+        found, count = _differences(one, confidence)
         if found:
             yield Table(
                 f"Experiments: difference to {_name(runs, name, one.baseline)}",
                 ("perturbation", *(method for method in next(iter(one.curves.values())) if method != one.baseline)),
                 tuple(found),
-                f"In points [{100 * confidence:g} % t-interval], paired by seed, not corrected for the number of cells; - "
-                "where fewer than two seeds are common.",
+                f"In points [{100 * confidence:g} % t-interval], paired by seed; p of the paired t-test, by Holm's "
+                f"correction for all {count} of this table (none where all seeds differ by the same); - where fewer than "
+                "two seeds are common.",
             )
     for name, one in runs.items():
-        yield Table(f"How {name} was run", ("what", "value"), tuple(flat(one.configuration)), long=True)
+        how = {**one.configuration, "versions": one.versions or "not known"}
+        yield Table(f"How {name} was run", ("what", "value"), tuple(flat(how)), long=True)
 
 
 def seed_rows(runs: Mapping[str, SeedRuns], *, confidence: float = 0.95) -> Iterator[dict[str, Any]]:
@@ -84,15 +88,31 @@ def seed_rows(runs: Mapping[str, SeedRuns], *, confidence: float = 0.95) -> Iter
                     }
 
 
-def _differences(one: SeedRuns, confidence: float) -> Iterator[tuple[str, ...]]:
+def _differences(one: SeedRuns, confidence: float) -> tuple[list[tuple[str, ...]], int]:
+    """The rows of differences to the baseline with their p-values, and the number of tests that these are corrected for."""
+    rows: list[tuple[str, list[tuple[Interval, float | None] | None]]] = []
     for methods in one.curves.values():
         base = methods[one.baseline]
-        others = [
-            curve.less(base, confidence=confidence) for method, curve in methods.items() if method != one.baseline
-        ]
-        if any(others):
+        columns = [_tested(curve, base, confidence) for method, curve in methods.items() if method != one.baseline]
+        if any(columns):
             for i, condition in enumerate(_conditions(base)):
-                yield (condition, *("-" if found is None else found[i].percent(signed=True) for found in others))
+                rows.append((condition, [None if column is None else column[i] for column in columns]))
+    known = [cell[1] for _, cells in rows for cell in cells if cell is not None and cell[1] is not None]
+    adjusted = iter(holm(known))
+
+    def shown(cell: tuple[Interval, float | None] | None) -> str:
+        if cell is None:
+            return "-"
+        difference, p_value = cell
+        return difference.percent(signed=True) + shown_p_value(None if p_value is None else next(adjusted))
+
+    return [(condition, *map(shown, cells)) for condition, cells in rows], len(known)
+
+
+def _tested(curve: SeedCurve, base: SeedCurve, confidence: float) -> list[tuple[Interval, float | None]] | None:
+    """The differences of a method to the baseline with their p-values; None without two seeds in common."""
+    less, p_values = curve.less(base, confidence=confidence), curve.p_values(base)
+    return None if less is None or p_values is None else list(zip(less, p_values, strict=True))
 
 
 def _conditions(curve: SeedCurve) -> list[str]:

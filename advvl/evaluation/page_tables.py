@@ -120,8 +120,12 @@ def _comparisons(measurements: Mapping[str, Measurement], confidence: float) -> 
 
 
 def _compared(one: Comparison) -> str:
-    p_value = "" if one.p_value is None else ", p < 0.001" if one.p_value < 0.001 else f", p {one.p_value:.3f}"
-    return one.difference.percent(signed=True) + p_value
+    return one.difference.percent(signed=True) + shown_p_value(one.p_value)
+
+
+def shown_p_value(p_value: float | None) -> str:
+    """Write a p-value behind a difference; nothing where there is none."""
+    return "" if p_value is None else ", p < 0.001" if p_value < 0.001 else f", p {p_value:.3f}"
 
 
 def _attacks(measurements: Mapping[str, Measurement]) -> Table:

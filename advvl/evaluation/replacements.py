@@ -8,6 +8,7 @@ Legend: B rows of a batch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -31,39 +32,100 @@ def places_of(adapter: Adapter, batch: Batch, modalities: Iterable[str]) -> Mapp
         return passes.forward({modality: Zero() for modality in modalities}, wants=False).places
 
 
-def others_of(targets: Tensor | None, examples: int, device: torch.device) -> Tensor:
-    """The examples of a batch that each one is replaced by, `(n, B)`, numbers of rows.
-
-    Arguments:
-        targets: `(B, …)`; those of another target come first, so that no order of the data hides what a replacement
-            shows. None: by their distance in the batch alone.
-    """
-    rows = torch.arange(examples, device=device)
-    before = (rows - torch.arange(1, max(examples, 1), device=device)[:, None]) % max(examples, 1)
-    if targets is None:
-        return before[:_MOST]
-    kinds: Tensor = torch.unique(targets.to(device), dim=0, return_inverse=True)[1]
-    same = kinds[before] == kinds
-    return before.gather(0, same.long().argsort(dim=0, stable=True))[:_MOST]
-
-
-def replacements(places: Mapping[str, Place], others: Tensor) -> list[dict[str, Tensor]]:
+@dataclass(frozen=True)
+class Replacement:
     """The perturbations that put other examples of the batch in the place of each, all modalities from the same one.
 
-    A row's own padding stays. Where rows are not examples, or the batch has one alone, there are none.
+    Arguments:
+        deltas: by modality; zero where an example stays.
+        made: `(B,)` bool, the examples that it replaces; the others stay.
+    """
+
+    deltas: Mapping[str, Tensor]
+    made: Tensor
+
+
+def replacements(places: Mapping[str, Place], targets: Tensor | None, examples: int) -> list[Replacement]:
+    """Replace each example by others of its batch, those of another target first, that no order of the data hides.
+
+    All rows of an example are replaced by those of one other, in their order, which must have as many in every modality.
+    Padding stays. Where the rows of a modality are not those of examples, or the batch has one example alone, there are no
+    replacements.
 
     Arguments:
-        others: `(n, B)`, as `others_of` gives them.
+        targets: `(B, …)`; None: the nearest examples in the batch come first.
+        examples: B.
     """
-    if any(place.owners is not None or len(place.x) != others.shape[1] for place in places.values()):
+    owned = {modality: _Owned.of(place, examples) for modality, place in places.items()}
+    rows = {modality: one for modality, one in owned.items() if one is not None}
+    if len(rows) < len(owned) or not rows or examples < 2:
         return []
-    return [{modality: replaced(place, by) for modality, place in places.items()} for by in others]
+    counts = torch.stack([one.counts for one in rows.values()])
+    found = []
+    for by in _others(targets, counts):
+        made = (counts[:, by] == counts).all(dim=0)
+        by = torch.where(made, by, torch.arange(examples))
+        found.append(Replacement({name: one.taken(places[name], by) for name, one in rows.items()}, made))
+    return found
 
 
-def replaced(place: Place, by: Tensor) -> Tensor:
-    """The perturbation that turns each row of a tensor into the row of these numbers `(B,)`."""
-    x = place.x.to(delta_dtype(place.x))
-    return place.masked(x[by.to(x.device)] - x)
+def of_rows(place: Place, values: Tensor) -> Tensor:
+    """A value of each example `(B,)`, given to its rows, broadcastable against the tensor of a place."""
+    values = values.to(place.x.device)
+    if place.owners is not None:
+        values = values[place.owners]
+    leading = place.x.shape[:1] if place.segments is None else place.segments.shape
+    return values.reshape(*leading, *[1] * (place.x.ndim - len(leading)))
+
+
+@dataclass(frozen=True)
+class _Owned:
+    """The rows of each example at a place, on the CPU.
+
+    Arguments:
+        order: the rows `(n,)` without padding, those of an example together, examples in ascending order.
+        counts: `(B,)`, the number of rows of each.
+    """
+
+    order: Tensor
+    counts: Tensor
+
+    @classmethod
+    def of(cls, place: Place, examples: int) -> _Owned | None:
+        """Find the rows of each example; None where rows are not those of the B examples."""
+        known = place.owners is not None
+        owners = place.owners.cpu() if place.owners is not None else torch.arange(len(place.x))
+        if (owners >= examples).any() or not (known or len(owners) == examples):
+            return None
+        rows = torch.arange(len(owners))
+        if place.segments is not None and (mask := place.packed_mask) is not None:
+            rows = mask.flatten(1).any(dim=1).nonzero().flatten().cpu() if mask.ndim > 1 else mask.nonzero()[:, 0].cpu()
+        return cls(rows[owners[rows].argsort(stable=True)], torch.bincount(owners[rows], minlength=examples))
+
+    def taken(self, place: Place, by: Tensor) -> Tensor:
+        """The perturbation that turns the rows of each example into those of another `(B,)`, which has as many."""
+        x = place.packed(place.x.to(delta_dtype(place.x)))
+        first = self.counts.cumsum(0) - self.counts
+        owner = torch.repeat_interleave(self.counts)
+        source = self.order[first[by][owner] + torch.arange(len(owner)) - first[owner]]
+        delta = torch.zeros_like(x)
+        delta[self.order] = x[source] - x[self.order]
+        return place.masked(delta.reshape(place.x.shape))
+
+
+def _others(targets: Tensor | None, counts: Tensor) -> Tensor:
+    """The examples that each one is replaced by, `(n, B)`: those with as many rows first, then those of another target.
+
+    Arguments:
+        counts: of rows, by modality, `(M, B)`.
+    """
+    examples = counts.shape[1]
+    before = (torch.arange(examples) - torch.arange(1, examples)[:, None]) % examples
+    worse = 2 * (counts[:, before] != counts[:, None]).any(dim=0).long()
+    if targets is not None:
+        kinds: Tensor = torch.unique(targets.cpu(), dim=0, return_inverse=True)[1]
+        worse += (kinds[before] == kinds).long()
+    return before.gather(0, worse.argsort(dim=0, stable=True))[:_MOST]
 
 
 def negation(place: Place, bounds: tuple[float | Tensor, float | Tensor] | None) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 from advvl.evaluation.comparisons import comparisons
 from advvl.evaluation.curves import accuracies, kind_of, radii_of, wins
 from advvl.evaluation.measurement import Measurement
-from advvl.evaluation.page import Draw, check_shown, page
+from advvl.evaluation.page import Draw, chance_of, check_shown, page
 from advvl.evaluation.page_seeds import seed_rows, seed_tables
 from advvl.evaluation.page_tables import details, plain, tables, unchecked
 from advvl.evaluation.seed_runs import SeedRuns
@@ -36,6 +36,7 @@ def to_markdown(
     """
     runs = runs or {}
     check_shown(measurements, runs)
+    chance = chance_of(measurements, chance)
     flags = [
         f"**{plain(name)}: {plain(flag.name)}.** {plain(flag.detail)}"
         for name, one in measurements.items()
@@ -66,7 +67,7 @@ def to_json(
     check_shown(measurements, runs)
     return {
         "confidence": confidence,
-        "chance": chance,
+        "chance": chance_of(measurements, chance),
         "models": {
             name: {
                 "accuracy": [row for row in _rows(measurements, confidence) if row["model"] == name],
@@ -93,6 +94,7 @@ def to_json(
                 "label": one.label,
                 "chance": one.chance,
                 "configuration": dict(one.configuration),
+                "versions": None if one.versions is None else dict(one.versions),
                 "accuracy": list(seed_rows({name: one}, confidence=confidence)),
             }
             for name, one in runs.items()

@@ -15,7 +15,13 @@ from typing import Any, Final
 from advvl.checks import is_number, is_whole, shown
 from advvl.errors import DataError
 from advvl.evaluation.page_tables import flat
-from advvl.evaluation.statistics import Interval, difference_interval, mean_interval, proportion_interval
+from advvl.evaluation.statistics import (
+    Interval,
+    difference_interval,
+    mean_interval,
+    paired_p_value,
+    proportion_interval,
+)
 from advvl.files import parse_json
 
 CLEAN: Final = "clean"
@@ -63,14 +69,23 @@ class SeedCurve:
         Arguments:
             other: a curve with the same radii.
         """
+        pairs = self._pairs(other)
+        if pairs is None:
+            return None
+        return tuple(difference_interval(*pair, confidence=confidence, within=(-1.0, 1.0)) for pair in pairs)
+
+    def p_values(self, other: SeedCurve) -> tuple[float | None, ...] | None:
+        """The p-values of paired t-tests beside the intervals of `less`, each None where every seed differs by the same."""
+        pairs = self._pairs(other)
+        return None if pairs is None else tuple(paired_p_value(*pair) for pair in pairs)
+
+    def _pairs(self, other: SeedCurve) -> list[tuple[tuple[float, ...], tuple[float, ...]]] | None:
+        """The accuracies of the seeds in common, at radius 0 and at each of the radii; None of fewer than two."""
         common = [seed for seed in self.accuracies if seed in other.accuracies]
         if len(common) < 2:
             return None
         mine, theirs = (zip(*(one.accuracies[seed] for seed in common), strict=True) for one in (self, other))
-        return tuple(
-            difference_interval(ours, base, confidence=confidence, within=(-1.0, 1.0))
-            for ours, base in zip(mine, theirs, strict=True)
-        )
+        return list(zip(mine, theirs, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +99,7 @@ class SeedRuns:
         configuration: what was trained on what data, and how it was attacked; plain JSON.
         chance: accuracy of the best constant answer; None: not known.
         data: the fingerprint of the test examples; None: not known, of results written before there was one.
+        versions: of the packages that trained and attacked; None: not known, likewise.
     """
 
     label: str
@@ -92,6 +108,7 @@ class SeedRuns:
     configuration: Mapping[str, Any]
     chance: float | None = None
     data: str | None = None
+    versions: Mapping[str, str] | None = None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SeedRuns:
@@ -127,7 +144,11 @@ class SeedRuns:
         data = found.get("data_fingerprint")
         if data is not None and not isinstance(data, str):
             raise ValueError(f"data_fingerprint {shown(data)}")
-        return cls(str(found["label"]), str(found["baseline"]), curves, dict(found["configuration"]), chance, data)
+        versions = found.get("versions")
+        if versions is not None and not all(isinstance(text, str) for one in versions.items() for text in one):
+            raise ValueError(f"versions {shown(versions)}")
+        label, baseline, configuration = str(found["label"]), str(found["baseline"]), dict(found["configuration"])
+        return cls(label, baseline, curves, configuration, chance, data, versions)
 
 
 def _curves(runs: Any, names: list[str], kind: str, radii: tuple[float, ...]) -> dict[str, SeedCurve]:
@@ -183,6 +204,5 @@ def _test(one: SeedRuns) -> dict[str, str]:
         f"examples of {kind}": sorted({curve.examples for curve in methods.values()})
         for kind, methods in one.curves.items()
     }
-    return dict(
-        flat({**one.configuration, **tests, **counts, "chance": one.chance, "test data": one.data or "not known"})
-    )
+    known = {"chance": one.chance, "test data": one.data or "not known", "versions": one.versions or "not known"}
+    return dict(flat({**one.configuration, **tests, **counts, **known}))

@@ -90,6 +90,23 @@ def difference_interval(
     )
 
 
+def paired_p_value(values: Sequence[float], baseline: Sequence[float]) -> float | None:
+    """The two-sided p-value of the paired t-test of equal means: the i-th of both share their seed.
+
+    Returns:
+        None where all differences are equal: there is no scatter to test by.
+
+    Raises:
+        DataError: the two are not equally long, or fewer than two; a value that is not finite.
+    """
+    differences = _differences(_finite(values), _finite(baseline))
+    if differences.size < 2:
+        raise DataError(f"expected two or more pairs to see how they scatter, got {differences.size}; run more seeds")
+    if differences.max() - differences.min() <= 1e-12 * np.abs(differences).max():
+        return None
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
 def bootstrap_interval(
     scores: Sequence[float], *, confidence: float = 0.95, resamples: int = 9999, seed: int = 0
 ) -> Interval:
@@ -231,6 +248,21 @@ def accuracy_interval(by_seed: Sequence[Sequence[float]], *, confidence: float =
         return mean_interval([float(one.mean()) for one in scores], confidence=confidence, within=(0.0, 1.0))
     (only,) = scores
     return proportion_interval(float(only.sum()), int(only.size), confidence=confidence)
+
+
+def score_interval(scores: Sequence[float], *, confidence: float = 0.95) -> Interval:
+    """The interval of a mean score over examples: Wilson's of scores of 0 and 1, a bootstrap of the examples of soft ones.
+
+    Raises:
+        DataError: no score, or one outside [0, 1].
+        ConfigurationError: a confidence outside (0, 1).
+    """
+    hard = bool(np.isin(_scores(scores), (0.0, 1.0)).all())
+    return (
+        accuracy_interval([scores], confidence=confidence)
+        if hard
+        else bootstrap_interval(scores, confidence=confidence)
+    )
 
 
 def flat(values: Sequence[float]) -> NDArray[np.float64]:

@@ -27,7 +27,7 @@ from advvl.errors import ConfigurationError, DataError
 from advvl.evaluation.attempts import Plan, Rows, check_answers, checked_attacks, checked_budgets
 from advvl.evaluation.doubts import doubts
 from advvl.evaluation.flags import made, raised
-from advvl.evaluation.measurement import Budget, Measurement, lowest
+from advvl.evaluation.measurement import Budget, Measurement, lowest, versions
 from advvl.evaluation.named_attacks import DEFAULT, AnyAttack, in_order
 from advvl.evaluation.scoring import Batch, Score, Targets, fingerprints, own_targets
 from advvl.ops import Box
@@ -89,7 +89,9 @@ def worst_case(
         checks: make the passes that flags need beyond the attacks.
         cache: from the number of a batch and the function that attacks it to its record; it may keep records in files.
         over_processes: every process is given the same batches, attacks each n-th of them, and gets the whole.
-        about: what else a reader needs, plain JSON.
+        about: what else a reader needs, plain JSON. The measurement's `about` has it beside the attacks, versions, checks
+            and `seconds`, the time of all batches, whichever call or process attacked them; `chance`, the accuracy of the
+            best constant answer, is drawn on pages.
 
     Raises:
         ConfigurationError: a model in training mode; budgets that are none, out of order, or relative to their batch; boxes
@@ -103,7 +105,6 @@ def worst_case(
         if not isinstance(said, bool):
             raise ConfigurationError(f"expected {name} to be True or False, got {shown(said)}")
     _check_about(about)
-    began = time.monotonic()
     with adapted(model) as adapter:
         plan = Plan(
             adapter,
@@ -119,8 +120,10 @@ def worst_case(
         )
 
         def made_of(number: int, batch: Batch) -> Record:
-            found = _record(plan, number, batch, checks=checks)
-            return {name: one.cpu().clone() for name, one in found.items()}  # a file takes no tensor twice
+            began = time.monotonic()
+            found = {name: one.cpu().clone() for name, one in _record(plan, number, batch, checks=checks).items()}
+            # shared out over the examples, since the last axis of all is theirs; cloned: a file takes no tensor twice
+            return found | {"seconds": torch.full_like(found["clean"], time.monotonic() - began) / len(found["clean"])}
 
         def record(number: int, batch: Batch) -> Record:
             if cache is None:
@@ -142,7 +145,7 @@ def worst_case(
         {name.removeprefix("norms."): one for name, one in found.items() if name.startswith("norms.")},
         found["unmoved"],
         raised(found, plan.budgets, plan.attacks),
-        {**_facts(plan, found), "seconds": time.monotonic() - began, **(about or {})},
+        {**_facts(plan, found), "seconds": float(found["seconds"].sum()), **(about or {})},
     )
 
 
@@ -166,7 +169,7 @@ def _facts(plan: Plan, found: Record) -> dict[str, Any]:
         "draws": plan.draws,
         "data_fingerprint": hashlib.sha256(found["fingerprint"].numpy().tobytes()).hexdigest()[:16],
         "checks": made(found, plan.budgets, plan.attacks),
-        "torch": torch.__version__,
+        "versions": versions(),
     }
 
 
@@ -207,7 +210,7 @@ def _check_kept(kept: object, plan: Plan, number: int, batch: Batch, *, checks: 
     clean, fingerprint, scores = (one if isinstance(one, Tensor) else torch.empty(()) for one in fields)
     count = len(clean) if clean.ndim else 0
     shape = (len(plan.budgets), len(plan.attacks), count)
-    alike = scores.shape == shape and checks == ("coupled" in found)
+    alike = scores.shape == shape and checks == ("coupled" in found) and "seconds" in found
     if not alike or not torch.equal(fingerprint, fingerprints(batch, count)):
         raise DataError(
             f"expected the record of batch {number} from the cache, got one of other examples or settings; "

@@ -22,10 +22,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-import advvl
 from advvl.adapters.base import Adapter
 from advvl.errors import CheckpointError, ConfigurationError
-from advvl.evaluation.measurement import Measurement
+from advvl.evaluation.measurement import Measurement, versions
 from advvl.evaluation.report import write_report
 from advvl.evaluation.worst_case import Record, worst_case
 from advvl.experiments.attacked_tasks import ATTACKED
@@ -69,6 +68,7 @@ def measure(options: EvaluateOptions) -> Path:
         "evaluation": identity(options),
         "weights": [sha256(path) for path in weights],
         "examples": examples.content,
+        "versions": versions(),
     }
     folder, main = Path(options.output) / asked.report, accelerator.is_main_process
     choices = {"resume": options.resume, "overwrite": options.overwrite, "results": "*"}
@@ -95,7 +95,6 @@ def measure(options: EvaluateOptions) -> Path:
                 folder,
                 measured,
                 title=f"Robustness: {options.task}",
-                chance=examples.chance,
                 draw=lambda damage: examples.drawn(options, trained(damage.model), surrogate, damage),
                 examples=asked.drawn,
             )
@@ -149,7 +148,7 @@ def _measured(
         about={
             "task": options.task,
             "data": examples.about,
-            "versions": {"advvl": advvl.__version__, "torch": torch.__version__},
+            "chance": examples.chance,
             "weights": weights,
             "surrogate": None if asked.surrogate is None else sha256(Path(asked.surrogate)),
             "configuration": identity(asked),

@@ -40,7 +40,10 @@ def report_tool(arguments: Sequence[str]) -> None:
     parser.add_argument("--title", default="Robustness", metavar="TEXT", help="of the page")
     parser.add_argument("--confidence", type=float, default=0.95, metavar="X", help="of every interval (default 0.95)")
     parser.add_argument(
-        "--chance", type=float, metavar="X", help="accuracy of the best constant answer, drawn as a line"
+        "--chance",
+        type=float,
+        metavar="X",
+        help="accuracy of the best constant answer, drawn as a line; by default as the measurements record it",
     )
     parser.add_argument("--overwrite", action="store_true", help="lose a report that is there")
     given = parser.parse_args(list(arguments))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from advvl.errors import DataError
 from advvl.evaluation.figures import write_figure
+from advvl.evaluation.measurement import versions
 from advvl.evaluation.protocol import EvaluationOptions
 from advvl.evaluation.summary import Condition, RunResult, Summary, summarise
 from advvl.evaluation.summary_report import curve_figure, markdown, to_json
@@ -53,6 +54,7 @@ def report(options: ExperimentOptions, rows: Sequence[Row], directory: Path, sec
         "label": label,
         "configuration": json.loads(json.dumps(identity(options)), parse_constant=str),  # an infinite radius
         "threads": options.threads,
+        "versions": {name: versions_of(name, records.values()) for name in versions()},
         "chance": chance,
         "data_fingerprint": next(iter(data), None),
         "seconds_of_last_call": seconds,
@@ -63,6 +65,11 @@ def report(options: ExperimentOptions, rows: Sequence[Row], directory: Path, sec
     write_figure(curve_figure(summary, title=label, chance=chance), directory / "accuracy_against_radius.png")
     write_json(directory / "results.json", document)
     return table
+
+
+def versions_of(package: str, records: Iterable[Mapping[str, Any]]) -> str:
+    """The version of a package that trained and attacked the models; all of them, of a run that went on under another."""
+    return ", ".join(sorted({record.get("versions", {}).get(package, "not recorded") for record in records}))
 
 
 def label_of(preset: str, seeds: Sequence[int]) -> str:

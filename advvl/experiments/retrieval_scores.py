@@ -22,7 +22,7 @@ SHOWN = 10
 
 def retrieved(
     model: UniterTask, shards: Sequence[Shard], options: ScoringOptions, *, quick: bool
-) -> tuple[dict[str, float], dict[str, Any]]:
+) -> tuple[dict[str, float], dict[str, Any], dict[str, int]]:
     """Score the texts of one database with its images.
 
     Arguments:
@@ -30,7 +30,7 @@ def retrieved(
         quick: take the first `options.images` images and their texts.
 
     Returns:
-        Recall at 1, 5 and 10 both ways, and of each text the names of its first images.
+        Recall at 1, 5 and 10 both ways; of each text the names of its first images; the number of queries of each recall.
 
     Raises:
         DataError: several databases, whose images are not each other's candidates.
@@ -60,7 +60,8 @@ def retrieved(
     metrics |= {f"image_recall_{k}": share for k, share in ranks.image.items()}
     best = scores.topk(min(SHOWN, len(names)), 1).indices.tolist()
     ranked = {key: [names[place] for place in row] for key, row in zip(keys, best, strict=True)}
-    return {"mean_recall": ranks.mean, **metrics}, ranked
+    counts = {name: len(names) if name.startswith("text") else len(keys) for name in metrics}
+    return {"mean_recall": ranks.mean, **metrics}, ranked, counts
 
 
 def _expanded(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from advvl.adapters.registry import adapt
 from advvl.errors import CheckpointError, missing_extra
+from advvl.evaluation.measurement import versions
 from advvl.evaluation.protocol import attacked_scores, constant_score, data_fingerprint
 from advvl.experiments.config import identity
 from advvl.experiments.devices import accelerator_on, device_of, reproducible
@@ -163,6 +164,7 @@ class Worker(Generic[Options, Data]):
         self.experiment.save(setup.model, weights)
         record["start"] = None if start is None else {"file": start.name, "sha256": sha256(start)}
         record["sha256"] = sha256(weights)
+        record["versions"] = versions()
         if setup.test is not None:
             record["scores"] = attacked_scores(
                 adapt(setup.model, setup.sites),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from advvl.errors import ConfigurationError
+from advvl.evaluation.statistics import Interval
 from advvl.experiments.command_line import parse
 from advvl.experiments.measure import measure
 from advvl.experiments.measure_options import EvaluateOptions
@@ -22,7 +23,8 @@ T = TypeVar("T")
 _DESCRIPTIONS: Final = {
     "train": "Train a task of UNITER on its databases, by CONFIG: a YAML file of examples/configs/uniter, or a JSON file of "
     "UNITER's or VILLA's own.",
-    "evaluate": "Print the clean scores of a trained model on the val databases of CONFIG, and write them as JSON; with "
+    "evaluate": "Print the clean scores of a trained model on the val databases of CONFIG, each accuracy with its 95 % "
+    "interval over examples, and write them as JSON; with "
     "--attack and --radius measure how robust it is, or several --checkpoints, and write a page.",
     "predict": "Write the predictions of a trained model for the val databases of CONFIG, as the task's server takes them.",
 }
@@ -53,8 +55,16 @@ def evaluate_command(arguments: Sequence[str]) -> None:
         )
     path = Path(options.output) / f"scores-{Path(str(shards[0].texts.folder)).stem}.json"
     write_json(path, dict(found.scores))
-    print("\n".join(f"{name:16} {value:.4f}" for name, value in found.scores.items()))
+    intervals = found.intervals()
+    for name, value in found.scores.items():
+        print(f"{name:16} {value:.4f}{_shown(intervals[name]) if name in intervals else ''}")
     print(f"written to {path}")
+
+
+def _shown(interval: Interval) -> str:
+    """Write an interval behind its estimate."""
+    ends, kind = f"[{interval.low:.4f}, {interval.high:.4f}]", f"{100 * interval.confidence:g} % {interval.method}"
+    return f" {ends} {kind} interval over {interval.count} examples"
 
 
 def _parsed(name: str, arguments: Sequence[str], options: type[T]) -> T:

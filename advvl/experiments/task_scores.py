@@ -23,6 +23,7 @@ from advvl.data.uniter.datasets.vcr import ChoiceEvaluationSource
 from advvl.data.uniter.datasets.vcr_pretraining import VCRPretrainingSource
 from advvl.errors import CheckpointError, ConfigurationError, DataError
 from advvl.evaluation.objectives import score
+from advvl.evaluation.statistics import Interval, bootstrap_interval, proportion_interval
 from advvl.experiments.database_options import MIXED
 from advvl.experiments.retrieval_scores import retrieved
 from advvl.experiments.train_options import TrainOptions
@@ -55,10 +56,24 @@ class Scored:
     Arguments:
         scores: by name; empty where no target is known.
         predictions: by the examples' keys, in the order of the databases.
+        counts: of scores that are shares of right and wrong, how many they are shares of.
+        soft: of a mean of soft scores, those of all examples.
     """
 
     scores: Mapping[str, float]
     predictions: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    soft: Mapping[str, Sequence[float]] = field(default_factory=dict, repr=False)
+
+    def intervals(self) -> dict[str, Interval]:
+        """Return the 95 % interval over examples of each score that is a mean over examples.
+
+        It is Wilson's for shares of right and wrong, and that of a bootstrap of the examples for soft scores.
+        """
+        shares = {
+            name: proportion_interval(round(self.scores[name] * count), count) for name, count in self.counts.items()
+        }
+        return shares | {name: bootstrap_interval(scores) for name, scores in self.soft.items()}
 
     def headline(self, task: str) -> float:
         """Return the score that says which model is the better."""
@@ -128,8 +143,12 @@ def _answers(model: UniterTask, options: TrainOptions, shards: Sequence[Shard]) 
 
     results = _results(model, options, source, read)
     scores = [score for _, score in results if score is not None]
-    accuracy = {"accuracy": sum(scores) / len(scores)} if len(scores) == len(results) else {}
-    return Scored(accuracy, _keyed(source, [answer for answer, _ in results]))
+    found = _keyed(source, [answer for answer, _ in results])
+    if len(scores) < len(results):
+        return Scored({}, found)
+    hard = {*scores} <= {0.0, 1.0}
+    count = {"accuracy": len(scores)} if hard else {}
+    return Scored({"accuracy": sum(scores) / len(scores)}, found, count, {} if hard else {"accuracy": scores})
 
 
 def _judgements(model: UniterTask, options: TrainOptions, shards: Sequence[Shard]) -> Scored:
@@ -146,10 +165,11 @@ def _judgements(model: UniterTask, options: TrainOptions, shards: Sequence[Shard
     labels = {key: known for key, (_, known) in zip(found, results, strict=True) if known is not None}
     if len(labels) < len(found):
         return Scored({}, found)
-    scores = {"accuracy": nlvr2_accuracy(found, labels)}
+    scores, counts = {"accuracy": nlvr2_accuracy(found, labels)}, {"accuracy": len(found)}
     if all(key.count("-") == 3 for key in found):  # NLVR2's own identifiers, which say what shares a sentence
         scores["consistency"] = nlvr2_consistency(found, labels)
-    return Scored(scores, found)
+        counts["consistency"] = len({(*key.split("-")[:2], key.split("-")[3]) for key in found})
+    return Scored(scores, found, counts)
 
 
 def _choices(model: UniterTask, options: TrainOptions, shards: Sequence[Shard]) -> Scored:
@@ -172,7 +192,8 @@ def _choices(model: UniterTask, options: TrainOptions, shards: Sequence[Shard]) 
     answers, rationales = torch.tensor(known).t()
     all_scores = torch.tensor([scores for scores, _ in results], dtype=torch.float64)
     accuracy = vcr_accuracy(all_scores, answers, rationales)
-    return Scored({"qa": accuracy.qa, "qar": accuracy.qar, "both": accuracy.both}, found)
+    shares = {"qa": accuracy.qa, "qar": accuracy.qar, "both": accuracy.both}
+    return Scored(shares, found, dict.fromkeys(shares, len(results)))
 
 
 def _boxes(model: UniterTask, options: TrainOptions, shards: Sequence[Shard]) -> Scored:
@@ -187,7 +208,8 @@ def _boxes(model: UniterTask, options: TrainOptions, shards: Sequence[Shard]) ->
 
     results = _results(model, options, source, read)
     found, meant = (torch.tensor(boxes) for boxes in zip(*results, strict=True))
-    return Scored({"accuracy": region_accuracy(found, meant)}, _keyed(source, found.tolist()))
+    predictions = _keyed(source, found.tolist())
+    return Scored({"accuracy": region_accuracy(found, meant)}, predictions, {"accuracy": len(results)})
 
 
 _READERS: Final[Mapping[str, Callable[[UniterTask, TrainOptions, Sequence[Shard]], Scored]]] = {

@@ -238,9 +238,102 @@ def test_an_honest_model_that_is_undefined_far_away_is_measured_all_the_same(
 ) -> None:
     found = measured(target(before), [{"image": L2(0.05)}], attacks=ATTACKS[:1])
     assert found.flags == ()
-    assert found.about["checks"]["unlimited attack fails"] == (
-        "not made: image on 30 of 30 examples, answers that are not a number at the points of the check"
-    )
+    undefined = "on 30 of 30 examples, answers that are not a number at the points of the check"
+    assert found.about["checks"]["unlimited attack fails"] == (f"not made: image {undefined}; image+text {undefined}")
+
+
+class _Plain(nn.Module):
+    """Logits of a text, which the answer hangs on, and a hundredth of those of an image; texts may be of all images."""
+
+    def __init__(self, seen: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.words, self.regions, self.audio, self.seen = nn.Identity(), nn.Identity(), nn.Identity(), seen
+
+    def forward(self, text: Tensor, image: Tensor, **others: Tensor) -> Tensor:
+        found: Tensor = self.seen(self.words(text)) + self.regions(image) / 100
+        return found
+
+
+def plain(seen: Callable[[Tensor], Tensor], *, texts: int = 30, **sites: Site) -> Measurement:
+    """Measure with a budget of the image alone."""
+    generator = torch.Generator().manual_seed(0)
+    text, image = (torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (texts, 30))
+    adapter = Adapter(_Plain(seen).eval(), {"text": Site("words"), "image": Site("regions")} | sites)
+    batch = {"text": text, "image": image}
+    with torch.no_grad():
+        batch["labels"] = adapter.model(**batch).argmax(1)
+    return worst_case(adapter, [batch], [{"image": L2(0.5)}], attacks=ATTACKS[1:2], targets=labels)
+
+
+def test_gradients_that_vanish_in_a_modality_that_no_budget_names_are_flagged() -> None:
+    found = plain(lambda text: text.detach())
+    (flag,) = found.flags
+    assert flag.name == "unlimited attack fails"
+    assert "Without a limit on image+text, attacks by gradients leave 24 of 30 examples right" in flag.detail
+    honest = plain(lambda text: text)
+    assert honest.flags == ()
+    assert honest.about["checks"]["unlimited attack fails"] == "made"
+
+
+@pytest.mark.parametrize(
+    ("seen", "options", "said"),
+    [
+        (lambda text: text.mean(0), {"texts": 3}, "image+text on 30 of 30 examples, no other example of its batch"),
+        (lambda text: text.mean(0), {}, "image+text on 30 of 30 examples, rows that the answers of other examples"),
+        (
+            lambda text: text,
+            {"audio": Site("audio")},
+            "image+text+audio on 30 of 30 examples, a site that the batch does not reach",
+        ),
+    ],
+    ids=["prompts of all images", "as many prompts as images", "no audio in the batch"],
+)
+def test_modalities_that_cannot_be_attacked_with_the_others_are_said_with_the_reason(
+    seen: Callable[[Tensor], Tensor], options: dict[str, Any], said: str
+) -> None:
+    found = plain(seen, **options)
+    assert found.flags == ()
+    assert f"not made: {said}" in found.about["checks"]["unlimited attack fails"]
+
+
+class _Pairs(nn.Module):
+    """True or false of two images with one text each, of which examples may have other numbers of rows."""
+
+    def __init__(self, before: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.regions, self.before = nn.Identity(), nn.Identity(), before
+        self.layer = nn.Linear(8, 2, dtype=torch.float64)
+
+    def forward(self, text: Tensor, image: Tensor, owner: Tensor, **others: Tensor) -> Tensor:
+        rows = self.layer(torch.cat([self.words(text), self.before(self.regions(image))], dim=1))
+        return rows.new_zeros(int(owner.max()) + 1, 2).index_add(0, owner, rows)
+
+
+def paired(before: Callable[[Tensor], Tensor], owner: Tensor) -> Measurement:
+    generator = torch.Generator().manual_seed(1)
+    text, image = (torch.randn(len(owner), 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    site = {"examples": lambda batch: batch["owner"]}
+    adapter = Adapter(_Pairs(before).eval(), {"text": Site("words", **site), "image": Site("regions", **site)})
+    batch = {"text": text, "image": image, "owner": owner}
+    with torch.no_grad():
+        batch["labels"] = adapter.model(**batch).argmax(1)
+    return worst_case(adapter, [batch], BUDGETS, attacks=ATTACKS[:2], targets=labels)
+
+
+def test_examples_of_several_rows_are_replaced_as_a_whole() -> None:
+    pairs = torch.arange(20).repeat_interleave(2)
+    honest = paired(lambda x: x, pairs)
+    assert honest.flags == ()
+    checks = honest.about["checks"]
+    assert checks["coupled examples"] == checks["unlimited attack fails"] == "made"
+    assert names(paired(lambda x: x - x.mean(dim=0), pairs)) == {"coupled examples"}
+    assert "unlimited attack fails" in names(paired(lambda x: 4 * x.detach().round(), pairs))
+    mixed = torch.cat([pairs, torch.tensor([20])])  # one example of one row, which no other has
+    alone = "on 1 of 21 examples, no other example of its batch has as many rows, or rows are not examples"
+    found = paired(lambda x: x, mixed)
+    assert found.flags == ()
+    assert found.about["checks"]["unlimited attack fails"] == f"not made: image {alone}; image+text {alone}"
 
 
 def test_doubts_stay_in_the_box() -> None:
@@ -272,7 +365,7 @@ def test_checks_that_were_not_made_are_said_with_the_reason() -> None:
     batch = labelled(adapter, 3)
     one = [{name: field[row : row + 1] for name, field in batch.items()} for row in range(3)]
     checks = worst_case(adapter, one, BUDGETS[:1], attacks=ATTACKS[:1], targets=labels).about["checks"]
-    assert checks["unlimited attack fails"].startswith("not made: image on 3 of 3 examples, one example in a batch")
+    assert checks["unlimited attack fails"].startswith("not made: image on 3 of 3 examples, no other example")
     assert checks["accuracy rising with radius"] == "not made: no budget lies inside another of its kind"
     checks = measured(adapter, BUDGETS[:1], attacks=ATTACKS[2:]).about["checks"]
     assert "no attack by the model's own gradients" in checks["unlimited attack fails"]

@@ -99,6 +99,19 @@ def test_the_page_makes_no_request() -> None:
     assert not re.search(r"https?://|url\(|@import", text)
 
 
+def test_the_chance_level_that_measurements_record_is_drawn_unless_another_is_given() -> None:
+    known = {"a": measurement(about={"chance": 0.2}), "b": measurement(about={"chance": 0.2})}
+    assert page(known) == page(known, chance=0.2) != page(known, chance=0.3)
+    assert to_json(known)["chance"] == 0.2
+    assert "Chance level: 20.0 %." in to_markdown(known)
+    assert to_json({"a": measurement()})["chance"] is None
+    with pytest.raises(DataError, match=r"same chance to compare, got 0\.2 of 'a' and 0\.3 of 'b'"):
+        page({"a": known["a"], "b": measurement(about={"chance": 0.3})})
+    for wrong in (1.5, "<b>"):
+        with pytest.raises(DataError, match="expected the chance that measurements record to be in"):
+            page({"a": measurement(about={"chance": wrong})})
+
+
 def test_every_picture_has_words_for_who_does_not_see_it() -> None:
     for name, attrs in Reader(made()).tags:
         if attrs.get("role") == "img":

@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from scipy import stats
 from support.measurements import measurement
 
 from advvl.errors import ConfigurationError, DataError
+from advvl.evaluation.comparisons import holm
 from advvl.evaluation.page import page
+from advvl.evaluation.page_seeds import seed_tables
 from advvl.evaluation.report import to_csv, to_json, to_markdown, write_report
 from advvl.evaluation.seed_runs import SeedRuns, check_same_test
 from advvl.evaluation.summary import Condition, RunResult, Summary, summarise
@@ -87,6 +90,22 @@ def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
         assert (one.estimate, one.low, one.high) == pytest.approx((own.estimate, own.low, own.high), abs=1e-12)
 
 
+def test_differences_have_p_values_of_paired_t_tests_by_holms_correction(tmp_path: Path) -> None:
+    _, runs = loaded(tmp_path, results(4))
+    p_values = [
+        p
+        for methods in runs.curves.values()
+        for p in methods[EVIL].p_values(methods["standard"]) or ()
+        if p is not None
+    ]
+    mine, theirs = ([one[0] for one in runs.curves["clean"][m].accuracies.values()] for m in (EVIL, "standard"))
+    assert p_values[0] == pytest.approx(stats.ttest_rel(mine, theirs).pvalue, rel=1e-9)
+    (table,) = (one for one in seed_tables({"digits": runs}) if "difference" in one.title)
+    shown = [cell.split(", p ")[1] for _, cell in table.rows if ", p " in cell]
+    assert shown == [f"{p:.3f}" if p >= 0.001 else "< 0.001" for p in holm(p_values)]
+    assert len(shown) == len(table.rows) == 6
+
+
 def test_seeds_that_are_not_common_are_no_pairs(tmp_path: Path) -> None:
     _, one = loaded(tmp_path, results(3))
     _, other = loaded(tmp_path, results(3, shift=2))
@@ -125,6 +144,7 @@ def test_other_formats_have_every_method_and_radius(tmp_path: Path) -> None:
     assert len(said["accuracy"]) == len(rows)
     text = to_markdown({"plain": measurement()}, runs={"colours": runs})
     assert "## Experiments: difference to standard" in text
+    assert "Holm's correction for all 6 of this table" in text
     assert "## Accuracy under attack" in text
 
 
@@ -147,9 +167,10 @@ def test_several_experiments_of_one_test_are_told_apart_by_their_names(tmp_path:
         (lambda d: d["configuration"].pop("evaluation"), "got evaluation.steps 20 of 'one' and none of 'other'"),
         (lambda d: d.update(chance=0.5), "got chance 0.25 of 'one' and 0.5 of 'other'"),
         (lambda d: d.update(data_fingerprint="5e"), "got test data not known of 'one' and 5e of 'other'"),
+        (lambda d: d.update(versions={"advvl": "9"}), "got versions not known of 'one' and none of 'other'"),
         (lambda d: [r["examples"].update({"image 0.25": 9, "image 0": 9, "image 0.5": 9}) for r in d["runs"]], "image"),
     ],
-    ids=["data", "settings", "chance", "content", "examples"],
+    ids=["data", "settings", "chance", "content", "versions", "examples"],
 )
 def test_experiments_of_other_data_or_settings_are_refused(
     change: Callable[[dict[str, Any]], Any], said: str, tmp_path: Path

@@ -21,6 +21,7 @@ from advvl.evaluation.statistics import (
     mean_interval,
     median_interval,
     paired_interval,
+    paired_p_value,
     proportion_interval,
 )
 
@@ -62,6 +63,18 @@ def test_the_interval_of_a_difference_is_that_of_the_paired_test() -> None:
     interval = difference_interval(values.tolist(), baseline.tolist())
     assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), rel=1e-12)
     assert interval.excludes_zero()
+
+
+def test_the_p_value_of_pairs_is_that_of_the_paired_t_test() -> None:
+    values, baseline = [0.61, 0.58, 0.66, 0.6], [0.55, 0.57, 0.58, 0.6]
+    assert paired_p_value(values, baseline) == pytest.approx(stats.ttest_rel(values, baseline).pvalue, rel=1e-9)
+    for constant in (0.0, 0.1):
+        assert paired_p_value([one + constant for one in baseline], baseline) is None
+    for short in ([], [0.5]):
+        with pytest.raises(DataError, match="two or more pairs"):
+            paired_p_value(short, short)
+    with pytest.raises(DataError, match="pair them by seed"):
+        paired_p_value([0.1, 0.2], [0.1])
 
 
 def test_what_the_pairs_share_does_not_widen_the_interval_of_a_difference() -> None:

@@ -14,6 +14,7 @@ import torch
 from support.toy import toy, toy_batch
 from torch import Tensor, nn
 
+import advvl
 from advvl import L2, PGD, Adapter, Ball, Decay, Linf, Site
 from advvl.errors import ConfigurationError, DataError, NonFiniteError, ShapeError, SiteError
 from advvl.evaluation.measurement import Flag, Measurement
@@ -413,6 +414,7 @@ def test_the_same_seed_gives_the_same_bits_and_a_measurement_comes_back_from_its
         torch.testing.assert_close(dict(same.norms), dict(first.norms), rtol=0, atol=0, equal_nan=True)
     assert not torch.equal(other.norms["image"].nan_to_num(), first.norms["image"].nan_to_num())
     assert loaded.about["model"] == "toy"
+    assert loaded.about["versions"] == {"advvl": advvl.__version__, "torch": torch.__version__}
     assert loaded.budgets == first.budgets
 
 
@@ -429,8 +431,13 @@ def test_a_cache_keeps_what_was_attacked_before() -> None:
     run = partial(worst_case, target, batches, {"image": L2(0.5)}, attacks=[MARGIN], cache=cache)
     first = run()
     target.model.rows = 0
-    assert torch.equal(run().scores.nan_to_num(), first.scores.nan_to_num())
+    again = run()
+    assert torch.equal(again.scores.nan_to_num(), first.scores.nan_to_num())
     assert target.model.rows == 0
+    assert again.about["seconds"] == first.about["seconds"] > 0  # of the attacks, whichever call made them
+    kept[0] = {name: one for name, one in kept[0].items() if name != "seconds"}
+    with pytest.raises(DataError, match="the record of batch 0 from the cache"):
+        run()
 
 
 def test_a_cache_that_keeps_something_else_is_refused() -> None:

@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from support.measured_models import ASKED, SHORT, checkpoints, configured, measured, same
 from support.measurements import measurement
 from support.task_databases import values, write_databases
 
+import advvl
 from advvl import L2, Linf
 from advvl.errors import ConfigurationError, DataError
+from advvl.evaluation import measurement as measurements
 from advvl.evaluation import worst_case as engine
 from advvl.evaluation.named_attacks import NamedAttack
 from advvl.evaluation.worst_case import worst_case
@@ -53,6 +56,10 @@ def test_models_are_measured_and_shown_on_one_page(task: str, tmp_path: Path, ca
         < said["models"]["seed0/best"]["accuracy"][0]["accuracy"]
     )
     assert (said["chance"] is None) is (task in ("retrieval", "referring"))
+    assert said["chance"] == found.about["chance"]
+    assert found.about["versions"]["advvl"] == advvl.__version__
+    if task == "nlvr2":  # two rows for each example
+        assert found.about["checks"]["coupled examples"] == found.about["checks"]["unlimited attack fails"] == "made"
     page = (folder / "report.html").read_text()
     assert "<figure>" in page
     assert "[CLS]" in page
@@ -139,11 +146,14 @@ def test_a_killed_evaluation_goes_on_to_the_bits_of_one_that_never_was(
 
     monkeypatch.setattr(engine, "_record", killed)
     assert main(command) == 130
-    kept = sorted(path.name for path in (tmp_path / "out" / "robustness" / "batches" / "seed0" / "best").iterdir())
+    folder = tmp_path / "out" / "robustness" / "batches" / "seed0" / "best"
+    kept = sorted(path.name for path in folder.iterdir())
     assert kept == ["0.safetensors", "1.safetensors"]
+    spent = [float(load_file(folder / name)["seconds"].sum()) for name in kept]
+    assert min(spent) > 0
     assert main(command) == 2
     assert "--resume" in capsys.readouterr().err
-    damaged = tmp_path / "out" / "robustness" / "batches" / "seed0" / "best" / "1.safetensors"
+    damaged = folder / "1.safetensors"
     content = damaged.read_bytes()
     damaged.write_bytes(content[:-3])
     assert main([*command, "--resume"]) == 2
@@ -155,6 +165,7 @@ def test_a_killed_evaluation_goes_on_to_the_bits_of_one_that_never_was(
     assert len(done) == 3 + 2 * batches - 2  # two of the first model's were kept
     for name, found in whole.items():
         assert same(measured(tmp_path, name), found)
+    assert measured(tmp_path, "seed0-best").about["seconds"] > sum(spent)
     assert (tmp_path / "out" / "robustness" / "report.csv").read_text() == page
 
 
@@ -190,13 +201,19 @@ def test_a_resumed_evaluation_attacks_no_batch_twice(
 
 
 @pytest.mark.slow
-def test_results_are_not_lost_nor_mixed_with_those_of_other_weights(tmp_path: Path, capsys: Any) -> None:
+def test_results_are_not_lost_nor_mixed_with_those_of_other_weights_or_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     config = configured("vqa", tmp_path)
     first = str(tmp_path / "seed0" / "best.safetensors")
     command = ["evaluate", config, "--attack", "random", "--radius", "image=L2:1", "--checkpoint", first, *SHORT]
     assert main(command) == 0
     assert main(command) == 2
     assert "expected no results" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(measurements, "__version__", "0.0.1")
+        assert main([*command, "--resume"]) == 2
+    assert "versions.advvl" in capsys.readouterr().err
     shutil.copy(tmp_path / "seed1" / "best.safetensors", first)
     assert main([*command, "--resume"]) == 2
     assert "weights" in capsys.readouterr().err

@@ -11,11 +11,13 @@ import torch
 from support.nlvr_files import write_corpus
 
 from advvl.errors import ConfigurationError
+from advvl.evaluation.measurement import versions
 from advvl.evaluation.protocol import EvaluationOptions
 from advvl.experiments.cli import exit_status, main
 from advvl.experiments.experiment import Task
 from advvl.experiments.nlvr import NLVR, NlvrOptions
 from advvl.experiments.outputs import claim
+from advvl.experiments.results import versions_of
 from advvl.experiments.runner import run
 from advvl.experiments.villa_options import UniterSize
 from advvl.fit.options import OptimizerOptions
@@ -49,10 +51,17 @@ def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "dev.json: 48 statements, 50.0 % in the larger class" in said
     found = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
     assert found["chance"] == pytest.approx(0.5)
+    assert found["versions"] == versions()
     for name in ("standard", "adversarial-villa"):
         scores = json.loads((tmp_path / "run" / "seed-0" / f"{name}.json").read_text(encoding="utf-8"))["scores"]
         assert len(scores["clean"]) == 48
         assert set(scores["clean"]) == {0.0, 1.0}
+
+
+def test_a_run_that_went_on_under_another_version_names_both() -> None:
+    records: list[dict[str, Any]] = [{"versions": {"advvl": "0.2"}}, {"versions": {"advvl": "0.10"}}, {}]
+    assert versions_of("advvl", records[:1]) == "0.2"
+    assert versions_of("advvl", records) == "0.10, 0.2, not recorded"
 
 
 def test_rows_of_like_lengths_fill_the_budget_and_the_split_is_chosen(tmp_path: Path) -> None:

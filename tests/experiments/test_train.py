@@ -22,7 +22,9 @@ from support.task_databases import (
 )
 
 from advvl.data.uniter.text_writer import write_texts
+from advvl.evaluation.statistics import bootstrap_interval, proportion_interval
 from advvl.experiments.cli import main
+from advvl.experiments.task_scores import Scored
 from advvl.experiments.train import train
 from advvl.experiments.train_setup import method_of, model_of, optimizer_of, optimizer_options, training_of
 from advvl.fit.loop import fit
@@ -59,6 +61,12 @@ def test_a_task_is_trained_scored_and_predicted_by_command(task: str, tmp_path: 
     assert "after 4 updates:" in said.err
     assert main(["evaluate", config, "--checkpoint", str(out / "model.safetensors")]) == 0
     scores = json.loads((out / "scores-val.json").read_text())
+    printed = capsys.readouterr().out.splitlines()
+    for line, (name, value) in zip(printed, scores.items(), strict=False):
+        assert line.startswith(f"{name:16} {value:.4f}")
+        assert ("95 % " in line and " interval over " in line) is not (
+            name.endswith("loss") or name == "mean_recall" or "pretraining" in task
+        )
     assert all(0 <= value <= 1 for name, value in scores.items() if not name.endswith("loss"))
     if "retrieval" not in task:  # whose training is scored on a few images
         assert scores == json.loads((out / "training-scores.json").read_text())["4"]
@@ -72,7 +80,7 @@ def test_a_task_is_trained_scored_and_predicted_by_command(task: str, tmp_path: 
     assert len(list(out.glob("predictions-val.*"))) == 1
 
 
-def test_vqas_answers_are_written_in_words_by_question(tmp_path: Path) -> None:
+def test_vqas_answers_are_written_in_words_by_question(tmp_path: Path, capsys: Any) -> None:
     config = configured("vqa", tmp_path, data={"answers": "answers.json"}, optimizer={"updates": 1, "warmup": 0})
     (tmp_path / "answers.json").write_text(json.dumps({"two": 2, "none": 0, "one": 1}))
     assert main(["train", config]) == 0
@@ -83,6 +91,14 @@ def test_vqas_answers_are_written_in_words_by_question(tmp_path: Path) -> None:
     right = sum(one["answer"] == ["none", "one", "two"][one["question_id"] % 3] for one in found) / 12
     assert main(["evaluate", config]) == 0
     assert json.loads((tmp_path / "out" / "scores-val.json").read_text()) == {"accuracy": pytest.approx(right)}
+    wilson = proportion_interval(12 * right, 12)
+    assert f"[{wilson.low:.4f}, {wilson.high:.4f}] 95 % Wilson interval over 12 examples" in capsys.readouterr().out
+
+
+def test_soft_scores_have_the_interval_of_a_bootstrap_and_shares_wilsons() -> None:
+    soft = [0.3, 1.0, 0.6, 0.0]
+    found = Scored({"accuracy": 0.475, "qa": 0.75, "loss": 2.0}, counts={"qa": 4}, soft={"accuracy": soft}).intervals()
+    assert found == {"qa": proportion_interval(3, 4), "accuracy": bootstrap_interval(soft)}
 
 
 @pytest.mark.parametrize("task", ["vqa", "hard-retrieval"])
