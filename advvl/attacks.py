@@ -170,7 +170,9 @@ class Attack:
 
             def answer(probe: Probe) -> Feedback:
                 if not self.end_pass and _is_end(probe):
-                    return Feedback(cast("Mapping[str, Tensor]", probe.deltas), {}, passes.places)
+                    ended = cast("Mapping[str, Tensor]", probe.deltas)
+                    passes.see(ended)
+                    return Feedback(ended, {}, passes.places)
                 return ascend(passes, probe)
 
             deltas, last = drive(self.maximizer.probes(self.perturber, generator=self._generator), answer)

@@ -230,7 +230,7 @@ class AdversarialTraining:
                 )
                 probes = self.maximizer.probes(self.perturber, generator=generator, state=state)
                 deltas, _ = drive(probes, rounds.answer)
-                return self._report(rounds, partial(self.perturber.norms, deltas, passes.places))
+                return self._report(rounds, deltas)
 
     def _update(self, model: nn.Module, update: Callable[[], object] | None) -> None:
         if update is None:
@@ -240,19 +240,23 @@ class AdversarialTraining:
         _check_updated(before)
         torch.clear_autocast_cache()  # of the weights before the update, which a later pass would be given
 
-    def _report(self, rounds: Rounds, norms: Callable[[], Mapping[str, Tensor]]) -> StepReport:
+    def _report(self, rounds: Rounds, deltas: Mapping[str, Tensor]) -> StepReport:
         tally, passes = rounds.tally, rounds.passes
         if tally.loss is None:
             raise ConfigurationError("expected a maximiser that asks for a pass to learn from, got none with a weight")
+        if not rounds.complete:
+            raise ConfigurationError(
+                "expected update=True in the last Probe with a weight, got none, so gradients lack a part; set it"
+            )
         return StepReport(
             loss=tally.loss,
             task_loss=tally.task_loss,
             regularization=tally.regularization,
             passes=rounds.count,
-            rows={modality: len(place.x) for modality, place in passes.places.items()},
+            rows={m: len(deltas[m]) if m in deltas else len(place.x) for m, place in passes.places.items()},
             nonfinite={modality: bad.sum() for modality, bad in passes.rows.nonfinite.items()},
             effective=passes.effective,
-            _norms=norms,
+            _norms=partial(self.perturber.norms, deltas, passes.places),
         )
 
     def _check(self, model: nn.Module, update: object) -> None:

@@ -3,7 +3,7 @@
 The studies, each of models trained from several seeds and attacked, with intervals over the seeds:
 
     digits        standard training, at equal updates and equal compute, and six adversarial methods; 10 seeds
-    ingredients   VILLA with one ingredient changed: one modality, no KL, no clean loss, more steps; 3 seeds
+    ingredients   VILLA with one ingredient changed: one modality, no KL, no clean loss, more or other steps; 3 seeds
     stage-one     500 questions instead of 2,000: what adversarial pre-training buys where data are few; 5 seeds
     colors        people's words for colours, from your copy of Colors in Context (--data-dir); 5 seeds
 
@@ -69,7 +69,8 @@ STUDIES = {
         "What does each ingredient of VILLA buy?",
         UNITER,
         3,
-        "standard,villa,villa-text,villa-image,villa-together,villa-no-kl,villa-no-clean,villa-more-steps",
+        "standard,villa,villa-text,villa-image,villa-together,villa-no-kl,villa-no-clean,villa-more-steps,villa-near,"
+        "villa-far",
         "--preset demo",
         "digits",
     ),

@@ -268,6 +268,8 @@ def _given(deltas: Mapping[str, Tensor], modality: str, x: Tensor) -> Placed:
         way_out = "make it of the shape of the tensor at the site, on this batch"
         if delta.ndim and len(delta) and delta.shape[1:] == x.shape[1:] and len(x) % len(delta) == 0:
             way_out = f"for beams, repeat its rows: delta.repeat_interleave({len(x) // len(delta)}, 0)"
+            if len(delta) == 1:  # such as a universal one
+                way_out = f"for all rows, repeat it by delta.repeat_interleave({len(x)}, 0), and zero it at padding"
         raise ShapeError(
             f"expected a perturbation of {modality!r} of shape {tuple(x.shape)}, got {tuple(delta.shape)}; {way_out}"
         )

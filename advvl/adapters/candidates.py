@@ -24,7 +24,7 @@ from advvl.checks import check_functions
 from advvl.errors import ConfigurationError
 from advvl.runtime.fast_path import has_fast_path, no_fast_path
 from advvl.runtime.randomness import preserved
-from advvl.runtime.states import kept_buffers, kept_modes
+from advvl.runtime.states import kept_buffers, kept_modes, kept_weights
 
 
 @dataclass(frozen=True)
@@ -217,6 +217,7 @@ def _seen(
         stack.enter_context(preserved(model))
         stack.enter_context(kept_modes(model))
         stack.enter_context(kept_buffers(model))
+        stack.enter_context(kept_weights(model))
         if has_fast_path(model):
             stack.enter_context(no_fast_path())
         for name, module in modules.items():

@@ -102,8 +102,16 @@ def check_rows(places: Mapping[str, Place], losses: Tensor | None, logits: Calla
                 f"expected a row for each of {len(of)} {what} at the site of {modality!r}, got a tensor of "
                 f"{tuple(shape)}; for a packed one give Site(…, rows=…){more('packed-rows')}"
             )
-        if place.x.ndim > 2 and len(of) == shape[1]:
+        if place.x.ndim > 2 and len(of) == shape[1] and not _by_chance(shape[0], of, losses, logits):
             raise ShapeError(_time_first(modality, shape, f"{len(of)} {what}"))
+
+
+def _by_chance(rows: int, of: Tensor, losses: Tensor | None, logits: Callable[[], Tensor | None]) -> bool:
+    """True if losses may be as many as positions by chance: of some tokens, or of examples of several rows each."""
+    if losses is None:
+        return False
+    found = logits()
+    return (found is not None and found.ndim > 0 and len(found) == rows) or (len(of) > 1 and rows % len(of) == 0)
 
 
 _TIME_FIRST = (

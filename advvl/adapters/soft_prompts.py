@@ -59,7 +59,7 @@ class SoftPrompt:
         at_least(1, self, "count")
         at_least(0, self, "token")
         if not is_choice(self.at, get_args(At)):
-            raise ConfigurationError(f"expected at as one of {', '.join(get_args(At))}, got {shown(self.at)}")
+            raise ConfigurationError(f"expected at to be one of {', '.join(get_args(At))}, got {shown(self.at)}")
 
     def mask(self, batch: Batch) -> Tensor:
         """Return the inserted positions of a lengthened batch, `(B, T)` bool.

@@ -30,6 +30,8 @@ Method = Literal[
     "villa-no-kl",
     "villa-no-clean",
     "villa-more-steps",
+    "villa-near",
+    "villa-far",
 ]
 
 

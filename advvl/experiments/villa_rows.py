@@ -84,7 +84,15 @@ def _ablations(options: VillaOptions, start: Row | Path) -> dict[str, Row]:
         "villa-no-kl": _row("VILLA without KL", replace(villa, kl_weight=0.0), start),
         "villa-no-clean": _row("VILLA without clean loss", replace(villa, clean_weight=0.0), start),
         "villa-more-steps": _row(f"VILLA, K={2 * villa.steps}", replace(villa, steps=2 * villa.steps), start),
+        "villa-near": _row("VILLA, half as far", _scaled(villa, 0.5), start),
+        "villa-far": _row("VILLA, twice as far", _scaled(villa, 2.0), start),
     }
+
+
+def _scaled(adversary: VillaAdversary, by: float) -> VillaAdversary:
+    """Multiply the radii and the step sizes."""
+    names = ("text_radius", "image_radius", "text_step", "image_step")
+    return replace(adversary, **{name: by * getattr(adversary, name) for name in names})
 
 
 def training_of(

@@ -113,7 +113,8 @@ class InnerMaximizer(ABC):
 
 
 def turns_of(perturber: Perturber, order: Order) -> list[tuple[str, ...]]:
-    return [perturber.modalities] if order == "together" else [(modality,) for modality in perturber.modalities]
+    each: list[tuple[str, ...]] = [(modality,) for modality in perturber.modalities]
+    return each if order == "in turn" and each else [perturber.modalities]
 
 
 def some_pass_starts_at_zero(perturber: Perturber, order: Order) -> bool:

@@ -51,6 +51,9 @@ class FreeAT(InnerMaximizer):
     def updates(self) -> int:
         return self.replays
 
+    def lessons(self, perturber: Perturber) -> int:
+        return len(turns_of(perturber, self.modalities))
+
     def check(self, perturber: Perturber) -> None:
         if self.replays == 1 and not self.carry and some_pass_starts_at_zero(perturber, self.modalities):
             raise ConfigurationError(
@@ -68,7 +71,8 @@ class FreeAT(InnerMaximizer):
             )
         turns = turns_of(perturber, self.modalities)
         carried = {} if state is None or not self.carry else state.deltas
-        deltas: dict[str, Any] = perturber.starts() | {m: Carried(d) for m, d in carried.items()}
+        own = {m: Carried(delta) for m, delta in carried.items() if m in perturber.modalities}
+        deltas: dict[str, Any] = perturber.starts() | own
         memory: Memory = {}
         weight = 1 / len(turns) if self.carry else 1 / ((self.replays + 1) * len(turns))
         for replay in range(self.replays):
@@ -82,5 +86,5 @@ class FreeAT(InnerMaximizer):
                 else:
                     deltas |= feedback.deltas
         if self.carry and state is not None:
-            state.deltas = dict(deltas)
+            state.deltas = {**state.deltas, **deltas}  # other methods' modalities stay
         return deltas

@@ -23,7 +23,7 @@ from advvl.perturbers.base import Memory, Perturber
 
 @dataclass(frozen=True)
 class FreeLB(InnerMaximizer):
-    """Runs K passes whose parameter gradients add up, weighted 1/K, with an ascent step between each two.
+    """Runs K passes whose parameter gradients add up, weighted 1/K, with an ascent step between consecutive passes.
 
     K passes make K−1 moves: the last perturbation is used but not moved. With modalities in turn (VILLA's "alter") a
     step is one pass for each modality, weighted 1/(K·modalities). Source: FreeLB (Zhu et al., ICLR 2020), VILLA's

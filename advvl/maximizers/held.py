@@ -31,11 +31,8 @@ class Held(InnerMaximizer):
 
     def __post_init__(self) -> None:
         check_count("count", self.count)
-        ends = isinstance(self.maximizer, InnerMaximizer) and not self.maximizer.one_backward
-        if not ends or getattr(self.maximizer, "modalities", "together") != "together":
-            raise ConfigurationError(
-                f"expected a maximiser that teaches at its end alone, got {self.maximizer!r}; take PGD, modalities together"
-            )
+        if not isinstance(self.maximizer, InnerMaximizer) or self.maximizer.one_backward:
+            raise ConfigurationError(_teaches_early(self.maximizer))
 
     @property
     def gradients(self) -> bool:
@@ -50,6 +47,8 @@ class Held(InnerMaximizer):
         return self.maximizer.moves
 
     def check(self, perturber: Perturber) -> None:
+        if self.maximizer.lessons(perturber) > 1:
+            raise ConfigurationError(_teaches_early(self.maximizer))
         self.maximizer.check(perturber)
 
     def probes(
@@ -59,3 +58,7 @@ class Held(InnerMaximizer):
         for _ in range(self.count - 1):
             yield Probe(deltas, weight=1.0, delta_gradients=False, update=True)
         return deltas
+
+
+def _teaches_early(maximizer: object) -> str:
+    return f"expected a maximiser that teaches at its end alone, got {maximizer!r}; take PGD, modalities together"

@@ -25,7 +25,8 @@ class PGD(InnerMaximizer):
     Arguments:
         steps: moves, S.
         modalities: moved together, or each alone with a separate end pass, weighted 1/modalities.
-        keep: end at the last perturbation, or for each row at the one with the highest loss (one more forward).
+        keep: end at the last perturbation, or for each row at the one with the highest task loss, whatever else is climbed
+            (one more forward).
         early_stop: a row that is no longer classified correctly stops moving.
 
     Source: Madry et al., ICLR 2018; early stopping as in the MNIST code of Wong et al., ICLR 2020.

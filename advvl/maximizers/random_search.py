@@ -121,7 +121,7 @@ def _positions(like: Tensor, place: Place, share: float, generator: torch.Genera
         noise = noise.masked_fill(~place.mask, 2.0)
     chosen = _some(noise, share**0.5).view(*noise.shape, *[1] * (like.ndim - 2))
     channels = _some(_draw(like, (len(like), like.shape[-1]), generator), share**0.5)
-    return torch.where(chosen & channels.view(len(like), *[1] * (like.ndim - 2), -1), signs, 0.0)
+    return torch.where(chosen & channels.view(len(like), *[1] * (like.ndim - 2), like.shape[-1]), signs, 0.0)
 
 
 def _some(noise: Tensor, share: float) -> Tensor:

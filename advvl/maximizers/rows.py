@@ -1,4 +1,4 @@
-"""Values per example: a number, a choice or the best point for each, also where a perturbation has several rows of it.
+"""Values of examples (numbers, choices, best points), for perturbations of which an example may have several rows.
 
 Legend: B examples.
 """

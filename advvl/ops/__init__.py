@@ -95,10 +95,10 @@ def step_and_project(
     `rule="normalised"` moves by `step_size * grad / max(norm of grad, floor)`, `"sign"` by `step_size * sign(grad)`,
     `"plain"` by `step_size * grad`, which may lead anywhere: a step of 2**126 or more is not taken (fp64: 2**1022). A
     row whose gradient is zero or not finite does not move. With `unit`, each row has a length by which its step size
-    and radius are multiplied. `box=(low, high)` bounds `x + delta`, given `x` inside it; an entry of `x` outside the
-    box moves towards it by no more than it had moved at all, so that the ball takes precedence. Computed in fp32 at
-    least, stored in the dtype of `delta`, inside the ball in that dtype. Source: specification of VILLA's and FreeLB's
-    update (step, then projection), defined at zero where the published form is not.
+    and radius are multiplied. `box=(low, high)` bounds `x + delta`, given `x` inside it; where `x` itself is outside,
+    that entry of delta turns towards the box without growing, so the ball takes precedence. Computed in fp32 at least,
+    stored in the dtype of `delta`, inside the ball in that dtype. Source: specification of VILLA's and FreeLB's update
+    (step, then projection), defined at zero where the published form is not.
 
     Raises:
         ShapeError: the gradient, mask, segments, unit or `x` do not fit the perturbation; `inplace` and a perturbation that

@@ -27,6 +27,8 @@ def input_gradients(objective: Tensor, run: Pass, passes: Passes, *, retain_grap
             which cannot give the gradients of some tensors only.
         ConfigurationError: it depends on nothing.
     """
+    if not run.leaves:
+        return {}
     _check_differentiable(objective, run, passes)
     leaves, scales = run.leaves, _in_half(run, passes)
 

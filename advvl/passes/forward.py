@@ -103,7 +103,7 @@ class Passes:
 
     @property
     def batch(self) -> Batch:
-        """The batch, of which a function of the user's may take fields out: the next one gets it whole."""
+        """A shallow copy of the batch, so that a user's function may take fields out of it."""
         return copied(self._batch)
 
     @cached_property
@@ -140,6 +140,11 @@ class Passes:
         self.places.update({modality: placed.place for modality, placed in binding.placed.items()})
         self.effective.update(survived(binding.placed, self.perturber))
         return Pass(outputs, binding)
+
+    def see(self, deltas: Mapping[str, Tensor]) -> None:
+        """Record what half precision leaves of perturbations that no pass is made under."""
+        placed = {modality: Placed(self.places[modality], delta) for modality, delta in deltas.items()}
+        self.effective.update(survived(placed, self.perturber))
 
     def _prefix(self, modalities: tuple[str, ...], binding: Binding) -> AbstractContextManager[None]:
         if modalities not in self._prefixes:

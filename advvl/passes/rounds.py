@@ -53,6 +53,7 @@ class Rounds:
         weights: how weights move before a pass that parameters learn from; None: they do not.
         raise_nonfinite: raise NonFiniteError before an update after a loss or gradient that was not finite.
         trace: receives the record of every pass.
+        complete: no pass that parameters learn from came after the last update.
     """
 
     passes: Passes
@@ -71,6 +72,7 @@ class Rounds:
     trace: Trace | None
     tally: Tally = field(default_factory=Tally)
     count: int = 0
+    complete: bool = True
     _clean: CleanBranch | None = None
     _references: list[Tensor | None] | None = None
     _tally_before: Tally = field(default_factory=Tally)  # of the round
@@ -89,6 +91,7 @@ class Rounds:
             feedback = self._answer(probe)
         if probe.update:
             self._end()
+        self.complete = probe.update or (self.complete and not probe.weight)
         return feedback
 
     def _answer(self, probe: Probe) -> Feedback:
@@ -305,9 +308,9 @@ class Rounds:
 
 _CHECKPOINTED = (
     "expected the site of {modality!r} outside any activation-checkpointed region, but it was run again in a backward "
-    "that covers both the clean and the last perturbed pass, as one under DDP, with sync=… or with modules sharded each by "
-    "itself does, where nothing says which of them it belongs to; checkpoint only layers above the site, or train "
-    "without a regulariser through the clean branch"
+    "that covers both the clean and the last perturbed pass, as under DDP, with sync=…, with weights=… or with modules "
+    "sharded separately, which does not say whose site it is; checkpoint only layers above the site, or train without "
+    "regulariser and clean_weight"
 )
 
 

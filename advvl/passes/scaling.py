@@ -87,9 +87,9 @@ def scaled_whole(differentiate: Differentiate, count: int, *, most: float) -> li
         return [None if g is None else g.to(torch.promote_types(g.dtype, torch.float32)).unsqueeze(0) for g in found]
 
     place = Place(torch.empty(0))
-    found = scaled(
-        as_rows, {str(n): place for n in range(count)}, most=min(most, _FIRST * _STEP**2)
-    )  # a weight's is often 0
+    # few scales: many weights have a zero gradient, and each scale costs a backward
+    most = min(most, _FIRST * _STEP**2)
+    found = scaled(as_rows, {str(n): place for n in range(count)}, most=most)
     return [None if g is None else g.squeeze(0) for g in found]
 
 
@@ -107,7 +107,10 @@ class _Rows:
         if len(largest) != len(gradient):  # one perturbation for all rows
             largest = largest.amax(0, keepdim=True)
         real = place.mask if place.mask is not None and len(place.mask) == len(gradient) else None
-        return cls((gradient if real is None else place.masked(gradient)) / scale, largest)
+        if real is None:
+            return cls(gradient / scale, largest)
+        some = real.reshape(len(real), -1).any(dim=1).to(largest.device)
+        return cls(place.masked(gradient) / scale, torch.where(some, largest, 1.0))  # padding wants no other scale
 
     def wanting(self, *, up: bool) -> bool:
         return bool(self._wanting(up=up).any())

@@ -23,7 +23,7 @@ from advvl.perturbers.base import Memory, Moved, Perturber
 from advvl.perturbers.pixels import Normalised
 from advvl.perturbers.places import Place
 from advvl.perturbers.rules import Direction, StatefulRule
-from advvl.perturbers.starts import Carried, Given, Start, Zero
+from advvl.perturbers.starts import Carried, Given, Sometimes, Start, Zero
 
 
 class StepMemory(NamedTuple):
@@ -101,6 +101,11 @@ class Ascent:
             )
         if not is_number(self.floor) or not (0 <= self.floor < math.inf):
             raise ConfigurationError(f"expected a floor of 0 or more, got {self.floor!r}")
+        if self.floor and isinstance(self.rule, StatefulRule):
+            raise ConfigurationError(
+                f"expected floor=0 beside {type(self.rule).__name__}, which does not step along the gradient itself, got "
+                f"{self.floor:g}; leave one of them out"
+            )
         if self.pixels is not None and not isinstance(self.pixels, Normalised):
             raise ConfigurationError(f"expected pixels as a Normalised(mean, std), got {self.pixels!r}")
         if self.box is not None and not _is_box(self.box):
@@ -125,10 +130,8 @@ class Ascent:
             )  # zero is in every ball, and a box moves no entry away from it
         if self.pixels is None:
             return self.ball.project(start.make(self.ball, place, generator), place, box=self.box)
-        if isinstance(start, Given | Carried):  # in the units of the tensor at the site
-            start = replace(start, delta=self.pixels.lengths(start.delta))
         inner = replace(self, pixels=None)
-        return self.pixels.per_pixel(inner.begin(start, self._in_pixels(place), generator))
+        return self.pixels.per_pixel(inner.begin(_in_pixels(start, self.pixels), self._in_pixels(place), generator))
 
     def step(self, delta: Tensor, grad: Tensor, place: Place, memory: StepMemory = StepMemory()) -> AscentStep:  # noqa: B008
         """One ascent step and the projection after it; `memory` is what the last step returned.
@@ -292,6 +295,15 @@ class EmbeddingPerturber(Perturber):
         other = copy.copy(self)  # a subclass stays what it is
         other.ascents = ascents
         return other
+
+
+def _in_pixels(start: Start, pixels: Normalised) -> Start:
+    """A given tensor, which is in the units of the tensor at the site, in those of pixels."""
+    if isinstance(start, Given | Carried):
+        return replace(start, delta=pixels.lengths(start.delta))
+    if isinstance(start, Sometimes):
+        return replace(start, start=_in_pixels(start.start, pixels))
+    return start
 
 
 _RULES = ("normalised", "sign")

@@ -83,6 +83,7 @@ class DiscretePerturber(Perturber):
         return self._with(self._given.for_part(weight))
 
     def begin(self, modality: str, start: Start, place: Place, generator: torch.Generator | None) -> Tensor:
+        self._last.forget()  # memory that a loader fills again by numpy looks the same to torch
         return self._given.begin(modality, start, self._around(modality, place), generator)
 
     def move(
@@ -170,6 +171,9 @@ class _Last:
         if self._seen is None or x.is_inference() or not _is_same(x, self._seen[0]) or x._version != self._seen[1]:
             return None
         return self._seen[2]
+
+    def forget(self) -> None:
+        self._seen = None
 
     def keep(self, x: Tensor, found: Tensor) -> None:
         if not x.is_inference():  # nothing counts how often these are written to

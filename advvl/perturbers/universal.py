@@ -54,6 +54,9 @@ class UniversalPerturber(Perturber):
     def for_attack(self) -> UniversalPerturber:
         return UniversalPerturber(**self._given.for_attack().ascents)
 
+    def for_part(self, weight: float) -> UniversalPerturber:
+        return UniversalPerturber(**self._given.for_part(weight).ascents)
+
     def begin(self, modality: str, start: Start, place: Place, generator: torch.Generator | None) -> Tensor:
         if place.segments is not None:
             raise ShapeError(

@@ -30,7 +30,7 @@ class WeightAscent:
     Arguments:
         radius: length of the move, in the units of the weights.
         per: one move over `"all"` weights together (SAM), or one for each `"tensor"` (AWP).
-        relative: measure the radius in units of the L2 norm of the weights of one move.
+        relative: measure the radius in units of the L2 norm of the weights that move together.
         chosen: function of a parameter's name and the parameter that says whether to move it; None: all that require
             grad.
 
@@ -63,6 +63,10 @@ class WeightAscent:
         """
         if not gradients:
             raise ConfigurationError("expected a weight to move, got none that is chosen and that the loss depends on")
+        if sparse := [name for name, gradient in gradients.items() if gradient.is_sparse]:
+            raise ConfigurationError(
+                f"expected dense gradients of the weights to move, got sparse ones of {sparse}; let chosen leave these out"
+            )
         groups = [list(gradients)] if self.per == "all" else [[name] for name in gradients]
         found, finite = dict[str, Tensor](), list[Tensor]()
         for names in groups:

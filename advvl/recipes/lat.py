@@ -24,7 +24,7 @@ def lat(
     steps: int = 16,
     updates: int = 4,
 ) -> AdversarialTraining:
-    """LAT: ½ −log(1 − p(shunned)) + ½ CE(given) under δ in hidden layers; δ climbs ½ −CE(shunned) − ½ −log(1 − p(given)).
+    """LAT: −½ log(1 − p(shunned)) + ½ CE(given) under δ in hidden layers; δ climbs −½ CE(shunned) + ½ log(1 − p(given)).
 
     δ moves by Adam in an L2 ball per token and is held for M updates. Batches are pairs, and masks of sites are
     `prompts`: see `advvl.recipes.answers`. Sheshadri et al., "Latent Adversarial Training Improves Robustness to

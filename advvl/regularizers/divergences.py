@@ -38,8 +38,8 @@ DEVICE_BLOCK = 2**26
 # Up to so many bytes of one side the expression written out is the faster, for it takes half as many operations.
 SMALL = 2**20
 
-# Gaps a − b are formed at this scale, a power of two for exactness, so that of finite logits neither they nor their
-# distances from a mean overflow: inf times a probability of 0 is NaN.
+# Gaps a − b are formed at this scale, a power of two for exactness, so that for finite logits neither the gaps nor
+# their distances from a mean overflow: inf times a probability of 0 is NaN.
 SHRINK = 1 / 8
 
 

@@ -90,6 +90,7 @@ def global_mean(losses: Tensor, counts: Tensor | None = None) -> Tensor:
     Returns:
         A scalar; on one process the plain mean. 0, with a graph, if no process has entries.
     """
+    losses = losses.to(torch.promote_types(losses.dtype, torch.float32))  # fp16 counts to 2,048 alone
     weights = torch.ones_like(losses) if counts is None else counts.to(losses.dtype)
     mean = process_mean(weights.sum())
     mean = torch.where(mean > 0, mean, torch.ones_like(mean))

@@ -103,7 +103,7 @@ OTHERS = ("pgd", "free-at", "smart", "villa-text", "villa-image", "villa-togethe
 
 
 def test_other_methods_and_ablations_have_rows_that_step_and_cost_what_they_say() -> None:
-    rows = rows_of(UniterOptions(methods=(*OTHERS, "villa-more-steps"), stage="finetune"))
+    rows = rows_of(UniterOptions(methods=(*OTHERS, "villa-more-steps", "villa-near", "villa-far"), stage="finetune"))
     assert [row.key for row in rows] == [
         "pgd",
         "free-at",
@@ -114,6 +114,8 @@ def test_other_methods_and_ablations_have_rows_that_step_and_cost_what_they_say(
         "villa-without-kl",
         "villa-without-clean-loss",
         "villa-k-6",
+        "villa-half-as-far",
+        "villa-twice-as-far",
     ]
     moved = {row.key: row.method.perturber.modalities for row in rows if row.method}
     assert moved.pop("villa-words-alone") == ("text",)
@@ -126,7 +128,11 @@ def test_other_methods_and_ablations_have_rows_that_step_and_cost_what_they_say(
         "villa-without-kl": 3,
         "villa-without-clean-loss": 3,
         "villa-k-6": 6,
+        "villa-half-as-far": 3,
+        "villa-twice-as-far": 3,
     }
+    sizes = {row.key: row.method.perturber.ascents["image"].step_size for row in rows[-2:]}  # type: ignore[union-attr]
+    assert sizes == {"villa-half-as-far": 0.1, "villa-twice-as-far": 0.4}
 
 
 @pytest.mark.parametrize(("method", "passes", "units"), [("pgd", 4, 9), ("smart", 3, 8), ("free-at", 3, 9)])
