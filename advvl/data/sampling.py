@@ -6,7 +6,7 @@ budget, because it keeps using the longest length of a bucket; `filling="uniter"
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import InitVar, dataclass
 from functools import cached_property
 from typing import Literal
@@ -45,7 +45,7 @@ class TokenBuckets:
         filling: "full", or "uniter", as published: a micro-batch is closed as if the next began with a bucket's longest
             example, and what is left of a bucket is dropped.
         too_long: an example that exceeds the budget on its own is refused, or skipped and listed.
-        names: of the examples, for messages.
+        names: from an example's number to its name or place, for messages.
 
     Raises:
         DataError: lengths that are none, an example that is too long, none that is left; at `epoch`, with "uniter", too few
@@ -60,9 +60,9 @@ class TokenBuckets:
     multiple: int = 8
     filling: Filling = "full"
     too_long: TooLong = "refuse"
-    names: InitVar[Sequence[str] | None] = None
+    names: InitVar[Callable[[int], str] | None] = None
 
-    def __post_init__(self, names: Sequence[str] | None) -> None:
+    def __post_init__(self, names: Callable[[int], str] | None) -> None:
         at_least(1, self, "tokens", "micro_batches", "bucket", "multiple")
         choice(self, "filling", Filling)
         choice(self, "too_long", TooLong)
@@ -74,7 +74,7 @@ class TokenBuckets:
             first = int(self.skipped[0])
             raise DataError(
                 f"expected examples of at most {self._longest} tokens, got {len(self.skipped)} longer ones, the first "
-                f"{first if names is None else names[first]!r} of {int(lengths[first])}; "
+                f"{first if names is None else names(first)} of {int(lengths[first])}; "
                 "raise the budget, or skip them"
             )
         object.__setattr__(self, "_epochs", {})

@@ -65,14 +65,18 @@ class AttackedTask:
 
 def attacked_task(options: TrainOptions, shards: Sequence[Shard]) -> AttackedTask:
     """Open the examples of a task of `ATTACKED`."""
+    skip_bad = options.data.skip_bad
     match options.task:
         case "nlvr2":
             return AttackedTask(
-                source=PairSource(shards, options.layout), least=2, words=("false", "true").__getitem__, rows=None
+                source=PairSource(shards, options.layout, skip_bad=skip_bad),
+                least=2,
+                words=("false", "true").__getitem__,
+                rows=None,
             )
         case "vcr":
             return AttackedTask(
-                source=ChoiceEvaluationSource(shards, "val"),
+                source=ChoiceEvaluationSource(shards, "val", skip_bad),
                 least=CHOICES**2,
                 words=lambda number: f"answer {number // CHOICES + 1}, rationale {number % CHOICES + 1}",
                 targets=_chosen,
@@ -83,7 +87,7 @@ def attacked_task(options: TrainOptions, shards: Sequence[Shard]) -> AttackedTas
         case "retrieval" | "hard-retrieval":
             count = options.sampling.negatives
             return AttackedTask(
-                source=RetrievalSource(Pairs(shards), count),
+                source=RetrievalSource(Pairs(shards, skip_bad), count),
                 least=1 + 2 * count,
                 words=lambda number: "the match" if not number else f"another {'image' if number <= count else 'text'}",
                 targets=_matches,
@@ -94,7 +98,7 @@ def attacked_task(options: TrainOptions, shards: Sequence[Shard]) -> AttackedTas
         case "referring":
             names = DETECTED if options.data.detected else DRAWN
             return AttackedTask(
-                source=ReferringSource(shards, names=names, targets=False, boxes=True),
+                source=ReferringSource(shards, names, targets=False, boxes=True, skip_bad=skip_bad),
                 least=1,
                 words=lambda number: f"region {number + 1}",
                 targets=_meant,
@@ -105,7 +109,7 @@ def attacked_task(options: TrainOptions, shards: Sequence[Shard]) -> AttackedTas
         words = VE_LABELS.__getitem__
     elif options.data.answers is not None:
         words = answers_of(options).__getitem__
-    source = AnswerSource(shards, options.answer_count)
+    source = AnswerSource(shards, options.answer_count, skip_bad)
     return AttackedTask(source=source, least=options.answer_count, words=words)
 
 

@@ -24,14 +24,18 @@ T = TypeVar("T")
 
 
 def add_flags(
-    parser: argparse.ArgumentParser, cls: type, *, presets: Mapping[str, Mapping[str, Any]] | None = None
+    parser: argparse.ArgumentParser,
+    cls: type,
+    *,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+    file: str = "YAML file",
 ) -> None:
     """Add `--config FILE` and one flag for each field of `cls`, dotted where dataclasses nest.
 
     The help of a flag shows its default, and what `presets` would have instead. A tuple is comma-separated and its flag
-    may be repeated; a bool is `--name` or `--no-name`.
+    may be repeated; a bool is `--name` or `--no-name`. `file` names the format of FILE.
     """
-    parser.add_argument("--config", metavar="FILE", help="YAML file of options; flags win over it")
+    parser.add_argument("--config", metavar="FILE", help=f"{file} of options; flags win over it")
     instead = {name: _flat(values) for name, values in (presets or {}).items()}
     for leaf in leaves(cls):
         names = [f"--{leaf.name}", *leaf.metadata.get("flags", ())]
@@ -83,8 +87,13 @@ def parse(
     description: str | None = None,
     prog: str | None = None,
     read: Callable[[str], Layer] = read_yaml,
+    file: str = "YAML file",
 ) -> T:
     """Return the configuration that a command line asks for.
+
+    Arguments:
+        presets, read: as of `from_flags`.
+        description, prog: of `--help`, which names the format of the file of options by `file`.
 
     Raises:
         ConfigurationError: flags that are unknown or malformed, or values that `cls` refuses.
@@ -97,7 +106,7 @@ def parse(
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_flags(parser, cls, presets=presets)
+    add_flags(parser, cls, presets=presets, file=file)
     return from_flags(cls, parser.parse_args(arguments), presets=presets, read=read)
 
 

@@ -19,6 +19,7 @@ from advvl.data.feature_files import open_features
 from advvl.data.json_lines import as_object, numbered_lines
 from advvl.data.lxmert.answers import AnswerTable
 from advvl.data.uniter.datasets.examples import Shard
+from advvl.data.uniter.datasets.referring import DRAWN
 from advvl.data.uniter.image_db import RegionLimits
 from advvl.data.uniter.image_writer import ImageDbWriter, write_images
 from advvl.data.uniter.json_files import read_counts
@@ -41,6 +42,8 @@ from advvl.data.whereabouts import within
 from advvl.errors import ConfigurationError, DataError
 from advvl.experiments.progress import counted
 from advvl.files import write_json
+
+_PUBLISHED_BB: Final = 100  # regions of the published databases of referring expressions, at most
 
 _RECENT: Final = 256  # images that are kept while records are read, which often name one several times in a row
 
@@ -81,6 +84,7 @@ def convert(given: argparse.Namespace) -> None:
                 written = writer.counts
                 regions = sum(writer.counts.values())
                 said.append(f"{given.image_db}: {counted(len(writer.counts), 'image')}, {counted(regions, 'region')}")
+                said[-1] += "" if limits.num_bb is None else f"; read with --data.num_bb {limits.num_bb}"
             if given.text_db is not None and shard is not None:
                 with write_texts(given.text_db, TextMeta.of(*_tokenizer(given.tokenizer))) as texts:
                     left_out = _write_texts(texts, shard, numbers, written, skip_bad=given.skip_bad)
@@ -88,8 +92,10 @@ def convert(given: argparse.Namespace) -> None:
                 undo.callback(shutil.rmtree, given.text_db)  # where the images cannot be written after all
                 said.append(f"{given.text_db}: {counted(len(shard.texts.lengths) - len(left_out), 'text')}")
         undo.pop_all()
-    if answers is not None and not Path(given.answers).exists():
-        write_json(given.answers, answers.numbers)
+    if answers is not None:
+        said.append(f"{given.answers}: {counted(len(answers), 'answer')}; train with --model.answers {len(answers)}")
+        if not Path(given.answers).exists():
+            write_json(given.answers, answers.numbers)
     print("\n".join([f"skipped: {reason}" for reason in skipped] + said + [f"skipped: {len(skipped)}"]))
 
 
@@ -102,7 +108,6 @@ def _check(given: argparse.Namespace) -> None:
             ("--task", given.records is not None and given.task is None),
             ("--tokenizer", given.records is not None and given.tokenizer is None),
             ("--answers", given.records is not None and given.task == "vqa" and given.answers is None),
-            ("--num-bb", given.task == "referring" and given.records is None and given.num_bb is None),
         )
         if wanted
     ]
@@ -157,10 +162,10 @@ def _images(shard: Shard, key: str) -> tuple[str, ...]:
 
 
 def _num_bb(given: argparse.Namespace, shard: Shard | None) -> int | None:
-    """The fixed number of regions; of referring expressions the most, since their targets count in all regions."""
-    if given.num_bb is not None or given.task != "referring" or shard is None:
+    """The fixed number of regions; of referring expressions as published, or the most of an image if that is more."""
+    if given.num_bb is not None or given.task != "referring":
         return None if given.num_bb is None else int(given.num_bb)
-    return max(len(row["ann_ids"]) for row in shard.texts.table("images"))
+    return max(_PUBLISHED_BB, *(len(row["ann_ids"]) for row in shard.texts.table("images"))) if shard else _PUBLISHED_BB
 
 
 def _write_images(
@@ -224,8 +229,8 @@ def _write_texts(
 
 
 def _key(name: str, numbers: Mapping[str, int] | None) -> str:
-    """The name of an image in the database: its own, or its number."""
-    return name if numbers is None else str(numbers[name])
+    """The name of an image in the database: its own, or that of its number in the published database of drawn boxes."""
+    return name if numbers is None else DRAWN.format(numbers[name])
 
 
 def _table(shard: Shard, numbers: Mapping[str, int]) -> list[dict[str, Any]]:

@@ -67,7 +67,10 @@ def _convert_options(parser: argparse.ArgumentParser) -> None:
         "--max-length", type=int, metavar="N", help="longest text in word pieces (default: 60, of vcr 220)"
     )
     parser.add_argument(
-        "--num-bb", type=int, metavar="N", help="keep up to N regions of each image, as a numbbN database"
+        "--num-bb",
+        type=int,
+        metavar="N",
+        help="keep up to N regions of each image, as a numbbN database (default of referring: 100, or the most there are)",
     )
     parser.add_argument(
         "--compressed", action="store_true", help="write images as npz: a tenth smaller, slower to read"

@@ -87,7 +87,7 @@ class DatabaseOptions:
     Arguments:
         train_texts, val_texts: databases of texts.
         train_images, val_images: the database of images of each of them.
-        train_drawn, val_drawn: of VCR, the database of the boxes that people drew, of each of them.
+        train_drawn, val_drawn: of VCR, the database of the boxes that people drew, of each of them; own data have none.
         conf_th, max_bb, min_bb: regions of an image: those that the detector was surer of than conf_th, but at most max_bb
             and at least min_bb.
         num_bb: the fixed number in the name of the databases of images, in the place of the other three.

@@ -24,8 +24,9 @@ from advvl.evaluation.hits import hit
 from advvl.evaluation.scoring import fingerprints
 from advvl.experiments.attacked_tasks import AttackedTask, attacked_task
 from advvl.experiments.measure_options import EvaluateOptions
+from advvl.experiments.progress import timed
 from advvl.experiments.task_scores import pieces
-from advvl.experiments.train_setup import val_shards
+from advvl.experiments.train_setup import report_skipped, val_shards
 from advvl.files import fingerprint
 from advvl.models.uniter.task import UniterTask
 
@@ -57,6 +58,7 @@ class AttackedExamples:
         if not shards:
             raise ConfigurationError("expected a database or more in data.val_texts, got none; name one")
         task = attacked_task(options, shards)
+        report_skipped(task.source.examples.skipped)
         lengths = task.source.examples.lengths
         count = min(options.robustness.examples or len(lengths), len(lengths))
         found = cls(shards, task, list(pieces(lengths[:count], options.evaluation.tokens)), None, options.seed)
@@ -85,7 +87,7 @@ class AttackedExamples:
 
     def batches(self, device: torch.device) -> Iterator[dict[str, Any]]:
         """Make the batches, on the device."""
-        for rows in self.pieces:
+        for rows in timed(self.pieces, "batches attacked"):
             yield send_to_device(self._batch(rows), device)
 
     @property

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from advvl.experiments.experiment import Task
+from advvl.runtime.processes import process_index
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,12 @@ class Progress:
             return text
         rate = (time.time() - self.began) / (cost - self.before)
         return f"{text}, about {duration(rate * (sum(task.row.cost for task in self.tasks) - cost))} left"
+
+
+def timed(items: Sequence[T], description: str) -> Iterable[T]:
+    """Show a bar with the time left while items are gone through, in the main process and in a terminal alone."""
+    shown: Iterable[T] = tqdm(items, desc=description, leave=False, disable=True if process_index() else None)
+    return shown
 
 
 def counted(number: int, noun: str) -> str:

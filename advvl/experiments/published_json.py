@@ -18,7 +18,7 @@ from advvl.checks import is_number, is_whole, shown
 from advvl.errors import ConfigurationError
 from advvl.experiments.config import Layer, read_yaml
 from advvl.experiments.progress import counted
-from advvl.experiments.published_keys import FIXED, FOLDERS, READ, SAME, STEPS, TASKS
+from advvl.experiments.published_keys import FIXED, FOLDERS, MACHINE, READ, SAME, STEPS, TASKS
 from advvl.experiments.train_options import TaskName
 from advvl.files import parse_json
 
@@ -62,7 +62,10 @@ def translated(found: Mapping[str, Any], path: str) -> tuple[dict[str, Any], lis
     read.updates()
     read.adversary()
     read.fixed()
-    ignored = sorted(set(found) - set(SAME) - READ - set(FIXED))
+    elsewhere = [f"{key} (see {option})" for key, option in MACHINE.items() if key in found]
+    if elsewhere:
+        read.notes.append(f"left to the command line: {', '.join(elsewhere)}")
+    ignored = sorted(set(found) - set(SAME) - READ - set(FIXED) - set(MACHINE))
     if ignored:
         read.notes.append(f"left out, without a meaning here: {', '.join(ignored)}")
     return read.values, read.notes
@@ -154,6 +157,8 @@ class _Reading:
         if self.task == "hard-retrieval":
             micro_batches *= 2 * size
             summed = 2 * accumulated  # of a match both sides are summed, and then divided by train_batch_size
+            self.put("sampling.published_layout", True)
+            self.notes.append("an image's longer texts lose regions, as published: sampling.published_layout")
         elif self.task in ("retrieval", "referring"):
             self.put("sampling.batch_size", size)
             summed *= size if self.task == "referring" else 1  # its loss is a sum over the batch
@@ -171,6 +176,9 @@ class _Reading:
         if "negative_size" in self.found:
             chosen = "candidates" if self.task == "hard-retrieval" else "negatives"
             self.put(f"sampling.{chosen}", self.found["negative_size"])
+        if self.task in ("retrieval", "hard-retrieval"):
+            self.put("evaluation.published_recall", True)
+            self.notes.append("image recall is counted as published, and may pass 1: evaluation.published_recall")
         self.put("sampling.micro_batches", micro_batches)
         self.notes.append(
             f"task {self.task}; {counted(gpus, 'GPU')}, {said}; micro-batches per update: {micro_batches}"

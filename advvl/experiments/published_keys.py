@@ -75,6 +75,14 @@ READ: Final = frozenset(
 )
 """Published keys that are read in another form."""
 
+MACHINE: Final = {
+    "fp16": "--precision",
+    "n_workers": "--workers",
+    "output_dir": "--output",
+    "ans2label": "--data.answers, which takes a JSON file",
+}
+"""Published keys that are of the authors' machines, and the options to give instead."""
+
 FIXED: Final[Mapping[str, Any]] = {
     "optim": "adamw",
     "decay": "linear",

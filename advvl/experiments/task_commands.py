@@ -17,6 +17,7 @@ from advvl.experiments.task_scores import judged
 from advvl.experiments.train import train
 from advvl.experiments.train_options import TrainOptions
 from advvl.files import write_json
+from advvl.runtime.processes import process_index
 
 T = TypeVar("T")
 
@@ -39,20 +40,25 @@ def predict_command(arguments: Sequence[str]) -> None:
     """Run `advvl predict`."""
     options = _parsed("predict", arguments, TrainOptions)
     found, shards = judged(options)
-    print(f"written to {write_predictions(options, found.predictions, Path(str(shards[0].texts.folder)).stem)}")
+    if not process_index():
+        print(f"written to {write_predictions(options, found.predictions, Path(str(shards[0].texts.folder)).stem)}")
 
 
 def evaluate_command(arguments: Sequence[str]) -> None:
     """Run `advvl evaluate`."""
     options = _parsed("evaluate", arguments, EvaluateOptions)
     if options.robustness.attack:
-        print(f"written to {measure(options)}")
+        page = measure(options)
+        if not process_index():
+            print(f"written to {page}")
         return
     found, shards = judged(options)
     if not found.scores:
         raise ConfigurationError(
             f"expected databases with targets in data.val_texts, got {', '.join(options.data.val_texts)}; see advvl predict"
         )
+    if process_index():  # the main process has the whole outcome too
+        return
     path = Path(options.output) / f"scores-{Path(str(shards[0].texts.folder)).stem}.json"
     write_json(path, dict(found.scores))
     intervals = found.intervals()
@@ -73,5 +79,10 @@ def _parsed(name: str, arguments: Sequence[str], options: type[T]) -> T:
     if words and not words[0].startswith("-"):
         words = ["--config", *words]
     return parse(
-        options, words, description=_DESCRIPTIONS[name], prog=f"advvl {name} [CONFIG]", read=read_configuration
+        options,
+        words,
+        description=_DESCRIPTIONS[name],
+        prog=f"advvl {name} [CONFIG]",
+        read=read_configuration,
+        file="YAML or JSON file",
     )

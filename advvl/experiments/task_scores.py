@@ -25,9 +25,10 @@ from advvl.errors import CheckpointError, ConfigurationError, DataError
 from advvl.evaluation.objectives import score
 from advvl.evaluation.statistics import Interval, bootstrap_interval, proportion_interval
 from advvl.experiments.database_options import MIXED
+from advvl.experiments.progress import timed
 from advvl.experiments.retrieval_scores import retrieved
 from advvl.experiments.train_options import TrainOptions
-from advvl.experiments.train_setup import accelerator_of, check_fit, model_of, val_shards
+from advvl.experiments.train_setup import accelerator_of, check_fit, model_of, report_skipped, val_shards
 from advvl.models.uniter.checkpoint import load_checkpoint
 from advvl.models.uniter.task import UniterTask
 from advvl.runtime.processes import collected, process_count, process_index
@@ -56,12 +57,14 @@ class Scored:
     Arguments:
         scores: by name; empty where no target is known.
         predictions: by the examples' keys, in the order of the databases.
+        skipped: reasons why other examples were left out, with `data.skip_bad`.
         counts: of scores that are shares of right and wrong, how many they are shares of.
         soft: of a mean of soft scores, those of all examples.
     """
 
     scores: Mapping[str, float]
     predictions: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    skipped: Sequence[str] = field(default=(), repr=False)
     counts: Mapping[str, int] = field(default_factory=dict)
     soft: Mapping[str, Sequence[float]] = field(default_factory=dict, repr=False)
 
@@ -105,7 +108,8 @@ def evaluate(model: UniterTask, options: TrainOptions, shards: Sequence[Shard], 
         if options.pretraining:
             return _pretrained(model, options, shards)
         if options.task in ("retrieval", "hard-retrieval"):
-            return Scored(*retrieved(model, shards, options.evaluation, quick=quick))
+            how = {"quick": quick, "skip_bad": options.data.skip_bad}
+            return Scored(*retrieved(model, shards, options.evaluation, **how))
         return _READERS[options.task](model, options, shards)
 
 
@@ -128,12 +132,14 @@ def judged(options: TrainOptions) -> tuple[Scored, Sequence[Shard]]:
     load_checkpoint(model, path)
     model.to(accelerator.device)
     with kept_modes(model):
-        return evaluate(model.eval(), options, shards), shards
+        found = evaluate(model.eval(), options, shards)
+    report_skipped(found.skipped)
+    return found, shards
 
 
 def _answers(model: UniterTask, options: TrainOptions, shards: Sequence[Shard]) -> Scored:
     """VQA and visual entailment: the answer of the highest logit, and the mean of its soft scores."""
-    source = AnswerSource(shards, options.answer_count)
+    source = AnswerSource(shards, options.answer_count, skip_bad=options.data.skip_bad)
 
     def read(batch: Mapping[str, Any], logits: Tensor) -> list[tuple[int, float | None]]:
         found = logits.argmax(1).tolist()
@@ -143,17 +149,18 @@ def _answers(model: UniterTask, options: TrainOptions, shards: Sequence[Shard]) 
 
     results = _results(model, options, source, read)
     scores = [score for _, score in results if score is not None]
-    found = _keyed(source, [answer for answer, _ in results])
+    found, skipped = _keyed(source, [answer for answer, _ in results]), source.examples.skipped
     if len(scores) < len(results):
-        return Scored({}, found)
+        return Scored({}, found, skipped)
     hard = {*scores} <= {0.0, 1.0}
     count = {"accuracy": len(scores)} if hard else {}
-    return Scored({"accuracy": sum(scores) / len(scores)}, found, count, {} if hard else {"accuracy": scores})
+    soft = {} if hard else {"accuracy": scores}
+    return Scored({"accuracy": sum(scores) / len(scores)}, found, skipped, count, soft)
 
 
 def _judgements(model: UniterTask, options: TrainOptions, shards: Sequence[Shard]) -> Scored:
     """NLVR2: true or false, accuracy and consistency."""
-    source = PairSource(shards, options.layout)
+    source = PairSource(shards, options.layout, skip_bad=options.data.skip_bad)
 
     def read(batch: Mapping[str, Any], logits: Tensor) -> list[tuple[bool, bool | None]]:
         targets = batch.get("targets")
@@ -164,17 +171,17 @@ def _judgements(model: UniterTask, options: TrainOptions, shards: Sequence[Shard
     found = _keyed(source, [judgement for judgement, _ in results])
     labels = {key: known for key, (_, known) in zip(found, results, strict=True) if known is not None}
     if len(labels) < len(found):
-        return Scored({}, found)
+        return Scored({}, found, source.examples.skipped)
     scores, counts = {"accuracy": nlvr2_accuracy(found, labels)}, {"accuracy": len(found)}
     if all(key.count("-") == 3 for key in found):  # NLVR2's own identifiers, which say what shares a sentence
         scores["consistency"] = nlvr2_consistency(found, labels)
         counts["consistency"] = len({(*key.split("-")[:2], key.split("-")[3]) for key in found})
-    return Scored(scores, found, counts)
+    return Scored(scores, found, source.examples.skipped, counts)
 
 
 def _choices(model: UniterTask, options: TrainOptions, shards: Sequence[Shard]) -> Scored:
     """VCR: all 20 scores of a question, and the three accuracies."""
-    source = ChoiceEvaluationSource(shards, "test")
+    source = ChoiceEvaluationSource(shards, "test", options.data.skip_bad)
 
     def read(batch: Mapping[str, Any], logits: Tensor) -> list[tuple[list[float], tuple[int, int] | None]]:
         scores = logits[:, 1].reshape(-1, 20).tolist()
@@ -188,18 +195,18 @@ def _choices(model: UniterTask, options: TrainOptions, shards: Sequence[Shard]) 
     found = _keyed(source, [scores for scores, _ in results])
     known = [right for _, right in results if right is not None]
     if len(known) < len(results):
-        return Scored({}, found)
+        return Scored({}, found, source.examples.skipped)
     answers, rationales = torch.tensor(known).t()
     all_scores = torch.tensor([scores for scores, _ in results], dtype=torch.float64)
     accuracy = vcr_accuracy(all_scores, answers, rationales)
     shares = {"qa": accuracy.qa, "qar": accuracy.qar, "both": accuracy.both}
-    return Scored(shares, found, dict.fromkeys(shares, len(results)))
+    return Scored(shares, found, source.examples.skipped, dict.fromkeys(shares, len(results)))
 
 
 def _boxes(model: UniterTask, options: TrainOptions, shards: Sequence[Shard]) -> Scored:
     """Referring expressions: the box of the region of the highest score, against the one that is meant."""
     names = DETECTED if options.data.detected else DRAWN
-    source = ReferringSource(shards, names=names, targets=False, boxes=True)
+    source = ReferringSource(shards, names, targets=False, boxes=True, skip_bad=options.data.skip_bad)
 
     def read(batch: Mapping[str, Any], logits: Tensor) -> list[tuple[list[float], list[float]]]:
         rows = torch.arange(len(logits), device=logits.device)
@@ -208,8 +215,8 @@ def _boxes(model: UniterTask, options: TrainOptions, shards: Sequence[Shard]) ->
 
     results = _results(model, options, source, read)
     found, meant = (torch.tensor(boxes) for boxes in zip(*results, strict=True))
-    predictions = _keyed(source, found.tolist())
-    return Scored({"accuracy": region_accuracy(found, meant)}, predictions, {"accuracy": len(results)})
+    accuracy, predictions = {"accuracy": region_accuracy(found, meant)}, _keyed(source, found.tolist())
+    return Scored(accuracy, predictions, source.examples.skipped, {"accuracy": len(results)})
 
 
 _READERS: Final[Mapping[str, Callable[[UniterTask, TrainOptions, Sequence[Shard]], Scored]]] = {
@@ -225,17 +232,20 @@ def _pretrained(model: UniterTask, options: TrainOptions, shards: Sequence[Shard
     """The loss of each task of pre-training, a mean over what it masks, and the share of what it gets right."""
     make = VCRPretrainingSource if options.task == "vcr-pretraining" else PretrainingSource
     scores: dict[str, float] = {}
+    skipped: dict[str, None] = {}
     for task in MIXED:
         if not any(options.mixture.ratios(task)):
             continue
-        source = make(shards, task)  # type: ignore[arg-type]
+        source = make(shards, task, skip_bad=options.data.skip_bad)  # type: ignore[arg-type]
+        skipped |= dict.fromkeys(source.examples.skipped)
         totals = [torch.tensor(found) for found in _in_batches(model, options, source, _corrupted_sums)]
         loss, right, count = torch.stack(totals).double().sum(0).tolist()
         name = task.replace("-", "_")
         scores[f"{name}_loss"] = loss / count
         if task != "mrfr":
             scores[f"{name}_accuracy"] = right / count
-    return Scored(dict(sorted(scores.items(), key=lambda item: item[0].endswith("loss"))))
+    ordered = dict(sorted(scores.items(), key=lambda item: item[0].endswith("loss")))
+    return Scored(ordered, skipped=list(skipped))
 
 
 def _corrupted_sums(batch: Mapping[str, Any], output: Any) -> tuple[float, float, float]:
@@ -269,7 +279,8 @@ def _in_batches(
     """Return what is read of each batch, whichever process computed it."""
     device = next(model.parameters()).device
     found = {}
-    for number, rows in enumerate(pieces(source.examples.lengths, options.evaluation.tokens)):
+    cut = list(pieces(source.examples.lengths, options.evaluation.tokens))
+    for number, rows in enumerate(timed(cut, "batches scored")):
         if number % process_count() == process_index():
             made = source.batch(rows, torch.Generator().manual_seed(options.seed))
             batch = send_to_device(made, device)

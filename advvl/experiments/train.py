@@ -37,6 +37,7 @@ from advvl.experiments.train_setup import (
     model_of,
     optimizer_of,
     optimizer_options,
+    report_skipped,
     training_of,
     val_shards,
 )
@@ -75,6 +76,7 @@ def train(options: TrainOptions, *, progress: bool = True) -> Path:
     training = training_of(options, model)
     shards = val_shards(options)
     check_fit(model, [*training.shards, *shards])
+    report_skipped(training.skipped)
     if options.start is not None:
         _begin(model, Path(options.data_dir) / options.start, main=main)
     output = Path(options.output)
@@ -182,6 +184,8 @@ class _Log:
         """Score the model in every process, and return the score by which the best is kept."""
         assert isinstance(model, UniterTask)
         found = evaluate(model, self.options, self.shards, quick=True)
+        if not self.scores:  # the first time
+            report_skipped(found.skipped)
         if not found.scores:
             raise ConfigurationError(
                 "expected val databases with targets, got none; leave data.val_texts empty to train without scores"

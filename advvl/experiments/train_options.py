@@ -52,6 +52,8 @@ class SamplingOptions:
         filling: how a budget is filled; "uniter" leaves nearly half of it empty, as published.
         negatives: of retrieval, mismatched images of a text, and as many texts of an image.
         candidates, hardest: of hard-retrieval, mismatches of a match, and how many of them are learnt from.
+        published_layout: of hard-retrieval, lay out the texts of an image by the length of the last one, as published: where
+            others are longer, regions are left out.
     """
 
     tokens: int | None = None
@@ -61,11 +63,13 @@ class SamplingOptions:
     negatives: int = 1
     candidates: int = 399
     hardest: int = 31
+    published_layout: bool = False
 
     def __post_init__(self) -> None:
         given = [name for name in ("tokens", "batch_size") if getattr(self, name) is not None]
         at_least(1, self, "micro_batches", "negatives", "candidates", "hardest", *given)
         choice(self, "filling", Filling)
+        flag(self, "published_layout")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,14 +159,17 @@ class ScoringOptions:
         every: updates between evaluations; one more comes after the last update.
         tokens: budget of a batch.
         images: of retrieval during training, the first so many images with their texts; `advvl evaluate` takes all.
+        published_recall: of retrieval, `advvl evaluate` counts image recall as the published script does: it may pass 1.
     """
 
     every: int = 500
     tokens: int = 10240
     images: int = 100
+    published_recall: bool = False
 
     def __post_init__(self) -> None:
         at_least(1, self, "every", "tokens", "images")
+        flag(self, "published_recall")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,8 +261,6 @@ class TrainOptions:
             yield f"expected sampling.{'tokens' if tokens is None else 'batch_size'} for {self.task}, got the other"
         if self.pretraining and not any(map(sum, map(self.mixture.ratios, MIXED))):
             yield "expected a ratio of 1 or more for one task of mixture, got none; give mlm, say"
-        if self.task.startswith("vcr") and len(self.data.train_drawn) != len(self.data.train_texts):
-            yield "expected data.train_drawn for VCR, got none; name the database of the boxes that people drew"
 
 
 def _are_modalities(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from accelerate.utils import DistributedDataParallelKwargs  # type: ignore[import-untyped]
 from torch import nn
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from advvl.data.mixing import MixedSampler, MixedSource
 from advvl.data.sampling import TokenBuckets
@@ -29,6 +31,7 @@ from advvl.data.uniter.text_db import Lengths, open_texts
 from advvl.errors import ConfigurationError, DataError, missing_extra
 from advvl.experiments.database_options import MIXED, SIZES, ModelOptions
 from advvl.experiments.experiment import seeded
+from advvl.experiments.progress import counted
 from advvl.experiments.train_options import TrainOptions
 from advvl.fit.options import OptimizerOptions
 from advvl.maximizers.freelb import FreeLB
@@ -37,6 +40,7 @@ from advvl.models.uniter.task import UniterTask
 from advvl.perturbers.starts import Zero
 from advvl.recipes.parts import ball_of, perturber_of
 from advvl.regularizers.kl import SymmetricKL
+from advvl.runtime.processes import process_index
 from advvl.tasks.uniter.mining import BothSides, TwoSides
 from advvl.tasks.uniter.nlvr2 import UniterForNLVR2
 from advvl.tasks.uniter.optimizer import uniter_adamw
@@ -142,11 +146,17 @@ def check_fit(model: UniterTask, shards: Sequence[Shard]) -> None:
 
 @dataclass(frozen=True)
 class Training:
-    """The source of training batches, the sampler of its micro-batches (None: `fit`'s own), and the databases."""
+    """The source of training batches, and the databases.
+
+    Arguments:
+        sampler: of micro-batches; None: `fit`'s own.
+        skipped: reasons why examples were left out, each with its database and key.
+    """
 
     source: BatchSource
     sampler: Sampler | None
     shards: Sequence[Shard]
+    skipped: Sequence[str] = ()
 
 
 def training_of(options: TrainOptions, model: UniterTask) -> Training:
@@ -166,10 +176,11 @@ def training_of(options: TrainOptions, model: UniterTask) -> Training:
     if options.task in ("retrieval", "hard-retrieval"):
         pairs = Pairs(shards, skip_bad=data.skip_bad)
         if options.task == "retrieval":
-            return Training(RetrievalSource(pairs, sampling.negatives), None, shards)
+            return Training(RetrievalSource(pairs, sampling.negatives), None, shards, pairs.examples.skipped)
         assert isinstance(model, UniterForRetrieval)
-        mined = HardestSource(model, TwoSides(pairs, sampling.candidates), sampling.hardest)
-        return Training(mined, BothSides(len(mined), sampling.micro_batches), shards)
+        sides = TwoSides(pairs, sampling.candidates, sampling.published_layout)
+        mined = HardestSource(model, sides, sampling.hardest)
+        return Training(mined, BothSides(len(mined), sampling.micro_batches), shards, pairs.examples.skipped)
     source: AnswerSource | PairSource | ChoiceSource | ReferringSource
     if options.task in ("vqa", "ve"):
         source = AnswerSource(shards, options.answer_count, skip_bad=data.skip_bad)
@@ -180,7 +191,7 @@ def training_of(options: TrainOptions, model: UniterTask) -> Training:
     else:
         source = ReferringSource(shards, names=DRAWN, skip_bad=data.skip_bad)
     sampler = None if sampling.tokens is None else _buckets(options, source.examples)
-    return Training(source, sampler, shards)
+    return Training(source, sampler, shards, _skipped([(source.examples, sampler)]))
 
 
 def _mixed(options: TrainOptions, model: UniterTask) -> Training:
@@ -200,7 +211,8 @@ def _mixed(options: TrainOptions, model: UniterTask) -> Training:
                 sources[name] = make(own, task, skip_bad=options.data.skip_bad)  # type: ignore[arg-type]
                 ratios[name] = ratio[0]
     samplers = {name: _buckets(options, source.examples) for name, source in sources.items()}
-    return Training(MixedSource(sources), MixedSampler(samplers, ratios), shards)
+    skipped = _skipped([(source.examples, samplers[name]) for name, source in sources.items()])
+    return Training(MixedSource(sources), MixedSampler(samplers, ratios), shards, skipped)
 
 
 def _buckets(options: TrainOptions, examples: Examples) -> TokenBuckets:
@@ -212,7 +224,27 @@ def _buckets(options: TrainOptions, examples: Examples) -> TokenBuckets:
         micro_batches=sampling.micro_batches,
         filling=sampling.filling,
         too_long="skip" if options.data.skip_bad else "refuse",
+        names=examples.where,
     )
+
+
+def _skipped(found: Sequence[tuple[Examples, TokenBuckets | None]]) -> list[str]:
+    """Return reasons why examples were left out, each once: those of the sources, and those over the budget."""
+    reasons: list[str] = []
+    for examples, sampler in found:
+        over = () if sampler is None else sampler.skipped
+        reasons += examples.skipped
+        reasons += [
+            f"{examples.where(row)}: {examples.lengths[row]} tokens, over the budget of a batch" for row in over
+        ]
+    return list(dict.fromkeys(reasons))
+
+
+def report_skipped(skipped: Sequence[str]) -> None:
+    """Print the number of examples that were left out and why, to standard error, in the main process alone."""
+    if skipped and not process_index():
+        listed = [*(f"skipped: {reason}" for reason in skipped), f"skipped: {counted(len(skipped), 'example')}"]
+        tqdm.write("\n".join(listed), file=sys.stderr)
 
 
 def optimizer_options(options: TrainOptions) -> OptimizerOptions:

@@ -57,7 +57,7 @@ class Batches:
 
     Arguments:
         last: the number of updates.
-        pinned: put batches in pinned memory, from where a GPU copies them while it computes.
+        pinned: put batches of workers in pinned memory, from where they are copied to a GPU faster.
     """
 
     updates: Updates

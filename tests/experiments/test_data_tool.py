@@ -61,7 +61,7 @@ SOURCES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     ),
     "referring": (
         lambda *given, **o: referring_source(*given, boxes=True, **o),
-        lambda folder, images: ReferringSource([Shard(open_texts(folder), images)], "{}", boxes=True),
+        lambda folder, images: ReferringSource([Shard(open_texts(folder), images)], boxes=True),
     ),
 }
 
@@ -102,7 +102,7 @@ def convert(task: str, *more: str) -> int:
 
 
 def limits(task: str) -> RegionLimits:
-    return RegionLimits(num_bb=4) if task == "referring" else RegionLimits()
+    return RegionLimits(num_bb=100) if task == "referring" else RegionLimits()
 
 
 @pytest.mark.parametrize("task", RECORDS)
@@ -229,8 +229,8 @@ def test_images_of_several_files_of_records_are_written_once(work: Path) -> None
     first, second = write_records("referring", count=2), Path("second.jsonl")
     second.write_text("\n".join(json.dumps(RECORDS["referring"](n)) for n in (2, 3)))
     usual = ["data", "convert", "--features", "regions", "--task", "referring"]
-    assert main([*usual, "--image-db", "images", "--num-bb", "4", "--full-precision"]) == 0
-    images, tokenizer = open_images("images", RegionLimits(num_bb=4)), load_tokenizer("mine/tokenizer.json")
+    assert main([*usual, "--image-db", "images", "--full-precision"]) == 0
+    images, tokenizer = open_images("images", limits("referring")), load_tokenizer("mine/tokenizer.json")
     for path in (first, second):
         assert main([*usual, str(path), "--tokenizer", "mine/tokenizer.json", "--text-db", f"{path.stem}.db"]) == 0
         theirs = SOURCES["referring"][1](f"{path.stem}.db", images).batch([0, 1])
@@ -274,7 +274,6 @@ def test_answers_are_numbered_once_and_then_read(work: Path) -> None:
             ["r.jsonl", "--features", "regions", "--text-db", "x", "--task", "vqa", "--tokenizer", "mine"],
             "expected --answers, got none",
         ),
-        (["--features", "regions", "--image-db", "x", "--task", "referring"], "expected --num-bb, got none"),
         (["--features", "gone", "--image-db", "x"], "expected a folder of npz or npy files, or a .tsv file, at 'gone'"),
         (["--features", "mine", "--image-db", "x"], "expected npz or npy files in 'mine', got none"),
         (["--features", "regions", "--image-db", "x", "--skip-bd"], "the flag nearest to --skip-bd is --skip-bad"),
@@ -340,7 +339,7 @@ def test_an_image_that_cannot_be_written_is_left_out_with_its_texts(
         assert "lost" not in " ".join(open_texts("x.db").lengths)
     said = capsys.readouterr().out
     assert message in said
-    assert len(open_images("images", RegionLimits(num_bb=4) if task == "referring" else RegionLimits())) == 3
+    assert len(open_images("images", limits(task or "captions"))) == 3
 
 
 def test_an_npy_with_the_name_of_an_npz_is_refused(work: Path) -> None:

@@ -93,7 +93,8 @@ def test_a_standard_configuration_is_read(tmp_path: Path, capsys: pytest.Capture
     assert not found.adversarial
     said = capsys.readouterr().err
     assert "4 GPUs" in said
-    assert "left out, without a meaning here: fp16, n_workers" in said
+    assert "left to the command line: fp16 (see --precision), n_workers (see --workers)" in said
+    assert "without a meaning here" not in said
 
 
 def test_an_adversary_is_read(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 from support.published_files import PUBLISHED
 
 from advvl.errors import ConfigurationError
-from advvl.experiments.config import build, read_yaml
+from advvl.experiments.config import build, leaves, read_yaml
 from advvl.experiments.published_json import read_configuration
+from advvl.experiments.published_keys import MACHINE
 from advvl.experiments.train_options import AdversaryOptions, TrainOptions
 
 FOLDER = Path(__file__).parents[2] / "examples" / "configs" / "uniter"
@@ -66,25 +68,24 @@ DERIVED = {
     "villa-pretrain-all-base": ("uniter-pretrain-all-base", ("adversary",)),
     "villa-pretrain-all-large": ("uniter-pretrain-all-large", ("adversary",)),
     "villa-pretrain-indomain-base": ("uniter-pretrain-indomain-base", ("adversary",)),
-    "villa-retrieval-flickr-base": ("uniter-retrieval-flickr-base", ("adversary", "start")),
+    "villa-retrieval-flickr-base": (
+        "uniter-retrieval-flickr-base",
+        ("adversary", "start", "evaluation.published_recall"),
+    ),
     "villa-referring-refcoco-base": ("uniter-referring-refcoco-base", ("adversary", "start")),
 }
 """The recipes that were not released: the recipe that they follow, and the options in which they differ."""
 
 LEFT_OUT = {
-    "ans2label",
     "checkpoint_from",
     "compressed_db",
     "decay_int",
     "decay_rate",
     "decay_st",
-    "fp16",
     "full_val",
     "img_format",
     "inf_minibatch_size",
     "mask_dir",
-    "n_workers",
-    "output_dir",
     "pin_mem",
     "rank",
     "test_img_db",
@@ -93,7 +94,7 @@ LEFT_OUT = {
     "val_batch_size",
     "warm_int",
 }
-"""Every published key that is read for no option: folders, machines, tests, and settings that no released script has."""
+"""Every published key that is read for no option: folders, tests, and settings that no released script has."""
 
 
 def recipe(name: str) -> TrainOptions:
@@ -148,8 +149,17 @@ def test_each_published_key_is_read_or_named_as_left_out(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     read(tmp_path, name)
-    said = next((line for line in capsys.readouterr().err.splitlines() if "left out" in line), ": ")
+    lines = capsys.readouterr().err.splitlines()
+    said = next((line for line in lines if "left out, " in line), ": ")
     assert set(said.rpartition(": ")[2].split(", ")) == set(PUBLISHED[name]) & LEFT_OUT
+    machine = next(line for line in lines if "left to the command line" in line)
+    assert set(re.findall(r"(\w+) \(see --", machine)) == set(PUBLISHED[name]) & set(MACHINE)
+    assert ("sampling.published_layout" in " ".join(lines)) == name.endswith("-hn")
+
+
+def test_an_option_is_named_for_what_is_of_the_authors_machine() -> None:
+    known = {leaf.name for leaf in leaves(TrainOptions)}
+    assert {option.removeprefix("--").partition(",")[0] for option in MACHINE.values()} <= known
 
 
 @pytest.mark.parametrize(

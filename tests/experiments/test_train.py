@@ -31,6 +31,7 @@ from advvl.fit.loop import fit
 from advvl.models.uniter.checkpoint import load_checkpoint, save_checkpoint
 from advvl.models.uniter.model import UniterConfig
 from advvl.tasks.uniter.pretraining import UniterForPretraining
+from advvl.tasks.uniter.retrieval import HardestSource
 
 TASKS = ("vqa", "ve", "nlvr2", "vcr", "retrieval", "hard-retrieval", "referring", "pretraining", "vcr-pretraining")
 
@@ -294,6 +295,7 @@ def test_help_shows_the_options_with_their_defaults(capsys: Any) -> None:
         assert f"usage: advvl {name} [CONFIG]" in said
         assert "--data-dir" in said
         assert "--adversary.kl_weight" in said
+        assert "YAML or JSON file of options" in said
     assert main(["--help"]) == 0
     assert "train a task of UNITER on its databases" in capsys.readouterr().out
 
@@ -308,8 +310,35 @@ def test_a_recall_over_all_images_is_that_of_plain_scores(tmp_path: Path) -> Non
     assert math.isclose(small["image_recall_10"], 1.0)
 
 
-def _scored(config: str, root: Path, tokens: int) -> str:
-    assert main(["evaluate", config, "--evaluation.tokens", str(tokens)]) == 0
+def test_recall_is_counted_as_published_where_asked(tmp_path: Path) -> None:
+    config = configured("retrieval", tmp_path)
+    save_checkpoint(model_of(options_of("retrieval", tmp_path)), tmp_path / "out" / "best.safetensors")
+    plain, published = (
+        json.loads(_scored(config, tmp_path, 9999, *more)) for more in ((), ("--evaluation.published_recall",))
+    )
+    assert {name: published[name] for name in plain if "text" in name} == {
+        name: plain[name] for name in plain if "text" in name
+    }
+    assert math.isclose(published["image_recall_10"], 1 + 10 / 12)  # the first ten of twelve texts count twice
+
+
+def test_texts_of_an_image_are_laid_out_as_published_where_asked(tmp_path: Path) -> None:
+    found = {}
+    for published in (False, True):
+        options = options_of("hard-retrieval", tmp_path, sampling={"published_layout": published})
+        write_databases(options, tmp_path)
+        source = training_of(options, model_of(options)).source
+        assert isinstance(source, HardestSource)
+        found[published] = [
+            source.candidates.batch([row], torch.Generator().manual_seed(0))["gather_index"].tolist()
+            for row in range(len(source))
+        ]
+    assert found[False][::2] == found[True][::2]  # a text with other images
+    assert found[False][1::2] != found[True][1::2]
+
+
+def _scored(config: str, root: Path, tokens: int, *more: str) -> str:
+    assert main(["evaluate", config, "--evaluation.tokens", str(tokens), *more]) == 0
     return (root / "out" / "scores-val.json").read_text()
 
 

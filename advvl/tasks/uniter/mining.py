@@ -25,13 +25,15 @@ class TwoSides:
     Arguments:
         pairs: made of shards of captions and images.
         count: mismatches to choose from.
+        published: lay out an image's texts by the length of the last one, as `HardNegativeSource` says.
     """
 
     pairs: Pairs
     count: int = 399
+    published: bool = False
 
     def __post_init__(self) -> None:
-        sides = tuple(HardNegativeSource(self.pairs, side, self.count) for side in ("images", "texts"))
+        sides = tuple(HardNegativeSource(self.pairs, side, self.count, self.published) for side in ("images", "texts"))
         object.__setattr__(self, "_sides", sides)
 
     def __len__(self) -> int:

@@ -157,13 +157,17 @@ class Examples:
         return [self._one(index, make) for index in indices]
 
     def _one(self, index: int, make: Callable[[int, str], T]) -> T:
-        number, key = self.at(index)
-        with within(self.shards[number].texts.where(key)):
-            return make(number, key)
+        with within(self.where(index)):
+            return make(*self.at(index))
 
     def key(self, index: int) -> str:
         """Return an example's key, for what is predicted of it."""
         return self.at(index)[1]
+
+    def where(self, index: int) -> str:
+        """Return the place of an example's record, for messages."""
+        number, key = self.at(index)
+        return self.shards[number].texts.where(key)
 
 
 def number_examples(

@@ -193,7 +193,10 @@ def _images(shard: Shard, key: str) -> tuple[str | None, str]:
 
 def _drawn(shard: Shard) -> ImageTable:
     if shard.drawn is None:
-        raise DataError("expected the database of boxes that people drew, got none; give Shard(texts, images, drawn)")
+        raise DataError(
+            "expected the database of boxes that people drew, got none; "
+            "give data.train_drawn and val_drawn, or drawn of Shard"
+        )
     return shard.drawn
 
 
