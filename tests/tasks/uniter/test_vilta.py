@@ -102,7 +102,7 @@ def test_a_teacher_of_other_words_is_refused_where_they_are_given(file: str, tmp
     if file == "tokenizer.json":
         save_tokenizer(load_bert_tokenizer(tmp_path / "vocab.txt"), tmp_path / file)
         (tmp_path / "vocab.txt").unlink()
-    assert not BertTeacher(tmp_path, vocab_size=WORDS, vocab=words).training
+    assert isinstance(BertTeacher(tmp_path, vocab_size=WORDS, vocab=words).bert, BertForMaskedLM)
     swapped = [*words[:7], words[8], words[7], *words[9:]]
     with pytest.raises(
         ConfigurationError, match=rf"word 7, 'word3', in .*{file}', got 'word2'; take a teacher that was"
@@ -110,7 +110,7 @@ def test_a_teacher_of_other_words_is_refused_where_they_are_given(file: str, tmp
         BertTeacher(tmp_path, vocab_size=WORDS, vocab=swapped)
     with pytest.raises(ConfigurationError, match=r"word 39, None, in .*, got 'word34'"):
         BertTeacher(tmp_path, vocab_size=WORDS, vocab=words[:-1])
-    with pytest.raises(ConfigurationError, match="vocab as a list of words, got 'vocab.txt'; read them"):
+    with pytest.raises(ConfigurationError, match=r"vocab as a list of words, got 'vocab.txt'; read them"):
         BertTeacher(tmp_path, vocab_size=WORDS, vocab="vocab.txt")
     with pytest.raises(
         ConfigurationError, match="the folder of a teacher to compare words with vocab, got BertForMaskedLM"
