@@ -25,6 +25,7 @@ NAMES = {
         "circuit_breakers",
         "dat",
         "embedding_attack",
+        "er_cat",
         "fare",
         "fgm",
         "fgsm_rs",

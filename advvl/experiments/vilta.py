@@ -19,8 +19,6 @@ from transformers import BertForMaskedLM
 from advvl.data.colors.corpus import ColorsCorpus
 from advvl.data.digits.corpus import DigitsCorpus
 from advvl.data.uniter.sources import CaptionSource
-from advvl.data.wordpiece import load_bert_tokenizer
-from advvl.errors import ConfigurationError
 from advvl.experiments.colors import COLORS
 from advvl.experiments.convergence import answered, report_convergence, words_guessed
 from advvl.experiments.experiment import Experiment, Row, Setup, Task, save_tensors, seeded
@@ -175,13 +173,9 @@ def teacher_of(options: AblationOptions, corpus: DigitsCorpus | ColorsCorpus, tr
         assert trained is not None
         load_state(teacher, read_state(trained), Naming(str, frozenset()), source=trained)
         return teacher
-    teacher = BertTeacher(folder, vocab_size=corpus.vocab_size)
-    words = Path(folder, "vocab.txt")
-    if words.is_file() and load_bert_tokenizer(words).get_vocab() != corpus.tokenizer.get_vocab():
-        raise ConfigurationError(
-            f"expected the words of the corpus in {str(words)!r}, got others; train the teacher with the corpus's tokenizer"
-        )
-    return teacher
+    found = corpus.tokenizer.get_vocab()
+    words = sorted(found, key=found.__getitem__) if Path(folder, "vocab.txt").is_file() else None
+    return BertTeacher(folder, vocab_size=corpus.vocab_size, vocab=words)
 
 
 def _bert(options: AblationOptions, corpus: DigitsCorpus | ColorsCorpus) -> BertTeacher:

@@ -13,7 +13,7 @@ from advvl.experiments.colors import ColorsOptions
 from advvl.experiments.options import own
 from advvl.experiments.uniter import UniterOptions
 from advvl.experiments.villa_options import Method, VillaOptions
-from advvl.tasks.uniter.synthesised import check_mismatches
+from advvl.tasks.uniter.synthesised import check_mismatches, check_shares
 
 Variant = Literal["plain", "soft-labels", "negatives", "both"]
 Teacher = Literal["momentum", "live", "bert"]
@@ -60,7 +60,8 @@ class ViltaSettings:
         positive(self, "temperature")
         kept = ("top_k",)
         check_each(self, kept, lambda value: value is None or (is_whole(value) and value > 0), "1 or more, or None")
-        check_mismatches(self, "synthesised", "similar", "words", "threshold")
+        check_mismatches(self, "synthesised", "similar")
+        check_shares(self, "words", "threshold")
         at_least(1, self, "proposals")
 
 

@@ -8,6 +8,7 @@ from advvl.recipes.cat import cat as cat
 from advvl.recipes.circuit_breakers import circuit_breakers as circuit_breakers
 from advvl.recipes.dat import dat as dat
 from advvl.recipes.embedding_attack import embedding_attack as embedding_attack
+from advvl.recipes.er_cat import er_cat as er_cat
 from advvl.recipes.fare import fare as fare
 from advvl.recipes.fgm import fgm as fgm
 from advvl.recipes.fgsm_rs import fgsm_rs as fgsm_rs

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from advvl.adapters.outputs import Outputs, field
@@ -66,6 +67,13 @@ def check_names(name: str, values: object) -> None:
     """Raise ConfigurationError unless it is a list or tuple of names; a text is one name, not several letters."""
     if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
         raise ConfigurationError(f'expected {name} as a list of names, as in ["text"], got {shown(values)}')
+
+
+def check_matrix(name: str, value: object) -> None:
+    """Raise ConfigurationError unless it is a matrix that a backward reaches."""
+    if not isinstance(value, Tensor) or value.ndim != 2 or (torch.is_grad_enabled() and not value.requires_grad):
+        got = f"{tuple(value.shape)} without" if isinstance(value, Tensor) and value.ndim == 2 else shown(value)
+        raise ConfigurationError(f"expected {name} as a matrix (V, D) that requires gradients, got {got}; train it")
 
 
 def check_method(method: object) -> None:

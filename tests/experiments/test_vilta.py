@@ -114,7 +114,10 @@ def test_a_bert_of_other_words_is_refused_before_any_work(corpus: DigitsCorpus, 
     words = vocabulary(corpus)
     cases = [
         (bert(corpus, tmp_path / "larger", extra=1), "vocabulary of the UNITER"),
-        (bert(corpus, tmp_path / "shuffled", words=[*words[:-2], words[-1], words[-2]]), "the words of the corpus"),
+        (
+            bert(corpus, tmp_path / "shuffled", words=[*words[:-2], words[-1], words[-2]]),
+            "the UNITER.s word .* in",
+        ),
     ]
     for folder, message in cases:
         options = ViltaOptions(data=SMALL, vilta=ViltaSettings(teacher="bert", bert=folder))
@@ -225,7 +228,7 @@ def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str) -
         ({"top_k": 2.5}, "top_k"),
         ({"synthesised": -0.1}, "synthesised"),
         ({"similar": 1.1}, "similar"),
-        ({"synthesised": 0.9, "similar": 0.9}, "at most 1 together, got synthesised=0.9 and similar=0.9"),
+        ({"synthesised": 0.9, "similar": 0.9}, "at most 1 together, got synthesised=0.9, similar=0.9; lower"),
         ({"words": -1.0}, "words"),
         ({"threshold": 7.0}, "threshold"),
         ({"proposals": 0}, "proposals"),

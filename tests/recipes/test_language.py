@@ -20,7 +20,7 @@ from advvl import L2, PGD, Adapter, AdversarialTraining, Ascent, Attack, Embeddi
 from advvl.errors import ConfigurationError, DataError, ShapeError
 from advvl.maximizers import Held
 from advvl.perturbers import Paired
-from advvl.recipes import capo, cat, circuit_breakers, embedding_attack, lat
+from advvl.recipes import capo, cat, circuit_breakers, embedding_attack, er_cat, lat
 from advvl.recipes.answers import (
     Answers,
     answers,
@@ -159,6 +159,54 @@ def test_cat(radius: float, dropout: float) -> None:
     far = torch.where(far < -5, -5 + 0.001 * far, far)
     near = torch.where(near < 0.5, 0.5 + 0.001 * near, near)
     agree_on_gradients(ours.model, _named_alike(ours.model, gradients_of(0.5 * far.mean() + 0.5 * near.mean(), theirs)))
+
+
+@DROPOUTS
+@pytest.mark.parametrize("given", ["matrix", "function"])
+def test_er_cat(given: str, dropout: float) -> None:
+    """CAT's update plus λ times the variance of the singular values, here the roots of the eigenvalues of WᵀW."""
+    batch, options, weight = pairs(), {"radius": 1.0, "step_size": 0.02, "steps": 4}, 0.7
+    ours, theirs = ours_and_theirs(dropout)
+    asked: list[bool] = []
+
+    def table() -> Tensor:
+        asked.append(torch.is_grad_enabled())
+        matrix: Tensor = ours.model.get_parameter("words.weight")
+        return matrix
+
+    torch.manual_seed(7)
+    passes = stepped(er_cat(table if given == "function" else table(), weight=weight, **options), ours, batch)
+    assert asked == [True]  # once per update: no move computes it
+    plain, _ = ours_and_theirs(dropout)
+    torch.manual_seed(7)
+    agree_on_deltas(passes, "text", [seen.deltas["text"] for seen in stepped(cat(**options), plain, batch)])
+
+    squares = torch.linalg.eigvalsh(theirs.words.weight.T @ theirs.words.weight)
+    penalty = weight * (squares.mean() - squares.sqrt().mean() ** 2)
+    expected = gradients_of(penalty, theirs)
+    assert expected["words.weight"].abs().max() > 1e-2
+    for name, parameter in plain.model.named_parameters():
+        expected[name] += torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    agree_on_gradients(ours.model, _named_alike(ours.model, expected))
+    both = [report.loss for report in (method.step(target, batch) for method, target in _pair(options, weight))]
+    agree(both[1] - both[0], penalty.detach(), 1e-9)
+
+
+def _pair(options: dict[str, Any], weight: float) -> Iterator[tuple[AdversarialTraining, Adapter]]:
+    """CAT and ER-CAT, each with a model of its own."""
+    for regularised in (False, True):
+        target, _ = ours_and_theirs()
+        matrix = target.model.get_parameter("words.weight")
+        yield er_cat(matrix, weight=weight, **options) if regularised else cat(**options), target
+
+
+@pytest.mark.parametrize("table", [None, 3, torch.zeros(5, requires_grad=True), torch.eye(3)])
+def test_er_cat_refuses_what_is_no_matrix_that_trains(table: Any) -> None:
+    ours, _ = ours_and_theirs()
+    with pytest.raises(ConfigurationError, match=r"table as a matrix .V, D. that requires gradients, got .*; train it"):
+        er_cat(table, radius=1.0, steps=1).step(ours, pairs())
+    with pytest.raises(ConfigurationError, match="weight as a finite number above 0, got 0"):
+        er_cat(table, radius=1.0, weight=0)
 
 
 @DROPOUTS

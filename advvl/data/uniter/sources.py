@@ -19,6 +19,7 @@ from advvl.data.row_draws import RowDraws
 from advvl.data.source import checked_rows
 from advvl.data.uniter.batching import Images, Texts, join
 from advvl.data.uniter.corruption import Task, corrupt
+from advvl.data.wordpiece import MASK
 from advvl.errors import ConfigurationError
 
 TASKS: Final = get_args(Task)
@@ -104,6 +105,41 @@ class CaptionSource:
     def __len__(self) -> int:
         return len(self.texts.lengths)
 
+    @property
+    def mask_id(self) -> int:
+        """The id of [MASK]."""
+        return MASK
+
+    @property
+    def image_pools(self) -> Tensor:
+        """The number of each image's pool, `(M,)`; a mismatch is drawn from the pool of the true image, here from all."""
+        return torch.zeros(len(self.images.lengths), dtype=torch.long)
+
+    def read_texts(self, rows: Tensor) -> Texts:
+        """Return the captions of rows `(B,)`."""
+        lengths = self.texts.lengths[rows]
+        return Texts(self.texts.ids[rows, : int(lengths.max())], lengths)
+
+    def read_images(self, numbers: Tensor) -> Images:
+        """Return the images of numbers `(B,)`."""
+        lengths = self.images.lengths[numbers]
+        most = int(lengths.max())
+        parts = (self.images.features, self.images.boxes, self.images.labels)
+        features, boxes, labels = (part[numbers, :most] for part in parts)
+        return Images(features, boxes, lengths, labels)
+
+    def mismatches(self, rows: Tensor, draws: RowDraws) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw the images to show with captions.
+
+        Arguments:
+            rows: of the captions, `(B,)`.
+
+        Returns:
+            The numbers of their own images `(B,)` and of those to show `(B,)`, and the labels `(B,)`: 1 for a match.
+        """
+        own = self.image_rows[rows]
+        return own, *mismatch(own, len(self.images.lengths), draws=draws)
+
     def batch(self, indices: Sequence[int], generator: torch.Generator) -> dict[str, Any]:
         """Return the captions at `indices`, corrupted for a task drawn from the generator, whose name is under `"task"`.
 
@@ -116,7 +152,7 @@ class CaptionSource:
         if task == "itm" and self.negatives is not None:
             return {**self.negatives(self, rows, draws), "task": task}
         if task == "itm":
-            shown, targets = mismatch(self.image_rows[rows], len(self.images.lengths), draws=draws)
+            _, shown, targets = self.mismatches(rows, draws)
             return {**join(self.texts, rows, self.images, shown), "targets": targets, "task": task}
         batch = join(self.texts, rows, self.images, self.image_rows[rows])
         return corrupt(

@@ -6,8 +6,9 @@ Part of a reconstruction of ViLTA (Wang et al., ICCV 2023) from its abstract. A 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM
 
+from advvl.checks import shown
+from advvl.data.wordpiece import load_bert_tokenizer
 from advvl.errors import CheckpointError, ConfigurationError
 from advvl.models.uniter.layout import gather_index
 from advvl.models.uniter.model import UniterOutput, given
@@ -33,14 +36,18 @@ class BertTeacher(nn.Module):
     Arguments:
         bert: the model, or the folder of one.
         vocab_size: that of the UNITER; the same ids have to be the same words.
+        vocab: the words of the UNITER in the order of their ids, to compare with the folder's `vocab.txt` or
+            `tokenizer.json`; None: the number of words is compared alone.
 
     Raises:
-        CheckpointError: a folder that holds no masked-language model.
+        CheckpointError: a folder that holds no masked-language model, or no words to compare.
         ConfigurationError: another vocabulary, or no such model.
+        DataError: words that cannot be read.
     """
 
-    def __init__(self, bert: nn.Module | str | Path, *, vocab_size: int) -> None:
+    def __init__(self, bert: nn.Module | str | Path, *, vocab_size: int, vocab: Sequence[str] | None = None) -> None:
         super().__init__()
+        folder = bert
         if isinstance(bert, str | Path):
             if not Path(bert).is_dir():  # transformers would take it for a name, and look for it
                 raise CheckpointError(
@@ -60,6 +67,8 @@ class BertTeacher(nn.Module):
                 f"expected a teacher with the vocabulary of the UNITER, {vocab_size} words, got {found}; take one that was "
                 "trained with the same vocab.txt"
             )
+        if vocab is not None:
+            _check_words(folder, vocab)
         self.bert = bert.eval().requires_grad_(False)
 
     def forward(
@@ -82,6 +91,30 @@ class BertTeacher(nn.Module):
         wide = torch.promote_types(logits.dtype, torch.float32)
         losses = F.cross_entropy(logits.to(wide), given("txt_labels", txt_labels)[masked], reduction="none")
         return UniterOutput(loss=losses.mean(), losses=losses, logits=logits)
+
+
+def _check_words(bert: object, vocab: Sequence[str]) -> None:
+    """Check that the words in the folder of a teacher are these, each with the same id."""
+    if not isinstance(vocab, list | tuple) or not all(isinstance(word, str) for word in vocab):
+        raise ConfigurationError(f"expected vocab as a list of words, got {shown(vocab)}; read them from vocab.txt")
+    if not isinstance(bert, str | Path):
+        raise ConfigurationError(
+            f"expected the folder of a teacher to compare words with vocab, got {type(bert).__name__}; leave out vocab"
+        )
+    files = [path for name in ("vocab.txt", "tokenizer.json") if (path := Path(bert, name)).is_file()]
+    if not files:
+        raise CheckpointError(
+            f"expected a vocab.txt or tokenizer.json in {str(bert)!r}, got none; save the teacher's tokenizer there"
+        )
+    found = load_bert_tokenizer(files[0]).get_vocab()
+    pairs = enumerate(zip_longest(vocab, sorted(found, key=found.__getitem__)))
+    other = next(((place, *pair) for place, pair in pairs if pair[0] != pair[1]), None)
+    if other is not None:
+        place, expected, got = other
+        raise ConfigurationError(
+            f"expected the UNITER's word {place}, {expected!r}, in {str(files[0])!r}, got {got!r}; take a teacher that was "
+            "trained with the same vocab.txt"
+        )
 
 
 class TextAlone(nn.Module):

@@ -15,6 +15,7 @@ from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 from advvl import L2, Ascent, Averaged, DiscretePerturber, Frozen, adapt, villa, vilta
 from advvl.data.uniter.batching import Images, Texts
 from advvl.data.uniter.sources import CaptionSource
+from advvl.data.wordpiece import load_bert_tokenizer, save_tokenizer
 from advvl.errors import CheckpointError, ConfigurationError, DataError, ShapeError
 from advvl.fit.loop import fit
 from advvl.fit.options import OptimizerOptions
@@ -89,6 +90,32 @@ def test_a_teacher_of_another_vocabulary_or_from_no_folder_is_refused(tmp_path: 
         BertTeacher(tmp_path, vocab_size=WORDS)
     with pytest.raises(ConfigurationError, match="got int"):
         BertTeacher(3, vocab_size=WORDS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("file", ["vocab.txt", "tokenizer.json"])
+def test_a_teacher_of_other_words_is_refused_where_they_are_given(file: str, tmp_path: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(WORDS - 5))]
+    bert().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"a vocab.txt or tokenizer.json in .*, got none; save the teacher's"):
+        BertTeacher(tmp_path, vocab_size=WORDS, vocab=words)
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    if file == "tokenizer.json":
+        save_tokenizer(load_bert_tokenizer(tmp_path / "vocab.txt"), tmp_path / file)
+        (tmp_path / "vocab.txt").unlink()
+    assert isinstance(BertTeacher(tmp_path, vocab_size=WORDS, vocab=words).bert, BertForMaskedLM)
+    swapped = [*words[:7], words[8], words[7], *words[9:]]
+    with pytest.raises(
+        ConfigurationError, match=rf"word 7, 'word3', in .*{file}', got 'word2'; take a teacher that was"
+    ):
+        BertTeacher(tmp_path, vocab_size=WORDS, vocab=swapped)
+    with pytest.raises(ConfigurationError, match=r"word 39, None, in .*, got 'word34'"):
+        BertTeacher(tmp_path, vocab_size=WORDS, vocab=words[:-1])
+    with pytest.raises(ConfigurationError, match=r"vocab as a list of words, got 'vocab.txt'; read them"):
+        BertTeacher(tmp_path, vocab_size=WORDS, vocab="vocab.txt")
+    with pytest.raises(
+        ConfigurationError, match="the folder of a teacher to compare words with vocab, got BertForMaskedLM"
+    ):
+        BertTeacher(bert(), vocab_size=WORDS, vocab=words)
 
 
 def test_the_live_model_on_text_alone_does_not_see_the_picture() -> None:
@@ -251,6 +278,7 @@ def test_the_model_that_proposes_stays_as_it_was() -> None:
 def test_content_words_are_whole_words_that_are_no_function_words() -> None:
     words = ["[PAD]", "[MASK]", "the", "dog", "##s", ",", "red", "3"]
     assert content_words(words).tolist() == [False, False, False, True, False, False, True, True]
+    assert content_words(["The", "Dog"]).tolist() == [False, True]  # of a cased vocabulary
     assert "of" in FUNCTION_WORDS
 
 

@@ -5,23 +5,23 @@ Source: Chen et al., "UNITER", ECCV 2020, and its published code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from advvl.checks import choice, fraction
+from advvl.checks import check_functions, choice, fraction
 from advvl.data.masking import MASK_PROBABILITY, NEGATIVE_PROBABILITY, mismatch
 from advvl.data.row_draws import RowDraws
 from advvl.data.source import checked_rows
-from advvl.data.uniter.batching import joined, pad_images, pad_texts
+from advvl.data.uniter.batching import Images, Texts, joined, pad_images, pad_texts
 from advvl.data.uniter.corruption import WITH_LABELS, Task, corrupt
 from advvl.data.uniter.datasets.examples import Examples, Shard, number_examples
 from advvl.data.uniter.regions import Regions
 from advvl.data.uniter.word_pieces import word_pieces
-from advvl.errors import DataError
+from advvl.errors import ConfigurationError, DataError
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,13 +34,15 @@ class PretrainingSource:
         mask: of words or regions, the share that is hidden; at least one of each row is.
         wrong: of "itm", the share of captions that get another image.
         skip_bad: read every example once, and leave out and list those that cannot be used.
+        negatives: of "itm", makes its batches from this source, the rows and their draws, such as
+            `advvl.tasks.uniter.synthesised.HardNegatives`; None: `wrong` of them show another image, drawn from all.
 
     The examples' lengths are those of the captions with their images; of "itm" with the largest image that they may get, so
     that a batch keeps within its budget of tokens whatever images are drawn for it.
 
     Raises:
         DataError: an example that cannot be used, unless it is skipped; see `number_examples`.
-        ConfigurationError: another task, a share out of its range.
+        ConfigurationError: another task, a share out of its range, negatives of another task than "itm".
     """
 
     shards: Sequence[Shard]
@@ -48,20 +50,27 @@ class PretrainingSource:
     mask: float = MASK_PROBABILITY
     wrong: float = NEGATIVE_PROBABILITY
     skip_bad: bool = False
+    negatives: Callable[[PretrainingSource, Tensor, RowDraws], dict[str, Any]] | None = None
     examples: Examples = field(init=False, repr=False)
+    image_pools: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         choice(self, "task", Task)
         fraction(self, "mask", "wrong")
+        check_functions(negatives=self.negatives)
+        if self.negatives is not None and self.task != "itm":
+            raise ConfigurationError(f"expected negatives for task 'itm' alone, got {self.task!r}; leave them out")
         found = number_examples(self.shards, self._length, self._item, skip_bad=self.skip_bad)
         pools = [
             list(dict.fromkeys(map(shard.image, keys))) for shard, keys in zip(self.shards, found.keys, strict=True)
         ]
         if self.task == "itm":
             found = replace(found, lengths=_largest(found, pools))
+        images = [(number, name) for number, pool in enumerate(pools) for name in pool]
         object.__setattr__(self, "examples", found)
-        object.__setattr__(self, "_pools", pools)
-        object.__setattr__(self, "_places", [{name: n for n, name in enumerate(pool)} for pool in pools])
+        object.__setattr__(self, "_images", images)
+        object.__setattr__(self, "_numbers", {image: number for number, image in enumerate(images)})
+        object.__setattr__(self, "image_pools", torch.tensor([number for number, _ in images]))
         if self.task == "itm" and any(len(pool) == 1 for pool in pools):
             raise DataError("expected two images or more in each shard, to draw a wrong one from, got one; join them")
 
@@ -77,19 +86,14 @@ class PretrainingSource:
         """
         rows = checked_rows(indices, len(self))
         draws = RowDraws.of(rows, generator)
-        matched = torch.ones(len(rows), dtype=torch.long)
+        if self.negatives is not None:
+            return {**self.negatives(self, rows, draws), "task": self.task}
         if self.task == "itm":
-            names, matched = self._names(rows, draws)
-            shards = [self.shards[self.examples.at(row)[0]] for row in rows.tolist()]
-            texts = self.examples.made(rows.tolist(), lambda number, key: self._text(self.shards[number], key))
-            regions = [shard.images.read(name) for shard, name in zip(shards, names, strict=True)]
-        else:
-            items = self.examples.made(rows.tolist(), self._item)
-            texts, regions = [item[0] for item in items], [item[1] for item in items]
-        images = pad_images(regions)
-        batch = joined(pad_texts(texts), images)
-        if self.task == "itm":
-            return {**batch, "targets": matched, "task": self.task}
+            _, shown, matched = self.mismatches(rows, draws)
+            return {**joined(self.read_texts(rows), self.read_images(shown)), "targets": matched, "task": self.task}
+        items = self.examples.made(rows.tolist(), self._item)
+        images = pad_images([regions for _, regions in items])
+        batch = joined(pad_texts([ids for ids, _ in items]), images)
         place = torch.arange(batch["input_ids"].shape[1])
         words = (place > 0) & (place < batch["txt_lens"][:, None] - 1)
         meta = self.shards[0].texts.meta
@@ -104,14 +108,37 @@ class PretrainingSource:
             mask=meta.mask,
         )
 
-    def _names(self, rows: Tensor, draws: RowDraws) -> tuple[list[str], Tensor]:
-        """The image to show with each caption, and 1 where it is its own."""
-        pools, places = self._pools, self._places  # type: ignore[attr-defined]
+    @property
+    def mask_id(self) -> int:
+        """The id of [MASK]."""
+        return self.shards[0].texts.meta.mask
+
+    def read_texts(self, rows: Tensor) -> Texts:
+        """Return the captions of examples `(B,)`."""
+        return pad_texts(self.examples.made(rows.tolist(), lambda number, key: self._text(self.shards[number], key)))
+
+    def read_images(self, numbers: Tensor) -> Images:
+        """Return the images of numbers `(B,)`: those of the captions are numbered, shard by shard."""
+        images: list[tuple[int, str]] = self._images  # type: ignore[attr-defined]
+        chosen = [images[number] for number in numbers.tolist()]
+        return pad_images([self.shards[number].images.read(name) for number, name in chosen])
+
+    def mismatches(self, rows: Tensor, draws: RowDraws) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw the images to show with captions.
+
+        Arguments:
+            rows: the captions' examples, `(B,)`.
+
+        Returns:
+            The numbers of their own images `(B,)` and of those to show `(B,)`, and the labels `(B,)`: 1 for a match.
+        """
+        numbers: dict[tuple[int, str], int] = self._numbers  # type: ignore[attr-defined]
         at = [self.examples.at(row) for row in rows.tolist()]
-        own = torch.tensor([places[number][self.shards[number].image(key)] for number, key in at])
-        count = torch.tensor([len(pools[number]) for number, _ in at])
-        shown, matched = mismatch(own, count, probability=self.wrong, draws=draws)
-        return [pools[number][place] for (number, _), place in zip(at, shown.tolist(), strict=True)], matched
+        own = torch.tensor([numbers[number, self.shards[number].image(key)] for number, key in at])
+        pools = torch.tensor([number for number, _ in at])
+        first, count = torch.searchsorted(self.image_pools, pools), torch.bincount(self.image_pools)[pools]
+        shown, targets = mismatch(own - first, count, probability=self.wrong, draws=draws)
+        return own, shown + first, targets
 
     def _length(self, number: int, key: str) -> int:
         shard = self.shards[number]
