@@ -85,10 +85,10 @@ class MinimumNorms:
         return Curve(self.kind, found, tuple(f"{one:g}" for one in found), (0,) * len(found), self.clean, scores)
 
     def _steps(self) -> list[float]:
-        inside = self.norms[(self.norms > 0) & (self.norms < self.radius)].unique()
+        inside = sorted({norm for norm in self.norms.tolist() if 0 < norm < self.radius})
         if len(inside) > 100:
-            inside = inside[torch.linspace(0, len(inside) - 1, 100).round().long()]
-        return [*inside.tolist(), self.radius]
+            inside = [inside[round(i * (len(inside) - 1) / 99)] for i in range(100)]
+        return [*inside, self.radius]
 
 
 def minimum_norms(

@@ -27,6 +27,7 @@ from advvl.evaluation.objectives import (
 from advvl.evaluation.rows import take_rows
 from advvl.evaluation.scoring import answer_score, own_targets
 from advvl.evaluation.worst_case import worst_case
+from advvl.runtime.descriptions import described
 
 TARGETED = [targeted_cross_entropy, targeted_margin, targeted_dlr]
 DISTANCES = [squared_distance, cosine_distance]
@@ -300,3 +301,24 @@ def test_a_module_that_does_not_run_is_refused() -> None:
     target.model.unused = nn.Linear(1, 1)
     with pytest.raises(SiteError, match="expected the module 'unused' to run in every pass"):
         attack(FromClean(cosine_distance, "unused"))(target, batch)
+
+
+def test_a_model_that_is_attacked_keeps_no_hook() -> None:
+    target, batch = answerer()
+    target.close()
+    model = target.model
+    made = attack(FromClean(squared_distance, "features"))
+    adapter = Adapter(model, {"image": "site"}, call=lambda net, batch: net(batch["x"]))
+    made(adapter, batch)
+    made(adapter, batch)
+    assert len(model.features._forward_hooks) == 1  # of the adapter, however often it is attacked
+    adapter.close()
+    assert not model.features._forward_hooks
+
+
+def test_attacks_of_different_ranks_are_described_differently() -> None:
+    """A measurement says how it was made, and a cache of another one is refused by that."""
+    one, two, again = (
+        described(NamedAttack(name="a", maximizer=PGD(2), loss=towards(targeted_dlr, rank=rank))) for rank in (1, 2, 1)
+    )
+    assert one == again != two
