@@ -22,8 +22,8 @@ from torch.nn import functional as F
 import advvl
 from advvl.data.digits.scans import load_digit_images
 from advvl.data.source import TensorSource
+from advvl.evaluation.accuracy_table import accuracy_table
 from advvl.evaluation.protocol import EvaluationOptions
-from advvl.evaluation.statistics import mean_interval, proportion_interval
 from advvl.experiments.cli import command
 from advvl.experiments.experiment import Experiment, Row, Setup, Task, seeded
 from advvl.experiments.options import ExperimentOptions
@@ -106,18 +106,7 @@ def set_up(options, parts, task, start):
 def conclude(options, rows, directory):
     """Write `corruptions.md`: accuracy on clean and corrupted scans, and the differences to the first row."""
     found = {row.name: [accuracies(directory / Task(seed, row).weights) for seed in options.seeds] for row in rows}
-    head = ["method", *CORRUPTIONS, "mean of corrupted"]
-    lines = ["Accuracy in per cent [95 % interval].\n", line(head), line(["---"] * len(head))]
-    lines += [line([name, *map(shown, zip(*runs, strict=True))]) for name, runs in found.items()]
-    if len(options.seeds) > 1:
-        lines.append("\nDifference to standard in points [95 % interval], paired by seed.\n")
-        lines += [line(head), line(["---"] * len(head))]
-        standard = list(zip(*found["standard"], strict=True))
-        for name, runs in list(found.items())[1:]:
-            pairs = zip(zip(*runs, strict=True), standard, strict=True)
-            differences = [[one - two for one, two in zip(*pair, strict=True)] for pair in pairs]
-            lines.append(line([name, *map(shown, differences)]))
-    table = "\n".join(lines)
+    table = accuracy_table([*CORRUPTIONS, "mean of corrupted"], found, examples=len(scans()[1]))
     write_text(directory / "corruptions.md", table + "\n")
     return table
 
@@ -131,17 +120,6 @@ def accuracies(weights):
         logits = model.eval()(change(batch["pixels"]), batch["targets"])["logits"]
         shares.append((logits.argmax(1) == batch["targets"].argmax(1)).double().mean().item())
     return [*shares, sum(shares[1:]) / len(shares[1:])]
-
-
-def shown(shares):
-    """Return the mean over seeds in per cent with its t-interval; of one seed, Wilson's interval."""
-    count = len(scans()[1])
-    found = mean_interval(shares) if len(shares) > 1 else proportion_interval(shares[0] * count, count)
-    return f"{100 * found.estimate:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
-
-
-def line(cells):
-    return f"| {' | '.join(cells)} |"
 
 
 PRESETS = {"demo": {}, "evidence": {"seeds": (0, 1, 2, 3, 4), "finetune": {"epochs": 40}, "vq_epochs": 60}}
