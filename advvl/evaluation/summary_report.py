@@ -36,18 +36,20 @@ def markdown(summary: Summary, *, caption: str = "") -> str:
     others = [row for row in summary.rows if row.method != summary.baseline]
     if others:
         paired = "example, Agresti-Min interval" if summary.over == "examples" else "seed, t-interval"
-        cells, level, sure = len(others) * len(shown), 1 - summary.confidence, _sure(summary, shown)
+        cells, level, corrected = len(others) * len(shown), 1 - summary.confidence, _corrected(summary, shown)
         chance = f"by chance alone one cell in {1 / level:.0f} would have a star"
         notes = [
             f"Difference to {summary.baseline} in points [{percent} interval], paired by {paired}; * where it excludes 0.",
             f"Not corrected for the number of cells ({cells}): {chance}.",
         ]
         if summary.over == "seeds":
-            notes.append(f"** where p < {level:.2g} by the paired t-test and Holm's correction for all {cells} cells.")
+            notes.append(
+                f"** where p < {level:.2g} by the paired t-test and Holm's correction for all {len(corrected)}."
+            )
 
         def starred(row: MethodSummary, condition: Condition) -> str:
             cell = _cell(row.difference[condition], 100, signed=True)
-            return f"{cell}*" if (row.method, condition) in sure else cell
+            return f"{cell}*" if corrected.get((row.method, condition), 1.0) < level else cell
 
         parts += [
             "\n".join(notes),
@@ -62,11 +64,10 @@ def markdown(summary: Summary, *, caption: str = "") -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _sure(summary: Summary, shown: Sequence[Condition]) -> set[tuple[str, Condition]]:
-    """The methods and conditions whose difference stands after Holm's correction for all that are shown."""
+def _corrected(summary: Summary, shown: Sequence[Condition]) -> dict[tuple[str, Condition], float]:
+    """The p-values by method and condition, by Holm's correction for all that are shown and have one."""
     found = {(row.method, c): p for row in summary.rows for c in shown if (p := row.p_value.get(c)) is not None}
-    adjusted = zip(found, holm(list(found.values())), strict=True)
-    return {cell for cell, p_value in adjusted if p_value < 1 - summary.confidence}
+    return dict(zip(found, holm(list(found.values())), strict=True))
 
 
 def headline(summary: Summary) -> str:

@@ -150,7 +150,7 @@ def test_two_stars_are_of_paired_t_tests_by_holms_correction() -> None:
         assert p_value == pytest.approx(stats.ttest_rel(clean[method], clean["base"]).pvalue, rel=1e-6)
     many = [replace(one, method=f"{one.method} {n}") for one in runs if one.method == "likely" for n in range(9)]
     alone, beside = (markdown(summarise(given, baseline="base")) for given in (runs, [*runs, *many]))
-    assert "** where p < 0.05 by the paired t-test and Holm's correction for all 2 cells." in alone
+    assert "** where p < 0.05 by the paired t-test and Holm's correction for all 2." in alone
     assert ("**" in starred(alone, "likely"), "**" in starred(alone, "sure")) == (True, True)
     assert ("**" in starred(beside, "likely"), "**" in starred(beside, "sure")) == (False, True)
     assert "*" in starred(beside, "likely")
