@@ -6,7 +6,7 @@ Legend: B rows of a batch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Final
 
@@ -78,7 +78,8 @@ class Look:
 
     def replacements(self, places: Mapping[str, Place]) -> list[Replacement]:
         """Replace each example by others of the batch at some places."""
-        return replacements(places, self.targets, len(self.clean))
+        found = replacements(places, self.targets, len(self.clean))
+        return [replace(one, made=one.made.to(self.clean.device)) for one in found]
 
     def of_all(self, reason: Skip) -> Tensor:
         """A reason for all examples, `(B,)`."""

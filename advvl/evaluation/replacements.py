@@ -38,7 +38,7 @@ class Replacement:
 
     Arguments:
         deltas: by modality; zero where an example stays.
-        made: `(B,)` bool, the examples that it replaces; the others stay.
+        made: `(B,)` bool on the CPU, the examples that it replaces; the others stay.
     """
 
     deltas: Mapping[str, Tensor]

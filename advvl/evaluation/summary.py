@@ -23,6 +23,7 @@ from advvl.evaluation.statistics import (
     difference_interval,
     mean_interval,
     paired_interval,
+    paired_p_value,
 )
 
 
@@ -81,12 +82,18 @@ class RunResult:
 
 @dataclass(frozen=True)
 class MethodSummary:
-    """One method: its accuracies, their differences to the baseline's, and its time per update, with intervals."""
+    """One method: its accuracies, their differences to the baseline's, and its time per update, with intervals.
+
+    Arguments:
+        p_value: of the paired t-test beside each difference over seeds, not corrected for their number; None where all
+            seeds differ by the same. Empty over examples.
+    """
 
     method: str
     accuracy: Mapping[Condition, Interval]
     difference: Mapping[Condition, Interval]
     seconds_per_update: Interval | None
+    p_value: Mapping[Condition, float | None]
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ def summarise(results: Sequence[RunResult], *, baseline: str, confidence: float 
     over: Literal["seeds", "examples"] = "examples" if len(seeds) == 1 else "seeds"
     rows = []
     for method, by_seed in runs.items():
-        accuracy, difference = {}, {}
+        accuracy, difference, p_value = {}, {}, {}
         for condition in first.scores:
             scores, base = (
                 [found[seed].scores[condition].tolist() for seed in seeds] for found in (by_seed, runs[baseline])
@@ -129,8 +136,10 @@ def summarise(results: Sequence[RunResult], *, baseline: str, confidence: float 
             accuracy[condition] = accuracy_interval(scores, confidence=confidence)
             if method != baseline:
                 difference[condition] = _difference(scores, base, confidence)
+                if over == "seeds":
+                    p_value[condition] = paired_p_value(*([fmean(seed) for seed in of] for of in (scores, base)))
         times = [time for seed in seeds if (time := by_seed[seed].seconds_per_update) is not None]
-        rows.append(MethodSummary(method, accuracy, difference, _time(times, confidence)))
+        rows.append(MethodSummary(method, accuracy, difference, _time(times, confidence), p_value))
     examples = {condition: len(scores) for condition, scores in first.scores.items()}
     return Summary(tuple(rows), tuple(first.scores), examples, seeds, baseline, confidence, over)
 

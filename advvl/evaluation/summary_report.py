@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from advvl.errors import DataError
+from advvl.evaluation.comparisons import holm
 from advvl.evaluation.figures import draw_line, new_figure
 from advvl.evaluation.statistics import Interval
-from advvl.evaluation.summary import Condition, RunResult, Summary
+from advvl.evaluation.summary import Condition, MethodSummary, RunResult, Summary
 
 _COLUMNS: Final = 100  # of a terminal
 
@@ -35,14 +36,24 @@ def markdown(summary: Summary, *, caption: str = "") -> str:
     others = [row for row in summary.rows if row.method != summary.baseline]
     if others:
         paired = "example, Agresti-Min interval" if summary.over == "examples" else "seed, t-interval"
+        cells, level, corrected = len(others) * len(shown), 1 - summary.confidence, _corrected(summary, shown)
+        chance = f"by chance alone one cell in {1 / level:.0f} would have a star"
+        notes = [
+            f"Difference to {summary.baseline} in points [{percent} interval], paired by {paired}; * where it excludes 0.",
+            f"Not corrected for the number of cells ({cells}): {chance}.",
+        ]
+        if summary.over == "seeds":
+            notes.append(
+                f"** where p < {level:.2g} by the paired t-test and Holm's correction for all {len(corrected)}."
+            )
+
+        def starred(row: MethodSummary, condition: Condition) -> str:
+            cell = _cell(row.difference[condition], 100, signed=True)
+            return f"{cell}*" if corrected.get((row.method, condition), 1.0) < level else cell
+
         parts += [
-            f"Difference to {summary.baseline} in points [{percent} interval], paired by {paired}; * where it excludes 0.\n"
-            f"Not corrected for the number of cells ({len(others) * len(shown)}): by chance alone one cell in "
-            f"{1 / (1 - summary.confidence):.0f} would have a star.",
-            *_tables(
-                ["method", *heads],
-                [[row.method, *(_cell(row.difference[c], 100, signed=True) for c in shown)] for row in others],
-            ),
+            "\n".join(notes),
+            *_tables(["method", *heads], [[row.method, *(starred(row, c) for c in shown)] for row in others]),
             headline(summary),
         ]
     if any(row.difference[c].low == row.difference[c].high for row in others for c in shown):
@@ -51,6 +62,12 @@ def markdown(summary: Summary, *, caption: str = "") -> str:
         "Robust accuracy counts an example by the worst score that any attack reached;\na stronger attack can only lower it."
     )
     return "\n\n".join(parts) + "\n"
+
+
+def _corrected(summary: Summary, shown: Sequence[Condition]) -> dict[tuple[str, Condition], float]:
+    """The p-values by method and condition, by Holm's correction for all that are shown and have one."""
+    found = {(row.method, c): p for row in summary.rows for c in shown if (p := row.p_value.get(c)) is not None}
+    return dict(zip(found, holm(list(found.values())), strict=True))
 
 
 def headline(summary: Summary) -> str:
@@ -93,6 +110,7 @@ def to_json(summary: Summary, results: Sequence[RunResult]) -> dict[str, Any]:
                         "radius": condition.radius,
                         "accuracy": _interval(row.accuracy[condition]),
                         "difference": _interval(row.difference.get(condition)),
+                        "p_value": row.p_value.get(condition),
                     }
                     for condition in summary.conditions
                 ],

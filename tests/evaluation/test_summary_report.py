@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from matplotlib import image
+from scipy import stats
 
 from advvl.errors import DataError, MissingExtraError
 from advvl.evaluation.figures import write_figure
@@ -131,6 +133,33 @@ def test_a_difference_carries_its_sign_and_a_star_where_the_interval_excludes_ze
     assert cells["worse"].startswith("-")
     assert cells["worse"].endswith("*")
     assert not cells["noisy"].endswith("*")
+
+
+def test_two_stars_are_of_paired_t_tests_by_holms_correction() -> None:
+    clean = {
+        "base": [0.5, 0.52, 0.55, 0.51], "likely": [0.52, 0.55, 0.565, 0.535], "sure": [0.7, 0.725, 0.75, 0.715],
+    }  # fmt: skip
+    runs = [
+        RunResult.of(method, seed, clean=[mean] * 50, attacked={})
+        for method, means in clean.items()
+        for seed, mean in enumerate(means)
+    ]
+    report = summarise(runs, baseline="base")
+    for method in ("likely", "sure"):
+        p_value = row(report, method).p_value[CLEAN]
+        assert p_value == pytest.approx(stats.ttest_rel(clean[method], clean["base"]).pvalue, rel=1e-6)
+    many = [replace(one, method=f"{one.method} {n}") for one in runs if one.method == "likely" for n in range(9)]
+    alone, beside = (markdown(summarise(given, baseline="base")) for given in (runs, [*runs, *many]))
+    assert "** where p < 0.05 by the paired t-test and Holm's correction for all 2." in alone
+    assert ("**" in starred(alone, "likely"), "**" in starred(alone, "sure")) == (True, True)
+    assert ("**" in starred(beside, "likely"), "**" in starred(beside, "sure")) == (False, True)
+    assert "*" in starred(beside, "likely")
+    assert "Holm" not in markdown(summarise(ONE_SEED, baseline="standard"))
+
+
+def starred(text: str, method: str) -> str:
+    lines = text.split("Difference to base")[1].splitlines()
+    return next(line for line in lines if line.startswith(f"| {method} "))
 
 
 def test_a_method_alone_has_no_table_of_differences() -> None:
