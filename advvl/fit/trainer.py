@@ -43,7 +43,7 @@ class AdversarialTrainer(Trainer):
     another method.
 
     Arguments:
-        method: the adversarial method of a step.
+        method: the adversarial method of a step; a callback may replace `trainer.method` between steps, as a schedule.
         sites: where to perturb the model, as in `adapt`; None: at the sites of its registered adapter.
         target: an adapter of the model, instead of `sites`.
         args, kwargs: of Trainer.
