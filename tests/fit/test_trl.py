@@ -41,7 +41,7 @@ from advvl import (
     freelb,
 )
 from advvl.errors import ConfigurationError
-from advvl.fit.outputs import kept_outputs
+from advvl.fit.outputs import clean_without_gradients, kept_outputs
 from advvl.fit.trainer import AdversarialTrainer
 from advvl.recipes.answers import forcing
 
@@ -375,6 +375,48 @@ def test_a_fused_head_gives_the_same_fields_beside_whole_logits() -> None:
     assert model.lm_head.weight.grad is not None
     with kept_outputs(model, logits=False) as kept:
         assert not hasattr(model(input_ids=ids, labels=labels, fused_lm_head=True), "logits")
+
+
+def test_forwards_without_gradients_are_neither_kept_nor_perturbed() -> None:
+    """Whichever comes first; unless the pass itself has no gradients."""
+    model, batch = llama(), {"input_ids": torch.tensor([[1, 5, 6]])}
+    target, delta = adapt(model), torch.ones(1, 3, 16)
+    with torch.no_grad():
+        plain = model(**batch).logits
+    with (
+        target.inject({"text": delta}),
+        clean_without_gradients(model, target.clean),
+        kept_outputs(model, logits=False) as kept,
+    ):
+        with torch.no_grad():
+            before = model(**batch).logits
+        moved = model(**batch).logits
+        with torch.no_grad():
+            after = model(**batch).logits
+    assert torch.equal(before, plain)
+    assert torch.equal(after, plain)
+    assert not torch.allclose(moved, plain)
+    assert [outputs.logits is moved for outputs in kept] == [True]
+    with (
+        torch.no_grad(),
+        target.inject({"text": delta}),
+        clean_without_gradients(model, target.clean),
+        kept_outputs(model, logits=False) as kept,
+    ):
+        assert torch.equal(model(**batch).logits, moved)
+    assert len(kept) == 1
+
+
+def test_a_forward_that_fails_leaves_no_hook_and_no_clean_pass_behind() -> None:
+    model = llama()
+    target, delta = adapt(model), torch.ones(1, 3, 16)
+    batch = {"input_ids": torch.tensor([[1, 5, 6]])}
+    with torch.no_grad(), target.inject({"text": delta}):
+        moved = model(**batch).logits
+    with target.inject({"text": delta}):
+        with clean_without_gradients(model, target.clean), torch.no_grad(), pytest.raises(IndexError):
+            model(input_ids=torch.tensor([[WORDS]]))
+        assert torch.equal(model(**batch).logits, moved)
 
 
 def test_anything_but_a_method_is_refused_before_anything_else(tmp_path: Path) -> None:
