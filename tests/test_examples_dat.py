@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch
 
 from advvl.experiments.cli import command
 from advvl.experiments.experiment import Experiment
@@ -22,14 +23,19 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def dat() -> Experiment[Any, Any]:
+def example() -> Any:
     spec = importlib.util.spec_from_file_location("dat_digits", EXAMPLE)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     with patch.dict(sys.modules, {"dat_digits": module}):  # its dataclass looks itself up
         spec.loader.exec_module(module)
-    found: Experiment[Any, Any] = module.DAT_DIGITS
+    return module
+
+
+@pytest.fixture(scope="module")
+def dat(example: Any) -> Experiment[Any, Any]:
+    found: Experiment[Any, Any] = example.DAT_DIGITS
     return found
 
 
@@ -47,3 +53,14 @@ def test_it_runs_and_resumes(dat: Experiment[Any, Any], tmp_path: Path, capsys: 
     assert [line for line in again.splitlines() if line.startswith("| DAT ")] == [
         line for line in first.splitlines() if line.startswith("| DAT ")
     ]
+
+
+@pytest.mark.slow
+def test_its_vq_vae_reconstructs_scans_that_it_has_not_seen(example: Any, tmp_path: Path) -> None:
+    """After few epochs with less than two thirds of the squared error of the mean training scan."""
+    options = example.Options(vq_epochs=8)
+    example.prepare(options, tmp_path)
+    train, test, discretise = example.data(options, tmp_path)
+    seen, unseen = (part.batch(range(len(part)), torch.Generator())["pixels"] for part in (train, test))
+    of_mean = (seen.mean(0) - unseen).square().mean()
+    assert (discretise(unseen) - unseen).square().mean() < of_mean * 2 / 3

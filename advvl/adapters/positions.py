@@ -168,7 +168,7 @@ def check_inside(modality: str, place: Place, box: tuple[float | Tensor, float |
         got = f"{outside / entries:.2%} of its entries outside"
         raise ConfigurationError(
             f"expected the tensor of {modality!r} inside its box [{low.amin():.4g}, {high.amax():.4g}], got {got}; for "
-            "pixels give pixels=Normalised(mean, std)"
+            "pixels wrap the model in PixelInput, or see Normalised"
         )
 
 

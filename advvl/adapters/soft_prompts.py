@@ -75,8 +75,8 @@ class SoftPrompt:
         """Return the batch with k more positions in each text: attended to, without a label, counted by `position_ids`.
 
         It lengthens `input_ids` `(B, T)` and, if present, `attention_mask` and `labels` of that shape, and `position_ids`
-        and `token_type_ids` `(B, T)` or `(1, T)`. Labels of an encoder-decoder's answers do not have that shape: add them
-        afterwards.
+        and `token_type_ids` `(B, T)` or `(1, T)`, and Qwen-VL's `mm_token_type_ids`, where inserted positions count as
+        words. Labels of an encoder-decoder's answers do not have that shape: add them afterwards.
 
         Raises:
             DataError: packed texts, `inputs_embeds`, words joined with regions as UNITER's, another field with an
@@ -116,6 +116,8 @@ class SoftPrompt:
                 types = _per_token(name, value, ids)
                 near = torch.where(start > first, start - 1, first)  # the token before, or else the one after
                 result[name] = lengthened(types, types.gather(1, near[:, None]))
+            elif name == "mm_token_type_ids" and value is not None:
+                result[name] = lengthened(_per_token(name, value, ids), 0)  # 0: a word, neither image nor video
             elif name == "labels" and isinstance(value, Tensor) and value.ndim == 2:
                 result[name] = self._labels(value, ids, lengthened)
             elif _has_entries(value, ids, scored=name == "labels"):

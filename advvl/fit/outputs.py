@@ -1,4 +1,7 @@
-"""Outputs of a model inside a trainer's `compute_loss`, which gives the loss alone.
+"""The forwards of a model inside a trainer's `compute_loss`, which gives the loss alone.
+
+A loss may run the model again without gradients: for the reference of DPO, which is the model with its adapter off, or
+for metrics. The outputs of such a forward are not those of the pass, and it is not perturbed.
 
 A trainer of TRL requests only the probabilities of the labels, by `fused_lm_head=True`, so that the full logits are
 never in memory. A regulariser, or a loss of the method's own, reads full logits: then the model computes them, and the
@@ -7,8 +10,8 @@ values for the trainer are computed from them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,22 +20,60 @@ from torch import Tensor, nn
 
 @contextmanager
 def kept_outputs(model: nn.Module, *, logits: bool) -> Iterator[list[Any]]:
-    """Keep the outputs of the forwards inside this context, in order.
+    """Keep the outputs of the forwards inside this context, in order; not of those that gradients are switched off for.
 
     Arguments:
         logits: make a model with a fused head return logits too.
     """
     kept: list[Any] = []
-    head = _WholeHead()
+    head, with_gradients = _WholeHead(), torch.is_grad_enabled()
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        del module, args
+        if torch.is_grad_enabled() or not with_gradients:
+            kept.append(output)
+
     handles = []
     if logits:
         handles += [
             model.register_forward_pre_hook(head.before, with_kwargs=True),
             model.register_forward_hook(head.after),
         ]
-    handles.append(model.register_forward_hook(lambda module, args, output: kept.append(output)))
+    handles.append(model.register_forward_hook(keep))
     try:
         yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def clean_without_gradients(model: nn.Module, clean: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+    """Run those forwards of the model clean that gradients are switched off for inside this context.
+
+    Arguments:
+        clean: gives the context in which a forward is not perturbed.
+    """
+    opened: list[ExitStack] = []
+
+    def before(module: nn.Module, args: Any) -> None:
+        del module, args
+        opened.append(ExitStack())
+        if not torch.is_grad_enabled():
+            opened[-1].enter_context(clean())
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        del module, args, output
+        opened.pop().close()
+
+    handles = []
+    if torch.is_grad_enabled():  # otherwise the pass itself has no gradients
+        handles = [
+            model.register_forward_pre_hook(before),
+            model.register_forward_hook(after, always_call=True),
+        ]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()

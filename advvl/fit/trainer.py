@@ -21,7 +21,7 @@ from advvl.adapters.injection import Batch, Site
 from advvl.adapters.outputs import Outputs
 from advvl.adapters.registry import adapt
 from advvl.errors import ConfigurationError
-from advvl.fit.outputs import kept_outputs
+from advvl.fit.outputs import clean_without_gradients, kept_outputs
 from advvl.fit.records import MethodRecord
 from advvl.fit.shares import of_part
 from advvl.maximizers.free_at import FreeAT
@@ -43,7 +43,7 @@ class AdversarialTrainer(Trainer):
     another method.
 
     Arguments:
-        method: the adversarial method of a step.
+        method: the adversarial method of a step; a callback may replace `trainer.method` between steps, as a schedule.
         sites: where to perturb the model, as in `adapt`; None: at the sites of its registered adapter.
         target: an adapter of the model, instead of `sites`.
         args, kwargs: of Trainer.
@@ -206,7 +206,8 @@ class AdversarialTrainer(Trainer):
         method = self.method
         own_loss = any(one is not None and one.loss is not None for one in (method.climb, method.teach))
         reads_logits = own_loss or any(one.reads is None for one in method.regularizers)
-        with kept_outputs(model, logits=reads_logits) as kept:
+        aside = clean_without_gradients(cast("nn.Module", self.model), self.target.clean)
+        with aside, kept_outputs(model, logits=reads_logits) as kept:
             loss = self._compute(model, copy.copy(batch))  # which takes the labels out of it
         self._computed.append((kept[0] if kept else None, loss))
         return self._computed[-1][0]

@@ -114,21 +114,42 @@ class Averaged(Reference):
 class AdapterOff(Reference):
     """The model itself with its PEFT adapter switched off, in eval mode: no second copy of the weights.
 
+    The adapter is one of `get_peft_model`, of transformers' `model.add_adapter` or of PEFT's
+    `inject_adapter_in_model`.
+
     Raises:
-        ConfigurationError: a model that holds no PEFT model.
+        ConfigurationError: a model without an adapter.
     """
 
     @contextmanager
     def model(self, model: nn.Module) -> Iterator[nn.Module]:
-        peft: Any = next((part for part in model.modules() if hasattr(part, "disable_adapter")), None)
-        if peft is None:
-            raise ConfigurationError(
-                f"expected a PEFT model for AdapterOff(), got {type(model).__name__} without an adapter; "
-                "use Frozen.copy_of(model)"
-            )
-        with kept_modes(model), kept_requires_grad(model), peft.disable_adapter():
+        with kept_modes(model), kept_requires_grad(model), _adapter_off(model):
             model.eval()
             yield model
+
+
+@contextmanager
+def _adapter_off(model: nn.Module) -> Iterator[None]:
+    peft: Any = next((part for part in model.modules() if hasattr(part, "disable_adapter")), None)
+    if peft is not None:
+        with peft.disable_adapter():
+            yield
+        return
+    # layers of an adapter without a PEFT model around them; PEFT's flag on them is called disable_adapters
+    layers: list[Any] = [part for part in model.modules() if isinstance(getattr(part, "disable_adapters", None), bool)]
+    if not layers:
+        raise ConfigurationError(
+            f"expected a PEFT model for AdapterOff(), got {type(model).__name__} without an adapter; "
+            "use Frozen.copy_of(model)"
+        )
+    switched = [layer for layer in layers if not layer.disable_adapters]
+    try:
+        for layer in switched:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in switched:
+            layer.enable_adapters(True)
 
 
 def _shapes(model: nn.Module) -> list[Any]:

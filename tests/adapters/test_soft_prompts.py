@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -237,6 +238,23 @@ def test_other_fields_follow_or_stay() -> None:
     types = prompt.insert({**batch, "token_type_ids": torch.tensor([[0, 1, 1]])})["token_type_ids"]
     assert types.tolist() == [[0, 1, 1, 1, 1], [0, 1, 1, 1, 1]]
     assert prompt.insert({"input_ids": torch.tensor([[5, 6]])})["input_ids"].tolist() == [[5, 6, 3, 3]]
+
+
+def test_inserted_positions_are_words_among_images() -> None:
+    """Qwen2.5-VL's processor says of each token what it stands for: 0 a word, 1 an image, 2 a video."""
+    prompt = SoftPrompt(2, token=TOKEN, at="end")
+    batch = {
+        "input_ids": torch.tensor([[5, 8, 8, 6], [8, 5, 0, 0]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
+        "mm_token_type_ids": torch.tensor([[0, 1, 1, 0], [1, 0, 0, 0]]),
+        "pixel_values": torch.zeros(12, 24),
+        "image_grid_thw": torch.tensor([[1, 4, 2], [1, 2, 2]]),
+    }
+    found = prompt.insert(batch)
+    assert found["mm_token_type_ids"].tolist() == [[0, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]]
+    assert found["image_grid_thw"] is batch["image_grid_thw"]
+    before = replace(prompt, at="start").insert({**batch, "mm_token_type_ids": torch.tensor([[1, 1, 0, 0]] * 2)})
+    assert before["mm_token_type_ids"][0].tolist() == [0, 0, 1, 1, 0, 0]
 
 
 def test_padding_may_have_the_token_of_inserted_positions() -> None:

@@ -45,6 +45,7 @@ from advvl import (
     EmbeddingPerturber,
     FreeAT,
     FreeLB,
+    Frozen,
     Site,
     SymmetricKL,
     Uniform,
@@ -53,6 +54,7 @@ from advvl import (
 )
 from advvl.errors import CheckpointError, ConfigurationError, NonFiniteError, SiteError
 from advvl.fit.trainer import AdversarialTrainer
+from advvl.recipes import circuit_breakers
 
 pytestmark = pytest.mark.slow
 
@@ -437,6 +439,43 @@ def test_a_compiled_model_is_perturbed(tmp_path: Path) -> None:
     changes = {"torch_compile": True, "torch_compile_backend": "eager"}
     found = trained(tmp_path, model_of(), rows_of(batches(2)), options={"method": method}, **changes)
     close_gradients(found, plain_loop(model_of(), batches(2), method))
+
+
+def test_a_callback_moves_the_schedule_of_a_method(tmp_path: Path) -> None:
+    """It replaces `trainer.method` between steps, here by circuit breakers of the share of training that is done."""
+    data, frozen = batches(3), Frozen.copy_of(model_of())
+
+    def breakers(progress: float) -> AdversarialTraining:
+        return circuit_breakers(
+            ["mix"],
+            harmful=lambda batch: torch.cat([batch["mask"], ~batch["region_mask"]], 1),
+            retained=lambda batch: torch.cat([~batch["mask"], batch["region_mask"]], 1),
+            progress=progress,
+            reference=frozen,
+        )
+
+    class Progress(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            trainer.method = breakers(state.global_step / state.max_steps)
+
+    seen = Gradients()
+    trainer = AdversarialTrainer(
+        model_of(),
+        arguments(tmp_path),
+        train_dataset=rows_of(data),
+        method=breakers(0.0),
+        sites=toy_sites(),
+        callbacks=[seen, Progress()],
+    )
+    trainer.train()
+    model, expected = model_of().train(), []
+    target, optimizer = adapt(model, toy_sites()), torch.optim.SGD(model.parameters(), lr=0.1)
+    for step, batch in enumerate(data):
+        breakers(step / 3).step(target, batch)
+        expected.append(gradients(model))
+        optimizer.step()
+        optimizer.zero_grad()
+    close_gradients(seen.updates, expected)
 
 
 def test_every_new_model_is_adapted(tmp_path: Path) -> None:

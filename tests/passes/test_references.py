@@ -352,6 +352,17 @@ TUNED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], dict[str, Tensor
 }
 
 
+def added(model: nn.Module, **options: Any) -> nn.Module:
+    """As `lora`, by transformers' own `add_adapter`, which puts no PEFT model around it."""
+    model.add_adapter(LoraConfig(r=2, lora_dropout=0.1, **options))  # type: ignore[operator]
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with torch.no_grad():
+        for parameter in learning:
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    learning[0].requires_grad_(False)
+    return model
+
+
 def state_of(model: nn.Module) -> list[Any]:
     flags = [(name, parameter.requires_grad) for name, parameter in model.named_parameters()]
     modes = [(name, part.training, getattr(part, "disable_adapters", None)) for name, part in model.named_modules()]
@@ -361,7 +372,8 @@ def state_of(model: nn.Module) -> list[Any]:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 @pytest.mark.parametrize("kind", TUNED)
-def test_an_adapter_switched_off_is_the_base_model_without_a_second_copy(kind: str) -> None:
+@pytest.mark.parametrize("lora", [lora, added], ids=["PEFT model", "add_adapter"])
+def test_an_adapter_switched_off_is_the_base_model_without_a_second_copy(lora: Any, kind: str) -> None:
     make, options, batch, regularizer = TUNED[kind]
     found = []
     for reference in (AdapterOff(), Frozen(make().eval())):
@@ -395,7 +407,8 @@ def _parameters_alive() -> set[int]:
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
-def test_an_adapter_is_on_again_after_an_exception() -> None:
+@pytest.mark.parametrize("lora", [lora, added], ids=["PEFT model", "add_adapter"])
+def test_an_adapter_is_on_again_after_an_exception(lora: Any) -> None:
     make, options, batch, regularizer = TUNED["bert"]
     tuned = lora(make(), **options).train()
     before = state_of(tuned)
@@ -410,6 +423,20 @@ def test_an_adapter_is_on_again_after_an_exception() -> None:
     with pytest.raises(KeyError, match="in the reference"):
         method.step(target, batch)
     assert state_of(tuned) == before
+
+
+@pytest.mark.parametrize("saved", [[], ["classifier"]], ids=["lora", "with a module trained whole"])
+def test_layers_of_an_adapter_that_the_user_switched_off_stay_off(saved: list[str]) -> None:
+    make, options, batch, _ = TUNED["bert"]
+    tuned: Any = added(make(), **options, modules_to_save=saved).eval()
+    layers: Any = [part for part in tuned.modules() if isinstance(getattr(part, "disable_adapters", None), bool)]
+    layers[0].enable_adapters(False)
+    before, on = state_of(tuned), tuned(**batch).logits
+    with AdapterOff().model(tuned):
+        assert all(layer.disable_adapters for layer in layers)
+        agree(tuned(**batch).logits, make().eval()(**batch).logits)
+    assert state_of(tuned) == before
+    agree(tuned(**batch).logits, on)
 
 
 def test_without_an_adapter_there_is_nothing_to_switch_off() -> None:

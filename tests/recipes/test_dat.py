@@ -9,9 +9,11 @@ import torch
 from support.plain import agree, agree_on_gradients, gradients_of, pixel_net, pixels
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import CLIPConfig, CLIPModel
 
-from advvl import PassTrace, Sometimes, Zero, dat
+from advvl import PassTrace, Sometimes, Zero, adapt, dat
 from advvl.errors import ConfigurationError
+from advvl.models.huggingface.pixels import PixelInput
 
 RADIUS, STEP = 0.1, 0.1
 
@@ -80,6 +82,55 @@ def test_the_papers_step(dropout: float) -> None:
     loss = loss + F.cross_entropy(theirs(discretise(x + delta))["logits"], y)
     agree(report.loss, loss.detach(), 1e-9)
     agree_on_gradients(ours.model, gradients_of(loss, theirs))
+
+
+def clip() -> CLIPModel:
+    """Reads four patches and four words."""
+    torch.manual_seed(0)
+    tower = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    words = tower | {"vocab_size": 20, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 2}
+    pictures = tower | {"image_size": 8, "patch_size": 4}
+    return CLIPModel(CLIPConfig(text_config=words, vision_config=pictures, projection_dim=16)).double().eval()
+
+
+def captioned() -> dict[str, Tensor]:
+    """Three pictures with a caption each."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "pixel_values": torch.rand(3, 3, 8, 8, generator=generator, dtype=torch.float64),
+        "input_ids": torch.tensor([[1, 5, 6, 2], [1, 7, 2, 2], [1, 8, 9, 2]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1]]),
+    }
+
+
+def matching(outputs: Any, batch: Any) -> Tensor:
+    """The cross-entropy of each picture's own caption among all."""
+    return F.cross_entropy(outputs.logits_per_image, torch.arange(len(batch["pixel_values"])), reduction="none")
+
+
+def test_a_model_of_vision_and_language_is_trained_in_raw_pixels() -> None:
+    """The released step on CLIP, which normalises the reconstructed pixels itself."""
+    batch, mean, std = captioned(), [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]
+    ours, theirs = PixelInput(clip(), mean, std).double(), clip()
+    report, _ = stepped(dat(discretise, start_probability=0.0), adapt(ours, loss=matching), batch)
+
+    def loss(pixels: Tensor) -> Tensor:
+        by_channel = [torch.tensor(values).double().reshape(3, 1, 1) for values in (mean, std)]
+        normalised = (pixels - by_channel[0]) / by_channel[1]
+        return matching(theirs(**{**batch, "pixel_values": normalised}), batch).mean()
+
+    at = discretise(batch["pixel_values"]).requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(at), at)
+    adversarial = (at.detach() + STEP * gradient / norms(gradient)).clamp(0, 1)
+    whole = loss(batch["pixel_values"]) + loss(discretise(adversarial))
+    agree(report.loss, whole.detach(), 1e-9)
+    assert not torch.equal(discretise(adversarial), discretise(batch["pixel_values"]))
+    agree_on_gradients(ours.model, gradients_of(whole, theirs))
+
+
+def test_embedded_patches_are_no_pixels_and_the_way_out_is_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"'image' inside its box \[0, 1\].*wrap the model in PixelInput"):
+        dat(lambda x: x).step(adapt(clip(), loss=matching), captioned())
 
 
 def test_the_two_differ() -> None:

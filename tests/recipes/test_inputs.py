@@ -6,18 +6,21 @@ are read off the library's own passes.
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from support.loops import agree_on_deltas, climbed, drifted, kl, length, linf, stepped, symmetric, token_linf
 from support.plain import agree, agree_on_gradients, gradients_of, pixel_net, pixels, word_net, words
 from support.toy import toy, toy_batch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from advvl import Adapter, AdapterOff, Frozen, Site
 from advvl.errors import ConfigurationError
-from advvl.recipes import agft, alum, fgm, fgsm_rs, modality_interference, pmg_aft, r_drop
+from advvl.recipes import agft, alum, fare, fgm, fgsm_rs, modality_interference, pmg_aft, r_drop
 
 DROPOUTS = pytest.mark.parametrize("dropout", [0.0, 0.3])
 
@@ -180,6 +183,38 @@ def test_pmg_aft(dropout: float) -> None:
     found = logits(deltas[-1])
     loss = task(found) + alpha * kl(original, found) + beta * kl(clean, found)
     agree_on_gradients(ours.model, gradients_of(loss, theirs.model))
+
+
+ORIGINALS: dict[str, Any] = {
+    "fare": fare,
+    "agft": lambda model, **options: agft(model, torch.eye(5, 16), temperature=2.0, **options),
+    "pmg_aft": lambda model, **options: pmg_aft(model, torch.eye(5, 16), **options),
+}
+
+
+@pytest.mark.parametrize("recipe", ORIGINALS.values(), ids=ORIGINALS)
+def test_with_an_adapter_the_original_model_needs_no_second_copy(recipe: Any) -> None:
+    """Its outputs are those of the model with the adapter off; a copy of them gives the same gradients."""
+    batch = {"x": pixels()["x"], "labels": pixels()["y"]}
+    options = {"radius": 0.2, "step_size": 0.06, "steps": 2, "reads": lambda out: out["features"]}
+    found = []
+    for reference in (AdapterOff(), Frozen.copy_of(pixel_net().model)):
+        tuned = get_peft_model(pixel_net().model, LoraConfig(r=2, target_modules=["mix"], init_lora_weights=False))
+        torch.manual_seed(3)
+        with torch.no_grad():
+            for name, parameter in tuned.named_parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter) if "lora" in name else 0)
+        own = set(map(id, tuned.parameters()))
+        target = Adapter(tuned, {"image": Site("patches", at="input")}, call=lambda model, batch: model(batch["x"]))
+        before = {id(one) for one in gc.get_objects() if type(one) is nn.Parameter}
+        method = recipe(tuned, **options, reference=reference)
+        assert before == {id(one) for one in gc.get_objects() if type(one) is nn.Parameter} >= own
+        torch.manual_seed(7)
+        report = method.step(target, batch)
+        assert report.regularization > 0
+        found.append({name: p.grad for name, p in tuned.named_parameters() if p.requires_grad})
+    for name, gradient in found[1].items():
+        agree(found[0][name], gradient)
 
 
 def test_modality_interference() -> None:
