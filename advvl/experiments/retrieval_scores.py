@@ -33,7 +33,7 @@ def retrieved(
 
     Returns:
         Recall at 1, 5 and 10 both ways; of each text the names of its first images; reasons why others were left out; the
-        number of queries of each recall.
+        number of queries of each recall that is a share.
 
     Raises:
         DataError: several databases, whose images are not each other's candidates.
@@ -59,12 +59,15 @@ def retrieved(
             found[number] = torch.cat(parts)
     scores = torch.stack(list(collected(found).values()), 1)
     of_texts = torch.tensor([places[shards[0].image(key)] for key in keys])
-    ranks = recall(scores, of_texts, published=options.published_recall and not quick)
+    published = options.published_recall and not quick
+    ranks = recall(scores, of_texts, published=published)
     metrics = {f"text_recall_{k}": share for k, share in ranks.text.items()}
     metrics |= {f"image_recall_{k}": share for k, share in ranks.image.items()}
     best = scores.topk(min(SHOWN, len(names)), 1).indices.tolist()
     ranked = {key: [names[place] for place in row] for key, row in zip(keys, best, strict=True)}
     counts = {name: len(names) if name.startswith("text") else len(keys) for name in metrics}
+    if published:  # image recall is no share then, and may pass 1
+        counts = {name: count for name, count in counts.items() if name.startswith("text")}
     return {"mean_recall": ranks.mean, **metrics}, ranked, pairs.examples.skipped, counts
 
 
