@@ -408,7 +408,7 @@ def test_a_tensor_outside_its_box_is_refused_with_the_share_of_it(order: Any) ->
     batch["regions"][1, -1] = -9.0  # padding
     bounded, free = Ascent(Linf(8 / 255), step_size=0.1, box=(0.0, 1.0)), Ascent(L2(1.0), step_size=0.1)
     found = Attack(EmbeddingPerturber(text=free, image=bounded), PGD(1, order))
-    with pytest.raises(ConfigurationError, match=r"tensor of 'image' inside .*14\.29% .*pixels=Normalised"):
+    with pytest.raises(ConfigurationError, match=r"tensor of 'image' inside .*14\.29% .*PixelInput, or see Normalised"):
         found(toy(), batch)
     batch["regions"][0, 0] = 1.0
     found(toy(), batch)
