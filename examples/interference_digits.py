@@ -40,7 +40,7 @@ class Options(ExperimentOptions):
     evaluation: EvaluationOptions = field(default_factory=lambda: EvaluationOptions(radii=(1.0,), text_radii=(1.0,)))
     finetune: OptimizerOptions = field(default_factory=lambda: OptimizerOptions(epochs=20, learning_rate=2e-3))
     agree: float = field(default=0.9, metadata={"help": "share of examples whose picture and word name the same digit"})
-    radius: float = field(default=0.5, metadata={"help": "Linf radius of training, around embeddings and pixels"})
+    radius: float = field(default=1.0, metadata={"help": "Linf radius of training, around embeddings and pixels"})
 
 
 class Reader(nn.Module):
