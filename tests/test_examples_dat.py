@@ -6,7 +6,6 @@ import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -28,8 +27,11 @@ def example() -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    with patch.dict(sys.modules, {"dat_digits": module}):  # its dataclass looks itself up
+    sys.modules["dat_digits"] = module  # its dataclass looks itself up
+    try:
         spec.loader.exec_module(module)
+    finally:
+        del sys.modules["dat_digits"]
     return module
 
 

@@ -6,7 +6,6 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -22,8 +21,11 @@ def example() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    with patch.dict(sys.modules, {"interference_digits": module}):  # its dataclass looks itself up
+    sys.modules["interference_digits"] = module  # its dataclass looks itself up
+    try:
         spec.loader.exec_module(module)
+    finally:
+        del sys.modules["interference_digits"]
     return module
 
 
