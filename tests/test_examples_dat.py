@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.examples import load_example
 
 from advvl.experiments.cli import command
 from advvl.experiments.experiment import Experiment
 
-ROOT = Path(__file__).parents[1]
-EXAMPLE = ROOT / "examples" / "dat_digits.py"
 SMALL = [
     *("--vq_epochs", "1", "--finetune.epochs", "1", "--jobs", "1", "--evaluation.examples", "20"),
     *("--evaluation.radii", "0.5", "--evaluation.steps", "2", "--evaluation.restarts", "1"),
@@ -23,16 +20,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def example() -> Any:
-    spec = importlib.util.spec_from_file_location("dat_digits", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["dat_digits"] = module  # its dataclass looks itself up
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        del sys.modules["dat_digits"]
-    return module
+    return load_example("dat_digits")
 
 
 @pytest.fixture(scope="module")

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from support.examples import load_example
 
 from advvl.experiments.cli import command
-
-EXAMPLE = Path(__file__).parents[1] / "examples" / "interference_digits.py"
 
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("interference_digits", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["interference_digits"] = module  # its dataclass looks itself up
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        del sys.modules["interference_digits"]
-    return module
+    return load_example("interference_digits")
 
 
 def test_the_modality_that_counts_names_the_answer_and_the_other_agrees_as_often_as_asked(example: ModuleType) -> None:

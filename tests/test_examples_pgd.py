@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from support.examples import load_example
 from support.spawn import Script
 
 from advvl.errors import CheckpointError, ConfigurationError
@@ -30,12 +30,7 @@ FLAGS = {
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pgd_digits", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("pgd_digits")
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import yaml
+from support.examples import EXAMPLES, load_example
 from support.spawn import Script
 from support.tiny import VALUES
 
@@ -18,7 +18,7 @@ from advvl.experiments.villa_options import UniterSize
 from advvl.experiments.villa_stages import config_of
 from advvl.tasks.uniter.vqa import UniterForVQA
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "report_digits.py"
+EXAMPLE = EXAMPLES / "report_digits.py"
 
 
 @pytest.mark.slow
@@ -35,11 +35,7 @@ def test_a_page_is_made_of_the_models_of_a_run(tmp_path: Path) -> None:
 
 
 def test_an_example_is_drawn_with_its_scene_and_question() -> None:
-    spec = importlib.util.spec_from_file_location("report_digits", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+    example = load_example("report_digits")
     corpus = digits_corpus(DigitsConfig(**VALUES["data"]))
     model = UniterForVQA(config_of(UniterSize(**VALUES["model"]), corpus), num_answers=len(corpus.answers))
     damage = Damage(model="tiny", example=0, budget=3, attack=0, clean=1.0, worst=0.0, norms={})
