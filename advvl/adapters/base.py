@@ -174,19 +174,10 @@ class Adapter:
             self._taps.add(name)
             self._handles.append(find(self.model, name).register_forward_hook(TapHook(self._holder, name)))
 
-    def tapped(self, name: str) -> Tensor:
-        """Return the output of a tapped module in the pass that is bound.
-
-        Raises:
-            SiteError: it did not run in it.
-        """
-        taps = {} if self._holder.binding is None else self._holder.binding.taps
-        if name not in taps:
-            raise SiteError(
-                f"expected the module {name!r} to run in every pass, but it did not; adapt before torch.compile, or read "
-                "another module"
-            )
-        return taps[name]
+    @property
+    def taps(self) -> Mapping[str, Tensor]:
+        """The outputs of the tapped modules that have run in the pass that is bound, by name."""
+        return {} if self._holder.binding is None else self._holder.binding.taps
 
     @contextmanager
     def inject(self, deltas: Mapping[str, Tensor]) -> Iterator[None]:

@@ -16,6 +16,7 @@ from advvl.adapters.injection import Batch
 from advvl.checks import check_functions
 from advvl.errors import ConfigurationError
 from advvl.passes.objective import Loss
+from advvl.passes.readouts import read_from
 
 
 @dataclass(frozen=True)
@@ -54,18 +55,13 @@ class FromClean:
         if isinstance(self.reads, str):
             adapter.tap(self.reads)
         with torch.no_grad(), adapter.clean():
-            clean = self._read(adapter, adapter.forward(batch)).detach().clone()  # a later pass may write to its memory
+            outputs = adapter.forward(batch)
+            clean = (
+                read_from(self.reads, outputs, adapter.taps, adapter).detach().clone()
+            )  # a later pass may write to it
 
         def loss(outputs: Outputs, batch: Batch) -> Tensor:
             del batch
-            return self.compare(self._read(adapter, outputs), clean)
+            return self.compare(read_from(self.reads, outputs, adapter.taps, adapter), clean)
 
         return loss
-
-    def _read(self, adapter: Adapter, outputs: Outputs) -> Tensor:
-        if self.reads is None:
-            return adapter.logits(outputs)
-        found: object = adapter.tapped(self.reads) if isinstance(self.reads, str) else self.reads(outputs)
-        if not isinstance(found, Tensor):
-            raise ConfigurationError(f"expected reads to give a tensor from the outputs, got {type(found).__name__}")
-        return found

@@ -13,7 +13,7 @@ from advvl.adapters.base import Adapter, Outputs
 from advvl.adapters.injection import Batch, first_tensor
 from advvl.errors import ConfigurationError, SiteError
 from advvl.passes.forward import Pass, Passes
-from advvl.regularizers.base import Regularizer
+from advvl.regularizers.base import Readout, Regularizer
 from advvl.regularizers.references import Frozen, Reference
 from advvl.runtime.names import find, unwrapped
 from advvl.runtime.states import kept_buffers
@@ -28,7 +28,7 @@ def tap(passes: Passes, regularizers: Sequence[Regularizer]) -> None:
 
 def read(regularizer: Regularizer, run: Pass, passes: Passes) -> Tensor:
     """The tensor of a pass that a regulariser compares."""
-    return _read(regularizer, run.outputs, run.binding.taps, passes)
+    return read_from(regularizer.reads, run.outputs, run.binding.taps, passes.adapter)
 
 
 def rows_of(regularizer: Regularizer, adapter: Adapter, batch: Batch) -> Tensor | None:
@@ -52,7 +52,7 @@ def of_references(regularizers: Sequence[Regularizer], passes: Passes) -> list[T
             }
             found[id(reference)] = _run(reference, names, passes)
     return [
-        None if one.reference is None else _read(one, *found[id(one.reference)], passes).detach()
+        None if one.reference is None else read_from(one.reads, *found[id(one.reference)], passes.adapter).detach()
         for one in regularizers
     ]
 
@@ -87,10 +87,15 @@ def _outputs_of(model: nn.Module, names: set[str]) -> Iterator[dict[str, Tensor]
         yield taps
 
 
-def _read(regularizer: Regularizer, outputs: Outputs, taps: Mapping[str, Tensor], passes: Passes) -> Tensor:
-    reads = regularizer.reads
+def read_from(reads: Readout | None, outputs: Outputs, taps: Mapping[str, Tensor], adapter: Adapter) -> Tensor:
+    """Return the tensor that is read from a pass: the logits, the output of a module, or that of a function.
+
+    Raises:
+        SiteError: a module that did not run in the pass.
+        ConfigurationError: a function that gives no tensor.
+    """
     if reads is None:
-        return passes.adapter.logits(outputs)
+        return adapter.logits(outputs)
     if isinstance(reads, str):
         if reads not in taps:
             raise SiteError(
@@ -98,7 +103,7 @@ def _read(regularizer: Regularizer, outputs: Outputs, taps: Mapping[str, Tensor]
                 "another module"
             )
         return taps[reads]
-    found = reads(outputs)
+    found: object = reads(outputs)
     if not isinstance(found, Tensor):
         raise ConfigurationError(f"expected reads to give a tensor from the outputs, got {type(found).__name__}")
     return found

@@ -124,10 +124,8 @@ class Ascent:
 
     def begin(self, start: Start, place: Place, generator: torch.Generator | None) -> Tensor:
         """The first perturbation at `place`, inside the ball and the box, zero at masked positions."""
-        if isinstance(start, Zero):
-            return start.make(
-                self.ball, place, generator
-            )  # zero is in every ball, and a box moves no entry away from it
+        if isinstance(start, Zero):  # which is in every ball, and a box moves no entry away from it
+            return start.make(self.ball, place, generator)
         if self.pixels is None:
             return self.ball.project(start.make(self.ball, place, generator), place, box=self.box)
         inner = replace(self, pixels=None)
