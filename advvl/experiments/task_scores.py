@@ -23,7 +23,7 @@ from advvl.data.uniter.datasets.vcr import ChoiceEvaluationSource
 from advvl.data.uniter.datasets.vcr_pretraining import VCRPretrainingSource
 from advvl.errors import CheckpointError, ConfigurationError, DataError
 from advvl.evaluation.objectives import score
-from advvl.evaluation.statistics import Interval, bootstrap_interval, proportion_interval
+from advvl.evaluation.statistics import Interval, proportion_interval, score_interval
 from advvl.experiments.database_options import MIXED
 from advvl.experiments.progress import timed
 from advvl.experiments.retrieval_scores import retrieved
@@ -58,25 +58,22 @@ class Scored:
         scores: by name; empty where no target is known.
         predictions: by the examples' keys, in the order of the databases.
         skipped: reasons why other examples were left out, with `data.skip_bad`.
-        counts: of scores that are shares of right and wrong, how many they are shares of.
-        soft: of a mean of soft scores, those of all examples.
+        each: of a mean over examples, the score of each.
+        counts: of other shares of right and wrong, how many they are shares of.
     """
 
     scores: Mapping[str, float]
     predictions: Mapping[str, Any] = field(default_factory=dict, repr=False)
     skipped: Sequence[str] = field(default=(), repr=False)
+    each: Mapping[str, Sequence[float]] = field(default_factory=dict, repr=False)
     counts: Mapping[str, int] = field(default_factory=dict)
-    soft: Mapping[str, Sequence[float]] = field(default_factory=dict, repr=False)
 
     def intervals(self) -> dict[str, Interval]:
-        """Return the 95 % interval over examples of each score that is a mean over examples.
-
-        It is Wilson's for shares of right and wrong, and that of a bootstrap of the examples for soft scores.
-        """
+        """Return the 95 % interval over examples of each score that is a mean over examples."""
         shares = {
             name: proportion_interval(round(self.scores[name] * count), count) for name, count in self.counts.items()
         }
-        return shares | {name: bootstrap_interval(scores) for name, scores in self.soft.items()}
+        return shares | {name: score_interval(scores) for name, scores in self.each.items()}
 
     def headline(self, task: str) -> float:
         """Return the score that says which model is the better."""
@@ -109,7 +106,8 @@ def evaluate(model: UniterTask, options: TrainOptions, shards: Sequence[Shard], 
             return _pretrained(model, options, shards)
         if options.task in ("retrieval", "hard-retrieval"):
             how = {"quick": quick, "skip_bad": options.data.skip_bad}
-            return Scored(*retrieved(model, shards, options.evaluation, **how))
+            scores, ranked, skipped, counts = retrieved(model, shards, options.evaluation, **how)
+            return Scored(scores, ranked, skipped, counts=counts)
         return _READERS[options.task](model, options, shards)
 
 
@@ -152,10 +150,7 @@ def _answers(model: UniterTask, options: TrainOptions, shards: Sequence[Shard]) 
     found, skipped = _keyed(source, [answer for answer, _ in results]), source.examples.skipped
     if len(scores) < len(results):
         return Scored({}, found, skipped)
-    hard = {*scores} <= {0.0, 1.0}
-    count = {"accuracy": len(scores)} if hard else {}
-    soft = {} if hard else {"accuracy": scores}
-    return Scored({"accuracy": sum(scores) / len(scores)}, found, skipped, count, soft)
+    return Scored({"accuracy": sum(scores) / len(scores)}, found, skipped, {"accuracy": scores})
 
 
 def _judgements(model: UniterTask, options: TrainOptions, shards: Sequence[Shard]) -> Scored:
@@ -176,7 +171,7 @@ def _judgements(model: UniterTask, options: TrainOptions, shards: Sequence[Shard
     if all(key.count("-") == 3 for key in found):  # NLVR2's own identifiers, which say what shares a sentence
         scores["consistency"] = nlvr2_consistency(found, labels)
         counts["consistency"] = len({(*key.split("-")[:2], key.split("-")[3]) for key in found})
-    return Scored(scores, found, source.examples.skipped, counts)
+    return Scored(scores, found, source.examples.skipped, counts=counts)
 
 
 def _choices(model: UniterTask, options: TrainOptions, shards: Sequence[Shard]) -> Scored:
@@ -200,7 +195,7 @@ def _choices(model: UniterTask, options: TrainOptions, shards: Sequence[Shard]) 
     all_scores = torch.tensor([scores for scores, _ in results], dtype=torch.float64)
     accuracy = vcr_accuracy(all_scores, answers, rationales)
     shares = {"qa": accuracy.qa, "qar": accuracy.qar, "both": accuracy.both}
-    return Scored(shares, found, source.examples.skipped, dict.fromkeys(shares, len(results)))
+    return Scored(shares, found, source.examples.skipped, counts=dict.fromkeys(shares, len(results)))
 
 
 def _boxes(model: UniterTask, options: TrainOptions, shards: Sequence[Shard]) -> Scored:
@@ -216,7 +211,7 @@ def _boxes(model: UniterTask, options: TrainOptions, shards: Sequence[Shard]) ->
     results = _results(model, options, source, read)
     found, meant = (torch.tensor(boxes) for boxes in zip(*results, strict=True))
     accuracy, predictions = {"accuracy": region_accuracy(found, meant)}, _keyed(source, found.tolist())
-    return Scored(accuracy, predictions, source.examples.skipped, {"accuracy": len(results)})
+    return Scored(accuracy, predictions, source.examples.skipped, counts={"accuracy": len(results)})
 
 
 _READERS: Final[Mapping[str, Callable[[UniterTask, TrainOptions, Sequence[Shard]], Scored]]] = {

@@ -98,7 +98,7 @@ def test_vqas_answers_are_written_in_words_by_question(tmp_path: Path, capsys: A
 
 def test_soft_scores_have_the_interval_of_a_bootstrap_and_shares_wilsons() -> None:
     soft = [0.3, 1.0, 0.6, 0.0]
-    found = Scored({"accuracy": 0.475, "qa": 0.75, "loss": 2.0}, counts={"qa": 4}, soft={"accuracy": soft}).intervals()
+    found = Scored({"accuracy": 0.475, "qa": 0.75, "loss": 2.0}, counts={"qa": 4}, each={"accuracy": soft}).intervals()
     assert found == {"qa": proportion_interval(3, 4), "accuracy": bootstrap_interval(soft)}
 
 
